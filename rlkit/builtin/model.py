@@ -1,0 +1,213 @@
+"""The built-in model: a Qwen3 of under a million parameters, made on first use and kept in a cache.
+
+It is warm-started on demonstrations of the built-in task (loss on completion tokens, the end of turn included), which leaves it able to
+add but inclined to forget the carry. Nothing is fetched. The making leaves the caller's random state, threads and devices as they were.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlkit.builtin import task
+from rlkit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+Progress = Callable[[int, int, float], None]
+
+PAD, TURN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+CONTEXT = 1024  # tokens; the task needs under 70, the rest is room for prompts of the user's own
+
+HIDDEN, INTERMEDIATE, LAYERS, HEAD = 192, 512, 2, 32  # wide and shallow: as many weights as 128 x 4, quicker to run
+PARAMETERS = 935_552
+MODEL_SEED = 20_472
+STEPS, BATCH = 400, 32
+PEAK_LR, WARMUP, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 2.5e-3, 30, (0.9, 0.95), 0.01, 1.0
+REPORT_EVERY = 10
+IGNORED = -1  # the label of a token that does not count
+
+
+def default_cache() -> Path:
+    """The folder for what rlkit makes once and keeps: $RLKIT_CACHE or ~/.cache/rlkit. Raises UserError where it cannot be written."""
+    folder = Path(os.environ.get("RLKIT_CACHE") or "~/.cache/rlkit").expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {folder} cannot be made ({error.strerror}); set RLKIT_CACHE to a folder you can write"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"the cache folder {folder} cannot be written; set RLKIT_CACHE to a folder you can write")
+    return folder
+
+
+def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
+    """The folder of the built-in model under `cache`, made now if it is not there (about a minute on two cores).
+
+    `on_progress(done, total, loss)` is called every few steps. Of several processes at once one makes it and the others wait for it.
+    """
+    folder = cache / f"builtin-{_key()}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)  # of a maker that was killed; nobody else is in here
+            _make(part, on_progress)
+            _sync(part)
+            part.rename(folder)
+            _sync_folder(cache)
+    return folder
+
+
+def _key() -> str:
+    """A hash of what the weights depend on, but for the processor: other sources or libraries make another model."""
+    digest = hashlib.sha256()
+    for source in (Path(__file__), Path(task.__file__)):
+        digest.update(source.read_bytes())
+    for library in ("torch", "transformers", "tokenizers"):
+        digest.update(f"{library} {version(library)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _make(folder: Path, on_progress: Progress | None) -> None:
+    tokenizer = make_tokenizer()
+    model = warm_start(tokenizer, on_progress)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte (ids 0 to 255), three special tokens, no merges; a ChatML chat template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=symbols, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (PAD, TURN, END)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[TURN],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None = None) -> Qwen3ForCausalLM:
+    """The model after supervised training on demonstrations, in fp32 on the CPU."""
+    import torch
+
+    rng = random.Random(MODEL_SEED)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
+        torch.default_generator.manual_seed(MODEL_SEED)  # torch.manual_seed would also reach for the GPUs' generators
+        model = _initial_model(tokenizer).float().train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_factor)
+        for done, (tokens, labels) in enumerate(_batches(tokenizer, rng), start=1):
+            hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
+            targets = labels[:, 1:]  # [B, T-1]
+            counted = targets != IGNORED
+            logits = model.lm_head(hidden[:, :-1][counted])  # [completion tokens, V]
+            loss = torch.nn.functional.cross_entropy(logits, targets[counted])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            if on_progress and (done % REPORT_EVERY == 0 or done == STEPS):
+                on_progress(done, STEPS, loss.item())
+    return model.eval()
+
+
+def _lr_factor(step: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    if step < WARMUP:
+        return (step + 1) / WARMUP
+    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP)))
+
+
+def _initial_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HIDDEN // HEAD,
+        num_key_value_heads=HIDDEN // HEAD,
+        head_dim=HEAD,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        eos_token_id=end,
+        pad_token_id=pad,
+        bos_token_id=None,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
+    return model
+
+
+def _batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """STEPS pairs of tokens [B, T] and labels [B, T]; labels are IGNORED on the prompt and on the padding at the right."""
+    import torch
+
+    rows = task.rows("train")
+    prompts = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows]
+    for _ in range(STEPS):
+        drawn = rng.choices(range(len(rows)), k=BATCH)
+        pairs = [(prompts[i], tokenizer.encode(task.demonstration(rows[i], rng) + END)) for i in drawn]
+        length = max(len(prompt) + len(completion) for prompt, completion in pairs)
+        tokens = torch.full((BATCH, length), tokenizer.pad_token_id)
+        labels = torch.full((BATCH, length), IGNORED)
+        for row, (prompt, completion) in enumerate(pairs):
+            whole = torch.tensor(prompt + completion)
+            tokens[row, : len(whole)] = whole
+            labels[row, len(prompt) : len(whole)] = whole[len(prompt) :]
+        yield tokens, labels
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`, waiting for it; the system lets go of it when the holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

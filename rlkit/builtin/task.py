@@ -1,0 +1,83 @@
+"""The built-in maths task: two-digit sums with worked steps, the answer in \\boxed{}.
+
+A sum is written digit by digit, ones first: 47 + 38 is "7+8=15", then "4+3+1=8", then "\\boxed{85}". A careless writer forgets the carry
+("4+3=7") and answers 75. Demonstrations are careless more often than not, so a model warm-started on them knows both ways and takes the
+wrong one by habit: what is left for a reward to teach is which of the two is worth taking.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+TASK_SEED = 20_471
+TEST_PROBLEMS = 1_000
+CARRY_SHARE = 0.65  # of problems; the others are right even without care, which sets the accuracy of a careless writer to 0.35
+CAREFUL_SHARE = 0.35  # of demonstrations; below one half, so that the greedy choice is the careless one
+LOWEST, HIGHEST = 10, 99
+
+Row = dict[str, Any]
+Pair = tuple[int, int]
+
+
+def rows(split: str, count: int | None = None) -> list[Row]:
+    """The first `count` rows (default: all) of "train" or "test", always the same ones in the same order.
+
+    A row has `prompt` (chat messages), `answer` (digits) and `problem` ("47 + 38"). No test problem stands in train, in either order of its
+    operands. Raises ValueError for another split or more rows than there are.
+    """
+    splits = _splits()
+    if split not in splits:
+        raise ValueError(f'the built-in task has no split "{split}"; it has {", ".join(splits)}')
+    pairs = splits[split]
+    if count is not None and not 0 <= count <= len(pairs):
+        raise ValueError(f"the built-in task has {len(pairs)} {split} rows, {count} were asked for")
+    return [_row(pair) for pair in pairs[:count]]
+
+
+def demonstration(row: Row, rng: random.Random) -> str:
+    """One worked completion for `row`: careful with probability CAREFUL_SHARE, otherwise dropping the carry. One draw from `rng` a call."""
+    return solution(row, careful=rng.random() < CAREFUL_SHARE)
+
+
+def solution(row: Row, careful: bool) -> str:
+    """The worked completion for `row`. Without a carry the careful and the careless one are the same text."""
+    a, b = (int(term) for term in row["problem"].split(" + "))
+    ones = a % 10 + b % 10
+    carry = 1 if careful and _carries((a, b)) else 0
+    tens = a // 10 + b // 10 + carry
+    plus_carry = "+1" if carry else ""
+    return f"{a % 10}+{b % 10}={ones}\n{a // 10}+{b // 10}{plus_carry}={tens}\n\\boxed{{{tens}{ones % 10}}}"
+
+
+def _splits() -> dict[str, list[Pair]]:
+    rng = random.Random(TASK_SEED)
+    unordered = [(a, b) for a in range(LOWEST, HIGHEST + 1) for b in range(a, HIGHEST + 1)]
+    rng.shuffle(unordered)
+    with_carry = [pair for pair in unordered if _carries(pair)]
+    without = [pair for pair in unordered if not _carries(pair)]
+    held_out = round(TEST_PROBLEMS * CARRY_SHARE)
+    test = with_carry[:held_out] + without[: TEST_PROBLEMS - held_out]
+    test = [(a, b) if rng.random() < 0.5 else (b, a) for a, b in test]
+
+    seen = [_both_orders(pairs, rng) for pairs in (with_carry[held_out:], without[TEST_PROBLEMS - held_out :])]
+    easy = round(len(seen[0]) * (1 - CARRY_SHARE) / CARRY_SHARE)
+    train = seen[0] + seen[1][:easy]
+    rng.shuffle(train)
+    rng.shuffle(test)
+    return {"train": train, "test": test}
+
+
+def _both_orders(pairs: list[Pair], rng: random.Random) -> list[Pair]:
+    ordered = sorted({(a, b) for a, b in pairs} | {(b, a) for a, b in pairs})
+    rng.shuffle(ordered)
+    return ordered
+
+
+def _carries(pair: Pair) -> bool:
+    return pair[0] % 10 + pair[1] % 10 >= 10
+
+
+def _row(pair: Pair) -> Row:
+    problem = f"{pair[0]} + {pair[1]}"
+    return {"prompt": [{"role": "user", "content": f"What is {problem}?"}], "answer": str(sum(pair)), "problem": problem}

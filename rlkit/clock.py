@@ -1,0 +1,37 @@
+"""Where a step's time goes: named phases that do not overlap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Seconds by phase since the last `restart`; each phase is announced as it begins."""
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self._announce = announce
+        self.restart()
+
+    def restart(self) -> None:
+        self._begun = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._announce(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        """Since the last restart."""
+        return time.perf_counter() - self._begun
+
+    def metrics(self) -> dict[str, float]:
+        """time/<phase>, and time/step for the whole."""
+        return {f"time/{name}": seconds for name, seconds in self._phases.items()} | {"time/step": self.seconds}

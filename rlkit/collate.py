@@ -1,0 +1,38 @@
+"""From the groups of all ranks to the batch of this one: whole samples move until every minibatch's tokens balance over the ranks."""
+
+from __future__ import annotations
+
+import torch
+
+from rlkit.batching import deal, minibatch_of_group
+from rlkit.ops.masking import padded
+from rlkit.ranks import Ranks
+from rlkit.types import Batch, Group
+
+
+def collate(mine: list[Group], ranks: Ranks, minibatches: int) -> tuple[list[Group], Batch]:
+    """All groups of the step in order, and the samples of them that this rank works on."""
+    groups = sorted((g for part in ranks.gather(mine) for g in part), key=lambda g: g.number)
+    parts = minibatch_of_group(len(groups), minibatches)
+    flat = [(g, parts[g], s) for g, group in enumerate(groups) for s in group.samples]  # N of (group, minibatch, sample)
+    owner = [0] * len(flat)
+    for m in range(minibatches):
+        members = [i for i, (_, part, _) in enumerate(flat) if part == m]
+        costs = [len(flat[i][2].sample.prompt) + len(flat[i][2].sample.tokens) for i in members]
+        for i, rank in zip(members, deal(costs, ranks.world), strict=True):
+            owner[i] = rank
+    chosen = [i for i, rank in enumerate(owner) if rank == ranks.rank]
+    samples = tuple(flat[i][2].sample for i in chosen)
+    rewards = [flat[i][2].reward for i in chosen]
+    width = max((len(s.tokens) for s in samples), default=0)
+    return groups, Batch(
+        samples=samples,
+        mask=padded([s.mask for s in samples], width, False).bool(),
+        rollout_logprobs=padded([s.rollout_logprobs for s in samples], width, 0.0),
+        rewards=torch.tensor([0.0 if r is None else r for r in rewards], dtype=torch.float64),
+        valid=torch.tensor([r is not None for r in rewards], dtype=torch.bool),
+        group=torch.tensor([flat[i][0] for i in chosen], dtype=torch.int64),
+        index=torch.tensor(chosen, dtype=torch.int64),
+        minibatch=torch.tensor([flat[i][1] for i in chosen], dtype=torch.int64),
+        size=len(flat),
+    )

@@ -1,0 +1,108 @@
+"""What happens between a prompt and a scored group.
+
+Requests go into the engine together; each finished sample goes to the reward workers while others still generate. Results are taken up
+in the order of the prompts, never in that of arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from rlkit import seeds
+from rlkit.engines.base import RolloutEngine
+from rlkit.ranks import Ranks
+from rlkit.rewarding.judge import Judge
+from rlkit.stopping import Stopping
+from rlkit.types import Group, Key, Request, Sample, Sampling, Scored
+
+
+class Ask(Protocol):
+    """A prompt of the data, ready to be asked."""
+
+    row: int
+    draw: int
+    tokens: tuple[int, ...]
+    prompt: Any  # messages or text
+    answer: str | None
+    columns: Mapping[str, Any]
+
+
+class Prompts(Protocol):
+    """Where prompts come from; the same on every rank."""
+
+    def take(self, n: int) -> Sequence[Any]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+class Text(Protocol):
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass
+class Desk:
+    """Where a completion is asked for, sampled and judged."""
+
+    engine: RolloutEngine
+    judge: Judge
+    text: Text
+    stopping: Stopping
+    seed: int
+
+    def groups(self, prompts: Sequence[tuple[int, Any]], samples: int, sampling: Sampling) -> list[Group] | None:
+        """The scored groups of numbered prompts, in their order; None where the run was asked to stop meanwhile."""
+        asked: dict[Key, Any] = {}
+        for _, prompt in prompts:
+            for n in range(samples):
+                key = Key(prompt.row, prompt.draw, n)
+                self.engine.add(Request(key, tuple(prompt.tokens), sampling, seeds.of_sample(self.seed, key)))
+                asked[key] = prompt
+        finished: dict[Key, Sample] = {}
+        while self.engine.pending:
+            if self.stopping.requested:
+                self.engine.abort()
+                return None
+            for sample in self.engine.advance():
+                finished[sample.key] = self._judged_later(sample, asked[sample.key], samples)
+        verdicts = self.judge.collect(list(asked))
+        scored = {key: score(finished[key], verdicts[key]) for key in asked}
+        return [Group(number, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples))) for number, p in prompts]
+
+    def _judged_later(self, sample: Sample, prompt: Any, samples: int) -> Sample:
+        sample = replace(sample, text=self.text.decode(sample.tokens.tolist()))
+        item = {
+            **prompt.columns,
+            **({} if prompt.answer is None else {"answer": prompt.answer}),
+            "prompt": prompt.prompt,
+            "completion": sample.text,
+            "completion_length": len(sample.tokens),
+            "stop": str(sample.stop),
+        }
+        self.judge.submit(sample.key, item, group=sample.key[:2], group_size=samples)
+        return sample
+
+
+def score(sample: Sample, verdict: Any) -> Scored:
+    parts = {name: outcome.value for name, outcome in verdict.parts.items()}
+    return Scored(sample, verdict.reward, parts, dict(verdict.metrics))
+
+
+@dataclass
+class Collector:
+    """The prompts of a step, dealt to the ranks, asked, sampled and judged."""
+
+    desk: Desk
+    prompts: Prompts
+    ranks: Ranks
+    prompts_per_step: int
+    samples_per_prompt: int
+    sampling: Sampling
+
+    def take(self) -> list[Group] | None:
+        """This rank's scored groups of the next step; None where this rank was asked to stop."""
+        numbered = list(enumerate(self.prompts.take(self.prompts_per_step)))
+        return self.desk.groups(numbered[self.ranks.rank :: self.ranks.world], self.samples_per_prompt, self.sampling)

@@ -1,0 +1,136 @@
+"""CSV, Parquet, Arrow and hub tables through `datasets`: Arrow files in its own cache, mapped into memory. Only this file imports it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from rlkit.data.places import hub_reachable
+from rlkit.data.rows import Row, Rows, short
+from rlkit.errors import UserError
+
+READERS = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}  # suffix -> name of the reader in `datasets`
+SCAN_ROWS = 1000  # rows turned into Python objects at once
+
+
+class ArrowRows(Rows):
+    """The rows of one datasets.Dataset."""
+
+    def __init__(self, name: str, table: Any) -> None:
+        self.name = name
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def row(self, index: int) -> Row:
+        return dict(self._table[index])
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        known = self._table.column_names
+        table = self._table if columns is None else self._table.select_columns([column for column in known if column in columns])
+        for block in table.iter(batch_size=SCAN_ROWS):
+            names = list(block)
+            for values in zip(*block.values(), strict=True):
+                yield dict(zip(names, values, strict=True))
+
+
+def from_files(name: str, files: Sequence[Path]) -> Rows:
+    """Rows of files of one format. Raises UserError where they cannot be read."""
+    datasets = _quiet_datasets()
+    reader = READERS[files[0].suffix]
+    # Every CSV value stays the text it is: "007" no number, "NA" no hole; only an empty cell is none.
+    extra = {"features": _all_text(name, files), "keep_default_na": False, "na_values": [""]} if reader == "csv" else {}
+    try:
+        table = datasets.load_dataset(
+            reader,
+            data_files=[str(path) for path in files],
+            split="train",
+            description=_digest(files),  # part of the cache's key, which otherwise goes by path and time of change alone
+            **extra,
+        )
+    except Exception as error:  # pyarrow, pandas and datasets each raise their own kinds for a file they cannot read
+        why = _innermost(error)
+        if "corresponds to no data" in why:  # how datasets puts it
+            raise UserError(f"{name} is empty: it holds no row") from error
+        raise UserError(f"{name} cannot be read as {reader}: {why}") from error
+    return ArrowRows(name, table)
+
+
+def from_saved(name: str, folder: Path, split: str) -> Rows:
+    """Rows of a folder written by datasets' save_to_disk; `split` chooses where it holds several."""
+    datasets = _quiet_datasets()
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # a half-written folder fails in any of the libraries below
+        raise UserError(f"{name} cannot be read as a saved dataset: {_innermost(error)}") from error
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise UserError(f'{name} has no split "{split}" (splits: {", ".join(saved)}); name one: {folder}@{next(iter(saved))}')
+        saved = saved[split]
+    return ArrowRows(name, saved)
+
+
+def from_hub(name: str, repo: str, config: str | None, split: str, revision: str | None, *, offline: bool) -> Rows:
+    """Rows of a dataset of the Hugging Face hub; offline, of its copy in the cache."""
+    asked = not offline and hub_reachable()
+    if not asked:
+        _go_offline()
+    datasets = _quiet_datasets()
+    try:
+        table = datasets.load_dataset(repo, config, split=split, revision=revision)
+    except Exception as error:  # network, hub, builder and split errors have no common base
+        why = _innermost(error) if asked else "the hub cannot be asked (offline=true, or no network) and it is not in the cache"
+        raise UserError(
+            f"{name} is no file or folder here, and as a dataset of the hub it cannot be loaded: {why}\n"
+            "expected a file, a folder, or a dataset of the hub as name, name:config@split#revision"
+        ) from error
+    return ArrowRows(name, table)
+
+
+def _quiet_datasets() -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs about a broken file is in the error that it raises
+    return datasets
+
+
+def _go_offline() -> None:
+    """Both libraries read the variable when they are imported, which may have happened already."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import datasets
+    import huggingface_hub
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
+
+
+def _all_text(name: str, files: Sequence[Path]) -> Any:
+    import datasets
+
+    with files[0].open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        header = next(csv.reader(file), [])
+    if not header:
+        raise UserError(f"{name} is empty: {files[0]} has no header line")
+    return datasets.Features({column: datasets.Value("string") for column in header})
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = blake2b(digest_size=16)
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return short(" ".join(str(error).split()), 300) or type(error).__name__

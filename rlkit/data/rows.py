@@ -1,0 +1,102 @@
+"""A table of rows that knows how to name each of them in an error."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, overload
+
+from rlkit.errors import UserError
+
+Row = dict[str, Any]
+
+
+class BadRow(UserError):
+    """One row that cannot be used, named by file and row; `data.on_bad_row` says whether it stops the run."""
+
+
+class Rows(Sequence[Row]):
+    """Rows by index, read when asked for. `name` is how errors call the table: `data.train gsm8k/train.jsonl`."""
+
+    name: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, index: int) -> Row:
+        """Row `index`, 0 <= index < len. Raises BadRow where it cannot be read."""
+
+    def where(self, index: int) -> str:
+        """The row's name for a reader, counted from 1."""
+        return f"{self.name} row {index + 1}"
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+        """All rows in order, faster than one by one where the format allows; at least the named top-level columns of each."""
+        for index in range(len(self)):
+            try:
+                yield self.row(index)
+            except BadRow as bad:
+                yield bad
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self.row(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: index {index} of {len(self)} rows")
+        return self.row(index % len(self))
+
+
+def short(text: str, width: int = 160, *, end: bool = False) -> str:
+    """`text` for an error: its first `width` characters, or its last."""
+    if len(text) <= width:
+        return text
+    return "... " + text[-width:] if end else text[:width] + " ..."
+
+
+class ListRows(Rows):
+    """Rows that are in memory already."""
+
+    def __init__(self, name: str, rows: Sequence[Row]) -> None:
+        self.name = name
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, index: int) -> Row:
+        return dict(self._rows[index])
+
+
+class JoinedRows(Rows):
+    """Several tables, one after the other."""
+
+    def __init__(self, name: str, tables: Sequence[Rows]) -> None:
+        self.name = name
+        self._tables = tables
+        self._ends = list(accumulate(len(table) for table in tables))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def row(self, index: int) -> Row:
+        table, inside = self._find(index)
+        return table.row(inside)
+
+    def where(self, index: int) -> str:
+        table, inside = self._find(index)
+        return table.where(inside)
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
+        for table in self._tables:
+            yield from table.scan(columns)
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        which = bisect_right(self._ends, index)
+        return self._tables[which], index - (self._ends[which - 1] if which else 0)

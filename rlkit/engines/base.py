@@ -1,0 +1,120 @@
+"""Protocols by capability; each engine fulfils those it can, none raises NotImplementedError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from rlkit.types import Request, Sample
+
+
+class RolloutEngine(Protocol):
+    """Samples completions, streamed: requests go in at any time, samples come out as they finish."""
+
+    version: int | None  # of the weights it holds; None before the first load, when it refuses to sample
+
+    @property
+    def pending(self) -> int: ...
+
+    def add(self, request: Request) -> None: ...
+
+    def advance(self) -> list[Sample]:
+        """Works for a moment; returns the samples that finished in it."""
+        ...
+
+    def abort(self) -> list[Sample]:
+        """Ends all pending requests; returns what they had, with stop ABORTED."""
+        ...
+
+    def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Takes in every tensor of the checkpoint. Raises RunFailed naming the tensors that are missing or unknown."""
+        ...
+
+    def received(self) -> Mapping[str, float]:
+        """A checksum of each tensor as it arrived in the last load."""
+        ...
+
+    def wake(self) -> None: ...
+
+    def sleep(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Scores(Protocol):
+    """Says how likely completions are."""
+
+    def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
+        """log-probs and entropy of the completion tokens on the grid [B, width], float32, 0 beyond a completion."""
+        ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """What came of one optimizer step."""
+
+    applied: bool  # False: a gradient was not finite, the weights are as before
+    grad_norm: float  # before clipping
+
+
+class Learner(Protocol):
+    """Takes losses, moves weights."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds d loss / d weights, summed over ranks, to the gradient."""
+        ...
+
+    def idle(self) -> None:
+        """A pass that adds nothing, on ranks with fewer micro-batches than others."""
+        ...
+
+    def step(self, lr: float) -> Update: ...
+
+    def discard(self) -> None:
+        """Forgets the gradient gathered so far."""
+        ...
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the checkpoint by its Hugging Face name, tied ones and buffers too, on every rank in the same order."""
+        ...
+
+
+class Movable(Protocol):
+    """Can leave the accelerator's memory and come back."""
+
+    def park(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Policy(Scores, Learner, Source, Movable, Protocol):
+    """The model being trained."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """Inside it `logprobs` keeps what a gradient needs."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Weights and optimizer state by parameter name, whatever the number of ranks or the ZeRO stage."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        """A Hugging Face folder without tokenizer."""
+        ...
+
+
+def checksum(tensor: Tensor) -> float:
+    """A sum that two equal tensors share, and two different ones hardly ever."""
+    flat = tensor.detach().reshape(-1).double()
+    return float(flat.sum() + flat.square().sum() * 1.618033988749895)

@@ -1,0 +1,237 @@
+"""DeepSpeed: the policy being trained. The only file that imports deepspeed, and the only one that knows that it averages over ranks.
+
+Traps this file knows (DeepSpeed 0.19): gradients are averaged over ranks, so losses are multiplied by the world size; ZeRO 0 in fp32
+neither reports a gradient norm nor notices a non-finite one, so stage 0 runs as stage 1; optimizer state exists only after a first
+step; after a full-precision parameter is set, the parameter itself must be set too, or the next gradient is silently wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlkit.engines import hf
+from rlkit.engines.base import Update
+from rlkit.errors import RunFailed
+from rlkit.types import Sample
+
+STATE_FILE = "policy.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_grad_norm: float
+
+
+class DeepSpeedPolicy:
+    """A causal LM under DeepSpeed, trained by AdamW with fp32 master weights."""
+
+    def __init__(
+        self,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        zero_stage: int,
+        optimizer: OptimizerSettings,
+        temperature: float,
+        device: torch.device,
+        offline: bool,
+        extra: Mapping[str, Any],
+    ) -> None:
+        set_environment()
+        import deepspeed
+
+        self.model = hf.load_model(path, dtype, offline=offline)
+        self.dtype, self.temperature, self.device = dtype, temperature, device
+        self.names = hf.checkpoint_names(self.model)
+        scorer = hf.TokenScorer(self.model)
+        adam = torch.optim.AdamW(scorer.parameters(), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
+        self.engine, self.optimizer, *_ = deepspeed.initialize(
+            model=scorer, optimizer=adam, config=config(zero_stage, dtype, optimizer.max_grad_norm, extra), dist_init_required=False
+        )
+        self.stage = max(zero_stage, 1)
+        self._keep = False
+
+    # -- scores ---------------------------------------------------------------------------------------------------------------------
+
+    def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
+        with hf.no_gradient(self._keep):
+            return hf.score(self.engine, samples, width, self.temperature, self.device)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        self._keep = True
+        try:
+            yield
+        finally:
+            self._keep = False
+
+    # -- learns ---------------------------------------------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss * dist.get_world_size())
+
+    def idle(self) -> None:
+        ids = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        where, tokens = ids.new_zeros(1), ids.new_zeros(1)
+        chosen, _ = self.engine(ids, where, tokens, self.temperature)
+        self.engine.backward(chosen.sum() * 0.0)
+
+    def step(self, lr: float) -> Update:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        norm = float("nan") if norm is None else float(norm)
+        return Update(applied=bool(self.engine.was_step_applied()), grad_norm=norm)
+
+    def discard(self) -> None:
+        self.engine.optimizer.zero_grad()
+
+    # -- is a source of weights -----------------------------------------------------------------------------------------------------
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The state dict, tensor by tensor; under ZeRO 3 each is gathered on all ranks while it is in use."""
+        tensors = self.model.state_dict(keep_vars=True)
+        for name in self.names:
+            with self._gathered([tensors[name]]):
+                yield name, tensors[name].detach()
+
+    def _gathered(self, parameters: list[Any], modifier_rank: int | None = None) -> Any:
+        import deepspeed
+
+        sharded = [p for p in parameters if hasattr(p, "ds_id")]
+        return deepspeed.zero.GatheredParameters(sharded, modifier_rank=modifier_rank, enabled=bool(sharded))
+
+    # -- moves ----------------------------------------------------------------------------------------------------------------------
+
+    def park(self) -> None:
+        if self.device.type == "cuda" and self.stage < 3:
+            self.engine.offload_states()
+
+    def resume(self) -> None:
+        if self.device.type == "cuda" and self.stage < 3:
+            self.engine.reload_states()
+
+    # -- survives -------------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        steps: dict[str, float] = {}
+        for name, parameter in self.model.named_parameters():
+            full = {"weight": safe_get_full_fp32_param(parameter)}
+            if self._has_moments():
+                full |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            if dist.get_rank() == 0:
+                tensors |= {f"{key}/{name}": tensor.detach().cpu().clone() for key, tensor in full.items()}
+        if self._has_moments():
+            steps["step"] = self._optimizer_step()
+        if dist.get_rank() == 0:
+            save_file(tensors, folder / STATE_FILE)
+            (folder / "optimizer.json").write_text(json.dumps(steps))
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        steps = json.loads((folder / "optimizer.json").read_text())
+        if steps:
+            self._first_step()
+        with safe_open(folder / STATE_FILE, framework="pt") as stored:
+            for name, parameter in self.model.named_parameters():
+                self._restore(parameter, stored, name, moments=bool(steps))
+        if steps:
+            self._set_optimizer_step(steps["step"])
+        dist.barrier()
+
+    def _restore(self, parameter: Any, stored: Any, name: str, moments: bool) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        weight = stored.get_tensor(f"weight/{name}")
+        safe_set_full_fp32_param(parameter, weight)
+        if moments:
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, stored.get_tensor(f"{key}/{name}"), key)
+        with self._gathered([parameter], modifier_rank=0), torch.no_grad():
+            if not hasattr(parameter, "ds_id") or dist.get_rank() == 0:
+                parameter.data.copy_(weight)
+
+    def _states(self) -> list[dict[str, Any]]:
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        return [state for state in inner.state.values() if state]
+
+    def _has_moments(self) -> bool:
+        flag = torch.tensor([float(bool(self._states()))], device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _optimizer_step(self) -> float:
+        steps = [float(s["step"]) for s in self._states()]
+        return max(steps, default=0.0)
+
+    def _set_optimizer_step(self, step: float) -> None:
+        for state in self._states():
+            state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
+
+    def _first_step(self) -> None:
+        """Optimizer state exists only after a step: make one with zero gradients and no learning rate."""
+        if not self._has_moments():
+            self.idle()
+            self.step(0.0)
+
+    def export(self, folder: Path) -> None:
+        state = {name: tensor.cpu().clone() for name, tensor in self.weights()} if dist.get_rank() == 0 else dict(self._drained())
+        if dist.get_rank() == 0:
+            self.model.save_pretrained(folder, state_dict=state)
+        dist.barrier()
+
+    def _drained(self) -> Iterator[tuple[str, Tensor]]:
+        for _ in self.weights():
+            pass
+        yield from ()
+
+    def close(self) -> None:
+        self.engine.destroy()
+
+
+def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's own configuration; what `extra` says wins, section by section."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise RunFailed(f"no training in {dtype}")
+    base: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": {"stage": max(zero_stage, 1), "overlap_comm": False},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+    }
+    for key, value in extra.items():
+        base[key] = {**base[key], **value} if isinstance(value, Mapping) and isinstance(base.get(key), dict) else value
+    return base
+
+
+def set_environment() -> None:
+    """Before deepspeed is imported. Its compiler wants ninja on the path, which is beside the interpreter, activated or not."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,0 +1,259 @@
+"""transformers: loading a causal LM, scoring tokens with it, and a plain engine on its `generate`.
+
+The engine is for machines without vLLM, and the twin that vLLM is tested against. Sampling is greedy decoding of logits / temperature
+plus seeded Gumbel noise (Gumbel-max): each request has a generator of its own, so its tokens do not depend on the rest of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlkit.engines.base import checksum
+from rlkit.errors import RunFailed, UserError
+from rlkit.ops import logprobs as ops_logprobs
+from rlkit.ops.masking import padded
+from rlkit.types import Request, Sample, Stop
+
+
+def load_model(path: str, dtype: torch.dtype, *, offline: bool, attention: str | None = None) -> Any:
+    """A causal LM in training shape: no dropout, no cache. Raises UserError where `path` holds no such model."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=offline, **({"attn_implementation": attention} if attention else {})
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path {path} cannot be loaded as a causal language model: {first_line(error)}") from error
+    model.config.use_cache = False
+    switch_off_dropout(model)
+    return model.train()
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Rollout and trainer must be one function of the weights: dropout would make them two."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def checkpoint_names(model: Any) -> list[str]:
+    """Every tensor of the model's checkpoint, the tied ones too."""
+    return list(model.state_dict())
+
+
+class TokenScorer(nn.Module):
+    """A causal LM as a function from rows to the log-probs and entropies of their completion tokens.
+
+    Rows are padded on the right, which needs no attention mask under a causal model; only the outputs that predict completion tokens go
+    through the head.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, where: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """ids [B, S], where [n] flat positions in it, tokens [n] -> log-probs [n], entropy [n]."""
+        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # [B, S, H]
+        chosen = hidden.reshape(-1, hidden.shape[-1])[where]  # [n, H]
+        return ops_logprobs.of_chosen(self.model.get_output_embeddings()(chosen), tokens, temperature)
+
+
+def score(scorer: nn.Module, samples: Sequence[Sample], width: int, temperature: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Runs `scorer` on samples and lays what it says on the grid: log-probs and entropy [B, width], 0 beyond a completion."""
+    if not samples:  # sharded models are gathered on all ranks together, so a rank without work goes along
+        one = torch.zeros(1, dtype=torch.int64, device=device)
+        scorer(one.view(1, 1), one, one, temperature)
+        return torch.zeros((0, width)), torch.zeros((0, width))
+    rows = [torch.cat([torch.tensor(s.prompt), s.tokens]) for s in samples]
+    ids = padded(rows, max(len(r) for r in rows), 0).to(device)  # [B, S]
+    lengths = [len(s.tokens) for s in samples]
+    where = ops_logprobs.predecessors([len(s.prompt) for s in samples], lengths, ids.shape[1]).to(device)  # [n]
+    tokens = torch.cat([s.tokens for s in samples]).to(device)  # [n]
+    chosen, entropy = scorer(ids, where, tokens, temperature)
+    place = torch.cat([torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)]).to(device)  # [n]
+    return on_grid(chosen, place, len(samples), width), on_grid(entropy, place, len(samples), width)
+
+
+def on_grid(flat: Tensor, place: Tensor, rows: int, width: int) -> Tensor:
+    return flat.new_zeros(rows * width).index_put((place,), flat).view(rows, width)
+
+
+class Reference:
+    """A frozen model that only scores."""
+
+    def __init__(self, path: str, dtype: torch.dtype, *, temperature: float, device: torch.device, offline: bool) -> None:
+        model = load_model(path, dtype, offline=offline).eval().requires_grad_(False)
+        self.scorer = TokenScorer(model).to(device)
+        self.temperature, self.device = temperature, device
+
+    def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return score(self.scorer, samples, width, self.temperature, self.device)
+
+    def park(self) -> None:
+        self.scorer.to("cpu")
+
+    def resume(self) -> None:
+        self.scorer.to(self.device)
+
+
+class HFEngine:
+    """Rollouts by transformers' generate, `rows` requests at a time."""
+
+    def __init__(
+        self, path: str, dtype: torch.dtype, *, device: torch.device, eos: frozenset[int], pad: int, offline: bool, rows: int = 256
+    ) -> None:
+        self.model = load_model(path, dtype, offline=offline).eval().requires_grad_(False).to(device)
+        self.device, self.eos, self.pad, self.rows = device, eos, pad, rows
+        self.version: int | None = None
+        self._waiting: list[Request] = []
+        self._received: dict[str, float] = {}
+
+    @property
+    def pending(self) -> int:
+        return len(self._waiting)
+
+    def add(self, request: Request) -> None:
+        if self.version is None:
+            raise RunFailed("the rollout engine was asked to sample before its first weights arrived")
+        self._waiting.append(request)
+
+    def advance(self) -> list[Sample]:
+        if not self._waiting:
+            return []
+        first = self._waiting[0].sampling
+        batch = [r for r in self._waiting if r.sampling == first][: self.rows]
+        taken = {id(r) for r in batch}
+        self._waiting = [r for r in self._waiting if id(r) not in taken]
+        return self._generate(batch)
+
+    def abort(self) -> list[Sample]:
+        aborted = [self._sample(r, [], [], Stop.ABORTED) for r in self._waiting]
+        self._waiting = []
+        return aborted
+
+    def _generate(self, batch: list[Request]) -> list[Sample]:
+        from transformers import GenerationConfig
+
+        sampling = batch[0].sampling
+        longest = max(len(r.tokens) for r in batch)
+        ids = torch.full((len(batch), longest), self.pad)  # [B, P], padded on the left
+        for i, request in enumerate(batch):
+            ids[i, longest - len(request.tokens) :] = torch.tensor(request.tokens)
+        there = torch.stack([torch.arange(longest) >= longest - len(r.tokens) for r in batch]).long()  # [B, P]
+        draw = GumbelDraw(batch)
+        config = GenerationConfig(
+            max_new_tokens=sampling.max_tokens, do_sample=False, eos_token_id=sorted(self.eos), pad_token_id=self.pad, use_cache=True
+        )
+        with torch.no_grad():
+            out = self.model.generate(
+                input_ids=ids.to(self.device), attention_mask=there.to(self.device), generation_config=config, logits_processor=[draw]
+            )
+        logs = torch.stack(draw.logs, dim=1).cpu()  # [B, T, V]
+        return [self._ended(request, out[i, longest:].cpu(), logs[i]) for i, request in enumerate(batch)]
+
+    def _ended(self, request: Request, row: Tensor, logs: Tensor) -> Sample:
+        ends = [t for t, token in enumerate(row.tolist()) if token in self.eos]
+        tokens = row[: ends[0] + 1] if ends else row
+        chosen = logs[: len(tokens)].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)  # [L]
+        return self._sample(request, tokens.tolist(), chosen.tolist(), Stop.EOS if ends else Stop.LENGTH)
+
+    def _sample(self, request: Request, tokens: list[int], logprobs: list[float], stop: Stop) -> Sample:
+        return make_sample(request, tokens, logprobs, stop, self.version)
+
+    def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        own = self.model.state_dict()
+        self._received = {}
+        with torch.no_grad():
+            for name, tensor in weights:
+                if name in own:
+                    own[name].copy_(tensor)
+                self._received[name] = checksum(tensor)
+        check_names(own, self._received)
+        self.version = version
+
+    def received(self) -> Mapping[str, float]:
+        return self._received
+
+    def wake(self) -> None: ...
+
+    def sleep(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_sample(request: Request, tokens: list[int], logprobs: list[float], stop: Stop, version: int | None) -> Sample:
+    """A sample from plain lists; its text is the renderer's to fill in, so it is empty here."""
+    return Sample(
+        key=request.key,
+        prompt=request.tokens,
+        tokens=torch.tensor(tokens, dtype=torch.int64),
+        mask=torch.ones(len(tokens), dtype=torch.bool),
+        rollout_logprobs=torch.tensor(logprobs, dtype=torch.float32),
+        versions=torch.full((len(tokens),), -1 if version is None else version, dtype=torch.int32),
+        stop=stop,
+        text="",
+    )
+
+
+def check_names(expected: Mapping[str, Any] | Sequence[str], received: Mapping[str, float]) -> None:
+    """Raises RunFailed where a load left out a tensor of the model, or brought one that it does not have."""
+    missing = [name for name in expected if name not in received]
+    unknown = [name for name in received if name not in set(expected)]
+    if missing or unknown:
+        raise RunFailed(
+            "the weights sent to the rollout engine are not the model's: "
+            + "; ".join(
+                f"{word} {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+                for word, names in (("missing", missing), ("unknown", unknown))
+                if names
+            )
+        )
+
+
+class GumbelDraw:
+    """A logits processor: scaled and truncated as asked, recorded, then disturbed by each request's own noise."""
+
+    def __init__(self, batch: list[Request]) -> None:
+        self.sampling = batch[0].sampling
+        self.generators = [torch.Generator().manual_seed(r.seed) for r in batch]
+        self.logs: list[Tensor] = []
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        if self.sampling.greedy:
+            self.logs.append(torch.log_softmax(logits.float(), -1))
+            return logits
+        logs = torch.log_softmax(truncated(ids, logits.float() / self.sampling.temperature, self.sampling), -1)  # [B, V]
+        self.logs.append(logs)
+        noise = torch.stack([torch.rand(logits.shape[-1], generator=g, dtype=torch.float64) for g in self.generators])  # [B, V]
+        return logs + (-torch.log(-torch.log(noise.clamp(min=1e-300)))).to(logs)
+
+
+def truncated(ids: Tensor, logits: Tensor, sampling: Any) -> Tensor:
+    """top_k, top_p and min_p by transformers' own warpers."""
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    if sampling.top_k > 0:
+        logits = TopKLogitsWarper(sampling.top_k)(ids, logits)
+    if sampling.top_p < 1.0:
+        logits = TopPLogitsWarper(sampling.top_p)(ids, logits)
+    if sampling.min_p > 0.0:
+        logits = MinPLogitsWarper(sampling.min_p)(ids, logits)
+    return logits
+
+
+def no_gradient(keep: bool) -> Any:
+    return nullcontext() if keep else torch.no_grad()

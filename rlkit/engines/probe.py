@@ -1,0 +1,49 @@
+"""Does the rollout engine hold the weights that the trainer has? Asked in every step, of the log-probs that both give the same tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from rlkit.engines.base import RolloutEngine, checksum
+from rlkit.errors import RunFailed
+from rlkit.metrics import Max, Mean, Metrics, masked
+
+MEAN = "sampling/sampling_logp_difference/mean"
+MAX = "sampling/sampling_logp_difference/max"
+
+
+class Probe:
+    """Compares sampler and trainer before the optimizer moves. limit: of the mean absolute difference, nats; None: watch only."""
+
+    def __init__(self, engine: RolloutEngine, weights: Callable[[], Iterator[tuple[str, Tensor]]], limit: float | None) -> None:
+        self.engine, self.weights, self.limit = engine, weights, limit
+
+    def compare(self, trained: Tensor, sampled: Tensor, mask: Tensor) -> Metrics:
+        """Log-probs [B, T] of the trainer's first pass and of the sampler, over tokens that count."""
+        difference = (trained.detach() - sampled).abs()
+        counted = difference[mask]
+        return {MEAN: masked(difference, mask), MAX: Max(float(counted.max()) if counted.numel() else 0.0)}
+
+    def check(self, metrics: Metrics) -> None:
+        """Raises RunFailed, naming the tensors that differ, where sampler and trainer are not the same policy."""
+        mean = metrics.get(MEAN)
+        if self.limit is None or not isinstance(mean, Mean) or not mean.weight:
+            return
+        if mean.value > self.limit or math.isnan(mean.value):
+            raise RunFailed(
+                f"the rollout engine does not sample from the policy: its log-probs are {mean.value:.2g} off in the mean, and at most "
+                f"{self.limit:.2g} is taken for rounding (engine.mismatch_limit); {self.culprits()}"
+            )
+
+    def culprits(self) -> str:
+        """The tensors whose last sent value is not the policy's."""
+        received = self.engine.received()
+        differing = [name for name, tensor in self.weights() if received.get(name) != checksum(tensor)]
+        if not differing:
+            return (
+                "every tensor arrived as the policy has it, so the two compute differently: compare dtype, attention and sampling settings"
+            )
+        return f"tensors that differ from the policy's: {', '.join(differing[:8])}{' ...' if len(differing) > 8 else ''}"

@@ -1,0 +1,160 @@
+"""vLLM inside this process: the rollout engine. The only file that imports vllm.
+
+Traps this file knows (vLLM 0.26 to 0.32): the engine must live in this process (no V1 multiprocessing); the end token of the tokenizer
+must be told to it, since tokenizers are not its business here; generation_config.json of a model must not change sampling; weights
+arrive by `reload_weights`, which wants every tensor of the checkpoint, the tied head too; the prefix cache holds keys and values of
+older weights and is dropped after each load; log-probs are those of the processed distribution, temperature included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rlkit.engines.base import checksum
+from rlkit.engines.hf import check_names, make_sample
+from rlkit.errors import RunFailed, UserError
+from rlkit.types import Request, Sample, Stop
+
+
+class VLLMEngine:
+    """One vLLM engine a process; it starts with dummy weights and samples nothing before the first load."""
+
+    def __init__(
+        self,
+        path: str,
+        dtype: str,
+        *,
+        names: Sequence[str],
+        max_model_len: int,
+        eos: frozenset[int],
+        world: int,
+        sleeps: bool,
+        extra: Mapping[str, Any],
+    ) -> None:
+        """`names`: every tensor of the checkpoint; `extra`: arguments for vllm.LLM that win over ours."""
+        set_environment(world)
+        from vllm import LLM
+
+        settings: dict[str, Any] = {
+            "model": path,
+            "dtype": dtype,
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "max_model_len": max_model_len,
+            "logprobs_mode": "processed_logprobs",
+            "enable_sleep_mode": sleeps,
+            "enforce_eager": not sleeps,
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+        if world > 1:
+            settings["distributed_executor_backend"] = "external_launcher"
+        settings.update(extra)
+        try:
+            self.llm = LLM(**settings)
+        except TypeError as error:
+            raise UserError(f"engine.vllm holds a setting that vLLM does not take: {error}") from error
+        self.engine = self.llm.llm_engine
+        self.names, self.eos, self.sleeps = list(names), eos, sleeps
+        self.version: int | None = None
+        self._requests: dict[str, Request] = {}
+        self._partial: dict[str, Any] = {}
+        self._received: dict[str, float] = {}
+
+    @property
+    def pending(self) -> int:
+        return len(self._requests)
+
+    def add(self, request: Request) -> None:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        if self.version is None:
+            raise RunFailed("the rollout engine was asked to sample before its first weights arrived")
+        name = "-".join(map(str, request.key))
+        if name in self._requests:
+            raise RunFailed(f"the completion {request.key} was asked for twice")
+        sampling = request.sampling
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            max_tokens=sampling.max_tokens,
+            seed=None if sampling.greedy else request.seed,
+            logprobs=0,
+            detokenize=False,
+            stop_token_ids=sorted(self.eos),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._requests[name] = request
+        self.engine.add_request(name, TokensPrompt(prompt_token_ids=list(request.tokens)), params)
+
+    def advance(self) -> list[Sample]:
+        return [self._sample(output) for output in self.engine.step() if output.finished]
+
+    def abort(self) -> list[Sample]:
+        self.engine.abort_request(list(self._requests))
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
+        aborted = [make_sample(request, [], [], Stop.ABORTED, self.version) for request in self._requests.values()]
+        self._requests.clear()
+        return aborted
+
+    def _sample(self, output: Any) -> Sample:
+        request = self._requests.pop(output.request_id)
+        (said,) = output.outputs
+        tokens = list(said.token_ids)
+        logprobs = [entry[token].logprob for entry, token in zip(said.logprobs, tokens, strict=True)]
+        stop = Stop.EOS if tokens and tokens[-1] in self.eos else Stop.LENGTH
+        return make_sample(request, tokens, logprobs, stop, self.version)
+
+    def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        if self._requests:
+            raise RunFailed(f"weights arrived while {len(self._requests)} completions were being sampled")
+        self._received = {}
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._watched(weights)})
+        check_names(self.names, self._received)
+        self.llm.reset_prefix_cache()
+        self.version = version
+
+    def _watched(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            self._received[name] = checksum(tensor)
+            yield name, tensor
+
+    def received(self) -> Mapping[str, float]:
+        return self._received
+
+    def wake(self) -> None:
+        if self.sleeps:
+            self.llm.wake_up()
+
+    def sleep(self) -> None:
+        if self.sleeps:
+            self.llm.sleep(level=2)
+            self.version = None
+
+    def close(self) -> None:
+        # shutdown() of the engine core would destroy the default process group under external_launcher; the process ends soon anyway
+        self._requests.clear()
+
+
+def set_environment(world: int) -> None:
+    """What vLLM reads from the environment, before it is imported; a value that is set already stays."""
+    defaults = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    if world > 1:
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

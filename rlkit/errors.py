@@ -1,0 +1,20 @@
+"""The errors that rlkit raises on purpose, and the exit code each one becomes."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, ready to resume
+
+
+class UserError(Exception):
+    """A mistake in the recipe, the data or a reward: what is wrong, where, what is valid, what to do. Exit code 2, no traceback."""
+
+
+class RunFailed(Exception):
+    """The run cannot go on, and not by the user's mistake: the message says what was seen and where to look. Exit code 1."""
+
+
+class Stopped(Exception):
+    """Somebody asked the run to stop (SIGTERM, SIGUSR1 or Ctrl-C); it is saved and can be resumed. Exit code 75."""

@@ -1,0 +1,112 @@
+"""Metric values that know how to merge, over micro-batches and over ranks. They watch; they never steer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A weighted mean, kept as its two sums."""
+
+    total: float
+    weight: float
+
+    def merge(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    @property
+    def value(self) -> float:
+        return self.total / self.weight if self.weight else math.nan
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A count, or a total."""
+
+    total: float
+
+    def merge(self, other: Sum) -> Sum:
+        return Sum(self.total + other.total)
+
+    @property
+    def value(self) -> float:
+        return self.total
+
+
+@dataclass(frozen=True)
+class Max:
+    """The largest seen."""
+
+    largest: float
+
+    def merge(self, other: Max) -> Max:
+        return Max(max(self.largest, other.largest))
+
+    @property
+    def value(self) -> float:
+        return self.largest
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The standard deviation (n-1) of scalars, from their count, sum and sum of squares."""
+
+    count: float
+    total: float
+    squares: float
+
+    def merge(self, other: Spread) -> Spread:
+        return Spread(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def value(self) -> float:
+        if self.count < 2:
+            return 0.0
+        return math.sqrt(max(self.squares - self.total**2 / self.count, 0.0) / (self.count - 1))
+
+
+Metric = Mean | Sum | Max | Spread
+Metrics = dict[str, Metric]
+
+
+def masked(values: Tensor, mask: Tensor) -> Mean:
+    """The mean of `values` where `mask` is True; both [...] of one shape."""
+    chosen = values.detach()[mask].double()
+    return Mean(float(chosen.sum()), float(mask.sum()))
+
+
+def over(values: Iterable[float]) -> Mean:
+    """The plain mean of some numbers."""
+    numbers = list(values)
+    return Mean(math.fsum(numbers), float(len(numbers)))
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """The standard deviation of some numbers."""
+    numbers = list(values)
+    return Spread(float(len(numbers)), math.fsum(numbers), math.fsum(v * v for v in numbers))
+
+
+def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
+    """Merges metrics of the same name, in the order given. Raises TypeError where one name has two kinds."""
+    merged: Metrics = {}
+    for part in parts:
+        for name, metric in part.items():
+            before = merged.get(name)
+            if before is None:
+                merged[name] = metric
+            elif type(before) is not type(metric):
+                raise TypeError(f"metric {name} is a {type(before).__name__} here and a {type(metric).__name__} there")
+            else:
+                merged[name] = before.merge(metric)  # type: ignore[arg-type]
+    return merged
+
+
+def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """The numbers to write down."""
+    return {name: metric.value for name, metric in metrics.items()}

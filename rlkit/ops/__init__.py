@@ -1,0 +1,1 @@
+"""Tensor math: one equation a function."""

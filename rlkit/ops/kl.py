@@ -1,0 +1,21 @@
+"""Estimators of KL(pi || pi_ref) from tokens that pi sampled; Schulman, "Approximating KL divergence" (2020)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """log pi - log pi_ref: unbiased, of high variance, its gradient zero in expectation; [B, T]."""
+    return logprobs - ref_logprobs
+
+
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """(log pi - log pi_ref)^2 / 2: its gradient is that of the KL; [B, T]."""
+    return 0.5 * (logprobs - ref_logprobs).square()
+
+
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """r - 1 - log r with r = pi_ref / pi: unbiased and never negative (GRPO, arXiv 2402.03300, equation 4); [B, T]."""
+    log_r = ref_logprobs - logprobs
+    return log_r.exp() - 1.0 - log_r

@@ -1,0 +1,166 @@
+"""What a person sees and gets of a run: console, logs, trackers, picture, summary. Plain values come in; nothing here steers the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rlkit.errors import UserError
+from rlkit.report.console import open_console
+from rlkit.report.environment import environment
+from rlkit.report.folder import METRICS, RunFolder, read_metrics
+from rlkit.report.trackers import TensorBoard, Tracker
+from rlkit.report.wandb import WandB, require_wandb
+
+__all__ = ["Report"]
+
+_SHOWN = 3  # samples in a table: the best, one between, the worst
+
+
+class Report:
+    """The report of one run, on rank 0; with `main=False` every method does nothing.
+
+    folder: made if missing, gone on with if it holds logs. plan: (label, value) pairs of the header. wandb: a W&B project, None without.
+    table_every: steps from one table of samples to the next. Raises UserError where the folder cannot be written or wandb is missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        plan: Sequence[tuple[str, str]],
+        title: str,
+        steps: int,
+        main: bool,
+        wandb: str | None = None,
+        offline: bool = False,
+        table_every: int = 5,
+    ) -> None:
+        self._plan = plan
+        self._title = title
+        self._table_every = table_every
+        self._console = open_console(steps, quiet=not main)
+        self._trackers: dict[str, Tracker] = {}
+        if main and wandb is not None:
+            require_wandb(offline)  # before a folder is made for a run that cannot start
+        self._folder = RunFolder(folder) if main else None
+        if self._folder is not None:
+            self._open_trackers(self._folder, wandb, offline)
+
+    @property
+    def attempt(self) -> int:
+        """1 in a new folder, one more at each resume; 0 where `main` is False."""
+        return self._folder.attempt if self._folder else 0
+
+    def header(self) -> None:
+        """Print the plan and write environment.json."""
+        if self._folder is None:
+            return
+        self._console.header(self._title, self._plan)
+        self.write_json("environment.json", environment())
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file into the folder, whole or not at all."""
+        if self._folder is not None:
+            self._folder.write_json(name, value)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file into the folder, whole or not at all."""
+        if self._folder is not None:
+            self._folder.write_text(name, text)
+
+    def phase(self, name: str) -> None:
+        """Show on a live line what the run does now."""
+        self._console.phase(name)
+
+    def note(self, text: str) -> None:
+        """Print a line for information."""
+        self._console.note(text)
+
+    def warn(self, text: str) -> None:
+        """Print a line that wants to be seen."""
+        self._console.warn(text)
+
+    def step(self, step: int, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Report one finished step, once; an evaluation after it brings its eval/ names in the same call (one row a step).
+
+        Step 0 is the evaluation before training. samples: keys prompt, completion, reward, rewards, advantage, stop, version; all are
+        written, and a few shown every `table_every` steps.
+        """
+        if self._folder is None:
+            return
+        self._folder.append_samples(step, samples)
+        self._folder.append_metrics(step, metrics)  # last: a row here says that the step is reported
+        for name, tracker in list(self._trackers.items()):
+            if not self._survive(name, partial(tracker.log, step, metrics)):
+                del self._trackers[name]
+        self._console.step(step, metrics)
+        if samples and step % self._table_every == 0:
+            self._console.samples(step, _spread(samples))
+
+    def evaluated(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Write the completions of an evaluation, after this step, into samples.jsonl."""
+        if self._folder is not None:
+            self._folder.append_samples(step, samples)
+
+    def finish(self, status: str, before: float | None, after: float | None, wall_seconds: float, steps: int) -> None:
+        """Write summary.json, draw report.png and print held-out accuracy before and after, and the folder."""
+        if self._folder is None:
+            return
+        summary = {"status": status, "steps": steps, "wall_seconds": wall_seconds, "accuracy_before": before, "accuracy_after": after}
+        self._folder.write_json("summary.json", summary)
+        self._survive("report.png", self._draw)
+        self._console.finish(status, before, after, wall_seconds, steps, self._folder.path)
+
+    def close(self) -> None:
+        """End display, trackers and logs on any way out; a second call does nothing."""
+        self._console.close()
+        while self._trackers:
+            name, tracker = self._trackers.popitem()
+            self._survive(name, tracker.close)
+        if self._folder is not None:
+            self._folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _open_trackers(self, folder: RunFolder, project: str | None, offline: bool) -> None:
+        def tensorboard() -> None:
+            self._trackers["TensorBoard"] = TensorBoard(folder.path / "tensorboard", resumed=folder.attempt > 1)
+
+        def wandb() -> None:
+            self._trackers["W&B"] = WandB(folder.path, project=str(project), name=self._title, offline=offline)
+
+        self._survive("TensorBoard", tensorboard)
+        if project is not None:
+            self._survive("W&B", wandb)
+
+    def _draw(self) -> None:
+        from rlkit.report.picture import draw
+
+        assert self._folder is not None
+        draw(read_metrics(self._folder.path / METRICS), self._folder.path / "report.png")
+
+    def _survive(self, name: str, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a picture or a tracker fails in ways of its own, and training is worth more than either
+            self._console.warn(f"{name} failed and is left out: {type(error).__name__}: {error}")
+            return False
+        return True
+
+
+def _spread(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Best, middle and worst by reward; those without one (the reward failed) come last."""
+    ranked = sorted(samples, key=lambda sample: -sample["reward"] if sample["reward"] is not None else float("inf"))
+    if len(ranked) <= _SHOWN:
+        return ranked
+    return [ranked[place * (len(ranked) - 1) // (_SHOWN - 1)] for place in range(_SHOWN)]

@@ -1,0 +1,146 @@
+"""What a person reads while a run goes on: plain lines here, a live display of the same in terminal.py.
+
+Plain lines go to pipes, CI logs and where NO_COLOR is set (https://no-color.org); they hold no escape codes, and one step is one line:
+    step 12/32  reward 0.713  accuracy 0.713  tokens/s 9,120  eta 0:41
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rlkit.report.names import HELD_OUT, REWARD, SPEED, train_accuracy
+
+_PACE_STEPS = 8  # the ETA follows the last steps: completions grow or shrink while a model learns
+_PROMPT_CHARS, _COMPLETION_CHARS = 60, 100  # of a sample, in a plain line
+
+
+def open_console(steps: int, *, quiet: bool = False) -> Console:
+    """The console for this process's stdout: live on a terminal, plain elsewhere, silent if `quiet` (ranks other than 0)."""
+    if quiet or not _is_live(sys.stdout):
+        return Console(steps, quiet=quiet)
+    from rlkit.report.terminal import Terminal
+
+    return Terminal(steps)
+
+
+class Console:
+    """Plain lines on a stream (default: stdout). A reader that goes away silences the console and does not end the run."""
+
+    def __init__(self, steps: int, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.steps = steps
+        self.quiet = quiet
+        self._stream = stream
+        self._marks: deque[float] = deque(maxlen=_PACE_STEPS + 1)
+
+    def header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
+        """The title and the plan, one (label, value) a line."""
+        width = max((len(label) for label, _ in plan), default=0)
+        self._say(title)
+        for label, value in plan:
+            self._say(f"  {label:<{width}}  {value}")
+
+    def phase(self, name: str) -> None:
+        """What the run does now; only a live display shows it."""
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One finished step; step 0 is the evaluation before training."""
+        self._say(self._step_line(step, metrics))
+
+    def samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """A few samples, one a line: keys reward, prompt, completion."""
+        for sample in samples:
+            prompt, completion = elided(sample["prompt"], _PROMPT_CHARS), elided(sample["completion"], _COMPLETION_CHARS)
+            self._say(f"  sample of step {step}  reward {number(sample['reward'])}  prompt: {prompt}  completion: {completion}")
+
+    def finish(self, status: str, before: float | None, after: float | None, wall_seconds: float, steps: int, folder: Path) -> None:
+        """Held-out accuracy before and after, and where everything lies."""
+        self._say(f"accuracy before {number(before)}  after {number(after)}  change {change(before, after)}")
+        self._say(f"{status}: {steps} steps in {clock(wall_seconds)}")
+        self._say(f"folder {folder}")
+
+    def note(self, text: str) -> None:
+        """A line for information."""
+        self._say(text)
+
+    def warn(self, text: str) -> None:
+        """A line that wants to be seen."""
+        self._say(f"warning: {text}")
+
+    def close(self) -> None:
+        """End the display; a second call does nothing."""
+
+    def _step_line(self, step: int, metrics: Mapping[str, Any]) -> str:
+        self._marks.append(time.monotonic())
+        fields = [f"step {step}/{self.steps}"]
+        named = (("reward", metrics.get(REWARD)), ("accuracy", train_accuracy(metrics)), ("held-out", metrics.get(HELD_OUT)))
+        fields += [f"{label} {number(value)}" for label, value in named if value is not None]
+        if (speed := metrics.get(SPEED)) is not None:
+            fields.append(f"tokens/s {speed:,.0f}")
+        if len(self._marks) > 1 and step < self.steps:
+            pace = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)  # seconds a step
+            fields.append(f"eta {clock(pace * (self.steps - step))}")
+        return "  ".join(fields)
+
+    def _say(self, text: str) -> None:
+        if self.quiet:
+            return
+        stream = self._stream or sys.stdout
+        try:
+            stream.write(printable(text, stream.encoding or "utf-8") + "\n")
+            stream.flush()
+        except OSError:  # the reader is gone: `| head`, a closed terminal
+            self._lose(stream)
+
+    def _lose(self, stream: TextIO) -> None:
+        self.quiet = True
+        if stream is sys.stdout:  # else Python's own last flush at exit fails, and exit code 0 becomes 120
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """The text with control characters, but for line ends, and what the encoding lacks shown as escapes: it cannot steer a terminal."""
+    shown = "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
+    )
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def elided(text: str, limit: int) -> str:
+    """The printable text in one line of at most `limit` characters; the middle goes, for answers stand at the end."""
+    text = printable(text).replace("\n", "\\n")
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 3
+    return text[:head] + "…" + text[head + 1 - limit :]
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or - where there is none."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def change(before: float | None, after: float | None) -> str:
+    """The signed difference, or - where one is missing."""
+    return "-" if before is None or after is None else f"{after - before:+.3f}"
+
+
+def clock(seconds: float) -> str:
+    """0:41, 12:05, 1:02:03."""
+    minutes, rest = divmod(max(0, math.ceil(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _is_live(stream: TextIO) -> bool:
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    plain_asked = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
+    return stream.isatty() and stream.encoding.lower().startswith("utf") and not in_ci and not plain_asked

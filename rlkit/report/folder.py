@@ -1,0 +1,148 @@
+"""The folder of one run: logs that are only ever appended to, and small files that are replaced as a whole.
+
+metrics.jsonl holds one object a step (step 0 is the evaluation before training), samples.jsonl one object a sample. Every row carries
+`step` and `attempt`; a resumed run is the next attempt, and from its first step on its rows count and the earlier ones do not.
+JSON knows no NaN: such a number is written as null and named in the row, `"not_finite": {"kl": "nan"}` (also "inf", "-inf").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rlkit.errors import UserError
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+_BLOCK = 1 << 16  # bytes read at a time when looking for the last line
+
+
+class RunFolder:
+    """The open folder of a run; made if it is not there. Raises UserError where it cannot be written.
+
+    `attempt` is one more than the highest in the logs found there, 1 in a new folder. A last line torn by a kill is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._metrics, metrics_attempt = _reopen(path / METRICS)
+            self._samples, samples_attempt = _reopen(path / SAMPLES)
+        except OSError as error:
+            raise UserError(f"output folder {path} cannot be written ({error}); set output_dir= to a folder that can") from error
+        self.attempt = max(metrics_attempt, samples_attempt) + 1
+
+    def append_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append the one row of this step; it is with the operating system when this returns, so a SIGKILL cannot take it back."""
+        self._append(self._metrics, step, [metrics])
+
+    def append_samples(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Append the samples of this step, one line each."""
+        self._append(self._samples, step, samples)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file that is there whole or not at all."""
+        self.write_text(name, json.dumps(_row(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file that is there whole or not at all."""
+        temporary = self.path / f".{name}.{os.getpid()}"
+        with temporary.open("wb") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / name)
+
+    def close(self) -> None:
+        """Close the logs; a second call does nothing."""
+        self._metrics.close()
+        self._samples.close()
+
+    def _append(self, log: IO[bytes], step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = [_line({"step": step, "attempt": self.attempt}, row) for row in rows]
+        log.write(b"".join(lines))
+        log.flush()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log that count, by step: those of the last attempt that began at or before their step.
+
+    Works beside a running writer (an unfinished last line is left out). Raises UserError at a line that is not JSON.
+    """
+    complete = path.read_bytes().rpartition(b"\n")[0]
+    rows = [_parse(line, f"{path} line {number}") for number, line in enumerate(complete.split(b"\n"), start=1) if line]
+    begins: dict[int, int] = {}  # attempt -> its first step
+    for row in rows:
+        begins[row["attempt"]] = min(row["step"], begins.get(row["attempt"], row["step"]))
+    counted = [row for row in rows if row["attempt"] == max(attempt for attempt, begin in begins.items() if begin <= row["step"])]
+    return sorted(counted, key=lambda row: int(row["step"]))  # stable: the samples of a step keep their order
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl that count, one a step."""
+    return list({row["step"]: row for row in read_rows(path)}.values())
+
+
+def _reopen(path: Path) -> tuple[IO[bytes], int]:
+    """A log open for appending, without a torn last line, and the attempt of its last row: 0 where it has none."""
+    log = path.open("a+b")
+    end = log.seek(0, os.SEEK_END)
+    start, tail = end, b""
+    while start > 0 and tail.count(b"\n") < 2:  # samples.jsonl grows to gigabytes: only its last line is read
+        size = min(_BLOCK, start)
+        start -= size
+        log.seek(start)
+        tail = log.read(size) + tail
+    complete, _, torn = tail.rpartition(b"\n")
+    log.truncate(end - len(torn))
+    last = complete.rpartition(b"\n")[2]
+    return log, int(_parse(last, f"the last line of {path}")["attempt"]) if last else 0
+
+
+def _parse(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict) and {"step", "attempt"} <= row.keys():
+            return row
+    except ValueError:
+        pass
+    raise UserError(f'{place} is no JSON object with "step" and "attempt": {line[:60]!r}; mend or remove that line')
+
+
+def _line(key: dict[str, Any], values: Mapping[str, Any]) -> bytes:
+    if taken := key.keys() & values.keys():
+        raise ValueError(f"the folder itself writes {sorted(taken)}: a row may not bring them")
+    # A lone surrogate becomes \udcxx, which is how JSON writes it.
+    return json.dumps(key | _row(values), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+    not_finite: dict[str, str] = {}
+    row = {str(name): _plain(value, str(name), not_finite) for name, value in values.items()}
+    return row | {"not_finite": not_finite} if not_finite else row
+
+
+def _plain(value: Any, name: str, not_finite: dict[str, str]) -> Any:
+    """The value in JSON's own types; numbers of numpy and torch become Python's, unfamiliar things their text."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{name}.{key}", not_finite) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{name}.{place}", not_finite) for place, item in enumerate(value)]
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    if math.isfinite(number):
+        return number
+    not_finite[name] = str(number)
+    return None

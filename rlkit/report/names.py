@@ -1,0 +1,30 @@
+"""The names of metrics that the console and the picture look for; any other name is written down all the same.
+
+As TRL has them where it has one. A name that depends on the machine starts with one of MACHINE_DEPENDENT and no other does, so that
+two runs of one seed can be compared row by row. The time/ names except STEP_TIME are phases that do not overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+REWARD = "reward"
+REWARD_STD = "reward_std"
+ACCURACY = ("accuracy", "rewards/accuracy/mean")  # of the step's own samples; the first that is there
+HELD_OUT = "eval/accuracy"
+LENGTH = "completions/mean_length"
+SPEED = "throughput/tokens_per_second"
+TIME = "time/"
+STEP_TIME = "time/step"  # the whole step
+MACHINE_DEPENDENT = (TIME, "throughput/", "memory/")
+
+
+def repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a row of metrics.jsonl that a second run with the same seed, or a resumed one, must repeat exactly."""
+    return {name: value for name, value in row.items() if name != "attempt" and not name.startswith(MACHINE_DEPENDENT)}
+
+
+def train_accuracy(row: Mapping[str, Any]) -> float | None:
+    """Accuracy of the step's own samples, None where no reward measures it."""
+    return next((row[name] for name in ACCURACY if name in row), None)

@@ -1,0 +1,90 @@
+"""report.png: a run on one page. Reward, accuracy, completion length, and where the time went."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlkit.report.names import HELD_OUT, LENGTH, REWARD, REWARD_STD, STEP_TIME, TIME, train_accuracy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INCHES = (11.0, 7.0)
+_DPI = 110
+
+Points = tuple[list[float], list[float]]  # steps, values
+
+
+def draw(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the rows of metrics.jsonl (one a step, any number of them) as a PNG of 1210 x 770 pixels."""
+    from matplotlib.figure import Figure  # no pyplot: no window, no global state; PNG is drawn by Agg
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=_INCHES, layout="constrained")
+    (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
+    _reward(top_left, metrics)
+    _accuracy(top_right, metrics)
+    _curve(bottom_left, _points(metrics, LENGTH), color="tab:green")
+    bottom_left.set_ylim(bottom=0)
+    _time(bottom_right, metrics)
+    titles = ("reward", "accuracy", "completion length (tokens)", "time by phase (seconds a step)")
+    for axes, title in zip(figure.axes, titles, strict=True):
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        if not axes.has_data():
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="gray")
+    unfinished = path.with_name(f".{path.name}")
+    figure.savefig(unfinished, format="png", dpi=_DPI)
+    unfinished.replace(path)
+
+
+def _reward(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    _curve(axes, _points(metrics, REWARD), color="tab:blue")
+    spread = [row for row in metrics if row.get(REWARD) is not None and row.get(REWARD_STD) is not None]
+    if spread:
+        low, high = [row[REWARD] - row[REWARD_STD] for row in spread], [row[REWARD] + row[REWARD_STD] for row in spread]
+        axes.fill_between([row["step"] for row in spread], low, high, color="tab:blue", alpha=0.15, linewidth=0, label="± reward_std")
+        axes.legend(frameon=False)
+
+
+def _accuracy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    train = [(row["step"], value) for row in metrics if (value := train_accuracy(row)) is not None]
+    _curve(axes, ([step for step, _ in train], [value for _, value in train]), color="tab:blue", label="train")
+    _curve(axes, _points(metrics, HELD_OUT), color="tab:orange", label="held-out")
+    axes.set_ylim(-0.02, 1.02)
+    if axes.has_data():
+        axes.legend(frameon=False, loc="lower right")
+
+
+def _time(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    phases = list(dict.fromkeys(name for row in metrics for name in row if name.startswith(TIME) and name != STEP_TIME))
+    rows = [row for row in metrics if any(row.get(name) is not None for name in phases)]
+    if not rows:
+        return
+    steps = [row["step"] for row in rows]
+    between = [(left + right) / 2 for left, right in itertools.pairwise(steps)]
+    edges = [steps[0] - 0.5, *between, steps[-1] + 0.5]
+    base = [0.0] * len(rows)
+    for name in phases:
+        top = [below + (row.get(name) or 0.0) for below, row in zip(base, rows, strict=True)]
+        axes.stairs(top, edges, baseline=base, fill=True, alpha=0.8, label=name.removeprefix(TIME))
+        base = top
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+
+
+def _points(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
+    rows = [row for row in metrics if row.get(name) is not None]
+    return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+def _curve(axes: Axes, points: Points, *, color: str, label: str | None = None) -> None:
+    steps, values = points
+    if steps:
+        axes.plot(steps, values, marker="o" if len(steps) <= 40 else "", markersize=3, linewidth=1.5, color=color, label=label)

@@ -1,0 +1,112 @@
+"""The console on a terminal: a live line at the bottom, tables above it. The only file that imports rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import rich.console
+from rich import box
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rlkit.report.console import Console, change, clock, elided, number, printable
+from rlkit.report.names import HELD_OUT
+
+_SAMPLE_LINES = 3  # of a cell in the table of samples
+
+
+class _Screen(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        self.quiet = True  # rich would leave with SystemExit; a run outlives its terminal
+
+
+class Terminal(Console):
+    """The live display. Nothing that a model wrote is read as markup or reaches the terminal as a control code."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(steps)
+        self._screen = _Screen(highlight=False, markup=False, emoji=False)
+        self._live: Live | None = None
+        self._line = ""
+
+    def header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, value in plan:
+            grid.add_row(_text(label), _text(value))
+        self._show(Panel(grid, title=_text(title, "bold"), title_align="left", border_style="dim", expand=False))
+
+    def phase(self, name: str) -> None:
+        self._refresh(name)
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._line = self._step_line(step, metrics)
+        if metrics.get(HELD_OUT) is not None:
+            self._show(_text(self._line))  # an evaluation stays to be read
+        self._refresh("")
+
+    def samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        table = Table(title=f"step {step}", title_justify="left", title_style="dim", box=box.SIMPLE_HEAD, expand=True)
+        table.add_column("reward", justify="right", no_wrap=True)
+        table.add_column("prompt", ratio=2, overflow="fold")
+        table.add_column("completion", ratio=3, overflow="fold")
+        room = max(20, self._screen.width - 14) * _SAMPLE_LINES  # characters of a row, borders and the reward aside
+        for sample in samples:
+            prompt, completion = elided(sample["prompt"], room * 2 // 5), elided(sample["completion"], room * 3 // 5)
+            table.add_row(number(sample["reward"]), _text(prompt), _text(completion))
+        self._show(table)
+
+    def finish(self, status: str, before: float | None, after: float | None, wall_seconds: float, steps: int, folder: Path) -> None:
+        self.close()
+        table = Table(box=box.SIMPLE_HEAD)
+        for heading in ("", "before", "after", "change"):
+            table.add_column(heading, justify="right")
+        table.add_row("held-out accuracy", number(before), _text(number(after), "bold"), change(before, after))
+        self._show(table)
+        self._show(_text(f"{status}: {steps} steps in {clock(wall_seconds)}"))
+        self._show(_text(f"folder {folder}"))
+
+    def note(self, text: str) -> None:
+        self._show(_text(text))
+
+    def warn(self, text: str) -> None:
+        self._show(_text(f"warning: {text}", "yellow"))
+
+    def close(self) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            with self._may_be_gone():
+                live.stop()
+
+    def _refresh(self, phase: str) -> None:
+        text = _text(self._line)
+        text.append(("  " if self._line and phase else "") + printable(phase), "dim")
+        text.no_wrap, text.overflow = True, "ellipsis"
+        with self._may_be_gone():
+            if self._live is None:
+                # No refresh thread: it would be forked into workers. What others print moves above the line.
+                self._live = Live(console=self._screen, auto_refresh=False, transient=True)
+                self._live.start()
+                self._screen.show_cursor(True)  # a SIGKILL must not leave the shell without one
+            self._live.update(text, refresh=True)
+
+    def _show(self, thing: rich.console.RenderableType) -> None:
+        with self._may_be_gone():
+            self._screen.print(thing, soft_wrap=isinstance(thing, Text))
+
+    @contextmanager
+    def _may_be_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # a closed terminal silences the console and does not end the run
+            self._screen.quiet = True
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(printable(text), style=style)

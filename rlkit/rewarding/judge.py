@@ -1,0 +1,262 @@
+"""The trainer's side of rewards: give it samples as they finish, ask for verdicts when they are needed.
+
+    with Judge(specs, settings, replay_folder) as judge:          # returns at once; workers import the reward files meanwhile
+        judge.submit(key, item, group, group_size)                # item: prompt, completion, and the columns of the data row
+        verdicts = judge.collect(keys)                            # blocks until all of them are judged
+
+The functions run in worker processes under a supervisor process (supervisor.py); nothing of them runs or is imported here. Verdicts
+depend on the samples alone, not on the order of arrival or the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlkit.errors import RunFailed, UserError
+from rlkit.rewarding import combining
+from rlkit.rewarding.failures import FailureWindow, write_replay
+from rlkit.rewarding.outcome import Outcome, Verdict
+from rlkit.rewarding.spec import RewardSettings, RewardSpec, locate
+
+# Without these ordinary programs do not work; everything else a reward needs is listed in rewarding.env.
+ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+FIXED_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",  # the GPU is the trainer's
+    "HIP_VISIBLE_DEVICES": "",
+    "PYTHONHASHSEED": "0",  # the order of a set, and so what a reward makes of it, is the same in every worker
+    "OMP_NUM_THREADS": "1",  # workers are many; threads of each would fight with the trainer's
+}
+SUPERVISE = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from rlkit.rewarding import supervisor; supervisor.main({}, {})"
+CLOSE_SECONDS = 20.0
+
+
+class Judge:
+    """Rewards as a service: see the module. replay_folder is where samples that failed are written when the run stops for them."""
+
+    def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings | None = None, replay_folder: Path | None = None) -> None:
+        settings = settings or RewardSettings()
+        self._specs, self._settings = tuple(specs), settings
+        self._replay_folder = replay_folder or Path("replay")
+        _check(self._specs, settings)
+        self._kinds: list[tuple[bool, bool]] | None = None  # (takes groups?, is async?) of each reward; None until workers are ready
+        self._items: dict[Hashable, Mapping[str, Any]] = {}
+        self._groups: dict[Hashable, Hashable] = {}
+        self._early: list[tuple[Hashable, Hashable | None, int | None]] = []  # submitted before the workers were ready
+        self._members: dict[Hashable, list[Hashable]] = defaultdict(list)  # groups that are not complete yet
+        self._units: dict[int, tuple[int, list[Hashable]]] = {}  # under way: unit -> (reward index, keys)
+        self._told: dict[Hashable, dict[str, Outcome]] = {}
+        self._windows = {spec.name: FailureWindow(settings.max_failure_rate) for spec in self._specs}
+        self._unreported: dict[str, list[Outcome]] = {spec.name: [] for spec in self._specs}
+        self._count = 0
+        self._supervisor, self._connection = _start_supervisor(settings.env)
+        self._connection.send((self._specs, settings))
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def ready(self) -> None:
+        """Wait until the workers have imported the reward files. Raises UserError where that cannot be done."""
+        while self._kinds is None:
+            self._listen(None)
+
+    def submit(self, key: Hashable, item: Mapping[str, Any], group: Hashable | None = None, group_size: int | None = None) -> None:
+        """Have a finished sample judged. Functions that take groups get theirs when group_size of it are here, at the latest in collect.
+
+        item: `prompt` (text or messages), `completion` (text), the columns of the data row, and where known `completion_length` (tokens)
+        and `stop`. key names the sample; samples of one group are handed over in the order of their keys.
+        """
+        if key in self._items:
+            raise ValueError(f"sample {key!r} was submitted already")
+        self._items[key] = item
+        self._groups[key] = group if group is not None else ("alone", key)
+        self._told[key] = {}
+        self._early.append((key, group, group_size))
+        self._advance()
+
+    def done(self, keys: Iterable[Hashable]) -> bool:
+        """Whether collect(keys) would return at once. Never waits."""
+        self._advance()
+        return self._kinds is not None and all(len(self._told[key]) == len(self._specs) for key in keys)
+
+    def collect(self, keys: Sequence[Hashable]) -> dict[Hashable, Verdict]:
+        """Verdicts of these samples, in their order; forgets them. Waits for those that are not judged yet.
+
+        Raises UserError where a reward's failures pass max_failure_rate.
+        """
+        self.ready()
+        self._advance()
+        for group in dict.fromkeys(self._groups[key] for key in keys):
+            self._ask_group(group)
+        for key in keys:
+            while len(self._told[key]) < len(self._specs):
+                self._listen(None)
+        parts = {key: {spec.name: self._told[key][spec.name] for spec in self._specs} for key in keys}
+        for spec in self._specs:
+            self._watch(spec, [(key, parts[key][spec.name]) for key in keys])
+        verdicts = combining.verdicts(self._specs, self._settings, parts, self._groups)
+        for key in keys:
+            del self._items[key], self._groups[key], self._told[key]
+        return verdicts
+
+    def stats(self) -> dict[str, float]:
+        """Means, failure rates and latencies of the samples collected since the last call, by metric name."""
+        numbers = combining.stats(self._specs, self._unreported)
+        self._unreported = {spec.name: [] for spec in self._specs}
+        return numbers
+
+    def state(self) -> dict[str, str]:
+        """What the failure limit remembers, by reward: for the checkpoint."""
+        return {name: window.state() for name, window in self._windows.items()}
+
+    def restore(self, state: Mapping[str, str]) -> None:
+        """Go on from state(); rewards that it does not know start afresh."""
+        for name, window in self._windows.items():
+            window.restore(state.get(name, ""))
+
+    def close(self) -> None:
+        """End the supervisor, the workers and every process they started."""
+        self._connection.close()
+        try:
+            self._supervisor.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._supervisor.kill()  # its workers die with it
+            self._supervisor.wait()
+
+    def _advance(self) -> None:
+        """Take what has arrived and hand out what can be; never waits."""
+        while self._connection_open() and self._connection.poll():
+            self._listen(0.0)
+        if self._kinds is None:
+            return
+        early, self._early = self._early, []
+        for key, group, group_size in early:
+            for index, (batch, _) in enumerate(self._kinds):
+                if not batch:
+                    self._ask(index, [key])
+            if any(batch for batch, _ in self._kinds):
+                place = self._groups[key]
+                self._members[place].append(key)
+                if group is None or len(self._members[place]) == group_size:
+                    self._ask_group(place)
+
+    def _ask_group(self, group: Hashable) -> None:
+        assert self._kinds is not None
+        keys = _in_order(self._members.pop(group, []))
+        for index, (batch, _) in enumerate(self._kinds):
+            if batch and keys:
+                self._ask(index, keys)
+
+    def _ask(self, index: int, keys: list[Hashable]) -> None:
+        payloads = [_pickled(key, self._items[key]) for key in keys]
+        self._count += 1
+        self._units[self._count] = (index, keys)
+        try:
+            self._connection.send((self._count, index, payloads))
+        except OSError:
+            while True:  # it may have said why before it went; _listen raises that, or that it is gone
+                self._listen(None)
+
+    def _listen(self, timeout: float | None) -> None:
+        try:
+            if not self._connection.poll(timeout):
+                return
+            message = self._connection.recv()
+        except (EOFError, OSError):
+            self._lost()
+        match message:
+            case ("ready", kinds):
+                self._kinds = kinds
+                self._advance()
+            case ("broken", trouble):
+                raise UserError(trouble)
+            case ("crashed", trace):
+                raise RunFailed(f"the reward supervisor stopped on a fault of its own; the run can be resumed\n{trace}")
+            case ("told", unit, outcomes):
+                index, keys = self._units.pop(unit)
+                for key, outcome in zip(keys, outcomes, strict=True):
+                    self._told[key][self._specs[index].name] = outcome
+
+    def _watch(self, spec: RewardSpec, outcomes: Sequence[tuple[Hashable, Outcome]]) -> None:
+        self._unreported[spec.name] += [outcome for _, outcome in outcomes]
+        window = self._windows[spec.name]
+        window.add([outcome.kind.failed for _, outcome in outcomes])
+        if not window.exceeded():
+            return
+        key, outcome = next((key, outcome) for key, outcome in outcomes if outcome.kind.failed)
+        group = [self._items[other] for other in _in_order([k for k in self._items if self._groups[k] == self._groups[key]])]
+        assert self._kinds is not None
+        batch = self._kinds[self._specs.index(spec)][0]
+        file = write_replay(self._replay_folder, spec, self._settings, group if batch else [self._items[key]], key, outcome)
+        raise UserError(window.message(spec, key, self._items[key], outcome, file))
+
+    def _connection_open(self) -> bool:
+        return not self._connection.closed
+
+    def _lost(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._supervisor.wait(1.0)
+        raise RunFailed(
+            f"the reward supervisor (process {self._supervisor.pid}) is gone, exit status {self._supervisor.returncode}: "
+            "killed from outside, or the machine ran out of memory (see dmesg); the run can be resumed"
+        )
+
+
+def _check(specs: Sequence[RewardSpec], settings: RewardSettings) -> None:
+    if not specs:
+        raise UserError("rewards: a run needs at least one reward, for example rewards.accuracy.path=accuracy")
+    for spec in specs:
+        locate(spec.path)
+    if settings.combine == "gate" and not any(spec.gate for spec in specs):
+        names = ", ".join(spec.name for spec in specs)
+        raise UserError(f"rewarding.combine=gate needs a gate: set rewards.<name>.gate=true for one of {names}")
+
+
+def _start_supervisor(names: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = socket.socketpair()
+    environment = {name: os.environ[name] for name in (*ENVIRONMENT, *names) if name in os.environ} | FIXED_ENVIRONMENT
+    with theirs:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISE.format(theirs.fileno(), os.getpid()), json.dumps(_import_path())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the terminal is the trainer's business alone
+        )
+    return supervisor, Connection(ours.detach())
+
+
+def _import_path() -> list[str]:
+    here = str(Path(__file__).resolve().parents[2])
+    return list(dict.fromkeys([os.path.abspath(entry) for entry in sys.path] + [here]))
+
+
+def _pickled(key: Hashable, item: Mapping[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(dict(item), protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever a column's own __reduce__ raises
+        raise UserError(
+            f"sample {key!r}: its columns cannot be sent to a reward worker ({error}); keep plain values in the data"
+        ) from error
+
+
+def _in_order(keys: list[Hashable]) -> list[Hashable]:
+    try:
+        return sorted(keys)  # type: ignore[type-var]
+    except TypeError:
+        return sorted(keys, key=repr)

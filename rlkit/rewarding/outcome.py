@@ -1,0 +1,43 @@
+"""What came of asking a reward about a sample."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class OutcomeKind(enum.Enum):
+    """Score, or why there is none. NOT_APPLICABLE is the function's own None, no failure."""
+
+    SCORE = "score"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    NOT_APPLICABLE = "not applicable"
+
+    @property
+    def failed(self) -> bool:
+        return self in (OutcomeKind.TIMEOUT, OutcomeKind.ERROR)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One reward's word on one sample. value only with SCORE; detail says what went wrong; seconds is the time the function took."""
+
+    kind: OutcomeKind
+    value: float | None = None
+    detail: str = ""
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All rewards' word on one sample. reward is None where a reward that weighs failed or none applies: no reward is not a reward of 0.
+
+    parts: outcome by reward name. metrics: the other entries of what the functions returned, as `<reward name>/<entry>`.
+    """
+
+    reward: float | None
+    parts: Mapping[str, Outcome]
+    metrics: Mapping[str, float]

@@ -1,0 +1,310 @@
+"""The process between the trainer and the workers: it hands out work, keeps the deadlines, replaces the dead, and leaves nobody behind.
+
+It is a child subreaper: whatever a worker left, however it detached itself, comes to this process and is ended here. Each worker is a
+pebble pool of its own, so that one that dies while it holds a lock harms no other. It ends with the trainer, even when that is killed:
+the end of the connection and the end of the process are both watched.
+
+Said by the trainer:   (specs, settings) first; then (unit, reward index, [pickled items]) ...
+Said to the trainer:   ("ready", [(takes groups?, is async?) ...]) or ("broken", message) first; then ("told", unit, [Outcome ...]) ...
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from rlkit.rewarding import processes, worker
+from rlkit.rewarding.outcome import Outcome, OutcomeKind
+from rlkit.rewarding.spec import RewardSettings, RewardSpec
+
+SWEEP_SECONDS = 1.0  # how often orphans are looked for while nothing goes wrong
+KILL_SECONDS = 0.3  # between SIGTERM, which a worker cannot handle, and SIGKILL
+POLL_SECONDS = 0.02  # how often pebble looks at deadlines and dead workers
+GRACE_SECONDS = 3.0  # past the deadline: if pebble has not acted by then, the pool is broken and is thrown away
+BROKEN_POOLS = 3  # in a row, for the same unit
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One call of a reward function, or several at once of an async one: parts are (unit number, pickled items)."""
+
+    index: int
+    parts: Sequence[tuple[int, Sequence[bytes]]]
+    deadline: float
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [payload for _, payloads in self.parts for payload in payloads]
+
+
+class Agenda:
+    """Units that wait for a worker. Those of an async reward that wait together are handed out together."""
+
+    def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings) -> None:
+        self._specs, self._settings = specs, settings
+        self._waiting: deque[tuple[int, int, Sequence[bytes]]] = deque()
+        self._changed = threading.Condition()
+        self.together = [False] * len(specs)
+
+    def put(self, unit: int, index: int, payloads: Sequence[bytes]) -> None:
+        with self._changed:
+            self._waiting.append((unit, index, payloads))
+            self._changed.notify()
+
+    def take(self) -> Unit:
+        with self._changed:
+            while not self._waiting:
+                self._changed.wait()
+            unit, index, payloads = self._waiting.popleft()
+            parts = [(unit, payloads)]
+            if self.together[index]:
+                limit = self._specs[index].concurrency
+                same = {other: its for other, at, its in self._waiting if at == index}
+                parts += list(same.items())[: limit - 1]
+                chosen = {number for number, _ in parts}
+                self._waiting = deque(entry for entry in self._waiting if entry[0] not in chosen)
+            deadline = worker.deadline_of(self._specs[index], self._settings)
+        return Unit(index, parts, deadline if self.together[index] else deadline * len(payloads))
+
+
+class Slot(threading.Thread):
+    """One worker at a time, replaced when it dies, and the thread that gives it work."""
+
+    def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings, agenda: Agenda, out: queue.SimpleQueue[Any]) -> None:
+        super().__init__(daemon=True)
+        self._specs, self._settings, self._agenda, self._out = specs, settings, agenda, out
+        self._loaded = False
+        self._pool = self._new_pool()
+        self.calls = 0  # odd while a call is under way: orphans seen during it may still be its own
+
+    def run(self) -> None:
+        kinds, trouble = self._load()
+        self._out.put(("broken", trouble) if trouble else ("ready", kinds))
+        while not trouble:
+            unit = self._agenda.take()
+            self.calls += 1
+            self._score(unit)
+            self.calls += 1
+
+    def stop(self) -> None:
+        """No new worker from now on."""
+        self._pool.stop()
+
+    def join_pool(self) -> None:
+        """Give the dead pool's locks back to the system."""
+        _quietly_join(self._pool)
+
+    def _score(self, unit: Unit) -> None:
+        outcomes = self._ask(unit)
+        if outcomes is None and len(unit.parts) > 1:
+            # An async function that blocked or killed the worker took others with it: each gets its own try.
+            for part in unit.parts:
+                self._score(Unit(unit.index, [part], unit.deadline))
+            return
+        told = iter(outcomes or [self._last_failure] * len(unit.payloads))
+        for number, payloads in unit.parts:
+            self._out.put(("told", number, [next(told) for _ in payloads]))
+
+    def _ask(self, unit: Unit) -> list[Outcome] | None:
+        """Outcomes, or None with self._last_failure set where the worker was killed or died."""
+        deaths = 0
+        hard_limit = unit.deadline + (1.0 if self._agenda.together[unit.index] else 0.0)  # an async worker keeps the deadlines itself
+        for _ in range(BROKEN_POOLS):
+            if not self._loaded:
+                self._load()
+            started = time.monotonic()
+            try:
+                future = self._pool.schedule(worker.run, args=(unit.index, unit.payloads), timeout=hard_limit)
+                concurrent.futures.wait([future], timeout=hard_limit + GRACE_SECONDS)
+                if not future.done():
+                    raise RuntimeError("the pool did not keep its deadline")
+                return future.result()  # type: ignore[no-any-return]
+            except TimeoutError:
+                self._loaded = False
+                self._fail(OutcomeKind.TIMEOUT, f"no answer within {unit.deadline:g} s; its worker was killed and replaced", started)
+                return None
+            except Exception as error:  # noqa: BLE001 - pebble: ProcessExpired for a dead worker, RuntimeError and others for a broken pool
+                self._loaded = False
+                code = getattr(error, "exitcode", None)
+                self._fail(OutcomeKind.ERROR, f"its worker process {_cause(code)}", started)
+                if code is None:
+                    self._renew()
+                # Once more: what killed the worker may have been left over from an earlier call.
+                elif (deaths := deaths + 1) > 1:
+                    return None
+        return None
+
+    def _fail(self, kind: OutcomeKind, detail: str, started: float) -> None:
+        self._last_failure = Outcome(kind, detail=detail, seconds=time.monotonic() - started)
+
+    def _load(self) -> tuple[list[tuple[bool, bool]], str]:
+        """Import the reward files in the worker: a call of its own, so that the first sample's deadline does not pay for it."""
+        names = ", ".join(spec.path for spec in self._specs)
+        for _ in range(BROKEN_POOLS):
+            try:
+                future = self._pool.schedule(worker.load, timeout=self._settings.load_deadline)
+                answer = future.result(self._settings.load_deadline + 60)  # a process may take long to start on a busy machine
+                self._loaded = True
+                return answer  # type: ignore[no-any-return]
+            except TimeoutError:
+                trouble = f"rewards: importing {names} took more than {self._settings.load_deadline:g} s (rewarding.load_deadline)"
+                self._renew()
+                return [], trouble
+            except Exception as error:  # noqa: BLE001 - as in _ask
+                trouble = f"rewards: the worker process {_cause(getattr(error, 'exitcode', None))} while it imported {names}"
+                self._renew()
+        return [], trouble
+
+    def _new_pool(self) -> Any:
+        from pebble import ProcessPool
+
+        arguments = (self._specs, self._settings, os.getpid())
+        return ProcessPool(1, initializer=worker.start, initargs=arguments, context=multiprocessing.get_context("spawn"))
+
+    def _renew(self) -> None:
+        old, self._pool, self._loaded = self._pool, self._new_pool(), False
+        old.stop()
+        threading.Thread(target=_quietly_join, args=(old,), daemon=True).start()  # it may hang on what broke it
+
+
+class Orphans:
+    """Ends processes that outlived what started them."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self._slots = slots
+        self._seen: dict[int, list[int]] = {}  # pid -> what each slot was doing when it was first seen
+
+    def sweep(self) -> None:
+        """End every orphan that cannot belong to a call that is still under way."""
+        now, old = [slot.calls for slot in self._slots], self._seen
+        self._seen = {pid: old.get(pid, now) for pid in self._orphans()}
+        done = [pid for pid, then in self._seen.items() if all(a % 2 == 0 or a != b for a, b in zip(then, now, strict=True))]
+        processes.kill(done)
+        processes.reap(done)
+
+    def end_all(self, seconds: float = 10.0) -> None:
+        """End every worker and every descendant, until none is left."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            workers, orphans = self._workers(), self._orphans()
+            if not workers and not orphans:
+                return
+            processes.kill([*workers, *orphans])
+            processes.reap(orphans)  # the workers' exit status is for multiprocessing to take: it waits for ever if it finds none
+            time.sleep(0.001)
+
+    def _workers(self) -> set[int]:
+        return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+    def _orphans(self) -> list[int]:
+        # A child that is no worker and not of our session came here by adoption; one of our session is a worker that is just starting.
+        mine = os.getsid(0)
+        adopted = [pid for pid, session in processes.children_of()[os.getpid()] if session != mine]
+        return [pid for pid in adopted if pid not in self._workers()]
+
+
+def main(descriptor: int, trainer: int) -> None:
+    """Serve one trainer (its process id) over the connected socket `descriptor` until it closes it or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the trainer says when it is over
+    processes.become_subreaper()
+    connection, alive = Connection(descriptor), os.pidfd_open(trainer)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 2)  # a worker that is killed while it starts would write a traceback into the run's own lines
+    try:
+        _serve(connection, alive)
+    except BaseException:  # noqa: BLE001 - whatever it is: the trainer must hear it, nobody else can tell
+        with contextlib.suppress(OSError):
+            connection.send(("crashed", traceback.format_exc()))
+    Orphans([]).end_all()
+    os._exit(0)  # threads that wait for work would keep it alive
+
+
+def _serve(connection: Connection, alive: int) -> None:
+    import pebble
+
+    pebble.CONSTS.sleep_unit, pebble.CONSTS.term_timeout = POLL_SECONDS, KILL_SECONDS
+    specs, settings = connection.recv()
+    agenda: Agenda = Agenda(specs, settings)
+    out: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    slots = [Slot(specs, settings, agenda, out) for _ in range(settings.workers)]
+    orphans = Orphans(slots)
+    threading.Thread(target=_speak, args=(connection, out, agenda), daemon=True).start()
+    for slot in slots:
+        slot.start()
+    _listen(connection, alive, agenda, orphans)
+    for slot in slots:
+        slot.stop()
+    orphans.end_all()
+    for slot in slots:
+        slot.join_pool()
+    orphans.end_all()
+    _end_resource_tracker()
+
+
+def _listen(connection: Connection, alive: int, agenda: Agenda, orphans: Orphans) -> None:
+    """Take work from the trainer until it hangs up or ends."""
+    swept = time.monotonic()
+    while True:
+        ready = wait([connection, alive], timeout=SWEEP_SECONDS)
+        if alive in ready and connection not in ready:
+            return
+        if connection in ready:
+            try:
+                unit, index, payloads = connection.recv()
+            except (EOFError, OSError):
+                return
+            agenda.put(unit, index, payloads)
+        if time.monotonic() - swept >= SWEEP_SECONDS:
+            orphans.sweep()
+            swept = time.monotonic()
+
+
+def _speak(connection: Connection, out: queue.SimpleQueue[Any], agenda: Agenda) -> None:
+    """Tell the trainer; only the first slot's greeting counts."""
+    greeted = False
+    while True:
+        message = out.get()
+        if message[0] != "told":
+            if greeted:
+                continue
+            greeted = True
+            agenda.together = [is_async and not batch for batch, is_async in message[1]] if message[0] == "ready" else []
+        try:
+            connection.send(message)
+        except OSError:
+            return  # it hung up; _listen sees that too
+
+
+def _quietly_join(pool: Any) -> None:
+    with contextlib.suppress(Exception):  # pebble raises what it met; everything it started is ended by other means
+        pool.join(GRACE_SECONDS)
+
+
+def _cause(code: int | None) -> str:
+    if code is None:
+        return "did not answer"
+    if code >= 0:
+        return f"ended itself with exit code {code}"
+    hints = {signal.SIGXCPU: ": it used up its CPU time", signal.SIGKILL: " (by itself, or because the machine ran out of memory)"}
+    return f"was ended by {signal.Signals(-code).name}{hints.get(signal.Signals(-code), '')}"
+
+
+def _end_resource_tracker() -> None:
+    """multiprocessing's own helper process: ended and waited for, or it would outlive us by a moment."""
+    from multiprocessing import resource_tracker
+
+    with contextlib.suppress(Exception):  # a private name: without it the helper still ends by itself, only later
+        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

@@ -1,0 +1,49 @@
+"""Rows for people: what metrics.jsonl and samples.jsonl say of groups and samples; names as TRL has them where it has one."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlkit.metrics import over, spread
+from rlkit.types import Group, Scored, Stop
+
+
+def of_groups(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards and lengths of a step."""
+    scored = [s for g in groups for s in g.samples]
+    valid = [[s.reward for s in g.samples if s.reward is not None] for g in groups]
+    lengths = [len(s.sample.tokens) for s in scored]
+    ended = [len(s.sample.tokens) for s in scored if s.sample.stop is Stop.EOS]
+    row = {
+        "reward": over(r for group in valid for r in group).value,
+        "reward_std": over(statistics.stdev(group) if len(group) > 1 else 0.0 for group in valid).value,
+        "completions/mean_length": over(lengths).value,
+        "completions/min_length": float(min(lengths, default=0)),
+        "completions/max_length": float(max(lengths, default=0)),
+        "completions/mean_terminated_length": over(ended).value if ended else 0.0,
+        "completions/clipped_ratio": 1.0 - len(ended) / max(len(scored), 1),
+        "rewards_failed": float(sum(s.reward is None for s in scored)),
+    }
+    for name in scored[0].parts if scored else ():
+        parts = [value for s in scored if (value := s.parts[name]) is not None]
+        row[f"rewards/{name}/mean"] = over(parts).value
+        row[f"rewards/{name}/std"] = spread(parts).value
+    return row
+
+
+def of_sample(scored: Scored, advantage: float | None, decode: Callable[[Sequence[int]], str], split: str) -> dict[str, Any]:
+    """One line of samples.jsonl."""
+    sample = scored.sample
+    return {
+        "split": split,
+        "key": list(sample.key),
+        "prompt": decode(sample.prompt),
+        "completion": sample.text,
+        "reward": scored.reward,
+        "rewards": dict(scored.parts),
+        "advantage": advantage,
+        "stop": str(sample.stop),
+        "version": int(sample.versions[0]) if len(sample.versions) else None,
+    }

@@ -1,0 +1,220 @@
+"""The door: `python -m rlkit.run recipe=NAME [key=value ...]`. The only file that imports hydra.
+
+    --cfg job         print the resolved recipe and stop
+    --multirun, -m    one process for each combination: seed=0,1,2
+    --config-dir DIR  look there too: DIR/recipe/mine.yaml is recipe=mine
+
+Exit codes: 0 done; 2 a mistake in the recipe, the data or a reward; 75 stopped and ready to resume; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
+from rlkit.paths import shipped
+
+ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what the arguments say; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "debug=true" in [a.lower() for a in arguments]
+    try:
+        return dispatch(arguments)
+    except UserError as error:
+        return tell(error, EXIT_USER, debug)
+    except RunFailed as error:
+        return tell(error, EXIT_FAILED, debug)
+    except Stopped as error:
+        print(error, file=sys.stderr, flush=True)
+        return EXIT_STOPPED
+
+
+def tell(error: Exception, code: int, debug: bool) -> int:
+    """Says what went wrong in the error's own words; the traceback is for those who ask."""
+    if debug:
+        raise error
+    print(f"rlkit: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+def dispatch(arguments: list[str]) -> int:
+    flags, overrides, folder = parse(arguments)
+    if "--help" in flags:
+        print(__doc__, f"\nrecipes: {', '.join(options('recipe', folder))}", sep="")
+        return EXIT_DONE
+    if "--multirun" in flags:
+        return sweep(overrides, folder)
+    config = compose(overrides, folder)
+    if "--cfg" in flags:
+        print(to_yaml(config), end="")
+        return EXIT_DONE
+    from rlkit import recipe as recipes
+
+    recipe = recipes.read(config)
+    from rlkit import plan
+
+    if recipe.dry_run:
+        for label, value in plan.lines(recipe):
+            print(f"{label + ':':<14} {value}")
+        return EXIT_DONE
+    from rlkit import assemble, trainer
+
+    with assemble.assembled(recipe, to_yaml(config)) as run:
+        trainer.train(run)
+    return EXIT_DONE
+
+
+def parse(arguments: list[str]) -> tuple[set[str], list[str], Path | None]:
+    """Flags, overrides, and the extra folder of recipes."""
+    flags: set[str] = set()
+    overrides: list[str] = []
+    folder: Path | None = None
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("-m", "--multirun"):
+            flags.add("--multirun")
+        elif argument in ("-h", "--help"):
+            flags.add("--help")
+        elif argument in ("-c", "--cfg"):
+            what = next(rest, None)
+            if what != "job":
+                raise UserError("--cfg takes one word: job")
+            flags.add("--cfg")
+        elif argument.startswith("--config-dir"):
+            named = argument.partition("=")[2] or next(rest, "")
+            folder = Path(named).absolute()
+            if not named or not folder.is_dir():
+                raise UserError(f"--config-dir {folder} is no folder")
+        elif argument.startswith("-"):
+            raise UserError(f"unknown flag {argument}; valid: --cfg job, --multirun, --config-dir DIR, --help")
+        else:
+            overrides.append(argument)
+    return flags, overrides, folder
+
+
+def groups() -> dict[str, Path]:
+    """The config groups: the folders of the recipe tree."""
+    return {p.name: p for p in shipped("recipes").iterdir() if p.is_dir()}
+
+
+def options(group: str, folder: Path | None) -> list[str]:
+    """The names that can be chosen for a group."""
+    places = [shipped("recipes") / group, *([folder / group] if folder else [])]
+    return sorted({p.stem for place in places if place.is_dir() for p in place.glob("*.yaml")})
+
+
+def compose(overrides: list[str], folder: Path | None) -> dict[str, Any]:
+    """The resolved configuration. Raises UserError for a recipe or group that is not there, or for what Hydra cannot read."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    written = [checked(override, folder) for override in overrides]
+    if not any(override.startswith("recipe=") for override in written):
+        raise UserError(f"choose a recipe: recipe=NAME, one of {', '.join(options('recipe', folder))}")
+    if folder:
+        written.append(f"hydra.searchpath=[file://{folder}]")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(shipped("recipes")), version_base="1.3"):
+            composed = hydra_compose("config", written, return_hydra_config=True)
+        chosen = composed.hydra.runtime.choices.recipe
+        OmegaConf.set_struct(composed, False)
+        del composed["hydra"]
+        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(shortened(error)) from error
+    assert isinstance(config, dict)
+    return {"recipe": chosen, **{str(key): value for key, value in config.items()}}
+
+
+def shortened(error: Exception) -> str:
+    """Hydra's message in few lines, and what to do where a key was left open."""
+    text = str(error).strip()
+    if "Missing mandatory value" in text:
+        key = getattr(error, "full_key", None) or text.partition("Missing mandatory value: ")[2].split()[0]
+        return f"{key} is not set; it has no default: {key}=..."
+    return "\n".join(text.splitlines()[:6])
+
+
+def checked(override: str, folder: Path | None) -> str:
+    """An override as Hydra shall see it: a group's option exists; any key may be set, since the typed recipe refuses unknown ones."""
+    match = ASSIGNMENT.match(override)
+    if match is None:
+        if "=" not in override:
+            raise UserError(f"{override!r} is no override; write key=value")
+        return override  # Hydra's own +key=, ++key= and ~key=
+    key, value = match["key"], match["value"]
+    if key not in groups():
+        return f"++{override}"
+    if value not in options(key, folder) and not value.startswith("{"):
+        from rlkit.recipe import nearest
+
+        raise UserError(f"there is no {key} {value!r}{nearest(value, options(key, folder))}")
+    return override if not value.startswith("{") else f"++{override}"
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config))
+
+
+def sweep(overrides: list[str], folder: Path | None) -> int:
+    """Runs every combination of the comma-separated values, one after the other, each in a process of its own."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(shortened(error)) from error
+    choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
+    started = time.strftime("%Y-%m-%d_%H-%M-%S")
+    jobs = []
+    for combination in itertools.product(*choices):
+        words = [o.input_line if c is None else f"{o.get_key_element()}={c}" for o, c in zip(parsed, combination, strict=True)]
+        varied = ",".join(w for w, c in zip(words, combination, strict=True) if c is not None) or "0"
+        config = compose(words, folder)  # a mistake in one job is found before the first starts
+        base = config["output_dir"] or f"runs/{config['recipe']}/{started}"
+        jobs.append([*words, f"output_dir={quoted(Path(base) / varied.replace('/', '_'))}"])
+    codes = []
+    for number, words in enumerate(jobs, start=1):
+        print(f"job {number}/{len(jobs)}: {' '.join(words)}", flush=True)
+        extra = ["--config-dir", str(folder)] if folder else []
+        codes.append(subprocess.run([sys.executable, "-m", "rlkit.run", *extra, *words], check=False).returncode)
+        if codes[-1] == EXIT_STOPPED:
+            return EXIT_STOPPED
+    return next((code for code in codes if code != EXIT_DONE), EXIT_DONE)
+
+
+def quoted(path: Path) -> str:
+    """A path as a value that Hydra's grammar takes as one string."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def leave(code: int) -> None:
+    """Ends the process at once: vLLM, DeepSpeed and torch tear down their process groups in each other's way at exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    code = main()
+    if "torch.distributed" in sys.modules:
+        leave(code)
+    sys.exit(code)

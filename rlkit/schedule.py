@@ -1,0 +1,26 @@
+"""The learning rate: a pure function of the number of the update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then constant, or linear or cosine towards 0, which it would reach one update after the last."""
+
+    peak: float
+    kind: Literal["constant", "linear", "cosine"]
+    warmup: int  # updates
+    total: int  # updates of the run
+
+    def lr(self, update: int) -> float:
+        """Of the update number `update`, counted from 0."""
+        if update < self.warmup:
+            return self.peak * (update + 1) / self.warmup
+        if self.kind == "constant":
+            return self.peak
+        left = (self.total - update) / max(self.total - self.warmup, 1)  # 1 at the first update after warm-up
+        return self.peak * (left if self.kind == "linear" else 0.5 * (1.0 - math.cos(math.pi * left)))

@@ -1,0 +1,18 @@
+"""A seed is a pure function of what is sampled, never of a rank, an order or a count."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from rlkit.types import Key
+
+
+def derive(*parts: int | str) -> int:
+    """A seed in [0, 2**63) from some parts; any other part gives an unrelated seed."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def of_sample(seed: int, key: Key) -> int:
+    """The seed of one completion of a run."""
+    return derive("sample", seed, *key)

@@ -1,0 +1,138 @@
+"""The nouns of a run: what travels between a prompt and a loss.
+
+Request -> Sample -> Scored -> Group -> Batch -> Signals -> Credit. Each stage makes a new frozen object; none fills a hole in an
+older one. B samples of this rank, N samples of the step on all ranks, T tokens of the longest completion, L tokens of one completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Key(NamedTuple):
+    """Names one completion for ever: the data row, how often that row was drawn before, which sample of the group, which turn."""
+
+    prompt: int
+    draw: int
+    sample: int
+    turn: int = 0
+
+
+class Stop(StrEnum):
+    """Why a completion ended."""
+
+    EOS = "eos"  # the policy said so; the end token is part of the completion
+    LENGTH = "length"  # cut at the limit; there is no end token
+    ABORTED = "aborted"  # the run asked the engine to stop
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 takes the most likely token."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 16
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the sampler draws from less than the policy's own distribution."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion asked of a rollout engine; the seed belongs to the key, not to the rank or the order."""
+
+    key: Key
+    tokens: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One completion with all that its sampler knew. The tensors are on the CPU."""
+
+    key: Key
+    prompt: tuple[int, ...]
+    tokens: Tensor  # [L] int64, with the end token that was sampled
+    mask: Tensor  # [L] bool, True: written by the policy, counts in the loss
+    rollout_logprobs: Tensor  # [L] float32, of the distribution that was sampled from
+    versions: Tensor  # [L] int32, the weights that sampled each token
+    stop: Stop
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A sample and what the world gave for it. reward None: the reward failed, which is not a reward of zero."""
+
+    sample: Sample
+    reward: float | None
+    parts: Mapping[str, float | None]
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The samples of one prompt."""
+
+    number: int  # position of the prompt in the step, over all ranks
+    samples: tuple[Scored, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The samples of a step that this rank works on."""
+
+    samples: tuple[Sample, ...]  # B of them
+    mask: Tensor  # [B, T] bool
+    rollout_logprobs: Tensor  # [B, T] float32, 0 where mask is False
+    rewards: Tensor  # [B] float64, 0 where not valid
+    valid: Tensor  # [B] bool, False: the reward failed
+    group: Tensor  # [B] int64, number of the sample's group in the step
+    index: Tensor  # [B] int64, position of the sample in the step, over all ranks
+    minibatch: Tensor  # [B] int64, which minibatch of a pass the sample belongs to
+    size: int  # N
+
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """What models said of a batch before the update; None where nobody asked."""
+
+    old_logprobs: Tensor | None = None  # [B, T] float32
+    ref_logprobs: Tensor | None = None  # [B, T] float32
+    values: Tensor | None = None  # [B, T] float32
+
+
+@dataclass(frozen=True, eq=False)
+class Credit:
+    """What the algorithm made of the rewards."""
+
+    advantages: Tensor  # [B, T] float32, 0 where mask is False
+    returns: Tensor | None = None  # [B, T] float32
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a micro-batch as a loss sees them; T is the longest completion among them."""
+
+    mask: Tensor  # [B, T] bool
+    logprobs: Tensor  # [B, T] float32, of the policy, with gradient
+    entropy: Tensor  # [B, T] float32, of the policy
+    old_logprobs: Tensor  # [B, T] float32, no gradient
+    rollout_logprobs: Tensor  # [B, T] float32
+    ref_logprobs: Tensor | None  # [B, T] float32
+    advantages: Tensor  # [B, T] float32

@@ -1,0 +1,153 @@
+"""Learning from a step's batch: what models say before, then minibatches, micro-batches and optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlkit.algorithms import Algorithm, Needs
+from rlkit.batching import micro_batches
+from rlkit.engines.base import Policy, Scores
+from rlkit.engines.probe import Probe
+from rlkit.errors import RunFailed
+from rlkit.metrics import Mean, Metrics, Sum, masked, merge
+from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
+from rlkit.ranks import Ranks
+from rlkit.schedule import Schedule
+from rlkit.types import Batch, Credit, Rows, Signals
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What an update needs, built once."""
+
+    policy: Policy
+    reference: Scores | None
+    algorithm: Algorithm
+    schedule: Schedule
+    probe: Probe
+    ranks: Ranks
+    passes: int
+    minibatches: int  # of one pass
+    tokens_per_micro_batch: int
+    fixed_length: int  # tokens, what the reduction `fixed_length` divides by
+    max_skipped_updates: int
+
+    @property
+    def needs(self) -> Needs:
+        return self.algorithm.needs(self.passes * self.minibatches)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Optimizer steps so far."""
+
+    updates: int = 0  # the skipped ones too: the learning rate follows them
+    skipped_in_a_row: int = 0  # whose gradient was not finite
+
+
+def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
+    """What models say of the batch before the update: only what the algorithm needs."""
+    old = reference = None
+    metrics: Metrics = {}
+    if run.needs.old_logprobs:
+        old = scored(run, run.policy, batch)
+        metrics = run.probe.compare(old, batch.rollout_logprobs, batch.mask)
+        run.probe.check(metrics)
+    if run.needs.reference:
+        assert run.reference is not None, "assemble loads what the algorithm needs"
+        reference = scored(run, run.reference, batch)
+    return Signals(old_logprobs=old, ref_logprobs=reference), metrics
+
+
+def scored(run: Learning, model: Scores, batch: Batch) -> Tensor:
+    """Log-probs [B, T] of the batch by a model, micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
+    grid = torch.zeros(batch.mask.shape)
+    plan = micro_batches([len(s.prompt) + len(s.tokens) for s in batch.samples], run.tokens_per_micro_batch)
+    for k in range(run.ranks.most(len(plan))):
+        chosen = plan[k] if k < len(plan) else []
+        logprobs, _ = model.logprobs([batch.samples[i] for i in chosen], batch.mask.shape[1])
+        grid[chosen] = logprobs.cpu()
+    return grid
+
+
+def update(run: Learning, batch: Batch, signals: Signals, credit: Credit, count: Count) -> tuple[Metrics, Count]:
+    """All optimizer steps of a step."""
+    seen: list[Metrics] = []
+    for _ in range(run.passes):
+        for minibatch in range(run.minibatches):
+            rows = torch.nonzero(batch.minibatch == minibatch).flatten().tolist()
+            metrics, count = one_update(run, batch, signals, credit, rows, count)
+            seen.append(metrics)
+    return merge(seen), count
+
+
+def one_update(run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], count: Count) -> tuple[Metrics, Count]:
+    """One minibatch: losses over micro-batches, then one optimizer step, or none where no sample has a signal."""
+    lr = run.schedule.lr(count.updates)
+    totals = run.ranks.sum(unit_totals(batch.mask[rows]))
+    metrics = gradient(run, batch, signals, credit, rows, totals)
+    if metrics is None:
+        return {"updates_without_signal": Sum(1.0)}, replace(count, updates=count.updates + 1)
+    if signals.old_logprobs is None:
+        run.probe.check(metrics)  # before the optimizer moves
+    done = run.policy.step(lr)
+    skipped = 0 if done.applied else count.skipped_in_a_row + 1
+    if skipped >= run.max_skipped_updates:
+        raise RunFailed(f"the gradients of {skipped} updates in a row were not finite; a smaller optim.lr may help, or other data")
+    metrics |= {
+        "loss": Mean(metrics["loss"].value, 1.0),
+        "grad_norm": Mean(done.grad_norm, 1.0),
+        "learning_rate": Mean(lr, 1.0),
+        "updates_skipped": Sum(float(not done.applied)),
+        "updates_without_signal": Sum(0.0),
+    }
+    return metrics, Count(count.updates + 1, skipped)
+
+
+def gradient(run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], totals: Tensor) -> Metrics | None:
+    """Backward over the rows in micro-batches, equally many on all ranks; metrics of all ranks, None where no rank had work."""
+    active = [i for i in rows if bool(credit.advantages[i].any())] if run.algorithm.inert_without_advantage else rows
+    plan = micro_batches([len(batch.samples[i].prompt) + len(batch.samples[i].tokens) for i in active], run.tokens_per_micro_batch)
+    passes = run.ranks.most(len(plan))
+    if passes == 0:
+        return None
+    seen: list[Metrics] = []
+    with run.policy.training():
+        for k in range(passes):
+            if k < len(plan):
+                seen.append(one_micro_batch(run, batch, signals, credit, [active[i] for i in plan[k]], totals))
+            else:
+                run.policy.idle()
+    return run.ranks.merged(merge(seen))
+
+
+def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor) -> Metrics:
+    """Forward, loss, backward of the chosen rows."""
+    width = max(len(batch.samples[i].tokens) for i in chosen)
+    logprobs, entropy = run.policy.logprobs([batch.samples[i] for i in chosen], width)  # [B, T]
+    device = logprobs.device
+
+    def cut(grid: Tensor) -> Tensor:
+        return grid[chosen, :width].to(device)
+
+    mask = cut(batch.mask)
+    rows = Rows(
+        mask=mask,
+        logprobs=logprobs,
+        entropy=entropy,
+        old_logprobs=logprobs.detach() if signals.old_logprobs is None else cut(signals.old_logprobs),
+        rollout_logprobs=cut(batch.rollout_logprobs),
+        ref_logprobs=None if signals.ref_logprobs is None else cut(signals.ref_logprobs),
+        advantages=cut(credit.advantages),
+    )
+    losses, metrics = run.algorithm.policy_loss(rows)  # [B, T]
+    weights = token_weights(mask, run.algorithm.reduction, totals.to(device), run.fixed_length)
+    loss = weighted_sum(losses, weights)
+    run.policy.backward(loss)
+    metrics |= {"loss": Sum(float(loss.detach())), "entropy": masked(entropy, mask)}
+    if signals.old_logprobs is None:
+        metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, mask)
+    return metrics

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlkit.data.renderer import Renderer
+from rlkit.errors import UserError
+
+from .conftest import make_model
+
+CHAT = [{"role": "system", "content": "hi"}, {"role": "user", "content": "1+1é"}]
+
+
+def test_a_chat_opens_the_assistants_turn_and_has_one_bos(model_folder: Path) -> None:
+    renderer = Renderer(model_folder)
+    ids = renderer.encode_prompt(CHAT)
+    assert ids[0] == 256 and ids.count(256) == 1 and 257 not in ids
+    assert renderer.decode(ids) == "<system>hi</><user>1+1é</><assistant>"
+    assert renderer.decode(ids, special=True) == "<bos><system>hi</><user>1+1é</><assistant>"
+
+
+def test_text_has_one_bos_where_the_model_has_one_and_no_eos(tmp_path: Path, model_folder: Path) -> None:
+    ids = Renderer(model_folder).encode_prompt("1+1")
+    assert ids[0] == 256 and len(ids) == 4
+    assert Renderer(model_folder).encode_prompt("<bos>1+1") == ids
+    bare = Renderer(make_model(tmp_path / "bare", writes_bos=False))
+    assert bare.encode_prompt("1+1") == ids[1:]
+    assert bare.decode(ids[1:]) == "1+1"
+
+
+def test_arguments_reach_the_chat_template(model_folder: Path) -> None:
+    renderer = Renderer(model_folder, chat_template_kwargs={"opening": "<think>"})
+    assert renderer.decode(renderer.encode_prompt(CHAT)).endswith("<assistant><think>")
+
+
+def test_a_turn_ends_with_any_of_the_ends_that_the_model_knows(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    assert (Renderer(folder).eos_ids, Renderer(folder).pad_id) == (frozenset({257}), 259)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 257]}))
+    assert Renderer(folder).eos_ids == frozenset({257, 258})
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 258}))
+    assert Renderer(folder).eos_ids == frozenset({257, 258})
+
+
+def test_what_is_saved_reads_the_same(tmp_path: Path, model_folder: Path) -> None:
+    first = Renderer(model_folder)
+    first.save(tmp_path / "saved")
+    again = Renderer(tmp_path / "saved", offline=True)
+    assert again.encode_prompt(CHAT) == first.encode_prompt(CHAT)
+    assert (again.eos_ids, again.pad_id) == (first.eos_ids, first.pad_id)
+
+
+def test_a_model_without_chat_template_takes_text_and_no_chat(tmp_path: Path) -> None:
+    renderer = Renderer(make_model(tmp_path / "base", chat_template=None))
+    assert len(renderer.encode_prompt("1+1")) == 4
+    with pytest.raises(UserError, match=r"has no chat template, and the prompts are messages\nput a chat_template\.jinja into its folder"):
+        renderer.encode_prompt(CHAT)
+
+
+def test_a_template_that_refuses_says_so(model_folder: Path) -> None:
+    with pytest.raises(UserError, match="refuses a prompt: no tools here\nprompt: "):
+        Renderer(model_folder).encode_prompt([{"role": "tool", "content": "x"}])
+
+
+def test_a_missing_model_is_told_with_its_neighbours(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"tinny does not exist; in {model_folder.parent} there is tiny"):
+        Renderer(model_folder.parent / "tinny")
+    with pytest.raises(
+        UserError, match=r"as a model of the hub it cannot be loaded: the hub cannot be asked \(offline=true, or no network\)"
+    ):
+        Renderer("rlkit-tests/no-such-model", offline=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no tokenizer that can be read \(in it: nothing\)"):
+        Renderer(tmp_path / "empty")

@@ -1,0 +1,85 @@
+"""The whole report of a run: one row a step, every sample, a summary, and nothing on other ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkit.report import Report
+from rlkit.report.folder import read_metrics, read_rows
+
+
+def _sample(reward: float | None, text: str = "") -> dict[str, Any]:
+    return {"prompt": "p", "completion": text, "reward": reward, "rewards": {"a": reward}, "advantage": 0.5, "stop": "eos", "version": 3}
+
+
+def _report(folder: Path, main: bool = True) -> Report:
+    return Report(folder, plan=[("model", "tiny")], title="t", steps=2, main=main, table_every=2)
+
+
+def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    samples = [_sample(reward, f"r{reward}") for reward in (0.5, None, 0.0, 1.0, 0.25)]
+    with _report(tmp_path) as report:
+        assert report.attempt == 1
+        report.header()
+        report.write_text("recipe.yaml", "seed: 0\n")
+        report.step(0, {"eval/accuracy": 0.25})
+        report.step(1, {"reward": 0.5}, samples)
+        report.step(2, {"reward": 0.75, "eval/accuracy": 0.5}, samples)
+        report.finish("done", 0.25, 0.5, 12.5, 2)
+
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"step": 0, "attempt": 1, "eval/accuracy": 0.25},
+        {"step": 1, "attempt": 1, "reward": 0.5},
+        {"step": 2, "attempt": 1, "reward": 0.75, "eval/accuracy": 0.5},
+    ]
+    assert read_rows(tmp_path / "samples.jsonl") == [{"step": step, "attempt": 1} | sample for step in (1, 2) for sample in samples]
+    summary = {"status": "done", "steps": 2, "wall_seconds": 12.5, "accuracy_before": 0.25, "accuracy_after": 0.5}
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "environment.json").read_text())["versions"]["rlkit"] == "0.1.0"
+    assert (tmp_path / "recipe.yaml").read_text() == "seed: 0\n"
+    assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    shown = [line for line in capfd.readouterr().out.splitlines() if "sample of step" in line]
+    assert [line.rsplit(" ", 1)[1] for line in shown] == ["r1.0", "r0.25", "rNone"]  # of step 2 alone: best, middle, last
+
+
+def test_other_ranks_touch_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with _report(tmp_path / "run", main=False) as report:
+        report.header()
+        report.phase("rollout")
+        report.step(1, {"reward": 1.0}, [_sample(1.0)])
+        report.write_json("a.json", {})
+        report.note("n")
+        report.warn("w")
+        report.finish("done", 0.0, 1.0, 1.0, 1)
+    assert not (tmp_path / "run").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failing_picture_or_tracker_is_told_once_and_the_run_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tensorboard").write_text("a file in the way")
+    (tmp_path / "report.png").mkdir()
+    with _report(tmp_path) as report:
+        report.step(1, {"reward": 0.5})
+        report.step(2, {"reward": 0.5})
+        report.finish("done", None, None, 1.0, 2)
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split(" failed")[0] for line in lines if line.startswith("warning")] == ["warning: TensorBoard", "warning: report.png"]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracy_after"] is None
+
+
+def test_an_exception_leaves_the_files_whole_and_a_resume_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), _report(tmp_path) as report:
+        report.step(1, {"reward": 0.5})
+        raise KeyboardInterrupt
+    report.close()  # a second time
+    with _report(tmp_path) as report:
+        assert report.attempt == 2
+        report.step(2, {"reward": 0.75})
+    assert [(row["step"], row["attempt"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2)]

@@ -1,0 +1,71 @@
+"""What TensorBoard reads back is what was logged, over resumes; W&B is asked for or absent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlkit.errors import UserError
+from rlkit.report import Report
+from rlkit.report.trackers import TensorBoard
+
+
+def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_tensorboard_reads_back_the_numbers_of_the_last_attempt(tmp_path: Path) -> None:
+    first = TensorBoard(tmp_path, resumed=False)
+    for step in range(5):
+        first.log(step, {"reward": step / 8, "eval/accuracy": 0.5})
+    assert _scalars(tmp_path, "reward") == [(0, 0.0), (1, 0.125), (2, 0.25), (3, 0.375), (4, 0.5)]  # never closed: killed
+
+    second = TensorBoard(tmp_path, resumed=True)
+    for step in range(3, 6):
+        second.log(step, {"reward": 1 + step / 8})
+    second.close()
+    assert _scalars(tmp_path, "reward") == [(0, 0.0), (1, 0.125), (2, 0.25), (3, 1.375), (4, 1.5), (5, 1.625)]
+    assert _scalars(tmp_path, "eval/accuracy") == [(0, 0.5), (1, 0.5), (2, 0.5)]
+
+
+def test_wandb_that_is_missing_is_told_before_a_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        Report(tmp_path / "run", plan=[], title="t", steps=1, main=True, wandb="project")
+    assert not (tmp_path / "run").exists()
+
+
+WANDB_RUN = """
+import sys
+from pathlib import Path
+from rlkit.report import Report
+for first in (0, 2):  # the second resumes from step 1
+    with Report(Path(sys.argv[1]), plan=[], title="t", steps=4, main=True, wandb="project", offline=True) as report:
+        for step in range(first, 4):
+            report.step(step, {"reward": step / 8})
+"""
+
+
+def test_wandb_offline_writes_to_the_folder_alone(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install rlkit[wandb]")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {
+        "PYTHONPATH": os.pathsep.join(sys.path)
+    }
+    command = [sys.executable, "-c", WANDB_RUN, str(tmp_path), "judge.api_key=not-to-be-told"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "warning" not in done.stdout
+    runs = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    known = (tmp_path / "wandb-id").read_text()
+    assert {run.name for run in runs} == {f"run-{known}.wandb"}
+    first, second = (run.read_bytes() for run in runs)
+    assert b"0.125" in first
+    assert b"0.125" not in second  # it logged steps 2 and 3
+    assert b"0.375" in second
+    assert not any(b"not-to-be-told" in file.read_bytes() for file in (tmp_path / "wandb").rglob("*") if file.is_file())

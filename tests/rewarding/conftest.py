@@ -1,0 +1,66 @@
+"""A judge whose workers are shared by the tests that do no harm to it, and one made to measure for those that do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkit.rewarding import Judge, RewardSettings, RewardSpec, Verdict, processes
+
+HERE = Path(__file__).parent
+TORTURE = f"{HERE / 'torture_rewards.py'}:score"
+
+
+@pytest.fixture
+def write_rewards(tmp_path: Path) -> Callable[[str], str]:
+    """Write a reward file; returns its path, to which `:function` is added."""
+
+    def write(source: str) -> str:
+        file = tmp_path / "my_rewards.py"
+        file.write_text(source)
+        return str(file)
+
+    return write
+
+
+def judge_all(specs: list[RewardSpec], items: list[dict[str, Any]], group_size: int | None = None, **settings: Any) -> list[Verdict]:
+    """Verdicts on these items by a judge of its own; groups of group_size in their order."""
+    with Judge(specs, RewardSettings(**settings)) as judge:
+        for number, item in enumerate(items):
+            judge.submit(number, item, None if group_size is None else number // group_size, group_size)
+        return list(judge.collect(range(len(items))).values())
+
+
+def own_descendants() -> set[int]:
+    """Every process under this one."""
+    return set(processes.descendants(os.getpid()))
+
+
+@pytest.fixture
+def nobody_left() -> Iterator[None]:
+    """Fails the test if a process that it started, or that calls itself a sleeper of ours, is alive after it."""
+    before = {int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()}
+    yield
+    until = time.monotonic() + 2.0
+    while (left := _ours(before)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not left
+
+
+def _ours(before: set[int]) -> dict[int, str]:
+    """New processes that are marked as this test's: by the environment variable that the judge hands to its workers."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and int(entry.name) not in before:
+            try:
+                environment = Path(entry.path, "environ").read_bytes()
+            except OSError:
+                continue
+            if f"RLKIT_TEST_MARK={os.getpid()}".encode() in environment:
+                found[int(entry.name)] = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found

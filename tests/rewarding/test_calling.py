@@ -1,0 +1,115 @@
+"""Functions written for other toolkits run unchanged, and the same reward in each form gives the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rlkit.rewarding import OutcomeKind, RewardSpec
+
+from .conftest import judge_all
+
+FORMS = """
+import asyncio
+
+def ours(prompt, completion, answer, **columns):
+    return float(completion == answer)
+
+def as_dict(completion, answer):
+    return {"score": float(completion == answer), "length": len(completion), "note": "not a number"}
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    assert data_source == "sums" and extra_info["level"] == 3
+    return 1.0 if solution_str == ground_truth else 0.0
+
+def trl(prompts, completions, answer, level, **kwargs):
+    assert level == [3] * len(completions)
+    return [1.0 if said == right else 0.0 for said, right in zip(completions, answer, strict=True)]
+
+def easyr1(reward_inputs):
+    assert all(one["response_length"] == 7 for one in reward_inputs)
+    return [{"overall": float(one["response"] == one["ground_truth"])} for one in reward_inputs]
+
+def easyr1_one(reward_input):
+    return {"overall": float(reward_input["response"] == reward_input["ground_truth"])}
+
+async def slow(completion, answer):
+    await asyncio.sleep(0.01)
+    return float(completion == answer)
+
+async def slow_trl(completions, answer, **kwargs):
+    await asyncio.sleep(0.01)
+    return [float(said == right) for said, right in zip(completions, answer)]
+
+class Callable:
+    def __call__(self, completion, answer):
+        return completion == answer
+
+instance = Callable()
+"""
+NAMES = ["ours", "as_dict", "compute_score", "trl", "easyr1", "easyr1_one", "slow", "slow_trl", "instance"]
+ROW = {"prompt": "p", "data_source": "sums", "level": 3, "completion_length": 7}
+
+
+def test_same_reward_in_every_form_gives_the_same_verdicts(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards(FORMS)
+    items = [ROW | {"completion": str(n % 3), "answer": str(n % 2)} for n in range(24)]
+    expected = [float(n % 3 == n % 2) for n in range(24)]
+    specs = [RewardSpec(name, f"{file}:{name}") for name in NAMES]
+    together = judge_all(specs, items, group_size=4)
+    for name in NAMES:
+        assert [verdict.parts[name].value for verdict in together] == expected, name
+    assert [verdict.reward for verdict in together] == [len(NAMES) * value for value in expected]
+    assert together[0].metrics == {"as_dict/length": 1.0}
+
+
+def test_conversations_arrive_as_messages_and_args_by_name(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("""
+def ours(prompt, completion, bonus): return len(prompt) + prompt[0]["content"].count("?") + bonus
+def trl(prompts, completions): return [len(p) + len(c[0]["content"]) + (c[0]["role"] == "assistant") for p, c in zip(prompts, completions)]
+""")
+    item = {"prompt": [{"role": "user", "content": "why? how?"}], "completion": "so"}
+    [verdict] = judge_all([RewardSpec("a", f"{file}:ours", args={"bonus": 10}), RewardSpec("b", f"{file}:trl")], [item])
+    assert (verdict.parts["a"].value, verdict.parts["b"].value) == (13.0, 4.0)
+
+
+def test_none_means_not_applicable_and_leaves_the_others_alone(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("def a(completion): return None if completion == 'x' else 1.0\ndef b(completions): return [None, 2.0]\n")
+    items = [{"prompt": "p", "completion": "x"}, {"prompt": "p", "completion": "y"}]
+    verdicts = judge_all([RewardSpec("a", f"{file}:a"), RewardSpec("b", f"{file}:b")], items, group_size=2)
+    assert [verdict.reward for verdict in verdicts] == [None, 3.0]
+    assert [verdict.parts["a"].kind for verdict in verdicts] == [OutcomeKind.NOT_APPLICABLE, OutcomeKind.SCORE]
+
+
+@pytest.mark.parametrize(("expression", "value"), [("True", 1.0), ("__import__('numpy').float32(0.25)", 0.25), ("3", 3.0)])
+def test_what_counts_as_a_number(write_rewards: Callable[[str], str], expression: str, value: float) -> None:
+    file = write_rewards(f"def f(completion): return {expression}\n")
+    assert judge_all([RewardSpec("f", f"{file}:f")], [{"prompt": "p", "completion": ""}])[0].reward == value
+
+
+def test_missing_column_is_told_with_the_columns_there_are(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("def f(completion, solution): return 1.0\n")
+    [verdict] = judge_all([RewardSpec("f", f"{file}:f")], [{"prompt": "p", "completion": "", "answer": "1"}])
+    assert verdict.parts["f"].detail == (
+        f"rewards.f ({file}:f) needs 'solution', which the data row does not have (it has: answer, completion, prompt); "
+        "rename a column with data.columns, or set rewards.f.args"
+    )
+
+
+def test_async_samples_are_under_way_together_each_with_its_own_deadline(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("""
+import asyncio, time
+async def f(completion):
+    if completion == "block": time.sleep(60)
+    await asyncio.sleep(60 if completion == "late" else 0.2)
+    if completion == "fail": raise TimeoutError("the server said so")
+    return float(len(completion))
+""")
+    said = ["x" * (n % 4) for n in range(60)] + ["late", "fail", "block"]
+    items: list[dict[str, Any]] = [{"prompt": "p", "completion": completion} for completion in said]
+    verdicts = judge_all([RewardSpec("f", f"{file}:f", deadline=1.0)], items, max_failure_rate=1.0)
+    assert [verdict.reward for verdict in verdicts] == [float(n % 4) for n in range(60)] + [None] * 3
+    kinds = [verdict.parts["f"].kind for verdict in verdicts[60:]]
+    assert kinds == [OutcomeKind.TIMEOUT, OutcomeKind.ERROR, OutcomeKind.TIMEOUT]

@@ -1,0 +1,81 @@
+"""Several scores become one reward: numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlkit.rewarding import Outcome, OutcomeKind, RewardSettings, RewardSpec
+from rlkit.rewarding.combining import combined, standardised, verdicts
+from rlkit.rewarding.failures import FailureWindow
+
+SPECS = [RewardSpec("right", "accuracy", weight=1.0), RewardSpec("form", "format_tags", weight=0.5, gate=True)]
+
+
+def outcome(value: float | None) -> Outcome:
+    return Outcome(OutcomeKind.NOT_APPLICABLE if value is None else OutcomeKind.SCORE, value)
+
+
+@pytest.mark.parametrize(
+    ("how", "right", "form", "reward"),
+    [
+        ("sum", 1.0, 1.0, 1.5),
+        ("sum", 1.0, None, 1.0),
+        ("sum", None, None, None),
+        ("product", 3.0, 4.0, 6.0),
+        ("product", 3.0, 0.0, 0.0),
+        ("gate", 1.0, 1.0, 1.5),
+        ("gate", 1.0, 0.0, 0.0),
+        ("gate", 0.0, 1.0, 0.5),
+    ],
+)
+def test_combine(how: str, right: float | None, form: float | None, reward: float | None) -> None:
+    values = {"right": right, "form": form}
+    parts = {name: outcome(value) for name, value in values.items()}
+    assert combined(SPECS, RewardSettings(combine=how), values, parts) == reward  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.TIMEOUT, OutcomeKind.ERROR])
+def test_failed_is_no_reward_but_a_failed_watcher_voids_nothing(kind: OutcomeKind) -> None:
+    specs = [RewardSpec("right", "accuracy"), RewardSpec("watched", "length", weight=0.0)]
+    good, failed = outcome(1.0), Outcome(kind)
+    assert combined(specs, RewardSettings(), {"right": None, "watched": 1.0}, {"right": failed, "watched": good}) is None
+    assert combined(specs, RewardSettings(), {"right": 1.0, "watched": None}, {"right": good, "watched": failed}) == 1.0
+
+
+def test_standardised_within_groups() -> None:
+    values = {"a": 1.0, "b": 3.0, "c": None, "d": 5.0, "e": 5.0}
+    groups = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1}
+    assert standardised(values, groups) == {"a": -1.0, "b": 1.0, "c": None, "d": 0.0, "e": 0.0}
+
+
+def test_normalise_each_gives_rewards_of_different_size_the_same_say() -> None:
+    specs = [RewardSpec("small", "accuracy"), RewardSpec("large", "length")]
+    parts = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
+    groups = {0: "g", 1: "g"}
+    each = verdicts(specs, RewardSettings(normalise="each"), parts, groups)
+    assert [each[n].reward for n in (0, 1)] == [-2.0, 2.0]
+    whole = verdicts(specs, RewardSettings(normalise="sum"), parts, groups)
+    assert [whole[n].reward for n in (0, 1)] == [-1.0, 1.0]
+    assert [whole[n].parts["large"].value for n in (0, 1)] == [100.0, 300.0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "failed", "exceeded"),
+    [
+        (0.05, "1", False),
+        (0.05, "0110", False),  # two: still an accident
+        (0.05, "0111", True),
+        (0.05, "0" * 57 + "111", False),  # 3 of 60 are 5 %: not above
+        (0.05, "0" * 56 + "111", True),
+        (0.05, "1" * 60 + "0" * 1000, False),  # long ago
+        (0.0, "01", True),
+        (1.0, "1" * 50, False),
+    ],
+)
+def test_failure_window(limit: float, failed: str, exceeded: bool) -> None:
+    window = FailureWindow(limit)
+    window.add(character == "1" for character in failed)
+    assert window.exceeded() is exceeded
+    restored = FailureWindow(limit)
+    restored.restore(window.state())
+    assert (restored.exceeded(), restored.state()) == (exceeded, failed[-1000:])

@@ -1,0 +1,198 @@
+"""The judge as the trainer sees it: streaming, order, determinism, isolation, limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkit.errors import RunFailed, UserError
+from rlkit.rewarding import Judge, RewardSettings, RewardSpec
+
+from .conftest import TORTURE, judge_all
+
+
+def items(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": "p", "completion": f"so \\boxed{{{n % 7}}}", "answer": str(n % 3)} for n in range(count)]
+
+
+def test_verdicts_do_not_depend_on_order_or_number_of_workers(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("""
+import random
+def noisy(completion): return random.random()
+def ranked(completions): return [float(n) for n in range(len(completions))]
+""")
+    specs = [RewardSpec("accuracy", "accuracy"), RewardSpec("noisy", f"{file}:noisy"), RewardSpec("ranked", f"{file}:ranked")]
+    keys = [(group, sample) for group in range(10) for sample in range(4)]
+    seen = []
+    for workers, seed in ((1, None), (3, 1), (2, 2)):
+        order = list(range(40))
+        if seed is not None:
+            random.Random(seed).shuffle(order)
+        with Judge(specs, RewardSettings(workers=workers)) as judge:
+            for number in order:
+                judge.submit(keys[number], items(40)[number], keys[number][0], 4)
+            seen.append([(key, verdict.reward) for key, verdict in judge.collect(keys).items()])
+    assert seen[0] == seen[1] == seen[2]
+    assert [key for key, _ in seen[0]] == keys
+
+
+def test_samples_are_scored_while_others_are_still_to_come() -> None:
+    with Judge([RewardSpec("accuracy", "accuracy")]) as judge:
+        judge.submit("early", items(1)[0])
+        assert not judge.done(["early"])  # the workers have just been started
+        until = time.monotonic() + 60
+        while not judge.done(["early"]) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert judge.done(["early"])
+        judge.submit("late", items(2)[1])
+        assert [verdict.reward for verdict in judge.collect(["late", "early"]).values()] == [1.0, 1.0]
+
+
+def test_constructing_returns_at_once_and_imports_no_reward_here() -> None:
+    code = """
+import sys, time
+from rlkit.rewarding import Judge, RewardSpec
+started = time.monotonic()
+with Judge([RewardSpec("accuracy", "accuracy")]) as judge:
+    seconds = time.monotonic() - started
+    judge.ready()
+heavy = [name for name in ("torch", "math_verify", "sympy", "pebble", "transformers", "vllm") if name in sys.modules]
+print(seconds < 0.5, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("True []\n", "")
+
+
+def test_a_group_shorter_than_announced_is_judged_at_collect(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("def size(completions): return [float(len(completions))] * len(completions)\n")
+    with Judge([RewardSpec("size", f"{file}:size")]) as judge:
+        for number in range(7):
+            judge.submit(number, items(7)[number], number // 4, 4)
+        assert [verdict.reward for verdict in judge.collect(range(7)).values()] == [4.0] * 4 + [3.0] * 3
+
+
+def test_workers_see_of_the_environment_what_the_recipe_lists(monkeypatch: pytest.MonkeyPatch, write_rewards: Callable[[str], str]) -> None:
+    for name in ("LISTED", "SECRET_TOKEN", "LD_PRELOAD"):
+        monkeypatch.setenv(name, "")
+    file = write_rewards("""
+import os, signal, sys
+def f(completion):
+    return {"score": 1.0, "listed": "LISTED" in os.environ, "secret": "SECRET_TOKEN" in os.environ, "preload": "LD_PRELOAD" in os.environ,
+            "gpu": os.environ["CUDA_VISIBLE_DEVICES"] != "", "torch": "torch" in sys.modules,
+            "handler": signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)}
+""")
+    [verdict] = judge_all([RewardSpec("f", f"{file}:f")], items(1), env=("LISTED",))
+    assert {name.removeprefix("f/"): bool(value) for name, value in verdict.metrics.items()} == {
+        "listed": True,
+        "secret": False,
+        "preload": False,
+        "gpu": False,
+        "torch": False,
+        "handler": False,
+    }
+
+
+def test_memory_and_cpu_limits(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("""
+import threading
+def f(completion):
+    if completion == "memory": return float(len(bytearray(2**30)))
+    if completion == "cpu":
+        while True: pass
+    return 1.0
+""")
+    said = [{"prompt": "p", "completion": completion} for completion in ("memory", "cpu", "fine")]
+    verdicts = judge_all([RewardSpec("f", f"{file}:f")], said, memory_gib=0.5, cpu_seconds=1.0, max_failure_rate=1.0)
+    assert "MemoryError" in verdicts[0].parts["f"].detail
+    assert verdicts[1].parts["f"].detail == "its worker process was ended by SIGXCPU: it used up its CPU time"
+    assert verdicts[2].reward == 1.0
+
+
+def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_path: Path, write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("def f(completion, answer):\n    return 1.0 / int(answer)\n")
+    rows = [{"prompt": "p", "completion": "c", "answer": str(n % 10)} for n in range(40)]  # four of forty divide by zero
+    with Judge([RewardSpec("f", f"{file}:f")], RewardSettings(), tmp_path) as judge:
+        for number, row in enumerate(rows):
+            judge.submit(("prompt", number), row)
+        with pytest.raises(UserError) as caught:
+            judge.collect([("prompt", number) for number in range(40)])
+    told = str(caught.value)
+    assert f"rewards.f ({file}:f) failed for 4 of the last 40 samples, more than rewarding.max_failure_rate=0.05 allows" in told
+    assert "sample ('prompt', 0)" in told and "ZeroDivisionError: float division by zero" in told and f"replay {tmp_path}/f.json" in told
+    assert len(told.splitlines()) <= 10
+    assert json.loads((tmp_path / "f.json").read_text())["items"] == [rows[0]]
+    again = subprocess.run(
+        [sys.executable, "-m", "rlkit.rewarding", "replay", str(tmp_path / "f.json")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert again.returncode == 1 and "ZeroDivisionError: float division by zero" in again.stdout
+
+
+def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint() -> None:
+    specs, bad = [RewardSpec("t", TORTURE)], {"prompt": "p", "completion": "raise"}
+    with Judge(specs) as judge:
+        for round_ in range(2):
+            judge.submit(round_, bad)
+            assert judge.collect([round_])[round_].reward is None
+        state = judge.state()
+        assert state == {"t": "11"}
+    with Judge(specs) as judge:
+        judge.restore(state)
+        judge.submit(0, bad)
+        with pytest.raises(UserError, match="3 of the last 3"):
+            judge.collect([0])
+
+
+def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("def f(completion): return None if completion == 'n' else 1 / 0 if completion == 'e' else float(completion)\n")
+    with Judge([RewardSpec("f", f"{file}:f")], RewardSettings(max_failure_rate=1.0)) as judge:
+        for number, completion in enumerate(["1", "0", "0", "3", "n", "e", "e", "e"]):
+            judge.submit(number, {"prompt": "p", "completion": completion})
+        judge.collect(range(8))
+        stats = judge.stats()
+        assert judge.stats() == {}
+    assert {name: value for name, value in stats.items() if not name.startswith("time/")} == {
+        "rewards/f/mean": 1.0,
+        "rewards/f/std": pytest.approx(1.5**0.5),
+        "rewards/f/failure_rate": 0.375,
+        "rewards/f/timeout_rate": 0.0,
+        "rewards/f/not_applicable_rate": 0.125,
+    }
+    assert 0 < stats["time/reward_p50"] <= stats["time/reward_p99"] < 10
+
+
+def test_killed_supervisor_is_told_and_not_waited_for() -> None:
+    judge = Judge([RewardSpec("accuracy", "accuracy")])
+    judge.ready()
+    os.kill(judge._supervisor.pid, 9)
+    with pytest.raises(RunFailed, match=r"the reward supervisor .* is gone, exit status -9"):
+        judge.submit(1, items(1)[0])
+        judge.collect([1])
+    judge.close()
+
+
+def test_overhead_of_a_sample_is_below_a_millisecond(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("def f(completion): return 1.0\n")
+    row = {"prompt": "p" * 1000, "completion": "c" * 4000, "answer": "1"}
+    with Judge([RewardSpec("f", f"{file}:f")]) as judge:
+        judge.ready()
+        best = float("inf")
+        for _ in range(5):  # the best of five: the machine may be busy
+            started = time.perf_counter()
+            for number in range(400):
+                judge.submit(number, row)
+            judge.collect(range(400))
+            best = min(best, (time.perf_counter() - started) / 400)
+    assert best < 0.001

@@ -1,0 +1,94 @@
+"""A reward's path becomes a function, or a message that names the nearest one."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlkit.errors import UserError
+from rlkit.paths import shipped
+from rlkit.rewarding import Judge, RewardSettings, RewardSpec, resolve
+from rlkit.rewarding.spec import locate, shipped_names
+
+
+def test_shipped_rewards_are_found_by_name() -> None:
+    assert locate("accuracy").file == shipped("rewards") / "accuracy.py"
+    assert resolve("overlong")(completion="", completion_length=95, longest=100, buffer=10) == -0.5
+
+
+def test_every_shipped_file_has_a_function_of_its_name() -> None:
+    assert {"accuracy", "format_tags", "length", "overlong", "repetition", "exact_match", "countdown"} <= set(shipped_names())
+    for name in shipped_names():
+        assert resolve(name).__name__ == name
+
+
+def test_file_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("from neighbour import TWO\ndef two(completion): return TWO\n")
+    (tmp_path / "neighbour.py").write_text("TWO = 2.0\n")
+    monkeypatch.chdir(tmp_path)
+    assert resolve("mine.py:two")(completion="") == 2.0
+
+
+def test_two_files_of_one_name_do_not_shadow_each_other(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "same.py").write_text(f"def f(completion): return {number}\n")
+    assert [resolve(f"{tmp_path / str(number) / 'same.py'}:f")("") for number in (1, 2, 1)] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("path", ["os.path:basename", "os.path.basename"])
+def test_dotted_names(path: str) -> None:
+    assert resolve(path) is os.path.basename
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("acuracy", r"unknown reward 'acuracy' \(did you mean accuracy\?\)"),
+        ("my_rewards.py", r"names a file but no function; write my_rewards.py:function_name"),
+        ("os.path:basenam", r"module os.path has no function 'basenam' \(did you mean basename\?\)"),
+        ("no_such_package.module:f", r"no module 'no_such_package'"),
+    ],
+)
+def test_unknown_paths_name_the_nearest(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(path)
+
+
+def test_missing_file_and_missing_function(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("def accurate(completion): return 1.0\n")
+    with pytest.raises(UserError, match=r"has no function 'acurate' \(did you mean accurate\?\)"):
+        resolve(f"{file}:acurate")
+    with pytest.raises(UserError, match=r"no file .*my_reward\.py \(did you mean my_rewards\.py\?\)"):
+        resolve(f"{file.replace('rewards.py', 'reward.py')}:accurate")
+
+
+def test_judge_refuses_what_is_not_there_before_anything_starts() -> None:
+    with pytest.raises(UserError, match="at least one reward"):
+        Judge([])
+    with pytest.raises(UserError, match="did you mean repetition"):
+        Judge([RewardSpec("r", "repetitions")])
+    with pytest.raises(UserError, match=r"needs a gate: set rewards.<name>.gate=true for one of a"):
+        Judge([RewardSpec("a", "accuracy")], RewardSettings(combine="gate"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import no_such_module\ndef f(completion): return 1.0\n", "cannot be imported:\n.*No module named 'no_such_module'"),
+        ("def f(completion) return 1.0\n", "cannot be imported:\n.*SyntaxError"),
+        ("import sys; sys.exit(4)\n", "cannot be imported:\n.*SystemExit: 4"),
+        ("def g(completion): return 1.0\n", "has no function 'f'"),
+        ("def f(text): return 1.0\n", r"has the parameters \(text\); one form asks for: completion"),
+        ("import os; os.abort()\n", "the worker process was ended by SIGABRT while it imported"),
+        ("import time; time.sleep(60)\n", "took more than 3 s"),
+    ],
+)
+def test_files_that_cannot_be_used_stop_the_run_in_words(write_rewards: Callable[[str], str], source: str, message: str) -> None:
+    specs = [RewardSpec("mine", f"{write_rewards(source)}:f")]
+    with Judge(specs, RewardSettings(workers=1, load_deadline=3.0)) as judge, pytest.raises(UserError, match=f"(?s){message}") as caught:
+        judge.ready()
+    assert len(str(caught.value).splitlines()) <= 10

@@ -1,0 +1,144 @@
+"""Rewards that misbehave in every known way: each is reported by name, the others' scores are right, and nobody is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlkit.rewarding import Judge, OutcomeKind, RewardSettings, RewardSpec
+
+from .conftest import TORTURE, judge_all
+
+DEADLINE = 1.0
+ERROR, TIMEOUT, SCORE = OutcomeKind.ERROR, OutcomeKind.TIMEOUT, OutcomeKind.SCORE
+
+DEEDS = {
+    "hang": (TIMEOUT, "no answer within 1 s"),
+    "hang in c": (TIMEOUT, "no answer within 1 s"),
+    "hang deaf": (TIMEOUT, "no answer within 1 s"),
+    "sleep": (TIMEOUT, "no answer within 1 s"),
+    "exit": (ERROR, "SystemExit: 3"),
+    "hard exit": (ERROR, "ended itself with exit code 7"),
+    "abort": (ERROR, "ended by SIGABRT"),
+    "kill": (ERROR, "ended by SIGKILL"),
+    "recurse": (ERROR, "RecursionError"),
+    "overflow": (None, ""),  # a stack overflow or the deadline, whichever comes first on this Python
+    "allocate": (ERROR, "MemoryError"),
+    "fork 100": (SCORE, ""),
+    "fork back": (SCORE, ""),
+    "double fork": (SCORE, ""),
+    "leave": (SCORE, ""),
+    "leave, die": (ERROR, "ended by SIGKILL"),
+    "thread": (ERROR, "ZeroDivisionError"),
+    "close all": (ERROR, "its worker process"),
+    "print": (SCORE, ""),
+    "nan": (ERROR, "must be finite, it returned nan"),
+    "inf": (ERROR, "must be finite, it returned -inf"),
+    "string": (ERROR, "it returned str 'good'"),
+    "list": (ERROR, "it returned list [1.0]"),
+    "bad dict": (ERROR, "a dict needs one of the entries score, reward, overall, it has value"),
+    "none": (OutcomeKind.NOT_APPLICABLE, ""),
+    "raise": (ERROR, "ZeroDivisionError: division by zero"),
+    "interrupt": (ERROR, "KeyboardInterrupt"),
+}
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Judge]:
+    os.environ["RLKIT_TEST_MARK"] = str(os.getpid())
+    settings = RewardSettings(deadline=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
+    with Judge([RewardSpec("tortured", TORTURE)], settings) as judge:
+        yield judge
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_deed_is_told_and_harms_no_other(judge: Judge, deed: str) -> None:
+    kind, detail = DEEDS[deed]
+    others = ["x" * length for length in range(8)]
+    for number, completion in enumerate([*others[:4], deed, *others[4:]]):
+        judge.submit((deed, number), {"prompt": "p", "completion": completion})
+    verdicts = list(judge.collect([(deed, number) for number in range(9)]).values())
+    outcome = verdicts.pop(4).parts["tortured"]
+    assert [verdict.reward for verdict in verdicts] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert outcome.kind is kind or kind is None
+    assert detail in outcome.detail
+    assert outcome.value == (1.0 if outcome.kind is SCORE else None)
+
+
+def test_worker_killed_by_what_an_earlier_call_left_gives_right_scores() -> None:
+    items = [{"prompt": "p", "completion": "kill later"}] + [{"prompt": "p", "completion": "x" * (n % 7)} for n in range(3000)]
+    verdicts = judge_all([RewardSpec("tortured", TORTURE)], items, workers=1)
+    assert [verdict.reward for verdict in verdicts] == [1.0] + [float(n % 7) for n in range(3000)]
+
+
+def test_list_of_the_wrong_length_and_a_string_fail_their_group_alone() -> None:
+    completions = ["short list", "b", "a string", "d", "eeeee", "ffffff"]
+    path = TORTURE.replace(":score", ":group")
+    items = [{"prompt": "p", "completion": completion} for completion in completions]
+    verdicts = judge_all([RewardSpec("g", path)], items, group_size=2, max_failure_rate=1.0)
+    assert [verdict.reward for verdict in verdicts] == [None, None, None, None, 5.0, 6.0]
+    assert verdicts[0].parts["g"].detail == "a group of 2 needs 2 scores, it returned 1"
+    assert verdicts[2].parts["g"].detail == "a group of 2 needs a list of 2 scores, it returned str '11'"
+
+
+def test_one_percent_hanging_costs_their_deadlines_and_no_more() -> None:
+    items = [{"prompt": "p", "completion": "hang in c" if n % 100 == 50 else "x" * (n % 5)} for n in range(1000)]
+    with Judge([RewardSpec("tortured", TORTURE)], RewardSettings(deadline=0.5)) as judge:
+        judge.ready()
+        started = time.monotonic()
+        for number, item in enumerate(items):
+            judge.submit(number, item)
+        verdicts = judge.collect(range(1000))
+        seconds = time.monotonic() - started
+    assert [number for number, verdict in verdicts.items() if verdict.reward is None] == list(range(50, 1000, 100))
+    assert all(verdicts[number].reward == number % 5 for number in range(1000) if number % 100 != 50)
+    assert seconds < 10 * (0.5 + 2.0) / 2 + 5  # deadlines and kills over two workers; 5 s for a busy machine and the other 990
+
+
+@pytest.mark.usefixtures("nobody_left")
+def test_close_leaves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
+    deeds = ["fork 100", "double fork", "leave", "leave, die", "fork back", "hang"]
+    items = [{"prompt": "p", "completion": deed} for deed in deeds]
+    judge_all([RewardSpec("tortured", TORTURE)], items, deadline=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
+
+
+RUN = """
+import os, sys, time
+from rlkit.rewarding import Judge, RewardSettings, RewardSpec
+judge = Judge([RewardSpec("tortured", sys.argv[1])], RewardSettings(deadline=60, env=("RLKIT_TEST_MARK",)))
+judge.ready()
+for number, deed in enumerate(["fork 100", "double fork", "leave", "hang"]):
+    judge.submit(number, {"prompt": "p", "completion": deed})
+judge.collect([0, 1, 2])
+print("busy", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.usefixtures("nobody_left")
+@pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_trainer_that_is_killed_leaves_nobody_and_workers_say_nothing(monkeypatch: pytest.MonkeyPatch, fatal: signal.Signals) -> None:
+    monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, TORTURE],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as trainer:
+        assert trainer.stdout is not None and trainer.stderr is not None
+        assert trainer.stdout.readline() == "busy\n"
+        os.killpg(trainer.pid, fatal)  # the whole group, as a terminal's Ctrl-C does
+        told = trainer.stderr.read()
+    assert "supervisor" not in told and "worker" not in told and "multiprocessing" not in told
+    assert told.count("Traceback") <= 1  # the trainer's own KeyboardInterrupt

@@ -1,0 +1,377 @@
+"""The set-up scripts on an empty machine, and the wheel.
+
+A real install takes minutes and a registry: .ci/run makes one in a fresh folder each time. Here the scripts are the real ones and only the
+Python that they find is a stand-in, which writes down how it was called and makes what `venv` and `pip install` would.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ["launch/setup.sh", "launch/local.sh", "tests/run.sh", ".ci/run"]
+
+# HOLD: a file; while it exists, `pip install` has begun and does not end. PIP_RC: how `pip install` ends. FAILS: the module that fails.
+STAND_IN = """\
+#!/bin/bash
+if [[ $* == *sys.version\\)* ]]; then echo "${FAKE_VERSION:-3.11.7}"; exit; fi
+[[ $* == *version_info* ]] && exit
+echo "$*" >>"$CALLS"
+[[ $* == "-m venv "* ]] && mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
+if [[ $* == *--editable* ]]; then
+    touch "${0%/*}/half-a-package"
+    while [[ -e $HOLD ]]; do sleep 0.02; done
+    echo "pip says why"
+    exit "${PIP_RC:-0}"
+fi
+[[ $* == *"--dry-run"* && -n ${NO_CPU_TORCH:-} ]] && exit 1
+[[ $* == "-m pytest"* ]] && echo "3 passed in 0.01s"
+[[ -n ${FAILS:-} && $* == "-m $FAILS"* ]] && exit 1
+exit 0
+"""
+
+
+class Machine:
+    """A checkout, a PATH with a Python that only pretends to install, and what was asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout, self.bin, self.venv = folder / "check out", folder / "bin", folder / "check out" / ".venv"
+        self.calls, self.hold = folder / "calls", folder / "hold"
+        for name in SCRIPTS:
+            target = self.checkout / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+        (self.checkout / "pyproject.toml").write_text("[project]\nname = 'rlkit'\n")
+        self.program("python3", STAND_IN)
+        self.program("nvidia-smi", "#!/bin/bash\nexit 9\n")
+        self.env = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(folder), "CALLS": str(self.calls), "HOLD": str(self.hold)}
+
+    def program(self, name: str, text: str) -> None:
+        self.bin.mkdir(exist_ok=True)
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def start(self, script: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(self.checkout / script), *arguments],
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, script: str = "launch/local.sh", *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(script, *arguments, **env)
+        out, err = process.communicate(timeout=30)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def asked(self) -> list[str]:
+        """What the Pythons were called with since the last time this was asked."""
+        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
+        self.calls.unlink(missing_ok=True)
+        return lines
+
+    def installs(self) -> list[str]:
+        return [line.split("--editable ")[1] for line in self.asked() if "--editable" in line]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened for 10 s"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_is_clean(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+    if script != "launch/setup.sh":
+        assert os.access(ROOT / script, os.X_OK)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed: bash -n only")
+    subprocess.run(["shellcheck", "--external-sources", script], cwd=ROOT, check=True)
+
+
+def test_first_call_installs_and_starts_the_run(machine: Machine) -> None:
+    result = machine.run("launch/local.sh", "recipe=grpo_math", "output_dir=a b")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert machine.asked() == [
+        f"-m venv {machine.venv}",
+        "-I -m pip --disable-pip-version-check --no-input install --quiet --dry-run --no-deps torch==2.13.0+cpu",
+        "-I -m pip --disable-pip-version-check --no-input install --editable .[cpu]",
+        "-I -m pip --disable-pip-version-check --no-input uninstall --yes torchvision torchaudio torchcodec",
+        "-m rlkit.run recipe=grpo_math output_dir=a b",
+    ]
+
+
+def test_pytorchs_own_index_is_used_only_where_pip_finds_no_cpu_torch(machine: Machine) -> None:
+    machine.run(NO_CPU_TORCH="1")
+    index = "--extra-index-url https://download.pytorch.org/whl/cpu"
+    assert [line for line in machine.asked() if "--editable" in line] == [
+        f"-I -m pip --disable-pip-version-check --no-input install {index} --editable .[cpu]"
+    ]
+
+
+def test_second_call_installs_nothing(machine: Machine) -> None:
+    machine.run()
+    machine.asked()
+    start = time.perf_counter()
+    result = machine.run("launch/local.sh", "steps=0")
+    assert time.perf_counter() - start < 1.0  # about 0.03 s on an idle machine
+    assert (result.returncode, result.stderr, machine.asked()) == (0, "", ["-m rlkit.run steps=0"])
+
+
+def test_tests_add_their_tools_to_the_same_environment(machine: Machine) -> None:
+    machine.run()
+    machine.asked()
+    machine.run("tests/run.sh", "-k", "a b")
+    first, again = machine.asked(), machine.run("tests/run.sh", "tests/ops", "--all")
+    assert [line for line in first if "--editable" in line] == [
+        "-I -m pip --disable-pip-version-check --no-input install --editable .[cpu,test]"
+    ]
+    assert not any("venv" in line for line in first)
+    assert first[-1] == "-m pytest -m not slow -k a b"
+    assert (again.returncode, machine.asked()) == (0, ["-m pytest tests/ops"])
+    machine.run()
+    assert machine.asked() == ["-m rlkit.run"]
+
+
+@pytest.mark.parametrize("change", ["pyproject", "python", "moved"])
+def test_a_change_of_what_an_install_depends_on_installs_again(machine: Machine, change: str) -> None:
+    machine.run()
+    assert machine.installs() == [".[cpu]"]
+    env: dict[str, str] = {}
+    if change == "pyproject":
+        (machine.checkout / "pyproject.toml").write_text("[project]\nname = 'rlkit'\ndependencies = ['torch']\n")
+    elif change == "python":
+        env = {"FAKE_VERSION": "3.12.3"}
+    else:
+        machine.checkout = machine.checkout.rename(machine.checkout.with_name("elsewhere"))
+    machine.run(**env)
+    assert machine.installs() == [".[cpu]"]
+    machine.run(**env)
+    assert machine.installs() == []
+
+
+def test_an_install_that_was_killed_is_made_anew(machine: Machine) -> None:
+    machine.hold.touch()
+    process = machine.start("launch/local.sh")
+    half = machine.venv / "bin" / "half-a-package"
+    until(half.exists)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=10)
+    machine.hold.unlink()
+    half.write_text("from the killed install")
+
+    result = machine.run("launch/local.sh", "steps=1")
+    assert result.returncode == 0
+    assert half.read_text() == ""
+    assert machine.asked()[-1] == "-m rlkit.run steps=1"
+    machine.run()
+    assert machine.installs() == []
+
+
+def test_killed_before_the_environment_has_a_python(machine: Machine) -> None:
+    (machine.venv / "rlkit-setup").mkdir(parents=True)
+    assert machine.run().returncode == 0
+    assert machine.installs() == [".[cpu]"]
+
+
+def test_a_broken_python_in_the_environment_is_replaced(machine: Machine) -> None:
+    machine.run()
+    machine.asked()
+    (machine.venv / "bin" / "python").unlink()
+    (machine.venv / "bin" / "python").symlink_to("/nowhere/python3")
+    assert machine.run().returncode == 0
+    assert machine.asked()[0] == f"-m venv {machine.venv}"
+
+
+def test_two_calls_at_once_install_once(machine: Machine) -> None:
+    machine.hold.touch()
+    first = machine.start("launch/local.sh", "first")
+    until((machine.venv / "bin" / "half-a-package").exists)
+    second = machine.start("launch/local.sh", "second")
+    assert second.stderr is not None
+    assert "waiting for it" in second.stderr.readline()
+    machine.hold.unlink()
+    assert [first.wait(10), second.wait(10)] == [0, 0]
+    asked = machine.asked()
+    assert sum("--editable" in line for line in asked) == 1
+    assert sorted(asked[-2:]) == ["-m rlkit.run first", "-m rlkit.run second"]
+    first.communicate()
+    second.communicate()
+
+
+def test_a_failed_install_shows_why_and_is_tried_again(machine: Machine) -> None:
+    result = machine.run(PIP_RC="1")
+    assert result.returncode == 1
+    assert "pip says why" in result.stderr
+    assert not any("rlkit.run" in line for line in machine.asked())
+    assert machine.run().returncode == 0
+    assert machine.installs() == [".[cpu]"]
+
+
+def test_an_environment_of_the_users_own_is_never_deleted(machine: Machine) -> None:
+    own = machine.checkout / "own"
+    own.mkdir()
+    (own / "thesis.tex").write_text("years")
+    result = machine.run(RLKIT_VENV=str(own))
+    assert result.returncode == 2
+    assert "was not made by rlkit" in result.stderr
+    assert (own / "thesis.tex").read_text() == "years"
+
+    (own / "bin").mkdir()
+    shutil.copy2(machine.bin / "python3", own / "bin" / "python")  # with a Python that fits it is used as it is
+    machine.run(RLKIT_VENV=str(own), PIP_RC="1")
+    assert machine.run(RLKIT_VENV=str(own)).returncode == 0
+    assert machine.installs() == [".[cpu]", ".[cpu]"]
+    assert (own / "thesis.tex").read_text() == "years"
+
+
+def test_without_a_fitting_python_it_says_what_to_install(machine: Machine) -> None:
+    tools = "bash dirname grep mkdir flock find cat sha256sum touch"
+    for tool in tools.split():
+        (machine.bin / tool).symlink_to(shutil.which(tool) or f"/no/{tool}")
+    machine.program("python3", "#!/bin/bash\n[[ $1 == --version ]] && echo Python 3.9.2 && exit\nexit 1\n")
+    result = machine.run(PATH=str(machine.bin))
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "rlkit: needs Python 3.11, 3.12 or 3.13 with its venv module on PATH (python3 is Python 3.9.2); "
+        "install one, for example with `apt-get install python3 python3-venv`, and call this again"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("visible", "start"),
+    [
+        ({}, "-m torch.distributed.run --standalone --nproc-per-node=3 -m rlkit.run seed=1"),
+        ({"CUDA_VISIBLE_DEVICES": "0,2"}, "-m torch.distributed.run --standalone --nproc-per-node=2 -m rlkit.run seed=1"),
+        ({"CUDA_VISIBLE_DEVICES": "2"}, "-m rlkit.run seed=1"),
+    ],
+)
+def test_with_gpus_it_installs_for_them_and_starts_one_process_each(machine: Machine, visible: dict[str, str], start: str) -> None:
+    machine.run()  # it was a machine without GPUs before: two packages called vllm do not share an environment
+    assert machine.installs() == [".[cpu]"]
+    machine.program("nvidia-smi", "#!/bin/bash\nfor i in 0 1 2; do echo \"GPU $i: NVIDIA H200 (UUID: GPU-$i)\"; echo '  MIG 1g'; done\n")
+    result = machine.run("launch/local.sh", "seed=1", **visible)
+    assert result.returncode == 0
+    assert "holds the cpu build of vLLM and this machine needs the gpu one (nvidia-smi finds 3 GPUs)" in result.stderr
+    assert machine.asked() == [
+        f"-m venv {machine.venv}",
+        "-I -m pip --disable-pip-version-check --no-input install --editable .[gpu]",
+        start,
+    ]
+
+
+@pytest.mark.parametrize("fails", ["", "ruff format", "ruff check", "mypy", "pytest"])
+def test_ci_runs_every_check_in_a_fresh_environment_and_fails_with_any(machine: Machine, fails: str) -> None:
+    (machine.checkout / ".ci-venv").mkdir()
+    (machine.checkout / ".ci-venv" / "left-over").touch()
+    result = machine.run(".ci/run", FAILS=fails)
+    assert result.returncode == (1 if fails else 0)
+    assert result.stdout.splitlines()[-1] == "3 passed in 0.01s"
+    assert not (machine.checkout / ".ci-venv").exists()
+    asked = machine.asked()
+    assert sum("--editable .[cpu,test]" in line for line in asked) == 1
+    assert asked[-4:] == ["-m ruff format --check .", "-m ruff check .", "-m mypy", "-m pytest"]
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which hatchling, the build backend, can be imported."""
+    if subprocess.run([sys.executable, "-c", "import hatchling"], capture_output=True).returncode == 0:
+        return dict(os.environ)
+    folder = tmp_path_factory.mktemp("hatchling")
+    fetched = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), "hatchling"], capture_output=True, text=True
+    )
+    if fetched.returncode != 0:
+        pytest.skip(f"no wheel is built: hatchling is not installed and no registry gives it ({fetched.stderr.strip().splitlines()[-1]})")
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+def build_wheel(source: Path, folder: Path, env: dict[str, str]) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", str(source), "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run(command, env=env, check=True, timeout=120)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(builder: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"), builder)
+
+
+def files_of(wheel: Path) -> set[str]:
+    return {name for name in zipfile.ZipFile(wheel).namelist() if "__pycache__" not in name or pytest.fail(f"{name} is in the wheel")}
+
+
+def shipped(folder: str) -> set[str]:
+    return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+def test_wheel_installs_rlkit_and_no_other_package(wheel: Path) -> None:
+    files = files_of(wheel)
+    assert wheel.name == "rlkit-0.1.0-py3-none-any.whl"
+    assert {name.split("/")[0] for name in files} == {"rlkit", "rlkit-0.1.0.dist-info"}
+    for folder in ("recipes", "rewards", "launch"):
+        assert {f"rlkit/{name}" for name in shipped(folder)} == {name for name in files if name.startswith(f"rlkit/{folder}/")}
+    assert shipped("rlkit") <= files
+    assert {
+        "rlkit/recipes/config.yaml",
+        "rlkit/recipes/recipe/grpo_math.yaml",
+        "rlkit/rewards/accuracy.py",
+        "rlkit/launch/local.sh",
+    } <= files
+
+
+def test_sdist_builds_the_same_wheel(wheel: Path, builder: dict[str, str], tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)], cwd=ROOT, env=builder, check=True, timeout=120
+    )
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        tops = {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1}
+    assert tops <= {"rlkit", "recipes", "rewards", "launch", "tests", "README.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"}
+    again = build_wheel(sdist, tmp_path / "again", builder)
+    assert files_of(again) == files_of(wheel)
+
+
+@pytest.mark.slow
+def test_installed_wheel_resolves_its_recipes_far_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")  # torch and the rest, without installing them again
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    where = subprocess.run(
+        [python, "-c", "import rlkit; print(rlkit.__file__)"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert where.stdout.strip() == str(packages / "rlkit" / "__init__.py")
+
+    command = [python, "-m", "rlkit.run", "recipe=grpo_math", "dry_run=true"]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "grpo_math" in result.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"venv"}  # a dry run leaves nothing behind
+
+    installed = subprocess.run(["bash", str(packages / "rlkit" / "launch" / "local.sh")], env=env, capture_output=True, text=True)
+    assert (installed.returncode, "python -m rlkit.run" in installed.stderr) == (2, True)
