@@ -95,12 +95,15 @@ def _numbers(answer: str) -> tuple[str, tuple[float, ...]] | None:
     match = ASSIGNED_OR_LISTED.fullmatch(answer)
     if match is None:
         return None
-    numbers = tuple(float(number) for number in match["numbers"].split(","))
-    if match["close"] is None:
+    numbers, brackets = tuple(float(number) for number in match["numbers"].split(",")), (match["open"] or "") + (match["close"] or "")
+    if not brackets:
         return (f"{match['name']}=", numbers) if len(numbers) == 1 else None
-    if match["open"] == "\\{":
-        return "{}", tuple(sorted(set(numbers)))
-    return (match["open"] + match["close"], numbers) if len(numbers) > 1 else None
+    if brackets == r"\{\}":
+        return brackets, tuple(sorted(set(numbers)))
+    if brackets in ("()", "[]"):
+        return (brackets, numbers) if len(numbers) > 1 else None
+    # a half-open interval, unless it is empty: all empty ones are the same to math-verify
+    return (brackets, numbers) if brackets in ("(]", "[)") and len(numbers) == 2 and numbers[0] < numbers[1] else None
 
 
 def _choice(answer: str) -> str | None:

@@ -46,19 +46,19 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text` is the resolved recipe as it is written into the folder. On leaving, all that was started ends."""
     stopping = Stopping()
     stopping.install()
-    quiet(recipe)
     with ExitStack() as stack:
         ranks = Ranks()
         folder = open_folder(recipe, text, ranks)
         judge = stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
         model_path = made_model(recipe, ranks)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
+        check_length(recipe, model_path)
         train, test = prompts(recipe, renderer)
         report = stack.enter_context(open_report(recipe, folder, ranks))
         if ranks.main:
             report.write_text("recipe.yaml", text)
         report.header()
-        run = build(recipe, ranks, folder, judge, str(model_path), renderer, train, test, report, stopping)
+        run = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
         stack.callback(run.collector.desk.engine.close)
         yield run
 
@@ -232,6 +232,17 @@ def dtype_of(recipe: Recipe, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.model.dtype]
 
 
+def check_length(recipe: Recipe, path: str) -> None:
+    """The longest sample fits into the model's context. Raises UserError where it does not."""
+    config = Path(path) / "config.json"
+    context = json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None
+    if context and plan.longest(recipe) > context:
+        raise UserError(
+            f"max_prompt_tokens + max_completion_tokens = {plan.longest(recipe)} is more than the {context} tokens that model.path {path} "
+            "can hold; lower one of them"
+        )
+
+
 def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
     from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
 
@@ -276,20 +287,3 @@ def make_reference(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) 
 def schedule(recipe: Recipe) -> Schedule:
     updates = recipe.updates_per_step
     return Schedule(recipe.optim.lr, recipe.optim.schedule, recipe.optim.warmup_steps * updates, recipe.steps * updates)
-
-
-def quiet(recipe: Recipe) -> None:
-    """Libraries speak when something is wrong, and call nobody."""
-    silent = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DO_NOT_TRACK": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
-    if recipe.offline:
-        silent |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    for name, value in silent.items():
-        os.environ.setdefault(name, value)

@@ -73,9 +73,9 @@ def model(recipe: Recipe) -> str:
 def parameter_count(path: str) -> int | None:
     """Of a Hugging Face folder, from the headers of its weight files; None where the folder is not on this disk."""
     if path == "builtin":
-        from rlkit.builtin import model
+        from rlkit.builtin.model import PARAMETERS
 
-        return getattr(model, "PARAMETERS", None)
+        return PARAMETERS
     files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
     return sum(header_count(file) for file in files) or None
 

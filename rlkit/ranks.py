@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlkit.loopback import ensure_loopback
 from rlkit.metrics import Metrics, merge
 
 TIMEOUT = timedelta(hours=2)  # a rank may wait for another's longest rollout
@@ -36,7 +37,8 @@ class Ranks:
             return
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
             os.environ.setdefault(name, value)
-        store = dist.HashStore()  # in memory, no port: works where there is no network at all
+        ensure_loopback()
+        store = dist.HashStore()  # in memory: takes no port
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
 
     @property

@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 class SamplingSection(Section):
-    temperature: Positive
+    temperature: Annotated[float, Field(gt=0.0, le=2.0)]  # vLLM takes no more than 2
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     top_k: CountOrZero
     min_p: Fraction

@@ -15,11 +15,13 @@ import re
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
 from rlkit.paths import shipped
+from rlkit.quiet import quiet
 
 ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
 
@@ -27,6 +29,7 @@ ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
 def main(arguments: list[str] | None = None) -> int:
     """Runs what the arguments say; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    quiet(offline=False)
     debug = "debug=true" in [a.lower() for a in arguments]
     try:
         return dispatch(arguments)
@@ -67,6 +70,7 @@ def dispatch(arguments: list[str]) -> int:
         for label, value in plan.lines(recipe):
             print(f"{label + ':':<14} {value}")
         return EXIT_DONE
+    quiet(offline=recipe.offline)
     from rlkit import assemble, trainer
 
     with assemble.assembled(recipe, to_yaml(config)) as run:
@@ -214,7 +218,9 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    if "torch.distributed" in sys.modules:
-        leave(code)
-    sys.exit(code)
+    try:
+        code = main()
+    except BaseException:  # noqa: BLE001  whatever it was, the process ends now, not in the exit handlers of a library
+        traceback.print_exc()
+        code = EXIT_FAILED
+    leave(code)

@@ -12,8 +12,9 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,10 @@ class DeepSpeedPolicy:
         self.names = hf.checkpoint_names(self.model)
         scorer = hf.TokenScorer(self.model)
         adam = torch.optim.AdamW(scorer.parameters(), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
-        self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=scorer, optimizer=adam, config=config(zero_stage, dtype, optimizer.max_grad_norm, extra), dist_init_required=False
-        )
+        with redirect_stdout(StringIO()):  # what it built
+            self.engine, self.optimizer, *_ = deepspeed.initialize(
+                model=scorer, optimizer=adam, config=config(zero_stage, dtype, optimizer.max_grad_norm, extra), dist_init_required=False
+            )
         self.stage = max(zero_stage, 1)
         self._keep = False
 
@@ -198,15 +200,19 @@ class DeepSpeedPolicy:
             self.step(0.0)
 
     def export(self, folder: Path) -> None:
-        state = {name: tensor.cpu().clone() for name, tensor in self.weights()} if dist.get_rank() == 0 else dict(self._drained())
+        state: dict[str, Tensor] = {}
+        tied = self._tied()
+        for name, tensor in self.weights():  # on every rank: sharded weights are gathered on all
+            if dist.get_rank() == 0 and name not in tied:
+                state[name] = tensor.cpu().clone()
         if dist.get_rank() == 0:
             self.model.save_pretrained(folder, state_dict=state)
         dist.barrier()
 
-    def _drained(self) -> Iterator[tuple[str, Tensor]]:
-        for _ in self.weights():
-            pass
-        yield from ()
+    def _tied(self) -> set[str]:
+        """Names that are another tensor's second name; a file holds such a tensor once."""
+        first: dict[int, str] = {}
+        return {name for name, tensor in self.model.state_dict(keep_vars=True).items() if first.setdefault(id(tensor), name) != name}
 
     def close(self) -> None:
         self.engine.destroy()

@@ -63,7 +63,6 @@ class VLLMEngine:
         self.names, self.eos, self.sleeps = list(names), eos, sleeps
         self.version: int | None = None
         self._requests: dict[str, Request] = {}
-        self._partial: dict[str, Any] = {}
         self._received: dict[str, float] = {}
 
     @property
@@ -149,9 +148,6 @@ def set_environment(world: int) -> None:
     """What vLLM reads from the environment, before it is imported; a value that is set already stays."""
     defaults = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     if world > 1:

@@ -32,6 +32,7 @@ from rlkit.rewarding.spec import RewardSettings, RewardSpec, locate
 
 # Without these ordinary programs do not work; everything else a reward needs is listed in rewarding.env.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # what offline=true sets holds for rewards too
 FIXED_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",  # the GPU is the trainer's
     "HIP_VISIBLE_DEVICES": "",
@@ -98,6 +99,15 @@ class Judge:
 
         Raises UserError where a reward's failures pass max_failure_rate.
         """
+        verdicts = self.judged(keys)
+        for spec in self._specs:
+            self._watch(spec, [(key, verdict.parts[spec.name]) for key, verdict in verdicts.items()])
+        for key in keys:
+            del self._items[key], self._groups[key], self._told[key]
+        return verdicts
+
+    def judged(self, keys: Sequence[Hashable]) -> dict[Hashable, Verdict]:
+        """Verdicts as collect gives them, without forgetting the samples or stopping for their failures."""
         self.ready()
         self._advance()
         for group in dict.fromkeys(self._groups[key] for key in keys):
@@ -106,12 +116,7 @@ class Judge:
             while len(self._told[key]) < len(self._specs):
                 self._listen(None)
         parts = {key: {spec.name: self._told[key][spec.name] for spec in self._specs} for key in keys}
-        for spec in self._specs:
-            self._watch(spec, [(key, parts[key][spec.name]) for key in keys])
-        verdicts = combining.verdicts(self._specs, self._settings, parts, self._groups)
-        for key in keys:
-            del self._items[key], self._groups[key], self._told[key]
-        return verdicts
+        return combining.verdicts(self._specs, self._settings, parts, self._groups)
 
     def stats(self) -> dict[str, float]:
         """Means, failure rates and latencies of the samples collected since the last call, by metric name."""
@@ -130,7 +135,10 @@ class Judge:
 
     def close(self) -> None:
         """End the supervisor, the workers and every process they started."""
-        self._connection.close()
+        if not self._connection.closed:
+            with socket.socket(fileno=os.dup(self._connection.fileno())) as end, contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # closing alone would not do where a fork of this process holds a copy
+            self._connection.close()
         try:
             self._supervisor.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -228,7 +236,7 @@ def _check(specs: Sequence[RewardSpec], settings: RewardSettings) -> None:
 
 def _start_supervisor(names: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = socket.socketpair()
-    environment = {name: os.environ[name] for name in (*ENVIRONMENT, *names) if name in os.environ} | FIXED_ENVIRONMENT
+    environment = {name: os.environ[name] for name in (*ENVIRONMENT, *OFFLINE, *names) if name in os.environ} | FIXED_ENVIRONMENT
     with theirs:
         supervisor = subprocess.Popen(
             [sys.executable, "-c", SUPERVISE.format(theirs.fileno(), os.getpid()), json.dumps(_import_path())],

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -31,7 +32,7 @@ from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
 SWEEP_SECONDS = 1.0  # how often orphans are looked for while nothing goes wrong
 KILL_SECONDS = 0.3  # between SIGTERM, which a worker cannot handle, and SIGKILL
-POLL_SECONDS = 0.02  # how often pebble looks at deadlines and dead workers
+POLL_SECONDS = 0.05  # how often pebble looks at deadlines and dead workers
 GRACE_SECONDS = 3.0  # past the deadline: if pebble has not acted by then, the pool is broken and is thrown away
 BROKEN_POOLS = 3  # in a row, for the same unit
 
@@ -85,7 +86,8 @@ class Slot(threading.Thread):
     def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings, agenda: Agenda, out: queue.SimpleQueue[Any]) -> None:
         super().__init__(daemon=True)
         self._specs, self._settings, self._agenda, self._out = specs, settings, agenda, out
-        self._loaded = False
+        self._loaded = self._stopped = False
+        self._changing = threading.Lock()
         self._pool = self._new_pool()
         self.calls = 0  # odd while a call is under way: orphans seen during it may still be its own
 
@@ -100,7 +102,9 @@ class Slot(threading.Thread):
 
     def stop(self) -> None:
         """No new worker from now on."""
-        self._pool.stop()
+        with self._changing:
+            self._stopped = True
+            self._pool.stop()
 
     def join_pool(self) -> None:
         """Give the dead pool's locks back to the system."""
@@ -174,7 +178,10 @@ class Slot(threading.Thread):
         return ProcessPool(1, initializer=worker.start, initargs=arguments, context=multiprocessing.get_context("spawn"))
 
     def _renew(self) -> None:
-        old, self._pool, self._loaded = self._pool, self._new_pool(), False
+        with self._changing:
+            if self._stopped:
+                sys.exit()  # ends this thread: a pool that was stopped looks broken from here
+            old, self._pool, self._loaded = self._pool, self._new_pool(), False
         old.stop()
         threading.Thread(target=_quietly_join, args=(old,), daemon=True).start()  # it may hang on what broke it
 
@@ -306,5 +313,8 @@ def _end_resource_tracker() -> None:
     """multiprocessing's own helper process: ended and waited for, or it would outlive us by a moment."""
     from multiprocessing import resource_tracker
 
-    with contextlib.suppress(Exception):  # a private name: without it the helper still ends by itself, only later
-        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    # A private name: without it the helper still ends by itself, only later. It waits for ever if anybody holds the tracker's pipe.
+    stop = getattr(resource_tracker._resource_tracker, "_stop", lambda: None)
+    stopping = threading.Thread(target=stop, daemon=True)
+    stopping.start()
+    stopping.join(1.0)

@@ -82,8 +82,9 @@ def run(index: int, payloads: Sequence[bytes]) -> list[Outcome]:
         outcomes = [_failure(error, started)] * len(payloads)
     if os.getpid() != _State.pid:
         os._exit(0)  # a fork made by the function came back through it; there is one worker only
+    until = time.monotonic() + THREAD_SECONDS
     for thread in set(threading.enumerate()) - before:
-        thread.join(THREAD_SECONDS)
+        thread.join(max(0.0, until - time.monotonic()))
     if _State.thread_errors:
         outcomes = [Outcome(OutcomeKind.ERROR, detail=_State.thread_errors[0], seconds=o.seconds) for o in outcomes]
     _end_flood()

@@ -173,14 +173,42 @@ def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> 
     assert 0 < stats["time/reward_p50"] <= stats["time/reward_p99"] < 10
 
 
-def test_killed_supervisor_is_told_and_not_waited_for() -> None:
-    judge = Judge([RewardSpec("accuracy", "accuracy")])
+@pytest.mark.usefixtures("nobody_left")
+def test_killed_supervisor_is_told_and_its_workers_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
+    judge = Judge([RewardSpec("accuracy", "accuracy")], RewardSettings(env=("RLKIT_TEST_MARK",)))
     judge.ready()
     os.kill(judge._supervisor.pid, 9)
     with pytest.raises(RunFailed, match=r"the reward supervisor .* is gone, exit status -9"):
         judge.submit(1, items(1)[0])
         judge.collect([1])
     judge.close()
+
+
+def test_close_ends_all_even_where_a_fork_holds_the_connection() -> None:
+    judge = Judge([RewardSpec("accuracy", "accuracy")])
+    judge.ready()
+    fork = os.fork()
+    if fork == 0:
+        time.sleep(60)
+        os._exit(0)
+    started = time.monotonic()
+    judge.close()
+    judge.close()  # twice does no harm
+    assert time.monotonic() - started < 10
+    os.kill(fork, 9)
+    os.waitpid(fork, 0)
+
+
+@pytest.mark.usefixtures("nobody_left")
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.2, 0.3, 0.5])
+def test_close_while_workers_are_still_starting(monkeypatch: pytest.MonkeyPatch, after: float) -> None:
+    monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
+    judge = Judge([RewardSpec("accuracy", "accuracy")], RewardSettings(env=("RLKIT_TEST_MARK",)))
+    time.sleep(after)
+    started = time.monotonic()
+    judge.close()
+    assert time.monotonic() - started < 10
 
 
 def test_overhead_of_a_sample_is_below_a_millisecond(write_rewards: Callable[[str], str]) -> None:

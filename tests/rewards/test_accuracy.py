@@ -144,7 +144,7 @@ def test_short_cuts_agree_with_math_verify() -> None:
 @pytest.mark.parametrize("shape", ["({}, {})", "[{},{}]", "[{}, {})", r"\{{{}, {}\}}", "x={}", "({}, {}, {})", r"\{{{},{},{}\}}", "{}, {}"])
 def test_short_cuts_for_lists_agree_with_math_verify(shape: str) -> None:
     draw = random.Random(shape)
-    for _ in range(25):
+    for _ in range(40):
         numbers = [draw.choice(["1", "2", "2.0", "-3", "0.5"]) for _ in range(3)]
         others = draw.choice([numbers, numbers[::-1], [draw.choice(["1", "2", "-3"]) for _ in range(3)]])
         first, second = shape.format(*numbers), shape.format(*others)

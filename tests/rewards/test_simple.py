@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
 import pytest
 
+from rlkit.paths import shipped
 from rlkit.rewarding import resolve
+from rlkit.rewarding.spec import shipped_names
 
 
 def score(name: str, completion: str, **columns: Any) -> float:
@@ -163,3 +166,8 @@ def test_countdown_reckons_exactly_and_with_either_column() -> None:
     started = time.perf_counter()
     assert score("countdown", "<answer>" + "(" * 50_000, nums=[1], target=1) == 0.0
     assert time.perf_counter() - started < 2
+
+
+def test_every_shipped_reward_has_its_row_in_the_readme() -> None:
+    readme = (shipped("rewards") / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == shipped_names()

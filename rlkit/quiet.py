@@ -1,0 +1,25 @@
+"""What libraries read from the environment, set before the first of them is imported; a value that is set already stays."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+
+def quiet(*, offline: bool) -> None:
+    """Libraries speak when something is wrong, and call nobody; with `offline` nothing touches a network."""
+    values = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    if offline:
+        values |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another

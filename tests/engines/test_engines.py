@@ -1,0 +1,211 @@
+"""Real vLLM, real DeepSpeed and transformers in one process, holding the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+from rlkit.engines.hf import HFEngine
+from rlkit.engines.probe import Probe
+from rlkit.engines.vllm import VLLMEngine
+from rlkit.errors import RunFailed
+from rlkit.ops.masking import padded
+from rlkit.ranks import Ranks
+from rlkit.types import Key, Request, Sample, Sampling, Stop
+
+TEMPERATURE = 0.7
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model: Path) -> DeepSpeedPolicy:
+    Ranks()
+    optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+    return DeepSpeedPolicy(
+        str(tiny_model), torch.float32, zero_stage=2, optimizer=optimizer, temperature=TEMPERATURE, device=CPU, offline=True, extra={}
+    )
+
+
+@pytest.fixture(scope="module")
+def eos(tiny_model: Path) -> frozenset[int]:
+    from rlkit.data.renderer import Renderer
+
+    return Renderer(tiny_model, offline=True).eos_ids
+
+
+@pytest.fixture(scope="module")
+def vllm(tiny_model: Path, policy: DeepSpeedPolicy, eos: frozenset[int]) -> VLLMEngine:
+    return VLLMEngine(str(tiny_model), "float32", names=policy.names, max_model_len=96, eos=eos, world=1, sleeps=False, extra={})
+
+
+@pytest.fixture(scope="module")
+def hf(tiny_model: Path, eos: frozenset[int]) -> HFEngine:
+    return HFEngine(str(tiny_model), torch.float32, device=CPU, eos=eos, pad=0, offline=True)
+
+
+def asked(engine: Any, count: int, sampling: Sampling, first_seed: int = 0) -> list[Sample]:
+    for i in range(count):
+        prompt = tuple(40 + (7 * i + j) % 90 for j in range(3 + i % 5))
+        engine.add(Request(Key(i, 0, 0), prompt, sampling, first_seed + i))
+    finished = []
+    while engine.pending:
+        finished += engine.advance()
+    return sorted(finished, key=lambda s: s.key)
+
+
+def trained(policy: DeepSpeedPolicy, samples: list[Sample]) -> Tensor:
+    return policy.logprobs(samples, max(len(s.tokens) for s in samples))[0]
+
+
+def said(samples: list[Sample]) -> Tensor:
+    return padded([s.rollout_logprobs for s in samples], max(len(s.tokens) for s in samples), 0.0)
+
+
+def large_update(policy: DeepSpeedPolicy, samples: list[Sample], sign: float) -> None:
+    with policy.training():
+        logprobs, _ = policy.logprobs(samples, max(len(s.tokens) for s in samples))
+        policy.backward(sign * logprobs.sum() / 100)
+    assert policy.step(0.03).applied
+
+
+def test_nothing_is_sampled_before_the_first_weights(vllm: VLLMEngine, hf: HFEngine) -> None:
+    for engine in (vllm, hf):
+        if engine.version is None:
+            with pytest.raises(RunFailed, match="before its first weights"):
+                engine.add(Request(Key(0, 0, 0), (40, 41), Sampling(), 0))
+
+
+@pytest.mark.parametrize("kind", ["vllm", "hf"])
+def test_sampler_and_trainer_agree_after_three_large_updates(kind: str, request: pytest.FixtureRequest, policy: DeepSpeedPolicy) -> None:
+    engine = request.getfixturevalue(kind)
+    sampling = Sampling(temperature=TEMPERATURE, max_tokens=24)
+    for version in range(3):
+        engine.load(policy.weights(), version)
+        large_update(policy, asked(engine, 16, sampling, 1000 * version), 1.0 if version % 2 else -1.0)
+    before = {name: tensor.clone() for name, tensor in policy.weights()}
+    stale = asked(engine, 64, sampling, 7)
+    assert (trained(policy, stale) - said(stale)).abs().max() > 0.1  # the updates were large: a stale engine is seen
+    engine.load(policy.weights(), 3)
+    fresh = asked(engine, 64, sampling, 7)
+    assert (trained(policy, fresh) - said(fresh)).abs().max() < 1e-4
+    assert {int(v) for s in fresh for v in s.versions} == {3}
+    assert all(torch.equal(before[name], tensor) for name, tensor in policy.weights())  # sampling moves nothing
+
+
+def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm: VLLMEngine, hf: HFEngine, policy: DeepSpeedPolicy) -> None:
+    greedy = Sampling(temperature=0.0, max_tokens=24)
+    vllm.load(policy.weights(), 4)
+    hf.load(policy.weights(), 4)
+    for ours, theirs in zip(asked(vllm, 48, greedy), asked(hf, 48, greedy), strict=True):
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
+        assert ours.stop is theirs.stop
+
+
+@pytest.mark.parametrize("kind", ["vllm", "hf"])
+def test_a_seed_gives_its_tokens_whatever_else_is_in_the_batch(kind: str, request: pytest.FixtureRequest, policy: DeepSpeedPolicy) -> None:
+    engine = request.getfixturevalue(kind)
+    engine.load(policy.weights(), 5)
+    sampling = Sampling(temperature=1.0, max_tokens=16)
+    many = asked(engine, 40, sampling, 300)
+    few = asked(engine, 10, sampling, 300)
+    for one, other in zip(many, few, strict=False):
+        assert one.tokens.tolist() == other.tokens.tolist()
+    assert len({tuple(s.tokens.tolist()) for s in many}) > 30
+
+
+@pytest.mark.parametrize("kind", ["vllm", "hf"])
+def test_end_tokens_belong_to_the_completion_and_cut_ones_have_none(
+    kind: str, request: pytest.FixtureRequest, eos: frozenset[int], policy: DeepSpeedPolicy
+) -> None:
+    engine = request.getfixturevalue(kind)
+    engine.load(policy.weights(), 6)
+    samples = asked(engine, 64, Sampling(temperature=2.0, max_tokens=64), 11)
+    assert {s.stop for s in samples} == {Stop.EOS, Stop.LENGTH}
+    for s in samples:
+        ends = [t for t, token in enumerate(s.tokens.tolist()) if token in eos]
+        assert ends == ([len(s.tokens) - 1] if s.stop is Stop.EOS else [])
+        assert s.stop is Stop.EOS or len(s.tokens) == 64
+
+
+@pytest.mark.parametrize("kind", ["vllm", "hf"])
+@pytest.mark.parametrize("left_out", ["lm_head.weight", "model.layers.1.self_attn.k_proj.weight"])
+def test_a_sync_that_leaves_a_tensor_out_is_caught(
+    kind: str, left_out: str, request: pytest.FixtureRequest, policy: DeepSpeedPolicy
+) -> None:
+    engine = request.getfixturevalue(kind)
+    with pytest.raises(RunFailed, match=f"missing {left_out}"):
+        engine.load(((name, tensor) for name, tensor in policy.weights() if name != left_out), 7)
+    engine.load(policy.weights(), 7)
+
+
+def test_a_sync_that_sends_an_old_tensor_is_caught_and_the_tensor_named(vllm: VLLMEngine, policy: DeepSpeedPolicy) -> None:
+    sampling = Sampling(temperature=TEMPERATURE, max_tokens=24)
+    vllm.load(policy.weights(), 8)
+    kept = {name: tensor.clone() for name, tensor in policy.weights()}
+    probe = Probe(vllm, policy.weights, 1e-4)
+    good = asked(vllm, 16, sampling)
+    probe.check(probe.compare(trained(policy, good), said(good), said(good) != 0))
+    large_update(policy, good, -1.0)
+
+    def one_old() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in policy.weights():
+            yield name, kept[name] if name == "lm_head.weight" else tensor
+
+    vllm.load(one_old(), 9)
+    bad = asked(vllm, 16, sampling)
+    with pytest.raises(RunFailed, match=r"tensors that differ from the policy's: lm_head\.weight$"):
+        probe.check(probe.compare(trained(policy, bad), said(bad), said(bad) != 0))
+
+
+def test_aborted_requests_leave_the_engine_ready(vllm: VLLMEngine, policy: DeepSpeedPolicy) -> None:
+    vllm.load(policy.weights(), 10)
+    for i in range(8):
+        vllm.add(Request(Key(i, 1, 0), (40, 41, 42), Sampling(max_tokens=64), i))
+    vllm.advance()
+    aborted = vllm.abort()
+    assert {s.stop for s in aborted} == {Stop.ABORTED}
+    assert vllm.pending == 0
+    assert len(asked(vllm, 4, Sampling(max_tokens=8))) == 4
+
+
+def test_a_checkpoint_goes_on_to_the_last_bit(policy: DeepSpeedPolicy, hf: HFEngine, tmp_path: Path) -> None:
+    hf.load(policy.weights(), 11)
+    samples = asked(hf, 16, Sampling(temperature=1.0, max_tokens=16))
+    large_update(policy, samples, 1.0)
+    policy.save(tmp_path)
+    large_update(policy, samples, 1.0)
+    once = {name: tensor.clone() for name, tensor in policy.weights()}
+    large_update(policy, samples, -1.0)
+    policy.load(tmp_path)
+    large_update(policy, samples, 1.0)
+    assert all(torch.equal(once[name], tensor) for name, tensor in policy.weights())
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(policy: DeepSpeedPolicy, hf: HFEngine) -> None:
+    hf.load(policy.weights(), 12)
+    samples = asked(hf, 4, Sampling(temperature=1.0, max_tokens=8))
+    before = {name: tensor.clone() for name, tensor in policy.weights()}
+    with policy.training():
+        policy.backward(policy.logprobs(samples, 8)[0].sum() * float("inf"))
+    assert not policy.step(0.03).applied
+    assert all(torch.equal(before[name], tensor) for name, tensor in policy.weights())
+    large_update(policy, samples, 1.0)  # and the next one counts again
+
+
+def test_the_export_is_what_the_policy_holds(policy: DeepSpeedPolicy, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    policy.export(tmp_path / "model")
+    with safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as stored:
+        assert "lm_head.weight" not in stored.keys()  # noqa: SIM118  tied: once in the file
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    held = dict(policy.weights())
+    assert loaded.keys() == held.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in held.items())

@@ -1,0 +1,53 @@
+"""The first step's completions and the gradient of its update: first_gradient.py FILE arguments...
+
+Goes through the real assembly, rollout and backward passes. The optimizer is plain gradient descent with so large a step that the
+weights after it are the gradient, to the precision of float32.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rlkit import assemble, recipe, run
+from rlkit.collate import collate
+from rlkit.engines.deepspeed import set_environment
+from rlkit.ops.masking import unit_totals
+from rlkit.update import gradient, observe
+
+STEP = 1e4
+
+
+class Descent(torch.optim.SGD):
+    def __init__(self, parameters: Any, lr: float, **rest: Any) -> None:
+        super().__init__(parameters, lr=lr)
+
+
+set_environment()
+import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
+
+torch.optim.AdamW = Descent
+config = run.compose([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
+with assemble.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
+    with made.placement.rollout():
+        mine = made.collector.take()
+    assert mine is not None
+    with made.placement.train():
+        groups, batch = collate(mine, made.ranks, 1)
+        signals, _ = observe(made.learning, batch)
+        credit, *_ = made.learning.algorithm.assign(batch, signals, made.state, made.ranks)
+        totals = made.ranks.sum(unit_totals(batch.mask))
+        gradient(made.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
+    policy = made.learning.policy
+    before = {name: tensor.clone() for name, tensor in policy.weights()}
+    assert policy.step(STEP).applied
+    gradients = {name: (before[name] - tensor) / STEP for name, tensor in policy.weights()}
+    if made.ranks.main:
+        tokens = {str(list(s.sample.key)): s.sample.tokens for g in groups for s in g.samples}
+        torch.save({"gradients": gradients, "tokens": tokens, "share": len(batch.samples)}, Path(sys.argv[1]))
+    made.ranks.barrier()
+run.leave(0)

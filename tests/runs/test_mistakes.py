@@ -1,0 +1,86 @@
+"""Mistakes of a person's own: exit code 2, a few lines without a traceback, and the mend among them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+
+GOOD_ROW = {"question": "What is 1 + 1?", "answer": "2"}
+
+
+def written(folder: Path, name: str, *lines: str) -> Path:
+    place = folder / name
+    place.write_text("".join(f"{line}\n" for line in lines))
+    return place
+
+
+def missing_model(folder: Path, model: Path) -> list[str]:
+    return [f"model.path={folder / 'modle'}"]
+
+
+def missing_data(folder: Path, model: Path) -> list[str]:
+    written(folder, "train.jsonl", json.dumps(GOOD_ROW))
+    return [f"data.train={folder / 'trian.jsonl'}"]
+
+
+def no_answer(folder: Path, model: Path) -> list[str]:
+    rows = [json.dumps(GOOD_ROW), json.dumps({"question": "What is 2 + 2?", "result": "4"})]
+    return [f"data.train={written(folder, 'train.jsonl', *rows)}"]
+
+
+def broken_line(folder: Path, model: Path) -> list[str]:
+    return [f"data.train={written(folder, 'train.jsonl', json.dumps(GOOD_ROW), '{not json')}"]
+
+
+def empty_data(folder: Path, model: Path) -> list[str]:
+    return [f"data.train={written(folder, 'train.jsonl')}"]
+
+
+def folder_that_cannot_be_written(folder: Path, model: Path) -> list[str]:
+    return [f"output_dir={written(folder, 'file') / 'run'}"]
+
+
+def no_chat_template(folder: Path, model: Path) -> list[str]:
+    shutil.copytree(model, folder / "base")
+    (folder / "base" / "chat_template.jinja").unlink()
+    return [f"model.path={folder / 'base'}"]
+
+
+def unknown_reward(folder: Path, model: Path) -> list[str]:
+    return ["rewards.accuracy.path=acuracy"]
+
+
+def too_long(folder: Path, model: Path) -> list[str]:
+    return ["max_completion_tokens=4000", "tokens_per_micro_batch=8192"]
+
+
+CASES: list[tuple[Callable[[Path, Path], list[str]], list[str]]] = [
+    (missing_model, ["modle", "does not exist"]),
+    (missing_data, ["trian.jsonl", "train.jsonl"]),
+    (no_answer, ["answer", "columns: question, result", "data.columns.answer"]),
+    (broken_line, ["train.jsonl", "2"]),
+    (empty_data, ["train.jsonl", "empty"]),
+    (folder_that_cannot_be_written, ["output folder", "output_dir="]),
+    (no_chat_template, ["no chat template", "chat_template.jinja"]),
+    (unknown_reward, ["acuracy", "accuracy"]),
+    (too_long, ["max_completion_tokens", "2048 tokens"]),
+]
+
+
+@pytest.mark.parametrize(("mistake", "words"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_a_mistake_is_told_with_its_mend(
+    mistake: Callable[[Path, Path], list[str]], words: list[str], tiny_model: Path, small: list[str], tmp_path: Path
+) -> None:
+    ended = run(*small, f"output_dir={tmp_path / 'out'}", *mistake(tmp_path, tiny_model), cwd=tmp_path)
+    assert ended.code == 2, ended.out + ended.err
+    assert "Traceback" not in ended.err + ended.out
+    told = ended.err.strip().splitlines()
+    assert 1 <= len(told) <= 10, ended.err
+    for word in words:
+        assert word in ended.err

@@ -1,0 +1,44 @@
+"""Two processes do what one does: the same completions, the same gradient, under ZeRO 2 and 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import run
+
+
+def first_gradient(small: list[str], folder: Path, ranks: int, zero: int) -> Any:
+    out = folder / f"{ranks}-{zero}.pt"
+    threads = {"OMP_NUM_THREADS": "1"}
+    ended = run(
+        str(out),
+        *small,
+        f"engine.zero_stage={zero}",
+        f"output_dir={folder / out.stem}",
+        program="first_gradient.py",
+        ranks=ranks,
+        **threads,
+    )
+    assert ended.code == 0, ended.out + ended.err
+    return torch.load(out)
+
+
+@pytest.fixture(scope="module")
+def alone(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return first_gradient(small, tmp_path_factory.mktemp("alone"), ranks=1, zero=2)
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_two_processes_are_one(alone: Any, small: list[str], tmp_path: Path, zero: int) -> None:
+    both = first_gradient(small, tmp_path, ranks=2, zero=zero)
+    assert both["share"] < alone["share"] == 16
+    assert both["tokens"].keys() == alone["tokens"].keys()
+    assert all(torch.equal(both["tokens"][key], tokens) for key, tokens in alone["tokens"].items())
+    one = torch.cat([g.flatten().double() for g in alone["gradients"].values()])
+    two = torch.cat([both["gradients"][name].flatten().double() for name in alone["gradients"]])
+    assert one.norm() > 1e-3
+    assert (one - two).norm() / one.norm() < 1e-6

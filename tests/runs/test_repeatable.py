@@ -1,0 +1,105 @@
+"""One seed, one run: twice over, killed and resumed, stopped and resumed, the metrics are the same to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlkit.report.folder import read_metrics
+from rlkit.report.names import repeatable
+from tests.conftest import Ended, run
+
+
+def metrics(folder: Path) -> list[dict[str, object]]:
+    return [repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def succeeded(ended: Ended) -> Ended:
+    assert ended.code == 0, ended.out + ended.err
+    return ended
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    succeeded(run(*small, f"output_dir={folder}"))
+    return folder
+
+
+def test_the_run_learns_and_leaves_what_it_promises(undisturbed: Path) -> None:
+    rows = metrics(undisturbed)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [("eval/accuracy" in row) for row in rows] == [True, False, True, False, True]
+    assert all(0 < row["grad_norm"] < 100 for row in rows[1:])
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-5 for row in rows[1:])
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("done", 4)
+    assert summary["accuracy_before"] == rows[0]["eval/accuracy"]
+    assert summary["accuracy_after"] == rows[4]["eval/accuracy"]
+    assert sorted(p.name for p in (undisturbed / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    for name in ("recipe.yaml", "environment.json", "samples.jsonl", "report.png", "model/config.json", "model/tokenizer.json"):
+        assert (undisturbed / name).stat().st_size > 0, name
+    samples = [json.loads(line) for line in (undisturbed / "samples.jsonl").read_text().splitlines()]
+    trained = [s for s in samples if s["split"] == "train"]
+    assert len(trained) == 4 * 16
+    assert {s["version"] for s in trained if s["step"] == 3} == {2}
+    group = [s for s in trained if s["step"] == 1 and s["key"][:2] == trained[0]["key"][:2]]
+    assert len(group) == 4
+    mean = sum(s["reward"] for s in group) / 4
+    std = (sum((s["reward"] - mean) ** 2 for s in group) / 3) ** 0.5
+    for s in group:
+        assert s["advantage"] == pytest.approx((s["reward"] - mean) / max(std, 1e-6), abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(undisturbed: Path, small: list[str], tmp_path: Path) -> None:
+    succeeded(run(*small, f"output_dir={tmp_path / 'again'}"))
+    assert metrics(tmp_path / "again") == metrics(undisturbed)
+    succeeded(run(*small, "steps=1", "seed=1", f"output_dir={tmp_path / 'other'}"))
+    assert metrics(tmp_path / "other")[1]["reward"] != metrics(undisturbed)[1]["reward"]
+
+
+def resumed_equals(undisturbed: Path, small: list[str], folder: Path) -> None:
+    succeeded(run(*small, f"output_dir={folder}"))
+    assert metrics(folder) == metrics(undisturbed)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "done"
+
+
+MOMENTS = [("rollout", 3), ("reward", 5), ("update", 3), ("sync", 4), ("checkpoint", 1)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "count"),
+    [pytest.param(*moment, marks=() if moment[0] == "update" else pytest.mark.slow) for moment in MOMENTS],
+)
+def test_killed_and_resumed(undisturbed: Path, small: list[str], tmp_path: Path, phase: str, count: int) -> None:
+    folder = tmp_path / "run"
+    killed = run("SIGKILL", phase, str(count), *small, f"output_dir={folder}", program="struck.py")
+    assert killed.code == -9
+    assert not (folder / "summary.json").exists()
+    resumed_equals(undisturbed, small, folder)
+
+
+@pytest.mark.parametrize("phase", ["rollout", pytest.param("update", marks=pytest.mark.slow)])
+def test_stopped_and_resumed(undisturbed: Path, small: list[str], tmp_path: Path, phase: str) -> None:
+    folder = tmp_path / "run"
+    stopped = run("SIGTERM", phase, "3", *small, f"output_dir={folder}", program="struck.py")
+    assert stopped.code == 75, stopped.out + stopped.err
+    after = {"rollout": 2, "update": 3}[phase]  # a rollout is abandoned, an update is finished
+    assert f"stopped after step {after} of 4" in stopped.err
+    assert (folder / "checkpoints" / f"step-{after:06d}" / "state.json").is_file()
+    resumed_equals(undisturbed, small, folder)
+
+
+def test_a_finished_or_changed_run_is_refused(undisturbed: Path, small: list[str], tmp_path: Path) -> None:
+    finished = run(*small, f"output_dir={undisturbed}")
+    assert finished.code == 2
+    assert "holds a finished run" in finished.err
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text((undisturbed / "recipe.yaml").read_text().replace("lr: 0.003", "lr: 0.1"))
+    changed = run(*small, f"output_dir={folder}")
+    assert changed.code == 2
+    assert "optim.lr: 0.1 then, 0.003 now" in changed.err

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from rlkit.batching import deal, micro_batches, minibatch_of_group
+from rlkit.collate import collate
+from tests.algorithms.tiny import Ranks, groups_of, together
+
+
+@pytest.mark.parametrize(
+    ("groups", "minibatches", "numbers"),
+    [(5, 2, [0, 0, 0, 1, 1]), (4, 4, [0, 1, 2, 3]), (3, 1, [0, 0, 0]), (7, 3, [0, 0, 0, 1, 1, 2, 2]), (0, 2, [])],
+)
+def test_minibatches_are_whole_groups(groups: int, minibatches: int, numbers: list[int]) -> None:
+    assert minibatch_of_group(groups, minibatches) == numbers
+
+
+def test_minibatches_differ_by_at_most_one_group() -> None:
+    for groups in range(1, 60):
+        for minibatches in range(1, groups + 1):
+            numbers = minibatch_of_group(groups, minibatches)
+            sizes = [numbers.count(m) for m in range(minibatches)]
+            assert len(numbers) == groups and numbers == sorted(numbers) and max(sizes) - min(sizes) <= 1
+
+
+def test_the_largest_go_first_to_whom_has_least() -> None:
+    assert deal([5, 5, 4, 3, 3], 2) == [0, 1, 0, 1, 1]  # 5 + 4 and 5 + 3 + 3
+    assert deal([1, 1, 1, 1], 2) == [0, 1, 0, 1] and deal([], 3) == [] and deal([7, 2], 1) == [0, 0]
+
+
+def test_ranks_are_balanced_to_within_one_item() -> None:
+    rng = random.Random(9)
+    for _ in range(300):
+        costs = [rng.randint(1, 500) for _ in range(rng.randint(1, 80))]
+        ranks = rng.randint(1, 8)
+        owner = deal(costs, ranks)
+        loads = [sum(c for c, o in zip(costs, owner, strict=True) if o == r) for r in range(ranks)]
+        assert len(owner) == len(costs) and max(loads) - min(loads) <= max(costs)
+        best = max(max(costs), -(-sum(costs) // ranks))  # no dealing can do better than this
+        assert max(loads) <= best * (4 / 3) or max(loads) - min(loads) <= sorted(costs)[0]  # Graham 1969: within 4/3 of the best
+
+
+def test_micro_batches_hold_the_budget_and_everything_once() -> None:
+    rng = random.Random(10)
+    for _ in range(300):
+        lengths = [rng.randint(1, 200) for _ in range(rng.randint(0, 60))]
+        budget = rng.choice([1, 100, 200, 1000, 10**6])
+        batches = micro_batches(lengths, budget)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+        for batch in batches:
+            assert len(batch) * max(lengths[i] for i in batch) <= budget or len(batch) == 1
+        longest = [lengths[i] for batch in batches for i in batch]
+        assert longest == sorted(longest, reverse=True)
+    assert micro_batches([3, 9, 4, 4], 8) == [[1], [2, 3], [0]]  # 9 alone past the budget, 2 x 4, then 3
+    assert micro_batches([4, 4], 7) == [[0], [1]] and micro_batches([4, 4], 8) == [[0, 1]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_every_sample_of_a_step_is_somebodys(world: int, minibatches: int) -> None:
+    """Five groups of three; the global order is that of the group numbers, whoever brought them."""
+    rewards: list[list[float | None]] = [[float(3 * g + n) for n in range(3)] for g in range(5)]
+    rewards[4][1] = None
+    groups = groups_of(rewards)
+    batches = together(world, lambda ranks: collate(groups[::-1][ranks.rank :: world], ranks, minibatches))  # type: ignore[arg-type]
+    owned = sorted(i for _, batch in batches for i in batch.index.tolist())
+    assert owned == list(range(15))
+    parts = minibatch_of_group(5, minibatches)
+    for everyone, batch in batches:
+        assert [g.number for g in everyone] == list(range(5)) and batch.size == 15
+        for row, i in enumerate(batch.index.tolist()):
+            sample = groups[i // 3].samples[i % 3].sample
+            assert batch.samples[row] is sample and batch.group[row] == i // 3 and batch.minibatch[row] == parts[i // 3]
+            assert batch.valid[row] == (i != 13) and batch.rewards[row] == (0.0 if i == 13 else float(i))
+            length = len(sample.tokens)
+            assert torch.equal(batch.mask[row, :length], sample.mask) and not batch.mask[row, length:].any()
+            assert torch.equal(batch.rollout_logprobs[row, :length], sample.rollout_logprobs)
+    for m in range(minibatches):
+        loads = [
+            sum(len(s.prompt) + len(s.tokens) for s, part in zip(b.samples, b.minibatch.tolist(), strict=True) if part == m)
+            for _, b in batches
+        ]
+        assert max(loads) - min(loads) <= 14  # the longest sample: 5 + 9 tokens
+
+
+def test_more_ranks_than_samples() -> None:
+    def work(ranks: Ranks) -> tuple[int, tuple[int, ...]]:
+        _, batch = collate(groups_of([[1.0, 0.0]]) if ranks.rank == 0 else [], ranks, 1)  # type: ignore[arg-type]
+        return len(batch.samples), tuple(batch.mask.shape)
+
+    sizes = together(3, work)
+    assert sorted(n for n, _ in sizes) == [0, 1, 1] and sizes[[n for n, _ in sizes].index(0)][1] == (0, 0)

@@ -1,0 +1,268 @@
+"""The laws and floors of the house, read out of the source with ast; two of them by behaviour."""
+
+from __future__ import annotations
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rlkit.algorithms import ALGORITHMS
+from rlkit.types import Rows
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = sorted(p for folder in ("rlkit", "rewards", "launch") for p in (ROOT / folder).rglob("*.py"))
+ALL = [*CODE, *sorted((ROOT / "tests").rglob("*.py"))]
+
+# Module -> (floor, room); the longest name that fits counts. A floor imports floors below it, and its own room.
+# Assembly stands above the stories: it makes the Run that they run, and they know nothing of it.
+PLACES: dict[str, tuple[int, str]] = {
+    "rlkit": (0, "rlkit"),
+    "rlkit.errors": (0, "errors"),
+    "rlkit.paths": (0, "paths"),
+    "rlkit.clock": (0, "clock"),
+    "rlkit.quiet": (0, "quiet"),
+    "rlkit.ops": (0, "ops"),
+    "rlkit.types": (1, "types"),
+    "rlkit.metrics": (1, "metrics"),
+    "rlkit.stopping": (1, "stopping"),
+    "rlkit.loopback": (1, "loopback"),
+    "rlkit.algorithms": (2, "algorithms"),
+    "rlkit.batching": (2, "batching"),
+    "rlkit.seeds": (2, "seeds"),
+    "rlkit.schedule": (2, "schedule"),
+    "rlkit.builtin": (2, "builtin"),
+    "rlkit.builtin.model": (3, "builtin"),
+    "rlkit.engines": (3, "engines"),
+    "rlkit.rewarding": (3, "rewarding"),
+    "rlkit.data": (3, "data"),
+    "rlkit.checkpoint": (3, "checkpoint"),
+    "rlkit.report": (3, "report"),
+    "rlkit.ranks": (3, "ranks"),
+    "rlkit.collector": (4, "stories"),
+    "rlkit.collate": (4, "stories"),
+    "rlkit.rows": (4, "stories"),
+    "rlkit.update": (4, "stories"),
+    "rlkit.trainer": (4, "stories"),
+    "rlkit.evaluate": (4, "stories"),
+    "rlkit.recipe": (5, "assembly"),
+    "rlkit.plan": (5, "assembly"),
+    "rlkit.assemble": (5, "assembly"),
+    "rlkit.run": (6, "run"),
+    "launch": (6, "launch"),
+}
+OWNERS = {  # heavy library -> the only files that may import it
+    "vllm": {"rlkit/engines/vllm.py"},
+    "deepspeed": {"rlkit/engines/deepspeed.py"},
+    "wandb": {"rlkit/report/wandb.py"},
+    "hydra": {"rlkit/run.py"},
+    "omegaconf": {"rlkit/run.py"},
+}
+HEAVY = [
+    *("vllm", "deepspeed", "transformers", "datasets", "matplotlib", "sympy", "math_verify", "tensorboard", "wandb", "ray", "hydra"),
+    *("peft", "pandas", "pyarrow", "tokenizers"),
+]
+FLOOR_0_MAY_IMPORT = {"__future__", "typing", "math", "torch", "rlkit"}  # ops/: no files, no ranks, no logging
+SCIENCE_MAY_IMPORT = {"torch", "pydantic", "rlkit"}  # floors 0 to 2, beside the standard library
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name: str) -> bool:
+    place = ROOT.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of everything a file imports, wherever in it; import_module("...") too."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports by dots; write the whole name"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield node.lineno, whole if str(node.module).startswith("rlkit") and is_module(whole) else str(node.module)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            first = node.args[0] if node.args else None
+            if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
+                yield node.lineno, str(first.value)
+
+
+def place_of(name: str) -> tuple[int, str]:
+    parts = name.split(".")
+    known = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    found = next((k for k in known if k in PLACES), "")
+    assert found and (found != "rlkit" or name == "rlkit"), f"{name} has no floor: give it one in {Path(__file__).name}"
+    return PLACES[found]
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+# -- floors ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_floor_imports_only_what_is_below_it() -> None:
+    broken = []
+    for path in CODE:
+        if path.is_relative_to(ROOT / "rewards"):
+            continue  # plug-ins: nobody's floor
+        floor, room = place_of(module_name(path))
+        for line, name in imports(path):
+            if name == "rlkit" or not name.startswith("rlkit."):
+                continue
+            below, other = place_of(name)
+            if other != room and below >= floor:
+                broken.append(f"{where(path, line)} (floor {floor}, {room}) imports {name} (floor {below}, {other})")
+    assert broken == []
+
+
+def test_every_place_is_still_there() -> None:
+    assert [name for name in PLACES if name != "launch" and not is_module(name)] == []
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_one_heavy_library_a_file(library: str) -> None:
+    importing = {str(path.relative_to(ROOT)) for path in CODE for _, name in imports(path) if name.split(".")[0] == library}
+    assert importing == OWNERS[library]
+
+
+def test_ray_stays_in_launch() -> None:
+    assert [where(p, n) for p in CODE for n, name in imports(p) if name.split(".")[0] == "ray" and "launch" not in p.parts] == []
+
+
+def test_the_maths_knows_no_file_and_no_rank() -> None:
+    broken = []
+    for path in CODE:
+        floor, room = (9, "") if path.is_relative_to(ROOT / "rewards") else place_of(module_name(path))
+        for line, name in imports(path):
+            top = name.split(".")[0]
+            if room == "ops" and (top not in FLOOR_0_MAY_IMPORT or (top == "rlkit" and not name.startswith("rlkit.ops"))):
+                broken.append(f"{where(path, line)}: {name}")
+            if floor <= 2 and (top not in SCIENCE_MAY_IMPORT and top not in sys.stdlib_module_names):
+                broken.append(f"{where(path, line)}: {name}")
+            if floor <= 2 and name.startswith("torch.distributed"):
+                broken.append(f"{where(path, line)}: {name}")
+    assert broken == []
+
+
+# -- law 1: the one shift ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_one_shift_lives_in_logprobs() -> None:
+    """[:, :-1] beside [:, 1:] is how a shift between logits and tokens is written everywhere else."""
+    broken = []
+    for path in CODE:
+        for node in ast.walk(tree(path)):
+            if not (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple)) or path.name == "logprobs.py":
+                continue
+            cuts = [ast.unparse(s) for s in node.slice.elts if isinstance(s, ast.Slice)]
+            if ":-1" in cuts or "1:" in cuts:
+                broken.append(f"{where(path, node.lineno)}: {ast.unparse(node)}")
+    assert broken == []
+
+
+# -- law 2: losses never reduce ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes" / "algorithm").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_token_loss_is_one_value_a_token_and_of_that_token_alone(recipe: Path) -> None:
+    """The derivative of the loss of token (b, t) by the log-prob of any other token is zero, with all that can be added switched on."""
+    config = yaml.safe_load(recipe.read_text())
+    algorithm = ALGORITHMS[config["name"]].model_validate({**config, "kl_coef": 0.2, "entropy_coef": 0.1})
+    rows, width = 3, 4
+    random = torch.Generator().manual_seed(0)
+    old, ref = (-torch.rand(rows, width, generator=random, dtype=torch.float64) for _ in range(2))
+    mask = torch.rand(rows, width, generator=random) < 0.8
+    advantages = torch.tensor([[1.0], [-1.0], [0.5]], dtype=torch.float64) * mask
+
+    def losses(logprobs: torch.Tensor) -> torch.Tensor:
+        loss, _ = algorithm.policy_loss(Rows(mask, logprobs, -logprobs.detach(), old, old, ref, advantages))
+        assert loss.shape == (rows, width)
+        return loss
+
+    jacobian = torch.autograd.functional.jacobian(losses, old + 0.05).view(rows * width, rows * width)
+    own = jacobian.diagonal()
+    assert torch.equal(jacobian, torch.diag(own)) and bool((own[mask.flatten()] != 0).all())
+
+
+# -- law 5: import is silent -------------------------------------------------------------------------------------------------------
+
+
+def test_importing_everything_is_silent_and_light() -> None:
+    modules = [module_name(p) for p in CODE if p.is_relative_to(ROOT / "rlkit") and p.stem != "__main__"]
+    code = (
+        "import importlib, sys, threading\n"
+        "for name in sys.argv[2:]: importlib.import_module(name)\n"
+        "loaded = [name for name in sys.argv[1].split(',') if name in sys.modules]\n"
+        "import torch\n"
+        "print(loaded, torch.cuda.is_initialized(), threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, ",".join(HEAVY), *modules], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("[] False 1\n", "", 0)
+
+
+# -- how code reads ----------------------------------------------------------------------------------------------------------------
+
+
+def test_files_and_functions_are_short() -> None:
+    broken = []
+    for path in ALL:
+        lines = path.read_text().count("\n")
+        if lines > 400:
+            broken.append(f"{where(path, 1)}: {lines} lines, at most 400")
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 60:
+                broken.append(f"{where(path, node.lineno)}: {node.name} has over 60 lines")
+    assert broken == []
+
+
+def test_a_broad_except_says_why() -> None:
+    """`except Exception` swallows faults nobody thought of: a reason stands beside it, or it raises again what it caught."""
+    broken = []
+    for path in CODE:
+        remarks = {
+            t.start[0]: t.string.lstrip("# ").removeprefix("noqa: BLE001").lstrip(" -")
+            for t in tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+            if t.type == tokenize.COMMENT
+        }
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            kinds = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else {"BaseException"}
+            last = node.body[-1]
+            raises_again = isinstance(last, ast.Raise) and last.exc is None
+            if kinds & {"Exception", "BaseException"} and not raises_again and len(remarks.get(node.lineno, "")) < 10:
+                broken.append(where(path, node.lineno))
+    assert broken == []
+
+
+def test_every_file_speaks_first_and_annotates_lazily() -> None:
+    broken = []
+    for path in CODE:
+        body = tree(path).body
+        if path.read_text().strip() and ast.get_docstring(tree(path)) is None:
+            broken.append(f"{where(path, 1)}: no docstring")
+        code = [n for n in body if not isinstance(n, ast.Expr)]
+        if code and path.name != "__init__.py" and not (isinstance(code[0], ast.ImportFrom) and code[0].module == "__future__"):
+            broken.append(f"{where(path, 1)}: no `from __future__ import annotations`")
+    assert broken == []

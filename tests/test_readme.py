@@ -1,0 +1,59 @@
+"""Every command of the README runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run
+
+README = (ROOT / "README.md").read_text()
+SHELL = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.partition("#")[0].strip() for block in SHELL for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+INLINE = re.findall(r"`(python -m rlkit\.run [^`]*)`", README)
+RUNS = [command for command in [*COMMANDS, *INLINE] if command.startswith("python -m rlkit.run")]
+IN_OTHER_TESTS = {  # where the others are run
+    "bash launch/local.sh recipe=grpo_math": "tests/test_setup.py",
+    "bash tests/run.sh": "tests/test_setup.py",
+    'pip install -e ".[cpu]"': "tests/test_setup.py",
+}
+
+
+def test_every_command_is_known() -> None:
+    assert len(RUNS) >= 6
+    assert {command for command in COMMANDS if command not in RUNS} == set(IN_OTHER_TESTS)
+
+
+def workplace(folder: Path) -> None:
+    """The files that the README's commands speak of."""
+    rows = [json.dumps({"question": f"What is {a} + 1?", "answer": str(a + 1)}) for a in range(8)]
+    for name in ("my_train.jsonl", "my_test.jsonl"):
+        (folder / name).write_text("\n".join(rows) + "\n")
+    (folder / "my_rewards.py").write_text(
+        "def score(prompt, completion, answer, **columns) -> float:\n    return len(set(completion)) / (len(completion) + 1)\n"
+    )
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_the_plan_of_every_command(command: str, tmp_path: Path) -> None:
+    workplace(tmp_path)
+    ended = run(*shlex.split(command)[3:], "dry_run=true", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "grpo" in ended.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in RUNS if "--cfg" not in c and "dry_run" not in c])
+def test_every_command_in_small(command: str, tiny_model: Path, tmp_path: Path) -> None:
+    workplace(tmp_path)
+    size = ["steps=1", "prompts_per_step=4", "samples_per_prompt=2", "max_completion_tokens=16", "eval.problems=4"]
+    if "steps=0" in command:
+        size = size[1:]
+    ended = run(*shlex.split(command)[3:], *size, f"model.path={tiny_model}", cwd=tmp_path, timeout=280)
+    assert ended.code == 0, ended.err
+    finished = [json.loads(file.read_text()) for file in tmp_path.rglob("summary.json")]
+    assert [s["status"] for s in finished] == ["done"] * (3 if "--multirun" in command else 1)

@@ -1,0 +1,234 @@
+"""The typed recipe and the door in front of it: what is composed, what is refused and in which words, what a dry run touches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlkit import recipe as recipes
+from rlkit import run
+from rlkit.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "recipe").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> recipes.Recipe:
+    return recipes.read(run.compose(list(overrides), None))
+
+
+def door(*arguments: str, cwd: Path, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """The real door in a process of its own, in an empty folder."""
+    start = ["-m", "rlkit.run"] if code is None else ["-c", code]
+    full = {**os.environ, "PYTHONPATH": str(ROOT), "RLKIT_CACHE": str(cwd / "cache"), **env}
+    return subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True, cwd=cwd, env=full, timeout=120, check=False)
+
+
+# -- what is shipped ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_loads(name: str) -> None:
+    recipe = composed(f"recipe={name}")
+    assert recipe.recipe == name and recipe.samples_per_prompt >= recipe.algorithm.min_samples_per_prompt
+    assert len((ROOT / "recipes" / "recipe" / f"{name}.yaml").read_text().splitlines()) < 40
+
+
+def test_the_recipes_that_people_are_told_of() -> None:
+    assert {"grpo_math", "grpo_gsm8k"} <= set(RECIPES)
+    math, gsm8k = composed("recipe=grpo_math"), composed("recipe=grpo_gsm8k")
+    assert (math.model.path, math.engine.rollout, math.engine.zero_stage, math.samples_per_step) == ("builtin", "vllm", 2, 384)
+    assert gsm8k.model.path == "Qwen/Qwen2.5-1.5B-Instruct" and gsm8k.data.columns.prompt == "question"
+    assert math.algorithm.model_dump() == {
+        "name": "grpo",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "kl_coef": 0.0,
+        "entropy_coef": 0.0,
+        "scale": "group_std",
+        "reduction": "sequence_mean",
+    }
+
+
+def test_any_key_can_be_overridden() -> None:
+    recipe = composed(
+        "recipe=grpo_math",
+        "seed=3",
+        "algorithm.scale=none",  # Dr. GRPO
+        "algorithm.reduction=fixed_length",
+        "rewards.accuracy.weight=0.5",
+        "rewards.brevity.path=length",
+        "rewards.brevity.args={limit: 9}",
+        "optim.betas=[0.9,0.99]",
+        "updates_per_step=6",
+        "passes_per_step=2",
+        "model.chat_template_kwargs.enable_thinking=false",
+    )
+    assert recipe.seed == 3 and recipe.algorithm.scale == "none" and recipe.algorithm.reduction == "fixed_length"
+    assert {name: (r.path, r.weight) for name, r in recipe.rewards.items()} == {"accuracy": ("accuracy", 0.5), "brevity": ("length", 1.0)}
+    assert recipe.rewards["brevity"].args == {"limit": 9} and recipe.optim.betas == (0.9, 0.99)
+    assert recipe.minibatches == 3 and recipe.model.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\nsteps: 7\nprompts_per_step: 5\n")
+    assert run.main(["--config-dir", str(tmp_path), "recipe=mine", "dry_run=true"]) == 0
+    assert "recipe:        mine, seed 0" in capsys.readouterr().out
+    assert run.main(["--config-dir", str(tmp_path / "nowhere"), "recipe=mine", "dry_run=true"]) == 2
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "recipe=grpo_mat": "there is no recipe 'grpo_mat' (did you mean grpo_math",
+    "sampels_per_prompt=8": "unknown key sampels_per_prompt (did you mean samples_per_prompt",
+    "algorithm.cliplow=0.1": "unknown key algorithm.cliplow (did you mean clip_low",
+    "engine.rolout=hf": "unknown key engine.rolout (did you mean rollout",
+    "rewards.accuracy.wight=1": "unknown key rewards.accuracy.wight (did you mean weight",
+    "samplin.top_p=0.9": "unknown key samplin (did you mean sampling",
+    "+sead=1": "unknown key sead (did you mean seed",
+    "samples_per_prompt=many": "samples_per_prompt='many' is not valid: it should be a valid integer",
+    "steps=2.5": "steps=2.5 is not valid: it should be a valid integer",
+    "steps=true": "steps=True is not valid: it should be a valid integer",
+    "optim.lr=true": "optim.lr=True is not valid: it should be a valid number",
+    "seed=null": "seed=None is not valid: it should be a valid integer",
+    "dry_run=perhaps": "dry_run='perhaps' is not valid: it should be a valid boolean",
+    "optim.lr=-1": "optim.lr=-1 is not valid: it should be greater than or equal to 0",
+    "optim.lr=.inf": "optim.lr",
+    "optim.lr=nan": "optim.lr",
+    "sampling.temperature=0": "sampling.temperature=0 is not valid: it should be greater than 0",
+    "sampling.top_p=1.5": "sampling.top_p=1.5 is not valid: it should be less than or equal to 1",
+    "steps=-1": "steps=-1 is not valid: it should be greater than or equal to 0",
+    "engine.zero_stage=4": "engine.zero_stage=4 is not valid: it should be 0, 1, 2 or 3",
+    "optim.schedule=exp": "optim.schedule='exp' is not valid: it should be 'constant', 'linear' or 'cosine'",
+    "algorithm.reduction=mean": "it should be 'token_mean', 'sequence_mean' or 'fixed_length'",
+    "algorithm.clip_low=1": "algorithm.clip_low=1 is not valid: it should be less than 1",
+    "samples_per_prompt=1": "samples_per_prompt=1 is too few for algorithm=grpo, whose baseline is the group; set it to at least 2",
+    "passes_per_step=2": "updates_per_step=1 counts the updates of all passes_per_step=2 passes and must be a multiple of it",
+    "updates_per_step=49": "asks for more minibatches than there are groups: prompts_per_step=48",
+    "tokens_per_micro_batch=100": "does not hold one sample of max_prompt_tokens + max_completion_tokens = 112; set it to at least 112",
+    "algorithm=grop": "there is no algorithm 'grop' (did you mean grpo",
+    "model=gpt": "there is no model 'gpt'; valid: builtin, hf",
+    "data=gsm8": "there is no data 'gsm8' (did you mean gsm8k",
+    "algorithm.name=grop": "there is no algorithm 'grop' (did you mean grpo",
+    "model=hf": "model.path is not set; it has no default: model.path=...",
+    "rewards.mine.weight=1": "rewards.mine.path is not set",
+    "optim=fast": "optim='fast' is not valid",
+    "steps": "'steps' is no override; write key=value",
+    "seed=0,1": "To sweep over it, add --multirun",
+    "seed=]": "Error parsing override",
+    "--verbose": "unknown flag --verbose; valid: --cfg job, --multirun",
+}
+
+
+@pytest.mark.parametrize("argument", REFUSED)
+def test_a_mistake_is_told_in_few_lines_with_the_mend(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = [] if argument.startswith("recipe=") else ["recipe=grpo_math"]
+    assert run.main([*recipe, "dry_run=true", argument]) == 2
+    told = capsys.readouterr()
+    assert REFUSED[argument] in told.err and told.out == ""
+    assert len(told.err.splitlines()) <= 10 and "Traceback" not in told.err and told.err.startswith("rlkit: ")
+
+
+def test_several_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["recipe=grpo_math", "sampels_per_prompt=8", "optim.lr=-1", "engine.zero_stage=9", "dry_run=true"]) == 2
+    told = capsys.readouterr().err
+    assert all(word in told for word in ("sampels_per_prompt", "optim.lr=-1", "engine.zero_stage=9")) and len(told.splitlines()) == 3
+
+
+def test_without_a_recipe_the_shipped_ones_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["steps=3"]) == 2
+    told = capsys.readouterr().err
+    assert all(name in told for name in RECIPES)
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(UserError, match="samples_per_prompt=1 is too few"):
+        run.main(["recipe=grpo_math", "samples_per_prompt=1", "debug=true", "dry_run=true"])
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------------------
+
+
+def test_cfg_job_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed is YAML, whole, and reads back as the very same recipe."""
+    assert run.main(["recipe=grpo_math", "seed=4", "optim.lr=3e-5", "--cfg", "job"]) == 0
+    printed: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    assert printed["recipe"] == "grpo_math" and printed["seed"] == 4 and set(printed) == set(recipes.Recipe.model_fields)
+    assert recipes.read(printed) == composed("recipe=grpo_math", "seed=4", "optim.lr=3e-5")
+
+
+def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rlkit import run; code = run.main(sys.argv[1:]); "
+        "heavy = ['vllm', 'deepspeed', 'transformers', 'datasets', 'matplotlib', 'ray', 'math_verify', 'wandb', 'tensorboard']; "
+        "print('heavy', [name for name in heavy if name in sys.modules]); "
+        "import torch; print('cuda', torch.cuda.is_initialized()); sys.exit(code)"
+    )
+    arguments = [
+        "recipe=grpo_math",
+        "dry_run=true",
+        "prompts_per_step=10",
+        "updates_per_step=4",
+        "passes_per_step=2",
+        "engine.zero_stage=3",
+    ]
+    done = door(*arguments, cwd=tmp_path, code=code)
+    assert done.returncode == 0 and done.stderr == ""
+    for line in (
+        "step:          10 prompts x 8 = 80 samples",
+        "tokens:        at most 112 a sample, 8,960 a step, 4,096 a micro-batch",
+        "update:        4 a step in 2 passes, on 5 prompts each",
+        "DeepSpeed ZeRO 3, one process",
+        "heavy []",
+        "cuda False",
+    ):
+        assert line in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_runs_each_job_in_a_process_of_its_own(tmp_path: Path) -> None:
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    site.mkdir(), empty.mkdir()
+    (site / "sitecustomize.py").write_text(
+        f"import os, sys\nwith open({str(tmp_path / 'pids')!r}, 'a') as f: f.write(f'{{os.getpid()}}\\n')\n"
+    )
+    done = door("recipe=grpo_math", "-m", "seed=0,1", "dry_run=true", cwd=empty, PYTHONPATH=f"{site}:{ROOT}")
+    assert done.returncode == 0 and done.stderr == ""
+    assert [line.split(", ")[1] for line in done.stdout.splitlines() if line.startswith("recipe:")] == ["seed 0", "seed 1"]
+    assert done.stdout.index("job 1/2") < done.stdout.index("seed 0") < done.stdout.index("job 2/2") < done.stdout.index("seed 1")
+    assert len(set((tmp_path / "pids").read_text().split())) == 3  # the door and two jobs
+    assert list(empty.iterdir()) == []
+
+
+def test_a_mistake_in_any_job_is_found_before_the_first_starts(tmp_path: Path) -> None:
+    for wrong in ("samples_per_prompt=4,1", "algorithm=grpo,grop", "seed=0,x"):
+        done = door("recipe=grpo_math", "-m", wrong, "dry_run=true", cwd=tmp_path)
+        assert done.returncode == 2 and "job 1" not in done.stdout and len(done.stderr.splitlines()) <= 10
+
+
+def test_the_door_itself_exits_with_two(tmp_path: Path) -> None:
+    done = door("recipe=grpo_math", "sampels_per_prompt=8", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and "did you mean samples_per_prompt" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- what makes two recipes one run ------------------------------------------------------------------------------------------------
+
+
+def test_changes_that_would_change_the_run_are_named() -> None:
+    before = run.compose(["recipe=grpo_math", "output_dir=a"], None)
+    same = run.compose(["recipe=grpo_math", "output_dir=b", "debug=true", "report.table_every=1", "offline=true"], None)
+    assert recipes.changed(before, same) == []
+    other = run.compose(["recipe=grpo_math", "optim.lr=1e-3", "rewards.brevity.path=length"], None)
+    assert recipes.changed(before, other) == [
+        "optim.lr: 0.0005 then, 0.001 now",
+        "rewards.brevity: None then, {'path': 'length'} now",
+    ]
