@@ -53,13 +53,16 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         model_path = made_model(recipe, ranks)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
-        train, test = prompts(recipe, renderer)
+        train, test, told = prompts(recipe, renderer)
         report = stack.enter_context(open_report(recipe, folder, ranks))
         if ranks.main:
             report.write_text("recipe.yaml", text)
         report.header()
+        if told:
+            report.note(told)
         run = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
         stack.callback(run.collector.desk.engine.close)
+        judge.ready()
         yield run
 
 
@@ -127,22 +130,28 @@ def open_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
     """The run's folder, the same on all ranks. Raises UserError where it holds a finished run or one of another recipe."""
     started = ranks.gather(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
     folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{started}").absolute()
+    why = ranks.gather(occupied(folder, text, recipe.resume) if ranks.main else None)[0]
+    if why:
+        raise UserError(why)
+    return folder
+
+
+def occupied(folder: Path, text: str, resume: str) -> str | None:
+    """Why this recipe cannot go on in a folder; None where it can, or where it is the first there."""
     kept = folder / "recipe.yaml"
     if not kept.is_file():
-        return folder
-    if recipe.resume == "never":
-        raise UserError(f"output_dir {folder} holds a run already, and resume=never; choose another output_dir")
+        return None
+    if resume == "never":
+        return f"output_dir {folder} holds a run already, and resume=never; choose another output_dir"
     if status(folder) == "done":
-        raise UserError(f"output_dir {folder} holds a finished run; choose another output_dir, or delete it to run again")
+        return f"output_dir {folder} holds a finished run; choose another output_dir, or delete it to run again"
     import yaml
 
     differences = changed(yaml.safe_load(kept.read_text()), yaml.safe_load(text))
-    if differences:
-        shown = "\n".join(f"  {line}" for line in differences[:6])
-        raise UserError(
-            f"output_dir {folder} holds a run of another recipe; what changed:\n{shown}\nchoose another output_dir, or put these back"
-        )
-    return folder
+    if not differences:
+        return None
+    shown = "\n".join(f"  {line}" for line in differences[:6])
+    return f"output_dir {folder} holds a run of another recipe; what changed:\n{shown}\nchoose another output_dir, or put these back"
 
 
 def status(folder: Path) -> str | None:
@@ -169,8 +178,8 @@ def open_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
 # -- data and rewards ---------------------------------------------------------------------------------------------------------------
 
 
-def prompts(recipe: Recipe, renderer: Renderer) -> tuple[PromptStream, list[Any]]:
-    """The training stream and the held-out problems."""
+def prompts(recipe: Recipe, renderer: Renderer) -> tuple[PromptStream, list[Any], str | None]:
+    """The training stream, the held-out problems, and a line on those left out, if any."""
     data = recipe.data
     columns = Columns(
         prompt=data.columns.prompt,
@@ -188,18 +197,19 @@ def prompts(recipe: Recipe, renderer: Renderer) -> tuple[PromptStream, list[Any]
         return PromptSet(reader, renderer, max_prompt_tokens=recipe.max_prompt_tokens, on_long=data.on_long, on_bad_row=data.on_bad_row)
 
     train = opened(data.train, "train")
-    test = opened(data.test, "test").all(recipe.eval.problems)[0] if data.test else []
-    return PromptStream(train, Cursor(len(train), recipe.seed)), test
+    held_out = opened(data.test, "test") if data.test else None
+    test, counts = held_out.all(recipe.eval.problems) if held_out else ([], None)
+    told = held_out.told(counts) if held_out and counts else None
+    return PromptStream(train, Cursor(len(train), recipe.seed)), test, told
 
 
 def specs(recipe: Recipe) -> list[RewardSpec]:
-    return [RewardSpec(name, reward.path, reward.weight, reward.args) for name, reward in recipe.rewards.items()]
+    return [RewardSpec(name=name, **reward.model_dump()) for name, reward in recipe.rewards.items()]
 
 
 def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
-    told = recipe.rewarding
-    workers = told.workers or max(1, (os.cpu_count() or 1) // ranks.local_world)
-    return RewardSettings(workers=workers, deadline=told.deadline, max_failure_rate=told.max_failure_rate, env=told.env)
+    workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) // ranks.local_world)
+    return RewardSettings(**{**recipe.rewarding.model_dump(), "workers": workers})
 
 
 def evaluation(recipe: Recipe, desk: Desk, test: list[Any], ranks: Ranks, sampling: Sampling) -> Evaluation:

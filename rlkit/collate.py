@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 
 from rlkit.batching import deal, minibatch_of_group
+from rlkit.errors import RunFailed
 from rlkit.ops.masking import padded
 from rlkit.ranks import Ranks
 from rlkit.types import Batch, Group
 
 
-def collate(mine: list[Group], ranks: Ranks, minibatches: int) -> tuple[list[Group], Batch]:
-    """All groups of the step in order, and the samples of them that this rank works on."""
+def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int) -> tuple[list[Group], Batch]:
+    """All groups of the step in order, and the samples of them that this rank works on. Raises RunFailed where one is of other weights."""
+    for sample in (s.sample for g in mine for s in g.samples):
+        if bool((sample.versions != version).any()):
+            raise RunFailed(
+                f"the completion {sample.key} was sampled by weights {sample.versions.unique().tolist()}, the policy is at {version}"
+            )
     groups = sorted((g for part in ranks.gather(mine) for g in part), key=lambda g: g.number)
     parts = minibatch_of_group(len(groups), minibatches)
     flat = [(g, parts[g], s) for g, group in enumerate(groups) for s in group.samples]  # N of (group, minibatch, sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -22,4 +23,5 @@ def quiet(*, offline: bool) -> None:
         values |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     for name, value in values.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # speaks before it reads its own setting
     warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another

@@ -56,15 +56,25 @@ class DataSection(Section):
 
 
 class RewardSection(Section):
+    """The one section with defaults of its own: its entries are the user's to name, so no file can hold them."""
+
     path: str
     weight: float = 1.0
     args: dict[str, Any] = Field(default_factory=dict)
+    deadline: Positive | None = None
+    gate: bool = False
+    concurrency: Count = 32
 
 
 class RewardingSection(Section):
     workers: Count | None
     deadline: Positive
+    load_deadline: Positive
+    cpu_seconds: Positive | None
+    memory_gib: Positive
     max_failure_rate: Fraction
+    combine: Literal["sum", "product", "gate"]
+    normalise: Literal["none", "each", "sum"]
     env: tuple[str, ...]
 
 

@@ -89,7 +89,7 @@ def one_step(run: Run, step: int, before: Progress) -> Progress:
         raise Stopped  # before the first optimizer step: this step is abandoned
     with run.placement.train():
         with run.clock("observe"):
-            groups, batch = collate(mine, run.ranks, run.learning.minibatches)
+            groups, batch = collate(mine, run.ranks, run.learning.minibatches, run.placement.version)
             signals, seen = observe(run.learning, batch)
             credit, run.state, given = run.learning.algorithm.assign(batch, signals, run.state, run.ranks)
         with run.clock("update"):
@@ -97,10 +97,11 @@ def one_step(run: Run, step: int, before: Progress) -> Progress:
     run.placement.version = step
     tokens = before.tokens + sum(len(s.sample.prompt) + len(s.sample.tokens) for g in groups for s in g.samples)
     row = {
+        **run.collector.desk.judge.stats(),  # rates and latencies are of this rank's workers; means come from all groups
         **rows.of_groups(groups),
         **values({**seen, **given, **learned}),
-        **run.collector.desk.judge.stats(),
         "num_tokens": float(tokens),
+        **left_out(run.collector.prompts.state()),
     }
     after = replace(before, step=step, count=count, tokens=tokens, stream=run.collector.prompts.state())
     if run.evaluation and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
@@ -110,6 +111,11 @@ def one_step(run: Run, step: int, before: Progress) -> Progress:
     report(run, step, groups, batch, credit, row)
     save_if_due(run, after)
     return after
+
+
+def left_out(stream: dict[str, Any]) -> dict[str, float]:
+    """Prompts so far that gave no sample, or were cut."""
+    return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
 
 
 def first_evaluation(run: Run, progress: Progress) -> Progress:

@@ -7,6 +7,7 @@ import torch
 
 from rlkit.batching import deal, micro_batches, minibatch_of_group
 from rlkit.collate import collate
+from rlkit.errors import RunFailed
 from tests.algorithms.tiny import Ranks, groups_of, together
 
 
@@ -65,7 +66,7 @@ def test_every_sample_of_a_step_is_somebodys(world: int, minibatches: int) -> No
     rewards: list[list[float | None]] = [[float(3 * g + n) for n in range(3)] for g in range(5)]
     rewards[4][1] = None
     groups = groups_of(rewards)
-    batches = together(world, lambda ranks: collate(groups[::-1][ranks.rank :: world], ranks, minibatches))  # type: ignore[arg-type]
+    batches = together(world, lambda ranks: collate(groups[::-1][ranks.rank :: world], ranks, minibatches, 0))  # type: ignore[arg-type]
     owned = sorted(i for _, batch in batches for i in batch.index.tolist())
     assert owned == list(range(15))
     parts = minibatch_of_group(5, minibatches)
@@ -88,8 +89,20 @@ def test_every_sample_of_a_step_is_somebodys(world: int, minibatches: int) -> No
 
 def test_more_ranks_than_samples() -> None:
     def work(ranks: Ranks) -> tuple[int, tuple[int, ...]]:
-        _, batch = collate(groups_of([[1.0, 0.0]]) if ranks.rank == 0 else [], ranks, 1)  # type: ignore[arg-type]
+        _, batch = collate(groups_of([[1.0, 0.0]]) if ranks.rank == 0 else [], ranks, 1, 0)  # type: ignore[arg-type]
         return len(batch.samples), tuple(batch.mask.shape)
 
     sizes = together(3, work)
     assert sorted(n for n, _ in sizes) == [0, 1, 1] and sizes[[n for n, _ in sizes].index(0)][1] == (0, 0)
+
+
+@pytest.mark.parametrize("version", [1, -1])
+def test_tokens_of_other_weights_never_reach_a_loss(version: int) -> None:
+    """Law 4: the samples are of version 0; one token of another version, in any place, is refused by name."""
+    groups = groups_of([[1.0, 0.0], [1.0, 0.0]])
+    stale = groups[1].samples[1].sample
+    stale.versions[-1] = version
+    with pytest.raises(RunFailed, match=r"sample=1.* was sampled by weights .*, the policy is at 0"):
+        together(1, lambda ranks: collate(groups, ranks, 1, 0))  # type: ignore[arg-type]
+    with pytest.raises(RunFailed, match="the policy is at 7"):
+        together(1, lambda ranks: collate(groups, ranks, 1, 7))  # type: ignore[arg-type]

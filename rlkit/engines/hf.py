@@ -23,7 +23,9 @@ from rlkit.types import Request, Sample, Stop
 def load_model(path: str, dtype: torch.dtype, *, offline: bool, attention: str | None = None) -> Any:
     """A causal LM in training shape: no dropout, no cache. Raises UserError where `path` holds no such model."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=offline, **({"attn_implementation": attention} if attention else {})

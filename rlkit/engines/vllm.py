@@ -3,7 +3,8 @@
 Traps this file knows (vLLM 0.26 to 0.32): the engine must live in this process (no V1 multiprocessing); the end token of the tokenizer
 must be told to it, since tokenizers are not its business here; generation_config.json of a model must not change sampling; weights
 arrive by `reload_weights`, which wants every tensor of the checkpoint, the tied head too; the prefix cache holds keys and values of
-older weights and is dropped after each load; log-probs are those of the processed distribution, temperature included.
+older weights and is dropped after each load; log-probs are those of the processed distribution, temperature included. A prompt that
+is prefilled in parts draws from its request's generator once too often and winds it back, which a CPU's generator cannot do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from rlkit.engines.base import checksum
 from rlkit.engines.hf import check_names, make_sample
 from rlkit.errors import RunFailed, UserError
 from rlkit.types import Request, Sample, Stop
+
+MAX_BATCHED_TOKENS = 8192  # of one forward pass on a CPU
 
 
 class VLLMEngine:
@@ -52,6 +55,8 @@ class VLLMEngine:
             "disable_log_stats": True,
             "seed": 0,
         }
+        if not sleeps:  # no GPU: see the module on partial prefills
+            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(MAX_BATCHED_TOKENS, max_model_len)}
         if world > 1:
             settings["distributed_executor_backend"] = "external_launcher"
         settings.update(extra)

@@ -32,6 +32,7 @@ from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
 SWEEP_SECONDS = 1.0  # how often orphans are looked for while nothing goes wrong
 KILL_SECONDS = 0.3  # between SIGTERM, which a worker cannot handle, and SIGKILL
+LOCK_SECONDS = 5.0  # for a pool's lock, which only its one worker takes: past it something is wrong
 POLL_SECONDS = 0.05  # how often pebble looks at deadlines and dead workers
 GRACE_SECONDS = 3.0  # past the deadline: if pebble has not acted by then, the pool is broken and is thrown away
 BROKEN_POOLS = 3  # in a row, for the same unit
@@ -143,10 +144,9 @@ class Slot(threading.Thread):
                 self._loaded = False
                 code = getattr(error, "exitcode", None)
                 self._fail(OutcomeKind.ERROR, f"its worker process {_cause(code)}", started)
-                if code is None:
-                    self._renew()
+                self._renew()  # pebble would replace the worker, but not the locks that it may have held when it died
                 # Once more: what killed the worker may have been left over from an earlier call.
-                elif (deaths := deaths + 1) > 1:
+                if code is not None and (deaths := deaths + 1) > 1:
                     return None
         return None
 
@@ -242,7 +242,7 @@ def main(descriptor: int, trainer: int) -> None:
 def _serve(connection: Connection, alive: int) -> None:
     import pebble
 
-    pebble.CONSTS.sleep_unit, pebble.CONSTS.term_timeout = POLL_SECONDS, KILL_SECONDS
+    pebble.CONSTS.sleep_unit, pebble.CONSTS.term_timeout, pebble.CONSTS.channel_lock_timeout = POLL_SECONDS, KILL_SECONDS, LOCK_SECONDS
     specs, settings = connection.recv()
     agenda: Agenda = Agenda(specs, settings)
     out: queue.SimpleQueue[Any] = queue.SimpleQueue()

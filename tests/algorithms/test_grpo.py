@@ -118,7 +118,7 @@ def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: i
     wanted = oracle.advantages(flat, [g for g, row in enumerate(REWARDS) for _ in row], scale == "group_std")
 
     def work(ranks: Ranks) -> tuple[Any, Credit, dict[str, float]]:
-        _, batch = collate(groups[ranks.rank :: world], ranks, 1)  # type: ignore[arg-type]
+        _, batch = collate(groups[ranks.rank :: world], ranks, 1, 0)  # type: ignore[arg-type]
         credit, state, metrics = algorithm.assign(batch, Signals(), State(), ranks)
         assert state == State()
         return batch, credit, values(metrics)
@@ -178,7 +178,7 @@ def learn(
             fixed_length=FIXED_LENGTH,
             max_skipped_updates=3,
         )
-        _, batch = collate(way.order(groups[ranks.rank :: way.world]), ranks, minibatches)  # type: ignore[arg-type]
+        _, batch = collate(way.order(groups[ranks.rank :: way.world]), ranks, minibatches, 0)  # type: ignore[arg-type]
         signals, _ = observe(run, batch)
         credit, _, _ = algorithm.assign(batch, signals, State(), ranks)
         metrics, count = update(run, batch, signals, credit, Count())

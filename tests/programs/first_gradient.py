@@ -37,7 +37,7 @@ with assemble.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
         mine = made.collector.take()
     assert mine is not None
     with made.placement.train():
-        groups, batch = collate(mine, made.ranks, 1)
+        groups, batch = collate(mine, made.ranks, 1, made.placement.version)
         signals, _ = observe(made.learning, batch)
         credit, *_ = made.learning.algorithm.assign(batch, signals, made.state, made.ranks)
         totals = made.ranks.sum(unit_totals(batch.mask))

@@ -140,7 +140,7 @@ def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_pa
     assert again.returncode == 1 and "ZeroDivisionError: float division by zero" in again.stdout
 
 
-def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint() -> None:
+def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint(tmp_path: Path) -> None:
     specs, bad = [RewardSpec("t", TORTURE)], {"prompt": "p", "completion": "raise"}
     with Judge(specs) as judge:
         for round_ in range(2):
@@ -148,7 +148,7 @@ def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint
             assert judge.collect([round_])[round_].reward is None
         state = judge.state()
         assert state == {"t": "11"}
-    with Judge(specs) as judge:
+    with Judge(specs, replay_folder=tmp_path) as judge:
         judge.restore(state)
         judge.submit(0, bad)
         with pytest.raises(UserError, match="3 of the last 3"):

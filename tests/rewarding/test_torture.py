@@ -72,6 +72,7 @@ def test_deed_is_told_and_harms_no_other(judge: Judge, deed: str) -> None:
     assert outcome.value == (1.0 if outcome.kind is SCORE else None)
 
 
+@pytest.mark.timeout(100)
 def test_worker_killed_by_what_an_earlier_call_left_gives_right_scores() -> None:
     items = [{"prompt": "p", "completion": "kill later"}] + [{"prompt": "p", "completion": "x" * (n % 7)} for n in range(3000)]
     verdicts = judge_all([RewardSpec("tortured", TORTURE)], items, workers=1)

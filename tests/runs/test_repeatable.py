@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,7 @@ def test_stopped_and_resumed(undisturbed: Path, small: list[str], tmp_path: Path
     folder = tmp_path / "run"
     stopped = run("SIGTERM", phase, "3", *small, f"output_dir={folder}", program="struck.py")
     assert stopped.code == 75, stopped.out + stopped.err
+    assert time.time() - float(re.findall(r"struck at ([\d.]+)", stopped.err)[0]) < 30
     after = {"rollout": 2, "update": 3}[phase]  # a rollout is abandoned, an update is finished
     assert f"stopped after step {after} of 4" in stopped.err
     assert (folder / "checkpoints" / f"step-{after:06d}" / "state.json").is_file()
