@@ -105,6 +105,7 @@ def build(
     every = recipe.checkpoint.every
     return Run(
         steps=recipe.steps,
+        samples_per_step=recipe.samples_per_step,
         placement=Colocated(policy, engine, (reference,) if reference else (), clock),
         collector=Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling),
         evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlkit.errors import RunFailed
 
-NAME = re.compile(r"step-(\d{6,})$")
+NAME = re.compile(r"^step-(\d{6,})$")
 STATE = "state.json"
 
 

@@ -57,17 +57,21 @@ class Spread:
     """The standard deviation (n-1) of scalars, from their count, sum and sum of squares."""
 
     count: float
-    total: float
-    squares: float
+    mean: float
+    squares: float  # of the distances from the mean
 
     def merge(self, other: Spread) -> Spread:
-        return Spread(self.count + other.count, self.total + other.total, self.squares + other.squares)
+        if not self.count or not other.count:
+            return self if self.count else other
+        count, apart = self.count + other.count, other.mean - self.mean
+        squares = self.squares + other.squares + apart**2 * self.count * other.count / count
+        return Spread(count, self.mean + apart * other.count / count, squares)
 
     @property
     def value(self) -> float:
         if self.count < 2:
             return 0.0
-        return math.sqrt(max(self.squares - self.total**2 / self.count, 0.0) / (self.count - 1))
+        return math.sqrt(self.squares / (self.count - 1))
 
 
 Metric = Mean | Sum | Max | Spread
@@ -89,7 +93,8 @@ def over(values: Iterable[float]) -> Mean:
 def spread(values: Iterable[float]) -> Spread:
     """The standard deviation of some numbers."""
     numbers = list(values)
-    return Spread(float(len(numbers)), math.fsum(numbers), math.fsum(v * v for v in numbers))
+    mean = math.fsum(numbers) / max(len(numbers), 1)
+    return Spread(float(len(numbers)), mean, math.fsum((v - mean) ** 2 for v in numbers))
 
 
 def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:

@@ -14,11 +14,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rlkit.algorithms import ALGORITHMS, Algorithm
 from rlkit.errors import UserError
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+NonNegative = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
@@ -26,8 +26,8 @@ class Section(BaseModel):
 
 
 class SamplingSection(Section):
-    temperature: Annotated[float, Field(gt=0.0, le=2.0)]  # vLLM takes no more than 2
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    temperature: Annotated[float, Field(strict=True, gt=0.0, le=2.0)]  # vLLM takes no more than 2
+    top_p: Annotated[float, Field(strict=True, gt=0.0, le=1.0)]
     top_k: CountOrZero
     min_p: Fraction
 
@@ -59,7 +59,7 @@ class RewardSection(Section):
     """The one section with defaults of its own: its entries are the user's to name, so no file can hold them."""
 
     path: str
-    weight: float = 1.0
+    weight: Annotated[float, Field(strict=True)] = 1.0
     args: dict[str, Any] = Field(default_factory=dict)
     deadline: Positive | None = None
     gate: bool = False
@@ -80,7 +80,7 @@ class RewardingSection(Section):
 
 class OptimSection(Section):
     lr: NonNegative
-    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]]
+    betas: tuple[Annotated[float, Field(strict=True, ge=0.0, lt=1.0)], Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]]
     eps: Positive
     weight_decay: NonNegative
     warmup_steps: CountOrZero

@@ -182,6 +182,8 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    from rlkit import recipe as recipes
+
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -192,7 +194,8 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
     for combination in itertools.product(*choices):
         words = [o.input_line if c is None else f"{o.get_key_element()}={c}" for o, c in zip(parsed, combination, strict=True)]
         varied = ",".join(w for w, c in zip(words, combination, strict=True) if c is not None) or "0"
-        config = compose(words, folder)  # a mistake in one job is found before the first starts
+        config = compose(words, folder)
+        recipes.read(config)  # a mistake in one job is found before the first starts
         base = config["output_dir"] or f"runs/{config['recipe']}/{started}"
         jobs.append([*words, f"output_dir={quoted(Path(base) / varied.replace('/', '_'))}"])
     codes = []

@@ -37,6 +37,7 @@ class Progress:
     accuracy: float | None = None  # of the last evaluation
     best: tuple[float, int] | None = None  # accuracy, and the step that had it
     wall_seconds: float = 0.0
+    row: dict[str, float] | None = field(default_factory=dict)  # of the step, while its evaluation is still to come
     stream: dict[str, Any] = field(default_factory=dict)
     judge: dict[str, Any] = field(default_factory=dict)
 
@@ -46,6 +47,7 @@ class Run:
     """Everything a run is made of, built once by assemble.py."""
 
     steps: int
+    samples_per_step: int
     placement: Colocated
     collector: Collector
     evaluation: Evaluation | None
@@ -67,11 +69,13 @@ def train(run: Run) -> None:
     """Runs from where the checkpoint stopped to the last step. Raises Stopped, saved, where somebody asked for it."""
     progress = resumed(run)
     run.stopping.deferred = True
+    run.clock.restart()
     try:
-        if progress.step == 0:
-            progress = first_evaluation(run, progress)
+        if progress.row is not None:
+            progress = concluded(run, progress)
         for step in range(progress.step + 1, run.steps + 1):
             progress = one_step(run, step, progress)
+            progress = concluded(run, progress)
             if step < run.steps and run.ranks.any(run.stopping.requested):
                 raise Stopped
     except Stopped:
@@ -95,6 +99,7 @@ def one_step(run: Run, step: int, before: Progress) -> Progress:
         with run.clock("update"):
             learned, count = update(run.learning, batch, signals, credit, before.count)
     run.placement.version = step
+    write_samples(run, step, groups, batch, credit)
     tokens = before.tokens + sum(len(s.sample.prompt) + len(s.sample.tokens) for g in groups for s in g.samples)
     row = {
         **run.collector.desk.judge.stats(),  # rates and latencies are of this rank's workers; means come from all groups
@@ -103,31 +108,37 @@ def one_step(run: Run, step: int, before: Progress) -> Progress:
         "num_tokens": float(tokens),
         **left_out(run.collector.prompts.state()),
     }
-    after = replace(before, step=step, count=count, tokens=tokens, stream=run.collector.prompts.state())
-    if run.evaluation and (step == run.steps or (run.eval_every and step % run.eval_every == 0)):
+    kept = {"stream": run.collector.prompts.state(), "judge": run.collector.desk.judge.state()}
+    return replace(before, step=step, count=count, tokens=tokens, row=row, **kept)
+
+
+def concluded(run: Run, progress: Progress) -> Progress:
+    """What follows a step, and what comes before the first: evaluation where it is due, the row of metrics, a checkpoint."""
+    step, row = progress.step, dict(progress.row or {})
+    if run.evaluation and (step in (0, run.steps) or (run.eval_every and step % run.eval_every == 0)):
         row |= evaluated(run, step)
-        after = with_accuracy(after, row["eval/accuracy"])
-    after = replace(after, wall_seconds=before.wall_seconds + run.clock.seconds, judge=run.collector.desk.judge.state())
-    report(run, step, groups, batch, credit, row)
-    save_if_due(run, after)
-    return after
+        progress = with_accuracy(progress, row["eval/accuracy"])
+    if row:
+        if "reward" in row:
+            row["throughput/tokens_per_second"] = row["completions/mean_length"] * run.samples_per_step / run.clock.seconds
+        run.report.step(step, row | run.clock.metrics() | memory(run.ranks.device))
+    progress = replace(progress, row=None, wall_seconds=progress.wall_seconds + run.clock.seconds)
+    save_if_due(run, progress)
+    return progress
+
+
+def write_samples(run: Run, step: int, groups: list[Group], batch: Batch, credit: Credit) -> None:
+    """The step's samples with their advantages."""
+    counts = batch.mask.sum(-1).clamp(min=1)
+    mine = (credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
+    advantages = run.ranks.everywhere(mine, batch.index, batch.size).tolist()
+    scored = [s for g in groups for s in g.samples]
+    run.report.samples(step, [rows.of_sample(s, a, run.decode, "train") for s, a in zip(scored, advantages, strict=True)])
 
 
 def left_out(stream: dict[str, Any]) -> dict[str, float]:
     """Prompts so far that gave no sample, or were cut."""
     return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
-
-
-def first_evaluation(run: Run, progress: Progress) -> Progress:
-    """Row 0 of the metrics: the model as it came."""
-    run.clock.restart()
-    stream = run.collector.prompts.state()
-    if run.evaluation is None:
-        return replace(progress, stream=stream)
-    row = evaluated(run, 0)
-    run.report.step(0, row | run.clock.metrics())
-    progress = with_accuracy(progress, row["eval/accuracy"])
-    return replace(progress, accuracy_before=progress.accuracy, wall_seconds=run.clock.seconds, stream=stream)
 
 
 def evaluated(run: Run, step: int) -> dict[str, float]:
@@ -139,7 +150,7 @@ def evaluated(run: Run, step: int) -> dict[str, float]:
         raise Stopped
     row, mine = result
     everyone = sorted((g for part in run.ranks.gather(mine) for g in part), key=lambda g: g.number)
-    run.report.evaluated(step, [rows.of_sample(s, None, run.decode, "test") for g in everyone for s in g.samples])
+    run.report.samples(step, [rows.of_sample(s, None, run.decode, "test") for g in everyone for s in g.samples])
     run.collector.desk.judge.stats()  # the reward statistics of a step are of its own samples
     return row
 
@@ -148,18 +159,8 @@ def with_accuracy(progress: Progress, accuracy: float) -> Progress:
     best = progress.best
     if best is None or accuracy > best[0]:
         best = (accuracy, progress.step)
-    return replace(progress, accuracy=accuracy, best=best)
-
-
-def report(run: Run, step: int, groups: list[Group], batch: Batch, credit: Credit, row: dict[str, float]) -> None:
-    """The step's row, and its samples with their advantages."""
-    counts = batch.mask.sum(-1).clamp(min=1)
-    mine = (credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
-    advantages = run.ranks.everywhere(mine, batch.index, batch.size).tolist()
-    scored = [s for g in groups for s in g.samples]
-    speed = sum(len(s.sample.tokens) for s in scored) / run.clock.seconds
-    row = row | run.clock.metrics() | {"throughput/tokens_per_second": speed} | memory(run.ranks.device)
-    run.report.step(step, row, [rows.of_sample(s, a, run.decode, "train") for s, a in zip(scored, advantages, strict=True)])
+    before = accuracy if progress.step == 0 else progress.accuracy_before
+    return replace(progress, accuracy_before=before, accuracy=accuracy, best=best)
 
 
 def memory(device: torch.device) -> dict[str, float]:
@@ -173,6 +174,8 @@ def memory(device: torch.device) -> dict[str, float]:
 
 
 def save_if_due(run: Run, progress: Progress) -> None:
+    if progress.step == 0:
+        return  # nothing was learned yet
     new_best = run.keep_best and progress.best is not None and progress.best[1] == progress.step
     if run.checkpoints.due(progress.step) or progress.step == run.steps or new_best:
         save(run, progress)
@@ -191,7 +194,7 @@ def resumed(run: Run) -> Progress:
     steps = run.checkpoints.steps()
     last = min(run.ranks.gather(steps[-1] if steps else -1))
     if last < 0:
-        return Progress()
+        return Progress(stream=run.collector.prompts.state())
     kept = run.checkpoints.state(last)
     run.state = type(run.state)(**kept.pop("algorithm"))
     best = tuple(kept.pop("best") or ()) or None

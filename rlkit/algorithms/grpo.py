@@ -27,7 +27,7 @@ from rlkit.types import Batch, Credit, Rows, Signals
 class GRPO(BaseModel):
     """Config and functions of GRPO; the defaults stand in recipes/algorithm/grpo.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Literal["grpo"]
     clip_low: float = Field(gt=0.0, lt=1.0)

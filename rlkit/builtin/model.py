@@ -119,6 +119,8 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
     """The model after supervised training on demonstrations, in fp32 on the CPU."""
     import torch
 
+    from rlkit.ops.logprobs import predecessors
+
     rng = random.Random(MODEL_SEED)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
         torch.default_generator.manual_seed(MODEL_SEED)  # torch.manual_seed would also reach for the GPUs' generators
@@ -127,10 +129,10 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_factor)
         for done, (tokens, labels) in enumerate(_batches(tokenizer, rng), start=1):
             hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
-            targets = labels[:, 1:]  # [B, T-1]
-            counted = targets != IGNORED
-            logits = model.lm_head(hidden[:, :-1][counted])  # [completion tokens, V]
-            loss = torch.nn.functional.cross_entropy(logits, targets[counted])
+            counted = labels != IGNORED  # [B, T], the completions
+            where = predecessors(counted.int().argmax(1).tolist(), counted.sum(1).tolist(), labels.shape[1])
+            logits = model.lm_head(hidden.flatten(0, 1)[where])  # [completion tokens, V]
+            loss = torch.nn.functional.cross_entropy(logits, labels[counted])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()

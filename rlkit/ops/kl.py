@@ -18,4 +18,4 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """r - 1 - log r with r = pi_ref / pi: unbiased and never negative (GRPO, arXiv 2402.03300, equation 4); [B, T]."""
     log_r = ref_logprobs - logprobs
-    return log_r.exp() - 1.0 - log_r
+    return log_r.expm1() - log_r

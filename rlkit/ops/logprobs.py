@@ -22,9 +22,10 @@ def predecessors(prompt_lengths: list[int], lengths: list[int], width: int) -> T
 def of_chosen(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature) of the tokens, and the entropy of that distribution in nats.
 
-    logits [n, V] of any float type, tokens [n] int64; returns [n] float32 with gradient, and [n] float32 with gradient.
+    logits [n, V] of any float type, tokens [n] int64; returns [n] and [n], float32 (float64 of
+    float64 logits), both with gradient.
     """
-    scaled = logits.float() / temperature  # [n, V]
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature  # [n, V]
     logs = torch.log_softmax(scaled, dim=-1)  # [n, V]
     chosen = logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)  # [n]
     entropy = -(logs.exp() * logs).sum(-1)  # [n]

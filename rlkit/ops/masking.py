@@ -32,7 +32,7 @@ def unit_totals(mask: Tensor) -> Tensor:
 
 
 def token_weights(mask: Tensor, reduction: Reduction, totals: Tensor, fixed_length: int) -> Tensor:
-    """Weights [B, T] float32 for a loss a token.
+    """Weights [B, T] float64 for a loss a token.
 
     token_mean: 1 / all tokens (DAPO, arXiv 2503.14476); sequence_mean: 1 / (length x sequences) (GRPO, arXiv 2402.03300);
     fixed_length: 1 / (fixed_length x sequences) (Dr. GRPO, arXiv 2503.20783). `totals` as from `unit_totals`, over all ranks.
@@ -46,10 +46,10 @@ def token_weights(mask: Tensor, reduction: Reduction, totals: Tensor, fixed_leng
         weights = counts / (counts.sum(-1, keepdim=True).clamp(min=1.0) * sequences)
     else:
         weights = counts / (fixed_length * sequences)
-    return weights.float()
+    return weights
 
 
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     """Sum of losses x weights, blind to whatever stands where the weight is 0."""
     kept = torch.where(weights != 0, losses, torch.zeros_like(losses))
-    return (kept * weights).sum()
+    return (kept * weights.to(kept.dtype)).sum()

@@ -44,6 +44,7 @@ class Report:
         self._table_every = table_every
         self._console = open_console(steps, quiet=not main)
         self._trackers: dict[str, Tracker] = {}
+        self._shown: Sequence[Mapping[str, Any]] = []
         if main and wandb is not None:
             require_wandb(offline)  # before a folder is made for a run that cannot start
         self._folder = RunFolder(folder) if main else None
@@ -84,27 +85,31 @@ class Report:
         """Print a line that wants to be seen."""
         self._console.warn(text)
 
-    def step(self, step: int, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Report one finished step, once; an evaluation after it brings its eval/ names in the same call (one row a step).
+    def samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Write samples of this step into samples.jsonl; those with an advantage may be shown when the step is reported.
 
-        Step 0 is the evaluation before training. samples: keys prompt, completion, reward, rewards, advantage, stop, version; all are
-        written, and a few shown every `table_every` steps.
+        Keys: prompt, completion, reward, rewards, advantage, stop, version. The completions of an evaluation have no advantage.
         """
         if self._folder is None:
             return
         self._folder.append_samples(step, samples)
-        self._folder.append_metrics(step, metrics)  # last: a row here says that the step is reported
+        self._shown = _spread([s for s in samples if s.get("advantage") is not None]) or self._shown
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report one finished step, once; an evaluation after it brings its eval/ names in the same call (one row a step).
+
+        Step 0 is the evaluation before training. Every `table_every` steps some of its samples are shown.
+        """
+        if self._folder is None:
+            return
+        self._folder.append_metrics(step, metrics)  # after the samples: a row here says that the step is reported
         for name, tracker in list(self._trackers.items()):
             if not self._survive(name, partial(tracker.log, step, metrics)):
                 del self._trackers[name]
         self._console.step(step, metrics)
-        if samples and step % self._table_every == 0:
-            self._console.samples(step, _spread(samples))
-
-    def evaluated(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Write the completions of an evaluation, after this step, into samples.jsonl."""
-        if self._folder is not None:
-            self._folder.append_samples(step, samples)
+        if self._shown and step % self._table_every == 0:
+            self._console.samples(step, self._shown)
+        self._shown = []
 
     def finish(self, status: str, before: float | None, after: float | None, wall_seconds: float, steps: int) -> None:
         """Write summary.json, draw report.png and print held-out accuracy before and after, and the folder."""

@@ -28,7 +28,8 @@ with Report(Path(sys.argv[1]), plan=[("model", "[link]tiny")], title="a run", st
     report.step(0, {"eval/accuracy": 0.25})
     for step in range(1, 7):
         report.phase("rolling out")
-        report.step(step, {"reward": step / 8, "rewards/accuracy/mean": step / 16}, [sample | {"stop": "eos", "version": step - 1}])
+        report.samples(step, [sample | {"stop": "eos", "version": step - 1}])
+        report.step(step, {"reward": step / 8, "rewards/accuracy/mean": step / 16})
         print("printed by somebody else")
     report.warn("[blink]mind\\nthe gap")
     report.finish("done", 0.25, 0.75, 61.0, 6)

@@ -27,8 +27,10 @@ def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[st
         report.header()
         report.write_text("recipe.yaml", "seed: 0\n")
         report.step(0, {"eval/accuracy": 0.25})
-        report.step(1, {"reward": 0.5}, samples)
-        report.step(2, {"reward": 0.75, "eval/accuracy": 0.5}, samples)
+        report.samples(1, samples)
+        report.step(1, {"reward": 0.5})
+        report.samples(2, samples)
+        report.step(2, {"reward": 0.75, "eval/accuracy": 0.5})
         report.finish("done", 0.25, 0.5, 12.5, 2)
 
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -52,7 +54,8 @@ def test_other_ranks_touch_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
     with _report(tmp_path / "run", main=False) as report:
         report.header()
         report.phase("rollout")
-        report.step(1, {"reward": 1.0}, [_sample(1.0)])
+        report.samples(1, [_sample(1.0)])
+        report.step(1, {"reward": 1.0})
         report.write_json("a.json", {})
         report.note("n")
         report.warn("w")

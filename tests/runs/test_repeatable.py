@@ -84,13 +84,20 @@ def test_killed_and_resumed(undisturbed: Path, small: list[str], tmp_path: Path,
     resumed_equals(undisturbed, small, folder)
 
 
-@pytest.mark.parametrize("phase", ["rollout", pytest.param("update", marks=pytest.mark.slow)])
-def test_stopped_and_resumed(undisturbed: Path, small: list[str], tmp_path: Path, phase: str) -> None:
+STOPS = [  # phase, how often it had begun, the step that the checkpoint is of
+    ("rollout", 3, 2),  # a rollout is abandoned
+    pytest.param("update", 3, 3, marks=pytest.mark.slow),  # an update is finished
+    pytest.param("evaluation", 1, 0, marks=pytest.mark.slow),
+    pytest.param("evaluation", 2, 2, marks=pytest.mark.slow),  # the step is saved, its evaluation is made up for
+]
+
+
+@pytest.mark.parametrize(("phase", "count", "after"), STOPS)
+def test_stopped_and_resumed(undisturbed: Path, small: list[str], tmp_path: Path, phase: str, count: int, after: int) -> None:
     folder = tmp_path / "run"
-    stopped = run("SIGTERM", phase, "3", *small, f"output_dir={folder}", program="struck.py")
+    stopped = run("SIGTERM", phase, str(count), *small, f"output_dir={folder}", program="struck.py")
     assert stopped.code == 75, stopped.out + stopped.err
     assert time.time() - float(re.findall(r"struck at ([\d.]+)", stopped.err)[0]) < 30
-    after = {"rollout": 2, "update": 3}[phase]  # a rollout is abandoned, an update is finished
     assert f"stopped after step {after} of 4" in stopped.err
     assert (folder / "checkpoints" / f"step-{after:06d}" / "state.json").is_file()
     resumed_equals(undisturbed, small, folder)
