@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 
 
 def quiet(*, offline: bool) -> None:
@@ -19,6 +20,8 @@ def quiet(*, offline: bool) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
+    if not Path("/dev/nvidiactl").exists():
+        values["DS_ACCELERATOR"] = "cpu"  # transformers imports deepspeed, which would say that it found nothing better
     if offline:
         values |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     for name, value in values.items():
