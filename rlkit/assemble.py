@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from rlkit import plan
-from rlkit.algorithms import State
 from rlkit.builtin.model import default_cache, ensure_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
@@ -89,9 +88,13 @@ def build(
     sampling = Sampling(**recipe.sampling.model_dump(), max_tokens=recipe.max_completion_tokens)
     desk = Desk(engine, judge, renderer, stopping, recipe.seed)
     limit = MISMATCH_LIMIT[dtype] if recipe.engine.mismatch_limit == "auto" else recipe.engine.mismatch_limit
+    critic = make_critic(recipe, model_path, dtype, ranks) if needs.values else None
     learning = Learning(
         policy=policy,
         reference=reference,
+        critic=critic,
+        critic_schedule=schedule(recipe, recipe.algorithm.critic_lr) if needs.values else None,
+        policy_waits=recipe.algorithm.critic_warmup_steps * recipe.updates_per_step if needs.values else 0,
         algorithm=recipe.algorithm,
         schedule=schedule(recipe),
         probe=Probe(engine, policy.weights, None if sampling.truncated else limit),
@@ -106,12 +109,12 @@ def build(
     return Run(
         steps=recipe.steps,
         samples_per_step=recipe.samples_per_step,
-        placement=Colocated(policy, engine, (reference,) if reference else (), clock),
-        collector=Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling),
+        placement=Colocated(policy, engine, tuple(movable for movable in (reference, critic) if movable), clock),
+        collector=Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy),
         evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
         eval_every=recipe.eval.every,
         learning=learning,
-        state=State(),
+        state=recipe.algorithm.start(),
         checkpoints=Checkpoints(folder / "checkpoints", every=every, keep=recipe.checkpoint.keep, main=ranks.main, barrier=ranks.barrier),
         keep_best=recipe.checkpoint.best,
         report=report,
@@ -255,19 +258,28 @@ def check_length(recipe: Recipe, path: str) -> None:
 
 
 def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
-    from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+    from rlkit.engines.deepspeed import DeepSpeedPolicy
+
+    return DeepSpeedPolicy(path, dtype, temperature=recipe.sampling.temperature, **learner_settings(recipe, ranks))
+
+
+def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
+    from rlkit.engines.deepspeed import DeepSpeedCritic
+
+    return DeepSpeedCritic(path, dtype, **learner_settings(recipe, ranks))
+
+
+def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
+    from rlkit.engines.deepspeed import OptimizerSettings
 
     optim = recipe.optim
-    return DeepSpeedPolicy(
-        path,
-        dtype,
-        zero_stage=recipe.engine.zero_stage,
-        optimizer=OptimizerSettings(optim.betas, optim.eps, optim.weight_decay, optim.max_grad_norm),
-        temperature=recipe.sampling.temperature,
-        device=ranks.device,
-        offline=recipe.offline,
-        extra=recipe.engine.deepspeed,
-    )
+    return {
+        "zero_stage": recipe.engine.zero_stage,
+        "optimizer": OptimizerSettings(optim.betas, optim.eps, optim.weight_decay, optim.max_grad_norm),
+        "device": ranks.device,
+        "offline": recipe.offline,
+        "extra": recipe.engine.deepspeed,
+    }
 
 
 def make_engine(recipe: Recipe, path: str, dtype: torch.dtype, names: list[str], renderer: Renderer, ranks: Ranks) -> Any:
@@ -295,6 +307,8 @@ def make_reference(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) 
     return Reference(path, dtype, temperature=recipe.sampling.temperature, device=ranks.device, offline=recipe.offline)
 
 
-def schedule(recipe: Recipe) -> Schedule:
+def schedule(recipe: Recipe, lr: float | None = None) -> Schedule:
     updates = recipe.updates_per_step
-    return Schedule(recipe.optim.lr, recipe.optim.schedule, recipe.optim.warmup_steps * updates, recipe.steps * updates)
+    return Schedule(
+        recipe.optim.lr if lr is None else lr, recipe.optim.schedule, recipe.optim.warmup_steps * updates, recipe.steps * updates
+    )

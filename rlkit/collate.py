@@ -8,7 +8,7 @@ from rlkit.batching import deal, minibatch_of_group
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import padded
 from rlkit.ranks import Ranks
-from rlkit.types import Batch, Group
+from rlkit.types import Batch, Group, Scored
 
 
 def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int) -> tuple[list[Group], Batch]:
@@ -31,6 +31,7 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int) -> 
     samples = tuple(flat[i][2].sample for i in chosen)
     rewards = [flat[i][2].reward for i in chosen]
     width = max((len(s.tokens) for s in samples), default=0)
+    baselines = [groups[flat[i][0]].greedy for i in chosen]
     return groups, Batch(
         samples=samples,
         mask=padded([s.mask for s in samples], width, False).bool(),
@@ -41,4 +42,9 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int) -> 
         index=torch.tensor(chosen, dtype=torch.int64),
         minibatch=torch.tensor([flat[i][1] for i in chosen], dtype=torch.int64),
         size=len(flat),
+        baseline=torch.tensor([reward_or(g, float("nan")) for g in baselines], dtype=torch.float64) if any(baselines) else None,
     )
+
+
+def reward_or(scored: Scored | None, otherwise: float) -> float:
+    return otherwise if scored is None or scored.reward is None else scored.reward

@@ -17,6 +17,8 @@ from rlkit.rewarding.judge import Judge
 from rlkit.stopping import Stopping
 from rlkit.types import Group, Key, Request, Sample, Sampling, Scored
 
+GREEDY = -1  # in a key, the sample number of the greedy completion
+
 
 class Ask(Protocol):
     """A prompt of the data, ready to be asked."""
@@ -53,13 +55,15 @@ class Desk:
     stopping: Stopping
     seed: int
 
-    def groups(self, prompts: Sequence[tuple[int, Any]], samples: int, sampling: Sampling) -> list[Group] | None:
-        """The scored groups of numbered prompts, in their order; None where the run was asked to stop meanwhile."""
+    def groups(self, prompts: Sequence[tuple[int, Any]], samples: int, sampling: Sampling, greedy: bool = False) -> list[Group] | None:
+        """The scored groups of numbered prompts, in their order, with a greedy completion each where asked for; None where the run was
+        asked to stop meanwhile."""
         asked: dict[Key, Any] = {}
         for _, prompt in prompts:
-            for n in range(samples):
+            for n in [*range(samples), *([GREEDY] if greedy else [])]:
                 key = Key(prompt.row, prompt.draw, n)
-                self.engine.add(Request(key, tuple(prompt.tokens), sampling, seeds.of_sample(self.seed, key)))
+                drawn = replace(sampling, temperature=0.0) if n == GREEDY else sampling
+                self.engine.add(Request(key, tuple(prompt.tokens), drawn, seeds.of_sample(self.seed, key)))
                 asked[key] = prompt
         finished: dict[Key, Sample] = {}
         while self.engine.pending:
@@ -67,12 +71,15 @@ class Desk:
                 self.engine.abort()
                 return None
             for sample in self.engine.advance():
-                finished[sample.key] = self._judged_later(sample, asked[sample.key], samples)
+                finished[sample.key] = self._judged_later(sample, asked[sample.key], samples + greedy)
         verdicts = self.judge.collect(list(asked))
         scored = {key: score(finished[key], verdicts[key]) for key in asked}
-        return [Group(number, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples))) for number, p in prompts]
+        return [
+            Group(number, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples)), scored.get(Key(p.row, p.draw, GREEDY)))
+            for number, p in prompts
+        ]
 
-    def _judged_later(self, sample: Sample, prompt: Any, samples: int) -> Sample:
+    def _judged_later(self, sample: Sample, prompt: Any, group_size: int) -> Sample:
         sample = replace(sample, text=self.text.decode(sample.tokens.tolist()))
         item = {
             **prompt.columns,
@@ -82,7 +89,7 @@ class Desk:
             "completion_length": len(sample.tokens),
             "stop": str(sample.stop),
         }
-        self.judge.submit(sample.key, item, group=sample.key[:2], group_size=samples)
+        self.judge.submit(sample.key, item, group=sample.key[:2], group_size=group_size)
         return sample
 
 
@@ -101,8 +108,9 @@ class Collector:
     prompts_per_step: int
     samples_per_prompt: int
     sampling: Sampling
+    greedy: bool  # whether each prompt gets a greedy completion too
 
     def take(self) -> list[Group] | None:
         """This rank's scored groups of the next step; None where this rank was asked to stop."""
         numbered = list(enumerate(self.prompts.take(self.prompts_per_step)))
-        return self.desk.groups(numbered[self.ranks.rank :: self.ranks.world], self.samples_per_prompt, self.sampling)
+        return self.desk.groups(numbered[self.ranks.rank :: self.ranks.world], self.samples_per_prompt, self.sampling, self.greedy)

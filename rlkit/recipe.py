@@ -158,11 +158,9 @@ class Recipe(Section):
     def consistent(self) -> Recipe:
         """The checks across keys."""
         algorithm: Algorithm = self.algorithm
-        if self.samples_per_prompt < algorithm.min_samples_per_prompt:
-            raise ValueError(
-                f"samples_per_prompt={self.samples_per_prompt} is too few for algorithm={self.algorithm.name}, "
-                f"whose baseline is the group; set it to at least {algorithm.min_samples_per_prompt}"
-            )
+        truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
+        for reason in algorithm.refusals(truncated, self.samples_per_prompt):
+            raise ValueError(reason)
         if self.updates_per_step % self.passes_per_step:
             raise ValueError(
                 f"updates_per_step={self.updates_per_step} counts the updates of all passes_per_step={self.passes_per_step} passes "

@@ -186,7 +186,7 @@ def save(run: Run, progress: Progress) -> None:
     with run.clock("checkpoint"):
         kept = {**asdict(progress), "algorithm": asdict(run.state)}
         protect = progress.best[1] if run.keep_best and progress.best else None
-        run.checkpoints.save(progress.step, kept, run.learning.policy.save, protect)
+        run.checkpoints.save(progress.step, kept, run.learning.save, protect)
 
 
 def resumed(run: Run) -> Progress:
@@ -199,7 +199,7 @@ def resumed(run: Run) -> Progress:
     run.state = type(run.state)(**kept.pop("algorithm"))
     best = tuple(kept.pop("best") or ()) or None
     progress = Progress(**{**kept, "count": Count(**kept["count"]), "best": best})
-    run.learning.policy.load(run.checkpoints.path(last))
+    run.learning.load(run.checkpoints.path(last))
     run.placement.version = last
     run.collector.prompts.load(progress.stream)
     run.collector.desk.judge.restore(progress.judge)

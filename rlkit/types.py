@@ -91,6 +91,7 @@ class Group:
 
     number: int  # position of the prompt in the step, over all ranks
     samples: tuple[Scored, ...]
+    greedy: Scored | None = None  # the most likely completion, where the algorithm takes it for a baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,7 @@ class Batch:
     index: Tensor  # [B] int64, position of the sample in the step, over all ranks
     minibatch: Tensor  # [B] int64, which minibatch of a pass the sample belongs to
     size: int  # N
+    baseline: Tensor | None = None  # [B] float64, reward of the greedy completion of the same prompt, nan where that failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +124,8 @@ class Credit:
     """What the algorithm made of the rewards."""
 
     advantages: Tensor  # [B, T] float32, 0 where mask is False
-    returns: Tensor | None = None  # [B, T] float32
+    returns: Tensor | None = None  # [B, T] float32, what the critic learns; nan where the reward failed
+    kl_coef: float | None = None  # of this step, where it is adapted from step to step
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,3 +139,4 @@ class Rows:
     rollout_logprobs: Tensor  # [B, T] float32
     ref_logprobs: Tensor | None  # [B, T] float32
     advantages: Tensor  # [B, T] float32
+    kl_coef: float | None = None  # from the credit; None: the one of the recipe

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rlkit.algorithms import Algorithm, Needs
 from rlkit.batching import micro_batches
-from rlkit.engines.base import Policy, Scores
+from rlkit.engines.base import Critic, Learner, Policy, Scores
 from rlkit.engines.probe import Probe
 from rlkit.errors import RunFailed
 from rlkit.metrics import Mean, Metrics, Sum, masked, merge
 from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
 from rlkit.ranks import Ranks
 from rlkit.schedule import Schedule
-from rlkit.types import Batch, Credit, Rows, Signals
+from rlkit.types import Batch, Credit, Rows, Sample, Signals
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Learning:
     policy: Policy
     reference: Scores | None
     algorithm: Algorithm
-    schedule: Schedule
+    schedule: Schedule  # of the policy
     probe: Probe
     ranks: Ranks
     passes: int
@@ -34,10 +36,24 @@ class Learning:
     tokens_per_micro_batch: int
     fixed_length: int  # tokens, what the reduction `fixed_length` divides by
     max_skipped_updates: int
+    critic: Critic | None = None
+    critic_schedule: Schedule | None = None
+    policy_waits: int = 0  # updates at the start in which only the critic learns
 
     @property
     def needs(self) -> Needs:
         return self.algorithm.needs(self.passes * self.minibatches)
+
+    def save(self, folder: Path) -> None:
+        for learner in self.learners():
+            learner.save(folder)
+
+    def load(self, folder: Path) -> None:
+        for learner in self.learners():
+            learner.load(folder)
+
+    def learners(self) -> list[Learner]:
+        return [self.policy, *([self.critic] if self.critic else [])]
 
 
 @dataclass(frozen=True)
@@ -53,23 +69,30 @@ def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
     old = reference = None
     metrics: Metrics = {}
     if run.needs.old_logprobs:
-        old = scored(run, run.policy, batch)
+        old = scored(run, batch, run.policy)
         metrics = run.probe.compare(old, batch.rollout_logprobs, batch.mask)
         run.probe.check(metrics)
     if run.needs.reference:
         assert run.reference is not None, "assemble loads what the algorithm needs"
-        reference = scored(run, run.reference, batch)
-    return Signals(old_logprobs=old, ref_logprobs=reference), metrics
+        reference = scored(run, batch, run.reference)
+    values = None
+    if run.critic:
+        values = on_batch(run, batch, run.critic.values)
+    return Signals(old_logprobs=old, ref_logprobs=reference, values=values), metrics
 
 
-def scored(run: Learning, model: Scores, batch: Batch) -> Tensor:
-    """Log-probs [B, T] of the batch by a model, micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
+def scored(run: Learning, batch: Batch, model: Scores) -> Tensor:
+    """Log-probs [B, T] of the batch by a model."""
+    return on_batch(run, batch, lambda samples, width: model.logprobs(samples, width)[0])
+
+
+def on_batch(run: Learning, batch: Batch, said: Callable[[list[Sample], int], Tensor]) -> Tensor:
+    """What a model says of the batch [B, T], micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
     grid = torch.zeros(batch.mask.shape)
     plan = micro_batches([len(s.prompt) + len(s.tokens) for s in batch.samples], run.tokens_per_micro_batch)
     for k in range(run.ranks.most(len(plan))):
         chosen = plan[k] if k < len(plan) else []
-        logprobs, _ = model.logprobs([batch.samples[i] for i in chosen], batch.mask.shape[1])
-        grid[chosen] = logprobs.cpu()
+        grid[chosen] = said([batch.samples[i] for i in chosen], batch.mask.shape[1]).cpu()
     return grid
 
 
@@ -86,42 +109,74 @@ def update(run: Learning, batch: Batch, signals: Signals, credit: Credit, count:
 
 def one_update(run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], count: Count) -> tuple[Metrics, Count]:
     """One minibatch: losses over micro-batches, then one optimizer step, or none where no sample has a signal."""
-    lr = run.schedule.lr(count.updates)
     totals = run.ranks.sum(unit_totals(batch.mask[rows]))
-    metrics = gradient(run, batch, signals, credit, rows, totals)
+    metrics = gradient(run, batch, signals, credit, rows, totals, waits=count.updates < run.policy_waits)
     if metrics is None:
         return {"updates_without_signal": Sum(1.0)}, replace(count, updates=count.updates + 1)
     if signals.old_logprobs is None:
         run.probe.check(metrics)  # before the optimizer moves
-    done = run.policy.step(lr)
-    skipped = 0 if done.applied else count.skipped_in_a_row + 1
+    applied, moved = True, {}
+    if count.updates >= run.policy_waits:
+        applied, moved = stepped(run.policy, run.schedule.lr(count.updates), "")
+    if run.critic and run.critic_schedule:
+        also, more = stepped(run.critic, run.critic_schedule.lr(count.updates), "critic/")
+        applied, moved = applied and also, {**moved, **more}
+    skipped = 0 if applied else count.skipped_in_a_row + 1
     if skipped >= run.max_skipped_updates:
         raise RunFailed(f"the gradients of {skipped} updates in a row were not finite; a smaller optim.lr may help, or other data")
-    metrics |= {
-        "loss": Mean(metrics["loss"].value, 1.0),
-        "grad_norm": Mean(done.grad_norm, 1.0),
-        "learning_rate": Mean(lr, 1.0),
-        "updates_skipped": Sum(float(not done.applied)),
-        "updates_without_signal": Sum(0.0),
-    }
+    metrics |= {f"{role}loss": Mean(metrics[f"{role}loss"].value, 1.0) for role in ("", "critic/") if f"{role}loss" in metrics}
+    metrics |= {**moved, "updates_skipped": Sum(float(not applied)), "updates_without_signal": Sum(0.0)}
     return metrics, Count(count.updates + 1, skipped)
 
 
-def gradient(run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], totals: Tensor) -> Metrics | None:
-    """Backward over the rows in micro-batches, equally many on all ranks; metrics of all ranks, None where no rank had work."""
+def stepped(learner: Learner, lr: float, role: str) -> tuple[bool, Metrics]:
+    """One optimizer step: was it applied, and its norm and learning rate."""
+    done = learner.step(lr)
+    return done.applied, {f"{role}grad_norm": Mean(done.grad_norm, 1.0), f"{role}learning_rate": Mean(lr, 1.0)}
+
+
+def gradient(
+    run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], totals: Tensor, waits: bool = False
+) -> Metrics | None:
+    """Backward over the rows in micro-batches, equally many on all ranks; metrics of all ranks, None where no rank had work.
+
+    `waits`: the policy does not learn yet, only the critic.
+    """
     active = [i for i in rows if bool(credit.advantages[i].any())] if run.algorithm.inert_without_advantage else rows
     plan = micro_batches([len(batch.samples[i].prompt) + len(batch.samples[i].tokens) for i in active], run.tokens_per_micro_batch)
     passes = run.ranks.most(len(plan))
     if passes == 0:
         return None
     seen: list[Metrics] = []
-    with run.policy.training():
-        for k in range(passes):
-            if k < len(plan):
-                seen.append(one_micro_batch(run, batch, signals, credit, [active[i] for i in plan[k]], totals))
-            else:
-                run.policy.idle()
+    for k in range(passes):
+        chosen = [active[i] for i in plan[k]] if k < len(plan) else []
+        if not waits:
+            with run.policy.training():
+                seen.append(one_micro_batch(run, batch, signals, credit, chosen, totals) if chosen else idled(run.policy))
+        if run.critic:
+            with run.critic.training():
+                seen.append(one_of_critic(run, run.critic, batch, signals, credit, chosen, totals) if chosen else idled(run.critic))
     return run.ranks.merged(merge(seen))
+
+
+def idled(learner: Learner) -> Metrics:
+    learner.idle()
+    return {}
+
+
+def one_of_critic(
+    run: Learning, critic: Critic, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor
+) -> Metrics:
+    """Forward, value loss, backward of the chosen rows."""
+    assert signals.values is not None and credit.returns is not None, "an algorithm with a critic says what the critic learns"
+    width = max(len(batch.samples[i].tokens) for i in chosen)
+    seen = critic.values([batch.samples[i] for i in chosen], width)  # [B, T]
+    mask, before, returned = (grid[chosen, :width].to(seen.device) for grid in (batch.mask, signals.values, credit.returns))
+    losses, metrics = run.algorithm.value_loss(seen, before, returned, mask)  # [B, T]
+    weights = token_weights(mask, run.algorithm.reduction, totals.to(seen.device), run.fixed_length)
+    loss = weighted_sum(losses, weights)
+    critic.backward(loss)
+    return {**metrics, "critic/loss": Sum(float(loss.detach()))}
 
 
 def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor) -> Metrics:
@@ -142,6 +197,7 @@ def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credi
         rollout_logprobs=cut(batch.rollout_logprobs),
         ref_logprobs=None if signals.ref_logprobs is None else cut(signals.ref_logprobs),
         advantages=cut(credit.advantages),
+        kl_coef=credit.kl_coef,
     )
     losses, metrics = run.algorithm.policy_loss(rows)  # [B, T]
     weights = token_weights(mask, run.algorithm.reduction, totals.to(device), run.fixed_length)

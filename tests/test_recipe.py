@@ -45,7 +45,7 @@ def test_the_recipes_that_people_are_told_of() -> None:
     assert {"grpo_math", "grpo_gsm8k"} <= set(RECIPES)
     math, gsm8k = composed("recipe=grpo_math"), composed("recipe=grpo_gsm8k")
     assert (math.model.path, math.engine.rollout, math.engine.zero_stage) == ("builtin", "vllm", 2)
-    assert gsm8k.model.path == "Qwen/Qwen2.5-1.5B-Instruct" and gsm8k.data.columns.prompt == "question"
+    assert gsm8k.model.path == "Qwen/Qwen2.5-1.5B-Instruct" and gsm8k.data.answer_pattern == r"####\s*(.+)"
     assert math.algorithm.model_dump() == {
         "name": "grpo",
         "clip_low": 0.2,
@@ -54,6 +54,16 @@ def test_the_recipes_that_people_are_told_of() -> None:
         "entropy_coef": 0.0,
         "scale": "group_std",
         "reduction": "sequence_mean",
+        "loss": "clipped",
+        "dual_clip": 3.0,
+        "sapo_positive": 1.0,
+        "sapo_negative": 1.05,
+        "kl_in": "loss",
+        "kl_estimator": "k3",
+        "kl_target": None,
+        "correction": "truncate",
+        "correction_level": "token",
+        "correction_cap": 2.0,
     }
 
 

@@ -22,6 +22,10 @@ class Peers(Protocol):
         """values [B] of the samples at `index` [B] of the step -> [N], the values of all samples in the step's order."""
         ...
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks of a tensor that has one shape on each."""
+        ...
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -29,6 +33,8 @@ class Needs:
 
     old_logprobs: bool = False
     reference: bool = False
+    greedy: bool = False  # a greedy completion of each prompt, its reward in Batch.baseline
+    values: bool = False  # a critic
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class State:
 
 
 class Algorithm(Protocol):
-    """A frozen, typed config with three pure functions."""
+    """A frozen, typed config with pure functions."""
 
     @property
     def reduction(self) -> Reduction: ...
@@ -48,6 +54,14 @@ class Algorithm(Protocol):
     @property
     def inert_without_advantage(self) -> bool:
         """Whether loss and gradient of a sample are identically zero where its advantages are; such samples are left out."""
+        ...
+
+    def start(self) -> State:
+        """The state before the first step."""
+        ...
+
+    def refusals(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
+        """Why this algorithm makes no sense with the rest of a recipe; empty where it does."""
         ...
 
     def needs(self, updates_per_step: int) -> Needs: ...

@@ -62,8 +62,20 @@ class Update:
     grad_norm: float  # before clipping
 
 
+class Values(Protocol):
+    """Says what is still to come."""
+
+    def values(self, samples: Sequence[Sample], width: int) -> Tensor:
+        """Before each completion token, on the grid [B, width], float32, 0 beyond a completion."""
+        ...
+
+
 class Learner(Protocol):
     """Takes losses, moves weights."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """Inside it what the model says keeps what a gradient needs."""
+        ...
 
     def backward(self, loss: Tensor) -> None:
         """Adds d loss / d weights, summed over ranks, to the gradient."""
@@ -75,9 +87,11 @@ class Learner(Protocol):
 
     def step(self, lr: float) -> Update: ...
 
-    def discard(self) -> None:
-        """Forgets the gradient gathered so far."""
+    def save(self, folder: Path) -> None:
+        """Weights and optimizer state by parameter name, whatever the number of ranks or the ZeRO stage."""
         ...
+
+    def load(self, folder: Path) -> None: ...
 
 
 class Source(Protocol):
@@ -99,19 +113,13 @@ class Movable(Protocol):
 class Policy(Scores, Learner, Source, Movable, Protocol):
     """The model being trained."""
 
-    def training(self) -> AbstractContextManager[None]:
-        """Inside it `logprobs` keeps what a gradient needs."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Weights and optimizer state by parameter name, whatever the number of ranks or the ZeRO stage."""
-        ...
-
-    def load(self, folder: Path) -> None: ...
-
     def export(self, folder: Path) -> None:
         """A Hugging Face folder without tokenizer."""
         ...
+
+
+class Critic(Values, Learner, Movable, Protocol):
+    """The model that learns what is to come."""
 
 
 def checksum(tensor: Tensor) -> float:

@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlkit.engines import hf
 from rlkit.engines.base import Update
 from rlkit.errors import RunFailed
 from rlkit.types import Sample
 
-STATE_FILE = "policy.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -39,60 +38,44 @@ class OptimizerSettings:
     max_grad_norm: float
 
 
-class DeepSpeedPolicy:
-    """A causal LM under DeepSpeed, trained by AdamW with fp32 master weights."""
+class Learner:
+    """A module under DeepSpeed, trained by AdamW with fp32 master weights; `module` runs on laid-out samples (engines/hf.py)."""
+
+    file: str  # of its state in a checkpoint
 
     def __init__(
         self,
-        path: str,
+        module: nn.Module,
         dtype: torch.dtype,
         *,
         zero_stage: int,
         optimizer: OptimizerSettings,
-        temperature: float,
         device: torch.device,
-        offline: bool,
         extra: Mapping[str, Any],
     ) -> None:
-        set_environment()
         import deepspeed
 
-        self.model = hf.load_model(path, dtype, offline=offline)
-        self.dtype, self.temperature, self.device = dtype, temperature, device
-        self.names = hf.checkpoint_names(self.model)
-        scorer = hf.TokenScorer(self.model)
-        adam = torch.optim.AdamW(scorer.parameters(), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
+        self.device = device
+        adam = torch.optim.AdamW(module.parameters(), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
         with redirect_stdout(StringIO()):  # what it built
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=scorer, optimizer=adam, config=config(zero_stage, dtype, optimizer.max_grad_norm, extra), dist_init_required=False
+                model=module, optimizer=adam, config=config(zero_stage, dtype, optimizer.max_grad_norm, extra), dist_init_required=False
             )
+        self.named = dict(module.named_parameters())
         self.stage = max(zero_stage, 1)
         self._keep = False
 
-    # -- scores ---------------------------------------------------------------------------------------------------------------------
-
-    def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
-        with hf.no_gradient(self._keep):
-            return hf.score(self.engine, samples, width, self.temperature, self.device)
-
     @contextmanager
     def training(self) -> Iterator[None]:
+        """Inside it outputs keep what a gradient needs."""
         self._keep = True
         try:
             yield
         finally:
             self._keep = False
 
-    # -- learns ---------------------------------------------------------------------------------------------------------------------
-
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * dist.get_world_size())
-
-    def idle(self) -> None:
-        ids = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
-        where, tokens = ids.new_zeros(1), ids.new_zeros(1)
-        chosen, _ = self.engine(ids, where, tokens, self.temperature)
-        self.engine.backward(chosen.sum() * 0.0)
 
     def step(self, lr: float) -> Update:
         for group in self.optimizer.param_groups:
@@ -102,26 +85,6 @@ class DeepSpeedPolicy:
         norm = float("nan") if norm is None else float(norm)
         return Update(applied=bool(self.engine.was_step_applied()), grad_norm=norm)
 
-    def discard(self) -> None:
-        self.engine.optimizer.zero_grad()
-
-    # -- is a source of weights -----------------------------------------------------------------------------------------------------
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The state dict, tensor by tensor; under ZeRO 3 each is gathered on all ranks while it is in use."""
-        tensors = self.model.state_dict(keep_vars=True)
-        for name in self.names:
-            with self._gathered([tensors[name]]):
-                yield name, tensors[name].detach()
-
-    def _gathered(self, parameters: list[Any], modifier_rank: int | None = None) -> Any:
-        import deepspeed
-
-        sharded = [p for p in parameters if hasattr(p, "ds_id")]
-        return deepspeed.zero.GatheredParameters(sharded, modifier_rank=modifier_rank, enabled=bool(sharded))
-
-    # -- moves ----------------------------------------------------------------------------------------------------------------------
-
     def park(self) -> None:
         if self.device.type == "cuda" and self.stage < 3:
             self.engine.offload_states()
@@ -130,15 +93,13 @@ class DeepSpeedPolicy:
         if self.device.type == "cuda" and self.stage < 3:
             self.engine.reload_states()
 
-    # -- survives -------------------------------------------------------------------------------------------------------------------
-
     def save(self, folder: Path) -> None:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
         steps: dict[str, float] = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.named.items():
             full = {"weight": safe_get_full_fp32_param(parameter)}
             if self._has_moments():
                 full |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
@@ -147,18 +108,18 @@ class DeepSpeedPolicy:
         if self._has_moments():
             steps["step"] = self._optimizer_step()
         if dist.get_rank() == 0:
-            save_file(tensors, folder / STATE_FILE)
-            (folder / "optimizer.json").write_text(json.dumps(steps))
+            save_file(tensors, folder / f"{self.file}.safetensors")
+            (folder / f"{self.file}.json").write_text(json.dumps(steps))
         dist.barrier()
 
     def load(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        steps = json.loads((folder / "optimizer.json").read_text())
+        steps = json.loads((folder / f"{self.file}.json").read_text())
         if steps:
             self._first_step()
-        with safe_open(folder / STATE_FILE, framework="pt") as stored:
-            for name, parameter in self.model.named_parameters():
+        with safe_open(folder / f"{self.file}.safetensors", framework="pt") as stored:
+            for name, parameter in self.named.items():
                 self._restore(parameter, stored, name, moments=bool(steps))
         if steps:
             self._set_optimizer_step(steps["step"])
@@ -199,6 +160,51 @@ class DeepSpeedPolicy:
             self.idle()
             self.step(0.0)
 
+    def _gathered(self, parameters: list[Any], modifier_rank: int | None = None) -> Any:
+        import deepspeed
+
+        sharded = [p for p in parameters if hasattr(p, "ds_id")]
+        return deepspeed.zero.GatheredParameters(sharded, modifier_rank=modifier_rank, enabled=bool(sharded))
+
+
+class DeepSpeedPolicy(Learner):
+    """The policy: scores, learns, and is the source of the rollout engine's weights."""
+
+    file = "policy"
+
+    def __init__(
+        self,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        zero_stage: int,
+        optimizer: OptimizerSettings,
+        temperature: float,
+        device: torch.device,
+        offline: bool,
+        extra: Mapping[str, Any],
+    ) -> None:
+        set_environment()
+        self.model = hf.load_model(path, dtype, offline=offline)
+        self.temperature = temperature
+        self.names = hf.checkpoint_names(self.model)
+        super().__init__(hf.TokenScorer(self.model), dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
+
+    def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
+        with hf.no_gradient(self._keep):
+            return hf.score(self.engine, samples, width, self.temperature, self.device)
+
+    def idle(self) -> None:
+        rows = hf.laid([], 0, self.device)
+        self.engine.backward(self.engine(rows.ids, rows.where, rows.tokens, self.temperature)[0].sum() * 0.0)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The state dict, tensor by tensor; under ZeRO 3 each is gathered on all ranks while it is in use."""
+        tensors = self.model.state_dict(keep_vars=True)
+        for name in self.names:
+            with self._gathered([tensors[name]]):
+                yield name, tensors[name].detach()
+
     def export(self, folder: Path) -> None:
         state: dict[str, Tensor] = {}
         tied = self._tied()
@@ -214,8 +220,34 @@ class DeepSpeedPolicy:
         first: dict[int, str] = {}
         return {name for name, tensor in self.model.state_dict(keep_vars=True).items() if first.setdefault(id(tensor), name) != name}
 
-    def close(self) -> None:
-        self.engine.destroy()
+
+class DeepSpeedCritic(Learner):
+    """The critic: the policy's architecture and first weights, with a value head and an optimizer of its own."""
+
+    file = "critic"
+
+    def __init__(
+        self,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        zero_stage: int,
+        optimizer: OptimizerSettings,
+        device: torch.device,
+        offline: bool,
+        extra: Mapping[str, Any],
+    ) -> None:
+        set_environment()
+        valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline))
+        super().__init__(valuer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
+
+    def values(self, samples: Sequence[Sample], width: int) -> Tensor:
+        with hf.no_gradient(self._keep):
+            return hf.value(self.engine, samples, width, self.device)
+
+    def idle(self) -> None:
+        rows = hf.laid([], 0, self.device)
+        self.engine.backward(self.engine(rows.ids, rows.where).sum() * 0.0)
 
 
 def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any]) -> dict[str, Any]:

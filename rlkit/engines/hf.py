@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,24 +73,59 @@ class TokenScorer(nn.Module):
         return ops_logprobs.of_chosen(self.model.get_output_embeddings()(chosen), tokens, temperature)
 
 
+class TokenValuer(nn.Module):
+    """The same architecture with one number a position in place of the head: what is still to come, before token t is written."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model.get_decoder()
+        self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False, dtype=model.dtype)
+        nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0
+
+    def forward(self, ids: Tensor, where: Tensor) -> Tensor:
+        """ids [B, S], where [n] flat positions in it -> values [n] float32."""
+        hidden = self.model(input_ids=ids, use_cache=False).last_hidden_state  # [B, S, H]
+        return self.head(hidden.reshape(-1, hidden.shape[-1])[where]).squeeze(-1).float()
+
+
+class Laid(NamedTuple):
+    """Samples as a model takes them."""
+
+    ids: Tensor  # [B, S]
+    where: Tensor  # [n] flat positions in ids whose outputs predict the completion tokens
+    tokens: Tensor  # [n] the completion tokens
+    place: Tensor  # [n] their flat positions on the grid [B, width]
+
+
+def laid(samples: Sequence[Sample], width: int, device: torch.device) -> Laid:
+    """Samples in rows, padded on the right. Without samples one token, for nothing: sharded models are gathered on all ranks together, so
+    a rank without work goes along."""
+    if not samples:
+        one = torch.zeros(1, dtype=torch.int64, device=device)
+        return Laid(one.view(1, 1), one, one, one[:0])
+    rows = [torch.cat([torch.tensor(s.prompt), s.tokens]) for s in samples]
+    ids = padded(rows, max(len(r) for r in rows), 0)  # [B, S]
+    lengths = [len(s.tokens) for s in samples]
+    where = ops_logprobs.predecessors([len(s.prompt) for s in samples], lengths, ids.shape[1])  # [n]
+    place = torch.cat([torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)])  # [n]
+    return Laid(ids.to(device), where.to(device), torch.cat([s.tokens for s in samples]).to(device), place.to(device))
+
+
 def score(scorer: nn.Module, samples: Sequence[Sample], width: int, temperature: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Runs `scorer` on samples and lays what it says on the grid: log-probs and entropy [B, width], 0 beyond a completion."""
-    if not samples:  # sharded models are gathered on all ranks together, so a rank without work goes along
-        one = torch.zeros(1, dtype=torch.int64, device=device)
-        scorer(one.view(1, 1), one, one, temperature)
-        return torch.zeros((0, width)), torch.zeros((0, width))
-    rows = [torch.cat([torch.tensor(s.prompt), s.tokens]) for s in samples]
-    ids = padded(rows, max(len(r) for r in rows), 0).to(device)  # [B, S]
-    lengths = [len(s.tokens) for s in samples]
-    where = ops_logprobs.predecessors([len(s.prompt) for s in samples], lengths, ids.shape[1]).to(device)  # [n]
-    tokens = torch.cat([s.tokens for s in samples]).to(device)  # [n]
-    chosen, entropy = scorer(ids, where, tokens, temperature)
-    place = torch.cat([torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)]).to(device)  # [n]
-    return on_grid(chosen, place, len(samples), width), on_grid(entropy, place, len(samples), width)
+    rows = laid(samples, width, device)
+    chosen, entropy = scorer(rows.ids, rows.where, rows.tokens, temperature)
+    return on_grid(chosen, rows.place, len(samples), width), on_grid(entropy, rows.place, len(samples), width)
+
+
+def value(valuer: nn.Module, samples: Sequence[Sample], width: int, device: torch.device) -> Tensor:
+    """Runs `valuer` on samples: values [B, width], 0 beyond a completion."""
+    rows = laid(samples, width, device)
+    return on_grid(valuer(rows.ids, rows.where), rows.place, len(samples), width)
 
 
 def on_grid(flat: Tensor, place: Tensor, rows: int, width: int) -> Tensor:
-    return flat.new_zeros(rows * width).index_put((place,), flat).view(rows, width)
+    return flat.new_zeros(rows * width).index_put((place,), flat[: len(place)]).view(rows, width)
 
 
 class Reference:

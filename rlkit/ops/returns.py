@@ -41,3 +41,42 @@ def group_spread_is_zero(rewards: Tensor, valid: Tensor, group: Tensor, groups: 
     low = rewards.new_full((groups,), torch.inf).scatter_reduce(0, group, rewards.masked_fill(~valid, torch.inf), "amin")
     high = rewards.new_full((groups,), -torch.inf).scatter_reduce(0, group, rewards.masked_fill(~valid, -torch.inf), "amax")
     return high <= low
+
+
+def leave_one_out(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
+    """reward - mean of the other valid rewards of its group: RLOO, arXiv 2402.14740, section 2; 0 where not valid or alone; [N].
+
+    That is n / (n - 1) (reward - mean of all n).
+    """
+    counts = group_sums(valid.to(rewards.dtype), group, groups)[group]  # [N]
+    return group_centred(rewards, valid, group, groups) * counts / (counts - 1.0).clamp(min=1.0)
+
+
+def to_go(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the rewards of this token and of those after it, over tokens that count, 0 elsewhere; [B, T]."""
+    kept = torch.where(mask, rewards, torch.zeros_like(rewards))
+    return torch.where(mask, kept.flip(-1).cumsum(-1).flip(-1), torch.zeros_like(kept))
+
+
+def at_the_end(rewards: Tensor, mask: Tensor) -> Tensor:
+    """A reward a sample [B] on its last token that counts, 0 elsewhere; [B, T]. A sample without such a token has none."""
+    later = mask.long().flip(-1).cumsum(-1).flip(-1)  # tokens that count, from this one on
+    return torch.where(mask & (later == 1), rewards.unsqueeze(-1), torch.zeros_like(rewards).unsqueeze(-1))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantages, 0 where mask is False; all [B, T]. Schulman et al., arXiv 1506.02438, equation 16.
+
+    A_t = delta_t + gamma lam A_t+1, delta_t = r_t + gamma V_t+1 - V_t, where t + 1 is the next token that counts: tokens between, which
+    the policy did not write, take no part. After the last one nothing follows: A and V are 0.
+    """
+    advantages = torch.zeros_like(values)
+    following = torch.zeros_like(values[:, 0]) if values.shape[1] else values.sum(-1)  # A of the next token that counts, [B]
+    value = torch.zeros_like(following)  # V of it, [B]
+    for t in reversed(range(values.shape[1])):
+        counts = mask[:, t]
+        delta = rewards[:, t] + gamma * value - values[:, t]
+        following = torch.where(counts, delta + gamma * lam * following, following)
+        value = torch.where(counts, values[:, t], value)
+        advantages[:, t] = torch.where(counts, following, advantages[:, t])
+    return advantages

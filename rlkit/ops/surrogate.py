@@ -1,4 +1,7 @@
-"""Policy surrogates: one value a token, never reduced. The gradient of each is a policy gradient at ratio 1."""
+"""Policy surrogates: one value a token, never reduced. The gradient of each is a policy gradient at ratio 1.
+
+Each of the table's losses returns the loss and where its clip took the gradient away; all [B, T].
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,21 @@ import torch
 from torch import Tensor
 
 CEILING = 40.0  # e^40 is a number in float32 and bfloat16, and far beyond any bound
+SATURATED = 20.0  # e^20: a sigmoid of it is 1 in float64, its slope 0
 
 
 def log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """log(pi / pi_old) where mask is True and 0 elsewhere; all [B, T]."""
     return torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
+
+
+def sequence_log_ratio(log_ratios: Tensor, mask: Tensor) -> Tensor:
+    """The mean of a sequence's log ratios, at each of its tokens, 0 elsewhere; [B, T].
+
+    exp of it is the geometric mean of the ratios: GSPO, arXiv 2507.18071, equation 7.
+    """
+    mean = log_ratios.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)  # [B, 1]
+    return torch.where(mask, mean, torch.zeros_like(log_ratios))
 
 
 def clipped(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -22,3 +35,45 @@ def clipped(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> 
     free = ratio * advantages
     bound = ratio.clamp(1.0 - low, 1.0 + high) * advantages
     return -torch.minimum(free, bound), bound < free
+
+
+def dual_clipped(log_ratios: Tensor, advantages: Tensor, low: float, high: float, most: float) -> tuple[Tensor, Tensor]:
+    """`clipped`, and where A < 0 at most -most A: max(min(r A, clip(r) A), most A); arXiv 1912.09729, equation 5; [B, T]."""
+    loss, cut = clipped(log_ratios, advantages, low, high)
+    ceiling = -most * advantages
+    held = (advantages < 0) & (loss > ceiling)
+    return torch.where(held, ceiling, loss), cut | held
+
+
+def cispo(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """-sg(clip(r, 1 - low, 1 + high)) A log pi: every token keeps a gradient; [B, T].
+
+    MiniMax-M1, arXiv 2506.13585, equation 4. The second value says where the weight was clipped.
+    """
+    ratio = log_ratios.detach().clamp(max=CEILING).exp()
+    weight = ratio.clamp(1.0 - low, 1.0 + high)
+    return -weight * advantages * logprobs, weight != ratio
+
+
+def sapo(log_ratios: Tensor, advantages: Tensor, positive: float, negative: float) -> tuple[Tensor, Tensor]:
+    """-(4 / tau) sigmoid(tau (r - 1)) A, tau = positive where A > 0, else negative: a gate for a clip; [B, T].
+
+    Soft adaptive policy optimization, arXiv 2511.20347, equation 6. Nothing is ever cut.
+    """
+    tau = torch.full_like(log_ratios, negative).masked_fill(advantages > 0, positive)
+    ratio = log_ratios.clamp(max=SATURATED).exp()
+    return -(4.0 / tau) * torch.sigmoid(tau * (ratio - 1.0)) * advantages, torch.zeros_like(advantages, dtype=torch.bool)
+
+
+def reinforce(logprobs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+    """-A log pi: Williams (1992), "Simple statistical gradient-following algorithms"; [B, T]. Nothing is ever cut."""
+    return -advantages * logprobs, torch.zeros_like(advantages, dtype=torch.bool)
+
+
+def correction(log_ratios: Tensor, cap: float, drop: bool) -> Tensor:
+    """Weights for samples of another policy than the trainer's: exp(log ratio), above `cap` held at it or, with `drop`, 0; no gradient.
+
+    log_ratios [B, T] of trainer to sampler, a token's own or its sequence's mean. Truncated: Munos et al., arXiv 1606.02647.
+    """
+    ratio = log_ratios.detach().clamp(max=CEILING).exp()
+    return torch.where(ratio > cap, torch.zeros_like(ratio), ratio) if drop else ratio.clamp(max=cap)

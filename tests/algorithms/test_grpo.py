@@ -20,10 +20,11 @@ from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
 from rlkit.schedule import Schedule
 from rlkit.types import Credit, Group, Rows, Signals
 from rlkit.update import Count, Learning, observe, update
+from tests.algorithms.shipped import algorithm
 from tests.algorithms.tiny import Policy, Ranks, groups_of, together
 from tests.ops import oracle
 
-PLAIN = GRPO(name="grpo", clip_low=0.2, clip_high=0.28, kl_coef=0.0, entropy_coef=0.0, scale="group_std", reduction="sequence_mean")
+PLAIN: GRPO = algorithm("grpo", clip_high=0.28, correction="none")
 FULL = PLAIN.model_copy(update={"kl_coef": 0.3, "entropy_coef": 0.1})
 REWARDS: list[list[float | None]] = [
     [1.0, 0.0, 0.0, 1.0],

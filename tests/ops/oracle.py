@@ -85,3 +85,76 @@ def ragged(rng: random.Random, rows: int = 5, longest: int = 6) -> Flags:
     mask[2] = [False] * longest
     rng.shuffle(mask)
     return mask
+
+
+# -- policy losses of one sequence, from the papers; None where a token does not count ------------------------------------------------
+
+
+def dual_clipped(log_ratio: float, advantage: float, low: float, high: float, most: float) -> float:
+    """1912.09729, equation 5, negated."""
+    ratio = math.exp(log_ratio)
+    objective = min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+    return -(max(objective, most * advantage) if advantage < 0 else objective)
+
+
+def cispo(logprob: float, log_ratio: float, advantage: float, low: float, high: float) -> float:
+    """2506.13585, equation 4, negated; the ratio is a constant."""
+    return -min(max(math.exp(log_ratio), 1 - low), 1 + high) * advantage * logprob
+
+
+def sapo(log_ratio: float, advantage: float, positive: float, negative: float) -> float:
+    """2511.20347, equations 5 and 6, negated."""
+    tau = positive if advantage > 0 else negative
+    return -4 / tau / (1 + math.exp(-tau * (math.exp(log_ratio) - 1))) * advantage
+
+
+def sequence_mean(numbers: Sequence[float], flags: Sequence[bool]) -> list[float]:
+    """At each token that counts the mean over those that do; exp of it is a geometric mean (2507.18071, equation 7)."""
+    kept = [x for x, m in zip(numbers, flags, strict=True) if m]
+    return [math.fsum(kept) / len(kept) if m else 0.0 for m in flags]
+
+
+def corrected(log_ratios: Sequence[float], flags: Sequence[bool], mode: str, level: str, cap: float) -> list[float]:
+    """The weights of a sequence whose tokens the sampler gave other probabilities than the trainer."""
+    if mode == "none":
+        return [1.0] * len(flags)
+    ratios = [math.exp(x) for x in (sequence_mean(log_ratios, flags) if level == "sequence" else log_ratios)]
+    return [min(r, cap) if mode == "truncate" else r * (r <= cap) for r in ratios]
+
+
+# -- credit --------------------------------------------------------------------------------------------------------------------------
+
+
+def leave_one_out(rewards: Sequence[float | None], groups: Sequence[int]) -> list[float]:
+    """2402.14740, section 2; None is a reward that failed."""
+    answers = []
+    for i, (reward, group) in enumerate(zip(rewards, groups, strict=True)):
+        others = [r for j, (r, g) in enumerate(zip(rewards, groups, strict=True)) if g == group and j != i and r is not None]
+        answers.append(0.0 if reward is None or not others else reward - math.fsum(others) / len(others))
+    return answers
+
+
+def whitened(grid: Grid, mask: Flags) -> Grid:
+    """2501.03262: to mean 0 and deviation 1 (n - 1) over all tokens that count."""
+    kept = [x for row, flags in zip(grid, mask, strict=True) for x, m in zip(row, flags, strict=True) if m]
+    mean = math.fsum(kept) / max(len(kept), 1)
+    std = math.sqrt(math.fsum((x - mean) ** 2 for x in kept) / max(len(kept) - 1, 1))
+    if len(set(kept)) <= 1:
+        return [[0.0 for _ in row] for row in grid]
+    return [
+        [(x - mean) / max(std, 1e-6) if m else 0.0 for x, m in zip(row, flags, strict=True)] for row, flags in zip(grid, mask, strict=True)
+    ]
+
+
+def to_go(rewards: Sequence[float], flags: Sequence[bool]) -> list[float]:
+    return [math.fsum(r for r, m in zip(rewards[t:], flags[t:], strict=True) if m) if flags[t] else 0.0 for t in range(len(flags))]
+
+
+def gae(rewards: Sequence[float], values: Sequence[float], flags: Sequence[bool], gamma: float, lam: float) -> list[float]:
+    """1506.02438, equation 16, as the sum it is, over the tokens that count as if there were no others."""
+    at = [t for t, m in enumerate(flags) if m]
+    deltas = [rewards[t] + (gamma * values[at[i + 1]] if i + 1 < len(at) else 0.0) - values[t] for i, t in enumerate(at)]
+    answers = [0.0] * len(flags)
+    for i, t in enumerate(at):
+        answers[t] = math.fsum((gamma * lam) ** (k - i) * deltas[k] for k in range(i, len(at)))
+    return answers

@@ -1,0 +1,204 @@
+"""What every online algorithm shares: the policy's loss, and what is added to it or to the reward. B samples, T tokens.
+
+    L_it = w_it S(rho_it, A_it) + kl_coef k_it - entropy_coef H_it        rho_it = pi(o_it) / pi_old(o_it)
+
+S is one of `POLICY_LOSSES`. w_it corrects for a sampler that is not quite pi_old: w = exp(log pi_old - log pi_rollout), without gradient,
+held at a cap or dropped above it, a token's own or its sequence's geometric mean. k is k2 or k3 of a reference; k1 goes into the reward.
+An algorithm adds `assign`, rewards to advantages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from rlkit.algorithms.base import Needs, State
+from rlkit.metrics import Max, Metrics, Spread, masked
+from rlkit.ops import kl, surrogate
+from rlkit.ops.masking import Reduction
+from rlkit.types import Rows
+
+ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
+REFUSED_KL = {
+    ("loss", "k1"): "the gradient of k1 is zero in expectation, as a loss it is noise alone; take kl_estimator=k2 or k3, or kl_in=reward",
+    ("reward", "k2"): "as a reward k2 is a biased estimate of the KL, and its gradient is another's; take kl_estimator=k1, or kl_in=loss",
+    ("reward", "k3"): "as a reward the gradient of k3 is not that of the KL; take kl_estimator=k1, or kl_in=loss",
+}  # arXiv 2506.09477
+
+
+@dataclass(frozen=True)
+class KLState(State):
+    """The coefficient of the next step."""
+
+    kl_coef: float
+
+
+@dataclass(frozen=True)
+class Effective(Spread):
+    """Of weights: (sum w)^2 / (n sum w^2), the share of the samples that they are worth; 1 where all are alike."""
+
+    def merge(self, other: Spread) -> Effective:
+        both = super().merge(other)
+        return Effective(both.count, both.mean, both.squares)
+
+    @property
+    def value(self) -> float:
+        square = self.mean**2 + self.squares / self.count if self.count else 0.0  # the mean of the squares
+        return self.mean**2 / square if square else math.nan
+
+
+def effective(weights: Tensor) -> Effective:
+    """Of weights [n]."""
+    mean = weights.mean() if weights.numel() else weights.sum()
+    return Effective(float(weights.numel()), float(mean), float((weights - mean).square().sum()))
+
+
+class Objective(BaseModel):
+    """Keys and functions of the policy's loss; the defaults stand in recipes/algorithm/."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    credit_by_token: ClassVar[bool] = False  # whether the tokens of one sample may have different advantages
+
+    name: str
+    loss: Literal["clipped", "dual_clip", "gspo", "cispo", "sapo", "reinforce"]
+    clip_low: float = Field(gt=0.0, lt=1.0)
+    clip_high: float = Field(gt=0.0)
+    dual_clip: float = Field(gt=1.0)
+    sapo_positive: float = Field(gt=0.0)
+    sapo_negative: float = Field(gt=0.0)
+    reduction: Reduction
+    kl_coef: float = Field(ge=0.0)
+    kl_in: Literal["loss", "reward"]
+    kl_estimator: Literal["k1", "k2", "k3"]
+    kl_target: float | None = Field(gt=0.0)
+    entropy_coef: float = Field(ge=0.0)
+    correction: Literal["truncate", "mask", "none"]
+    correction_level: Literal["token", "sequence"]
+    correction_cap: float = Field(ge=1.0)
+
+    @model_validator(mode="after")
+    def sensible(self) -> Objective:
+        """The checks across keys of one algorithm."""
+        reason = REFUSED_KL.get((self.kl_in, self.kl_estimator))
+        if reason:
+            raise ValueError(f"algorithm.kl_in={self.kl_in} with algorithm.kl_estimator={self.kl_estimator} is refused: {reason}")
+        if self.kl_target is not None and self.kl_coef == 0.0:
+            raise ValueError("algorithm.kl_target adapts algorithm.kl_coef, which is 0 and would stay so; set kl_coef above 0")
+        if self.loss == "gspo" and self.credit_by_token:
+            raise ValueError(
+                "algorithm.loss=gspo weighs whole sequences, and the advantages of this algorithm differ from token to token; "
+                "take loss=clipped, or an algorithm whose advantage is one number a sample"
+            )
+        return self
+
+    @property
+    def min_samples_per_prompt(self) -> int:
+        return 1
+
+    @property
+    def inert_without_advantage(self) -> bool:
+        return self.entropy_coef == 0.0 and not (self.kl_coef > 0.0 and self.kl_in == "loss")
+
+    def start(self) -> State:
+        return State() if self.kl_target is None else KLState(self.kl_coef)
+
+    def refusals(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
+        """Why this algorithm makes no sense with the rest of a recipe; empty where it does."""
+        reasons = []
+        if samples_per_prompt < self.min_samples_per_prompt:
+            reasons.append(
+                f"samples_per_prompt={samples_per_prompt} is too few for algorithm={self.name}, whose baseline is the group; "
+                f"set it to at least {self.min_samples_per_prompt}"
+            )
+        if sampling_truncated and self.correction != "none":
+            reasons.append(
+                f"algorithm.correction={self.correction} compares the log-probs of sampler and trainer, and sampling.top_p, top_k or min_p "
+                "make the two incomparable; set top_p=1, top_k=0 and min_p=0, or algorithm.correction=none"
+            )
+        return reasons
+
+    def needs(self, updates_per_step: int) -> Needs:
+        reference = self.kl_coef > 0.0
+        before = reference and (self.kl_in == "reward" or self.kl_target is not None)  # a KL of the whole step, before it
+        return Needs(old_logprobs=updates_per_step > 1 or before, reference=reference)
+
+    def policy_loss(self, rows: Rows) -> tuple[Tensor, Metrics]:
+        """The surrogate with what is added to it; [B, T]."""
+        log_ratios = surrogate.log_ratio(rows.logprobs, rows.old_logprobs, rows.mask)
+        if self.loss == "gspo":
+            log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
+        loss, cut = POLICY_LOSSES[self.loss](self, rows, log_ratios)
+        metrics: Metrics = {
+            "clip_ratio/low_mean": masked((cut & (log_ratios < 0)).float(), rows.mask),
+            "clip_ratio/high_mean": masked((cut & (log_ratios > 0)).float(), rows.mask),
+        }
+        if self.correction != "none":
+            weights, seen = self.corrected(rows)
+            loss = loss * weights
+            metrics |= seen
+        if self.kl_coef > 0.0 and self.kl_in == "loss":
+            assert rows.ref_logprobs is not None, "the trainer computes what `needs` asks for"
+            divergence = ESTIMATORS[self.kl_estimator](torch.where(rows.mask, rows.logprobs, rows.ref_logprobs), rows.ref_logprobs)
+            loss = loss + (self.kl_coef if rows.kl_coef is None else rows.kl_coef) * divergence
+            metrics["kl"] = masked(divergence, rows.mask)
+        if self.entropy_coef > 0.0:
+            loss = loss - self.entropy_coef * rows.entropy
+        return loss, metrics
+
+    def corrected(self, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Weights [B, T] of the tokens for their sampler, and what there was before any cap."""
+        log_ratios = surrogate.log_ratio(rows.old_logprobs, rows.rollout_logprobs, rows.mask)
+        if self.correction_level == "sequence":
+            log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
+        raw = surrogate.correction(log_ratios, float("inf"), drop=False)
+        counted = raw[rows.mask].double()
+        metrics: Metrics = {
+            "sampling/importance_sampling_ratio/mean": masked(raw, rows.mask),
+            "sampling/importance_sampling_ratio/max": Max(float(counted.max()) if counted.numel() else 0.0),
+            "sampling/effective_sample_size": effective(counted),
+        }
+        return surrogate.correction(log_ratios, self.correction_cap, drop=self.correction == "mask"), metrics
+
+
+Surrogate = Callable[[Objective, Rows, Tensor], tuple[Tensor, Tensor]]
+
+
+def clipped(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.clipped(log_ratios, rows.advantages, keys.clip_low, keys.clip_high)
+
+
+def dual_clip(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.dual_clipped(log_ratios, rows.advantages, keys.clip_low, keys.clip_high, keys.dual_clip)
+
+
+def cispo(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.cispo(log_ratios, counted(rows), rows.advantages, keys.clip_low, keys.clip_high)
+
+
+def sapo(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.sapo(log_ratios, rows.advantages, keys.sapo_positive, keys.sapo_negative)
+
+
+def reinforce(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.reinforce(counted(rows), rows.advantages)
+
+
+def counted(rows: Rows) -> Tensor:
+    """The policy's log-probs where they count, 0 elsewhere; [B, T]."""
+    return torch.where(rows.mask, rows.logprobs, torch.zeros_like(rows.logprobs))
+
+
+POLICY_LOSSES: dict[str, Surrogate] = {
+    "clipped": clipped,
+    "dual_clip": dual_clip,
+    "gspo": clipped,  # of the sequence's ratio
+    "cispo": cispo,
+    "sapo": sapo,
+    "reinforce": reinforce,
+}

@@ -1,0 +1,69 @@
+"""Proximal policy optimization (Schulman et al., arXiv 1707.06347) with a critic and generalised advantages (arXiv 1506.02438).
+
+    r_it   = -kl_coef k1_it, and on the last token that counts also the reward
+    A_it   = sum_l (gamma gae_lambda)^l delta_i,t+l,   delta_it = r_it + gamma V_i,t+1 - V_it      over tokens that count
+    L_it   = -min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)                     A whitened over the step
+    LV_it  = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2          R = A + V_old, A not whitened
+
+Conventions: after the last token nothing follows, cut completions too; advantages are whitened over all tokens of the step that count, on
+all ranks, std with n - 1. A failed reward gives its sample advantage 0, and its values are not learnt from. One sample a prompt is fine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rlkit.algorithms.base import Needs, Peers, State
+from rlkit.algorithms.credit import given, penalty, whitened
+from rlkit.algorithms.objective import Objective
+from rlkit.metrics import Metrics, masked
+from rlkit.ops import returns, values
+from rlkit.types import Batch, Credit, Signals
+
+
+class PPO(Objective):
+    """Config and functions of PPO; the defaults stand in recipes/algorithm/ppo.yaml."""
+
+    name: Literal["ppo"]
+    credit_by_token: ClassVar[bool] = True
+    gamma: float = Field(gt=0.0, le=1.0)
+    gae_lambda: float = Field(ge=0.0, le=1.0)
+    whiten: bool
+    value_clip: float = Field(gt=0.0)
+    critic_lr: float = Field(gt=0.0)
+    critic_warmup_steps: int = Field(ge=0)  # in which only the critic learns
+
+    @property
+    def inert_without_advantage(self) -> bool:
+        return False  # the critic learns from every sample
+
+    def needs(self, updates_per_step: int) -> Needs:
+        return replace(super().needs(updates_per_step), values=True)
+
+    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+        """Advantages and returns [B, T], of tokens."""
+        assert signals.values is not None, "the trainer computes what `needs` asks for"
+        taken = penalty(self, batch, signals, state, peers)
+        rewards = returns.at_the_end(batch.rewards, batch.mask) - taken.tokens  # [B, T]
+        before = signals.values.double()
+        mask = batch.mask & batch.valid.unsqueeze(-1)
+        advantages = returns.gae(rewards, before, mask, self.gamma, self.gae_lambda)
+        returned = torch.where(batch.valid.unsqueeze(-1), advantages + before, torch.nan)
+        if self.whiten:
+            advantages = whitened(advantages, mask, peers)
+        return given(advantages, batch, taken, returned), taken.state, taken.metrics
+
+    def value_loss(self, seen: Tensor, before: Tensor, returned: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
+        """The critic's loss from its values now and before the update, both [B, T], and Credit.returns; one value a token, [B, T]."""
+        known = mask & ~returned.isnan()
+        loss, cut = values.clipped(seen, before, torch.where(known, returned, before), self.value_clip)
+        metrics: Metrics = {
+            "critic/squared_error": masked((seen - torch.where(known, returned, seen)).square(), known),
+            "critic/clip_ratio": masked(cut.float(), known),
+        }
+        return torch.where(known, loss, 0.0), metrics

@@ -1,0 +1,62 @@
+"""REINFORCE++ and REINFORCE++-baseline (Hu et al., arXiv 2501.03262).
+
+    reinforce_pp           R_it = r_i - kl_coef sum_{s >= t} k1_is
+    reinforce_pp_baseline  R_it = r_i - mean(r)                      over the samples of one prompt
+    A_it = (R_it - mean(R)) / max(std(R), 1e-6)                      over all tokens of the step, on all ranks, std with n - 1
+    L_it = -min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)
+
+Conventions: discount 1; the baseline variant has its KL as k2 in the loss. A failed reward leaves every mean and gets advantage 0; where
+all R are the same, all advantages are 0. The baseline variant wants at least two samples a prompt, the other is fine with one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from rlkit.algorithms.base import Peers, State
+from rlkit.algorithms.credit import given, penalty, whitened, whole_step
+from rlkit.algorithms.objective import Objective
+from rlkit.metrics import Metrics
+from rlkit.ops import returns
+from rlkit.types import Batch, Credit, Signals
+
+
+class ReinforcePP(Objective):
+    """Config and functions of REINFORCE++; the defaults stand in recipes/algorithm/reinforce_pp.yaml."""
+
+    name: Literal["reinforce_pp"]
+    credit_by_token: ClassVar[bool] = True
+
+    @property
+    def inert_without_advantage(self) -> bool:
+        return False  # the mean of the batch gives every sample a share
+
+    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+        """Advantages [B, T], of tokens."""
+        taken = penalty(self, batch, signals, state, peers)
+        rewards = returns.at_the_end(batch.rewards, batch.mask) - taken.tokens  # [B, T]
+        mask = batch.mask & batch.valid.unsqueeze(-1)
+        return given(whitened(returns.to_go(rewards, mask), mask, peers), batch, taken), taken.state, taken.metrics
+
+
+class ReinforcePPBaseline(Objective):
+    """Config and functions of REINFORCE++-baseline; the defaults stand in recipes/algorithm/reinforce_pp_baseline.yaml."""
+
+    name: Literal["reinforce_pp_baseline"]
+
+    @property
+    def min_samples_per_prompt(self) -> int:
+        return 2  # a group of one has no baseline but itself
+
+    @property
+    def inert_without_advantage(self) -> bool:
+        return False  # the mean of the batch gives every sample a share
+
+    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+        """Advantages [B, T], one number a sample."""
+        taken = penalty(self, batch, signals, state, peers)
+        step = whole_step(batch, batch.rewards - taken.samples, peers)
+        centred = returns.group_centred(step.rewards, step.valid, step.group, step.groups)[batch.index]  # [B]
+        mask = batch.mask & batch.valid.unsqueeze(-1)
+        advantages = whitened(centred.unsqueeze(-1).expand(mask.shape), mask, peers)
+        return given(advantages, batch, taken), taken.state, taken.metrics | step.metrics

@@ -1,0 +1,39 @@
+"""ReMax (Li et al., arXiv 2310.10505, algorithm 1).
+
+    A_i  = r_i - kl_coef sum_t k1_it - r(greedy completion of the same prompt)
+    L_it = -A_i log pi(o_it)
+
+Conventions: the greedy completion is sampled in the same rollout phase and only judged, never learnt from; its reward stands in
+`Batch.baseline`, and where that failed its prompt gets advantage 0. The losses of a completion's tokens are added up (`reduction:
+fixed_length`). One sample a prompt is fine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from rlkit.algorithms.base import Needs, Peers, State
+from rlkit.algorithms.credit import given, penalty
+from rlkit.algorithms.objective import Objective
+from rlkit.metrics import Metrics
+from rlkit.types import Batch, Credit, Signals
+
+
+class ReMax(Objective):
+    """Config and functions of ReMax; the defaults stand in recipes/algorithm/remax.yaml."""
+
+    name: Literal["remax"]
+
+    def needs(self, updates_per_step: int) -> Needs:
+        return replace(super().needs(updates_per_step), greedy=True)
+
+    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+        """Advantages [B, T], one number a sample."""
+        assert batch.baseline is not None, "the collector samples greedily where `needs` asks for it"
+        taken = penalty(self, batch, signals, state, peers)
+        advantages = batch.rewards - taken.samples - batch.baseline  # [B]
+        usable = batch.valid & ~batch.baseline.isnan()
+        return given(torch.where(usable, advantages, 0.0), batch, taken), taken.state, taken.metrics

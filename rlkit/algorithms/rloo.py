@@ -1,0 +1,37 @@
+"""REINFORCE leave-one-out (Ahmadian et al., arXiv 2402.14740, section 2).
+
+    R_i  = r_i - kl_coef sum_t k1_it
+    A_i  = R_i - mean of R_j over the other samples of the same prompt
+    L_it = -A_i log pi(o_it)
+
+Conventions: the completion is one action, so the KL of all its tokens is in its reward, and its tokens' losses are added up (`reduction:
+fixed_length`). A failed reward leaves its group and gets advantage 0. At least two samples a prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rlkit.algorithms.base import Peers, State
+from rlkit.algorithms.credit import given, penalty, whole_step
+from rlkit.algorithms.objective import Objective
+from rlkit.metrics import Metrics
+from rlkit.ops import returns
+from rlkit.types import Batch, Credit, Signals
+
+
+class RLOO(Objective):
+    """Config and functions of RLOO; the defaults stand in recipes/algorithm/rloo.yaml."""
+
+    name: Literal["rloo"]
+
+    @property
+    def min_samples_per_prompt(self) -> int:
+        return 2  # somebody must be left when one is out
+
+    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+        """Advantages [B, T], one number a sample."""
+        taken = penalty(self, batch, signals, state, peers)
+        step = whole_step(batch, batch.rewards - taken.samples, peers)
+        advantages = returns.leave_one_out(step.rewards, step.valid, step.group, step.groups)[batch.index]  # [B]
+        return given(advantages, batch, taken), taken.state, taken.metrics | step.metrics

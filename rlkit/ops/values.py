@@ -1,0 +1,16 @@
+"""The critic's loss: one value a token, never reduced."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def clipped(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2, and where the clip took the gradient away; all [B, T].
+
+    The value clipping of PPO (arXiv 1707.06347) as in its authors' code: a value moves at most `clip` from where the step found it.
+    """
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    free, bound = (values - returns).square(), (near - returns).square()
+    return 0.5 * torch.maximum(free, bound), (bound > free) & (near != values)

@@ -1,0 +1,18 @@
+"""The algorithms as they are shipped: the defaults of recipes/algorithm/, with some keys changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlkit.algorithms import ALGORITHMS
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "algorithm"
+NAMES = sorted(ALGORITHMS)
+
+
+def algorithm(name: str, **changes: Any) -> Any:
+    """Raises pydantic's ValidationError where the changes are refused."""
+    return ALGORITHMS[name].model_validate({**yaml.safe_load((FOLDER / f"{name}.yaml").read_text()), **changes})

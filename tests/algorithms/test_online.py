@@ -1,0 +1,227 @@
+"""What each online algorithm makes of rewards, against loops and over ranks, and its whole update against every way of cutting it up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from rlkit.algorithms import Needs, State
+from rlkit.algorithms.objective import KLState
+from rlkit.algorithms.ppo import PPO
+from rlkit.collate import collate
+from rlkit.metrics import values
+from rlkit.types import Batch, Group, Scored, Signals
+from tests.algorithms.shipped import NAMES, algorithm
+from tests.algorithms.test_grpo import REWARDS, WAYS, Way, difference, learn, shuffled
+from tests.algorithms.tiny import Ranks, groups_of, together
+from tests.ops import oracle
+
+GREEDY = [1.0, None, 0.5, 0.0, 2.0, 0.25]  # of each group's greedy completion; None: it failed
+FLAT = [r for row in REWARDS for r in row]
+GROUP = [g for g, row in enumerate(REWARDS) for _ in row]
+K1 = {"kl_coef": 0.25, "kl_in": "reward", "kl_estimator": "k1"}
+WIDTH = 9
+
+
+def greedily(groups: list[Group]) -> list[Group]:
+    return [replace(g, greedy=Scored(g.samples[0].sample, GREEDY[g.number], {})) for g in groups]
+
+
+def table(seed: int) -> torch.Tensor:
+    """Something that a model said of each token of the step; [N, T]."""
+    return torch.randn(len(FLAT), WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+OLD, REF, VALUES = table(1) - 2, table(2) - 2, table(3)
+APART = OLD.double() - REF.double()
+
+
+def assigned(keys: Any, world: int, state: State | None = None) -> tuple[dict[int, Any], State, dict[str, float]]:
+    """Advantages, returns and the mask of each sample of the step by its index, the next state, and the metrics."""
+    groups = greedily(groups_of(REWARDS))
+
+    def work(ranks: Ranks) -> Any:
+        _, batch = collate(groups[ranks.rank :: world], ranks, 1, 0)  # type: ignore[arg-type]
+        width = batch.mask.shape[1]
+        signals = Signals(*(grid[batch.index, :width] for grid in (OLD, REF, VALUES)))
+        return batch, *keys.assign(batch, signals, keys.start() if state is None else state, ranks)
+
+    seen: dict[int, Any] = {}
+    done = together(world, work)
+    for batch, credit, after, metrics in done:
+        assert after == done[0][2] and values(metrics) == values(done[0][3])
+        assert credit.advantages.dtype == torch.float32 and not credit.advantages[~batch.mask].any()
+        for row, i in enumerate(batch.index.tolist()):
+            seen[i] = [x[row].tolist() if x is not None else None for x in (credit.advantages, credit.returns, batch.mask)]
+    assert sorted(seen) == list(range(len(FLAT)))
+    return seen, done[0][2], values(done[0][3])
+
+
+def masks() -> list[list[bool]]:
+    samples = [s.sample for g in groups_of(REWARDS) for s in g.samples]
+    return [[*s.mask.tolist(), *[False] * (WIDTH - len(s.tokens))] for s in samples]
+
+
+def truth(name: str, keys: Any) -> tuple[oracle.Grid, oracle.Grid | None]:
+    """Advantages of all tokens of the step by loops from the paper, and what a critic is to learn."""
+    mask = masks()
+    k1 = [[float(o - r) if m else 0.0 for o, r, m in zip(*row, strict=True)] for row in zip(OLD.tolist(), REF.tolist(), mask, strict=True)]
+    coef = keys.kl_coef
+    whole = [None if r is None else r - coef * math.fsum(row) for r, row in zip(FLAT, k1, strict=True)]
+    if name in ("grpo", "rloo", "remax", "reinforce_pp_baseline"):
+        numbers = {
+            "grpo": lambda: oracle.advantages(whole, GROUP, True),
+            "rloo": lambda: oracle.leave_one_out(whole, GROUP),
+            "remax": lambda: [0.0 if r is None or (b := GREEDY[g]) is None else r - b for r, g in zip(whole, GROUP, strict=True)],
+            "reinforce_pp_baseline": lambda: oracle.advantages(whole, GROUP, False),
+        }[name]()
+        grid = [[a if m else 0.0 for m in flags] for a, flags in zip(numbers, mask, strict=True)]
+    else:
+        grid = []
+        for r, penalties, v, flags in zip(FLAT, k1, VALUES.tolist(), mask, strict=True):
+            last = max((t for t, m in enumerate(flags) if m), default=None)
+            rewards = [-coef * k + (0.0 if r is None or t != last else r) for t, k in enumerate(penalties)]
+            grid.append(oracle.gae(rewards, v, flags, keys.gamma, keys.gae_lambda) if name == "ppo" else oracle.to_go(rewards, flags))
+    learnt = [[a + v for a, v in zip(*rows, strict=True)] for rows in zip(grid, VALUES.tolist(), strict=True)] if name == "ppo" else None
+    if name in ("reinforce_pp", "reinforce_pp_baseline", "ppo"):
+        grid = oracle.whitened(grid, [[m and r is not None for m in flags] for r, flags in zip(FLAT, mask, strict=True)])
+    return grid, learnt
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("changes", [{}, K1], ids=["plain", "kl in the reward"])
+@pytest.mark.parametrize("name", NAMES)
+def test_advantages_are_the_papers_however_groups_are_split(name: str, changes: Any, world: int) -> None:
+    keys = algorithm(name, **({"gamma": 0.9, "gae_lambda": 0.8} if name == "ppo" else {}), **changes)
+    seen, state, metrics = assigned(keys, world)
+    grid, learnt = truth(name, keys)
+    assert state == State()
+    for i, (advantages, returned, mask) in seen.items():
+        assert advantages == pytest.approx(grid[i][: len(advantages)], rel=1e-6, abs=1e-6)
+        if learnt is not None and FLAT[i] is None:
+            assert all(math.isnan(x) for x in returned)
+        elif learnt is not None:
+            assert [x for x, m in zip(returned, mask, strict=True) if m] == pytest.approx(
+                [x for x, m in zip(learnt[i], mask, strict=False) if m], rel=1e-6, abs=1e-6
+            )
+    counted = torch.tensor(masks())
+    if changes:
+        assert metrics["kl"] == pytest.approx(float(APART[counted].mean()), abs=1e-12)
+    if name in ("grpo", "rloo", "reinforce_pp_baseline"):
+        assert metrics["frac_reward_zero_std"] == pytest.approx((1 if changes else 2) / 6)
+
+
+@pytest.mark.parametrize("name", ["reinforce_pp", "reinforce_pp_baseline", "ppo"])
+def test_whitening_makes_no_signal_from_rounding(name: str) -> None:
+    """All rewards are 0.1, which the mean of many is not exactly."""
+    groups = groups_of([[0.1] * 3] * 5)
+
+    def work(ranks: Ranks) -> Any:
+        _, batch = collate(groups, ranks, 1, 0)  # type: ignore[arg-type]
+        signals = Signals(values=torch.zeros(batch.mask.shape))
+        return algorithm(name).assign(batch, signals, State(), ranks)[0]
+
+    assert not together(1, work)[0].advantages.any()
+
+
+@pytest.mark.parametrize("where", [K1, {"kl_coef": 0.25, "kl_in": "loss", "kl_estimator": "k2"}], ids=["reward", "loss"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_coefficient_is_adapted_from_step_to_step(where: Any, world: int) -> None:
+    """This step is taken with the coefficient that the last one left; the next one's follows the KL of a completion."""
+    measured = float(APART[torch.tensor(masks())].sum()) / len(FLAT)
+    keys = algorithm("rloo", **where, kl_target=abs(measured) * 0.95)
+    first, state, metrics = assigned(keys, world)
+    wanted = 0.25 * (1 + 0.1 * max(min((measured - keys.kl_target) / keys.kl_target, 0.2), -0.2))
+    assert isinstance(state, KLState) and state.kl_coef == pytest.approx(wanted, abs=1e-12) and metrics["kl_coef"] == 0.25
+    assert KLState(**asdict(state)) == state
+    second, _, metrics = assigned(keys, world, KLState(0.5))
+    assert metrics["kl_coef"] == 0.5
+    doubled = truth("rloo", keys.model_copy(update={"kl_coef": 0.5 if where is K1 else 0.0}))[0]
+    assert all(second[i][0] == pytest.approx(doubled[i][: len(second[i][0])], abs=1e-5) for i in second)
+    assert (first == second) is (where is not K1)
+
+
+# -- the critic ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_critic_learns_nothing_from_a_failed_reward() -> None:
+    """Values 1 and 3, returns 2 and unknown: (1 - 2)^2 / 2 and nothing, with gradients -1 and 0; what does not count is 0 too."""
+    seen = torch.tensor([[1.0, 3.0, 7.0]], requires_grad=True)
+    losses, metrics = algorithm("ppo").value_loss(
+        seen, seen.detach(), torch.tensor([[2.0, torch.nan, 1.0]]), torch.tensor([[True, True, False]])
+    )
+    losses.sum().backward()
+    assert losses.tolist() == [[0.5, 0.0, 0.0]] and seen.grad is not None and seen.grad.tolist() == [[-1.0, 0.0, 0.0]]
+    assert values(metrics) == {"critic/squared_error": 1.0, "critic/clip_ratio": 0.0}
+
+
+# -- the whole update ----------------------------------------------------------------------------------------------------------------
+
+
+class Valued(PPO):
+    """PPO whose critic says something of each sample by its key."""
+
+    def needs(self, updates_per_step: int) -> Needs:
+        return replace(super().needs(updates_per_step), values=False)
+
+    def assign(self, batch: Batch, signals: Signals, state: State, peers: Any) -> Any:
+        said = torch.zeros(batch.mask.shape)
+        for row, sample in enumerate(batch.samples):
+            said[row] = torch.randn(9, generator=torch.Generator().manual_seed(hash(sample.key[:3]) % 1000))[: said.shape[1]]
+        return super().assign(batch, replace(signals, values=said), state, peers)
+
+
+def made(name: str, **changes: Any) -> Any:
+    keys = algorithm(name, **changes)
+    return Valued(**keys.model_dump()) if name == "ppo" else keys
+
+
+CASES = {
+    "rloo": lambda: made("rloo", **K1, loss="clipped"),
+    "remax": lambda: made("remax", entropy_coef=0.1),
+    "reinforce_pp": lambda: made("reinforce_pp", **K1),
+    "reinforce_pp_baseline": lambda: made("reinforce_pp_baseline", kl_coef=0.3),
+    "ppo": lambda: made("ppo", **K1, gae_lambda=0.9),
+    "dual_clip": lambda: made("grpo", loss="dual_clip", dual_clip=1.01, reduction="fixed_length"),
+    "gspo": lambda: made("grpo", loss="gspo", clip_low=3e-4, clip_high=4e-4, correction_level="sequence"),
+    "cispo": lambda: made("grpo", loss="cispo", reduction="token_mean", correction="mask"),
+    "sapo": lambda: made("grpo", loss="sapo"),
+}
+
+
+def cut(way: Way) -> Way:
+    return replace(way, order=lambda groups: greedily(way.order(groups)))
+
+
+@cache
+def uncut(case: str) -> Any:
+    return learn(CASES[case](), cut(Way()), minibatches=2, passes=2)[:2]
+
+
+@pytest.mark.parametrize("way", ["order", "padding", "small micro-batches", "three ranks and everything"])
+@pytest.mark.parametrize("case", CASES)
+def test_no_cut_changes_a_gradient(case: str, way: str) -> None:
+    """Two passes of two minibatches, so that ratios, clips and old log-probs have work."""
+    gradients, metrics, _ = learn(CASES[case](), cut(WAYS[way]), minibatches=2, passes=2)
+    wanted, numbers = uncut(case)
+    assert len(wanted) == 4 and min(float(g.norm()) for g in wanted) > 1e-3
+    assert difference(gradients, wanted) < 1e-12
+    assert metrics == pytest.approx(numbers, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_left_out_changes_nothing(name: str) -> None:
+    """No pass for old log-probs, no work on samples without advantage: the same gradient."""
+    keys = made(name)
+    eager = type(
+        "Eager",
+        (type(keys),),
+        {"needs": lambda self, updates: Needs(old_logprobs=True), "inert_without_advantage": property(lambda self: False)},
+    )(**keys.model_dump())
+    lazily = learn(keys, cut(Way(order=shuffled)))[0]
+    assert len(lazily) == 1 and difference(lazily, learn(eager, cut(Way()))[0]) < 1e-6  # old log-probs are kept in float32

@@ -1,0 +1,111 @@
+"""The losses beside the clipped one, and the correction of the sampler: exact numbers, then loops, then the far ends."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlkit.ops import surrogate
+from tests.ops import oracle
+
+LOW, HIGH = 0.2, 0.28
+
+
+def number(x: float) -> Tensor:
+    return torch.tensor([x], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope", "cut"),
+    [
+        (4.0, -2.0, 6.0, 0.0, True),  # -r A is 8, held at 3 x 2
+        (2.5, -2.0, 5.0, 5.0, False),
+        (0.5, -2.0, 1.6, 0.0, True),  # the lower clip still holds
+        (4.0, 2.0, -2.56, 0.0, True),  # a good token knows no second clip
+        (4.0, 0.0, 0.0, 0.0, False),
+    ],
+)
+def test_the_dual_clip_holds_bad_tokens(ratio: float, advantage: float, loss: float, slope: float, cut: bool) -> None:
+    at = number(math.log(ratio)).requires_grad_()
+    value, held = surrogate.dual_clipped(at, number(advantage), LOW, HIGH, 3.0)
+    value.sum().backward()
+    assert value.item() == pytest.approx(loss, abs=1e-12) and held.item() is cut
+    assert at.grad is not None and at.grad.item() == pytest.approx(slope, abs=1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "weight", "cut"), [(1.0, 1.0, False), (2.0, 1.28, True), (0.5, 0.8, True), (1.2, 1.2, False)])
+def test_every_token_of_cispo_has_a_gradient(ratio: float, weight: float, cut: bool) -> None:
+    """-w A log pi with w held: the slope is -w A whatever the ratio."""
+    at = number(-3.0).requires_grad_()
+    value, held = surrogate.cispo(at - (-3.0 - math.log(ratio)), at, number(2.0), LOW, HIGH)
+    value.sum().backward()
+    assert value.item() == pytest.approx(6.0 * weight, abs=1e-12) and held.item() is cut
+    assert at.grad is not None and at.grad.item() == pytest.approx(-2.0 * weight, abs=1e-12)
+
+
+def test_the_gate_of_sapo() -> None:
+    """At ratio 1 the loss is -(2 / tau) A with slope -A, for both temperatures; far above, -(4 / tau) A with none."""
+    for advantage, tau in ((2.0, 1.0), (-2.0, 1.05)):
+        for x, loss, slope in ((0.0, -2 / tau * advantage, -advantage), (100.0, -4 / tau * advantage, 0.0)):
+            at = number(x).requires_grad_()
+            value, cut = surrogate.sapo(at, number(advantage), 1.0, 1.05)
+            value.sum().backward()
+            assert value.item() == pytest.approx(loss, abs=1e-12) and not cut.item()
+            assert at.grad is not None and at.grad.item() == pytest.approx(slope, abs=1e-12)
+
+
+def test_each_loss_is_the_loop_with_its_gradient() -> None:
+    rng = random.Random(9)
+    for _ in range(200):
+        x, advantage = rng.choice([0.0, rng.gauss(0, 0.3), rng.uniform(-8, 8)]), rng.choice([0.0, rng.gauss(0, 2), 50.0, -50.0])
+        if min(abs(x - math.log(k)) for k in (1 - LOW, 1 + HIGH, 3.0)) < 1e-4:
+            continue  # a kink has no slope
+        for mine, theirs in (
+            (lambda y, a: surrogate.dual_clipped(y, a, LOW, HIGH, 3.0)[0], lambda y, a: oracle.dual_clipped(y, a, LOW, HIGH, 3.0)),
+            (lambda y, a: surrogate.sapo(y, a, 1.0, 1.05)[0], lambda y, a: oracle.sapo(y, a, 1.0, 1.05)),
+            (lambda y, a: surrogate.reinforce(y, a)[0], lambda y, a: -a * y),
+        ):
+            at = number(x).requires_grad_()
+            value = mine(at, number(advantage))
+            value.sum().backward()
+            assert value.item() == pytest.approx(theirs(x, advantage), rel=1e-10, abs=1e-10)
+            wanted = oracle.slopes(lambda y, f=theirs, a=advantage: f(y[0], a), [x])[0]
+            assert at.grad is not None and at.grad.item() == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+
+
+def test_a_sequence_has_one_ratio() -> None:
+    """Log ratios 1, 0 and 2 where the 0 does not count: 3/2 at both; a sequence of nothing has none."""
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    given = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    whole = surrogate.sequence_log_ratio(given, mask)
+    assert whole.tolist() == [[1.5, 0.0, 1.5], [0.0, 0.0, 0.0]]
+    whole[0, 0].backward()
+    assert given.grad is not None and given.grad[0].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_weights_for_the_sampler() -> None:
+    """Ratios 1/2, 2, 4 and e^900 with a cap of 2: held, or dropped; the cap itself is inside. No gradient, no infinity."""
+    logs = [*torch.tensor([0.5, 2.0, 4.0]).log().tolist(), 900.0]
+    given = torch.tensor(logs, requires_grad=True)
+    held, dropped = (surrogate.correction(given, 2.0, drop) for drop in (False, True))
+    assert held.tolist() == pytest.approx([0.5, 2.0, 2.0, 2.0]) and dropped.tolist() == pytest.approx([0.5, 2.0, 0.0, 0.0])
+    assert not held.requires_grad and not dropped.requires_grad
+    assert torch.isfinite(surrogate.correction(given, math.inf, False)).all()
+
+
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+def test_a_ratio_past_all_numbers_makes_no_nan(advantage: float) -> None:
+    for x in (200.0, -200.0):
+        at = torch.tensor([x], requires_grad=True)
+        a = torch.tensor([advantage])
+        for value, _ in (
+            surrogate.dual_clipped(at, a, LOW, HIGH, 3.0),
+            surrogate.sapo(at, a, 1.0, 1.05),
+            surrogate.cispo(at, at, a, LOW, HIGH),
+        ):
+            (slope,) = torch.autograd.grad(value.sum(), at, retain_graph=True)
+            assert torch.isfinite(value).all() and torch.isfinite(slope).all()
