@@ -355,7 +355,8 @@ def test_sdist_builds_the_same_wheel(wheel: Path, builder: dict[str, str], tmp_p
 
 
 @pytest.mark.slow
-def test_installed_wheel_resolves_its_recipes_far_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_installed_wheel_trains_far_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
@@ -372,6 +373,11 @@ def test_installed_wheel_resolves_its_recipes_far_from_the_checkout(wheel: Path,
     assert result.returncode == 0, result.stderr
     assert "grpo_math" in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"venv"}  # a dry run leaves nothing behind
+
+    small = ["steps=1", "prompts_per_step=8", "eval.problems=20", "output_dir=run"]
+    trained = subprocess.run([*command[:-1], *small], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
     installed = subprocess.run(["bash", str(packages / "rlkit" / "launch" / "local.sh")], env=env, capture_output=True, text=True)
     assert (installed.returncode, "python -m rlkit.run" in installed.stderr) == (2, True)

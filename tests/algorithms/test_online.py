@@ -116,17 +116,18 @@ def test_advantages_are_the_papers_however_groups_are_split(name: str, changes: 
         assert metrics["frac_reward_zero_std"] == pytest.approx((1 if changes else 2) / 6)
 
 
+@pytest.mark.parametrize("reward", [0.1, 0.7, -1 / 3, 1e6 / 7])
 @pytest.mark.parametrize("name", ["reinforce_pp", "reinforce_pp_baseline", "ppo"])
-def test_whitening_makes_no_signal_from_rounding(name: str) -> None:
-    """All rewards are 0.1, which the mean of many is not exactly."""
-    groups = groups_of([[0.1] * 3] * 5)
+def test_whitening_makes_no_signal_from_rounding(name: str, reward: float) -> None:
+    """All rewards are one number, which the mean of many of it is not exactly."""
+    for groups in (2, 3, 5, 7):
 
-    def work(ranks: Ranks) -> Any:
-        _, batch = collate(groups, ranks, 1, 0)  # type: ignore[arg-type]
-        signals = Signals(values=torch.zeros(batch.mask.shape))
-        return algorithm(name).assign(batch, signals, State(), ranks)[0]
+        def work(ranks: Ranks, groups: int = groups) -> Any:
+            _, batch = collate(groups_of([[reward] * 3] * groups), ranks, 1, 0)  # type: ignore[arg-type]
+            signals = Signals(values=torch.zeros(batch.mask.shape))
+            return algorithm(name).assign(batch, signals, State(), ranks)[0]
 
-    assert not together(1, work)[0].advantages.any()
+        assert not together(1, work)[0].advantages.any()
 
 
 @pytest.mark.parametrize("where", [K1, {"kl_coef": 0.25, "kl_in": "loss", "kl_estimator": "k2"}], ids=["reward", "loss"])

@@ -1,0 +1,47 @@
+"""rlkit.run with a fault in the policy: faulty.py FAULT arguments...
+
+leaves_out: from the second sync on the tied head is not sent. keeps_old: from the second sync on one tensor is sent as it was at first.
+not_finite: the gradients of updates 2, 3 and 4 are not finite.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from rlkit import run
+from rlkit.engines.deepspeed import DeepSpeedPolicy
+from rlkit.engines.vllm import VLLMEngine
+
+fault = sys.argv[1]
+weights, load, step = DeepSpeedPolicy.weights, VLLMEngine.load, DeepSpeedPolicy.step
+OLD = "model.layers.0.mlp.up_proj.weight"
+first: dict[str, Tensor] = {}
+steps = 0
+
+
+def faulty_load(self: VLLMEngine, sent: Iterator[tuple[str, Tensor]], version: int) -> None:
+    def changed() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in sent:
+            if version == 0 and name == OLD:
+                first[name] = tensor.clone()
+            if fault == "leaves_out" and version > 0 and name == "lm_head.weight":
+                continue
+            yield name, first[name] if fault == "keeps_old" and name == OLD and version > 0 else tensor
+
+    load(self, changed(), version)
+
+
+def faulty_step(self: DeepSpeedPolicy, lr: float) -> object:
+    global steps
+    steps += 1
+    if fault == "not_finite" and 2 <= steps <= 4:
+        self.backward(self.engine.module.model.get_input_embeddings().weight.sum() * float("inf"))
+    return step(self, lr)
+
+
+VLLMEngine.load = faulty_load
+DeepSpeedPolicy.step = faulty_step
+run.leave(run.main(sys.argv[2:]))

@@ -1,0 +1,38 @@
+"""Faults inside a run stop it, in words, before they can do harm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+
+FAULTS = [
+    ("leaves_out", ["missing lm_head.weight"]),
+    ("keeps_old", ["does not sample from the policy", "model.layers.0.mlp.up_proj.weight"]),
+]
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS, ids=[f[0] for f in FAULTS])
+def test_a_sync_with_a_fault_stops_the_run(fault: str, words: list[str], small: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ended = run(fault, *small, "optim.lr=0.05", f"output_dir={folder}", program="faulty.py")
+    assert ended.code == 1, ended.out + ended.err
+    for word in words:
+        assert word in ended.err
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]  # nothing was learned from what the faulty engine sampled
+    assert not (folder / "model").exists()
+
+
+def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run_after_several(small: list[str], tmp_path: Path) -> None:
+    words = ["not_finite", *small, "steps=5", "eval.every=0"]
+    ended = run(*words, "engine.max_skipped_updates=4", f"output_dir={tmp_path / 'on'}", program="faulty.py")
+    assert ended.code == 0, ended.out + ended.err
+    rows = [json.loads(line) for line in (tmp_path / "on" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["updates_skipped"] for row in rows[1:]] == [0.0, 1.0, 1.0, 1.0, 0.0]
+    ended = run(*words, "engine.max_skipped_updates=3", f"output_dir={tmp_path / 'off'}", program="faulty.py")
+    assert ended.code == 1
+    assert "the gradients of 3 updates in a row were not finite" in ended.err
