@@ -43,7 +43,7 @@ def test_the_plan_of_every_command(command: str, tmp_path: Path) -> None:
     workplace(tmp_path)
     ended = run(*shlex.split(command)[3:], "dry_run=true", cwd=tmp_path)
     assert ended.code == 0, ended.err
-    assert "grpo" in ended.out
+    assert "recipe" in ended.out
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def test_the_built_in_task_is_learned(recipe: str, tmp_path: Path) -> None:
     assert summary["accuracy_after"] >= 0.90
 
 
+@pytest.mark.slow
 def test_ppo_trains_a_critic_that_is_resumed(small: list[str], tmp_path: Path) -> None:
     words = [
         *small,
