@@ -230,11 +230,9 @@ def made_model(recipe: Recipe, ranks: Ranks) -> str:
     """The path of the model; the built-in one is made here if this machine has not made it yet."""
     if recipe.model.path != "builtin":
         return recipe.model.path
-    said = {"any": False}
 
     def progress(done: int, total: int, loss: float) -> None:
-        if ranks.main and (not said["any"] or done == total or done % 100 == 0):
-            said["any"] = True
+        if ranks.main and (done % 100 == 0 or done <= 10 or done == total):
             print(f"making the built-in model, once on this machine: {done}/{total}  loss {loss:.3f}", flush=True)
 
     return str(ensure_model(default_cache(), progress))

@@ -34,7 +34,7 @@ class Ask(Protocol):
 class Prompts(Protocol):
     """Where prompts come from; the same on every rank."""
 
-    def take(self, n: int) -> Sequence[Any]: ...
+    def take(self, n: int) -> Sequence[Ask]: ...
 
     def state(self) -> dict[str, Any]: ...
 
@@ -55,10 +55,12 @@ class Desk:
     stopping: Stopping
     seed: int
 
-    def groups(self, prompts: Sequence[tuple[int, Any]], samples: int, sampling: Sampling, greedy: bool = False) -> list[Group] | None:
-        """The scored groups of numbered prompts, in their order, with a greedy completion each where asked for; None where the run was
-        asked to stop meanwhile."""
-        asked: dict[Key, Any] = {}
+    def groups(self, prompts: Sequence[tuple[int, Ask]], samples: int, sampling: Sampling, greedy: bool = False) -> list[Group] | None:
+        """The scored groups of numbered prompts, in their order; None where the run was asked to stop meanwhile.
+
+        greedy: each group gets the most likely completion too.
+        """
+        asked: dict[Key, Ask] = {}
         for _, prompt in prompts:
             for n in [*range(samples), *([GREEDY] if greedy else [])]:
                 key = Key(prompt.row, prompt.draw, n)
@@ -79,7 +81,7 @@ class Desk:
             for number, p in prompts
         ]
 
-    def _judged_later(self, sample: Sample, prompt: Any, group_size: int) -> Sample:
+    def _judged_later(self, sample: Sample, prompt: Ask, group_size: int) -> Sample:
         sample = replace(sample, text=self.text.decode(sample.tokens.tolist()))
         item = {
             **prompt.columns,

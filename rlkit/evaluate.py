@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rlkit.collector import Desk
+from rlkit.collector import Ask, Desk
 from rlkit.metrics import Mean, Metrics, over, values
 from rlkit.ranks import Ranks
 from rlkit.types import Group, Sampling, Stop
@@ -19,7 +18,7 @@ class Evaluation:
     """The same problems each time, shared among the ranks."""
 
     desk: Desk
-    prompts: Sequence[Any]
+    prompts: Sequence[Ask]
     ranks: Ranks
     samples: int
     sampling: Sampling  # greedy for one sample a problem
@@ -49,6 +48,6 @@ class Evaluation:
         """A problem is passed where any of its k samples is right."""
         return over(float(any(self._right(s.parts) for s in group.samples)) for group in groups)
 
-    def _right(self, parts: Any) -> bool | None:
+    def _right(self, parts: Mapping[str, float | None]) -> bool | None:
         value = parts.get(self.graded_by)
         return None if value is None else value >= RIGHT

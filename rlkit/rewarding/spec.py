@@ -131,7 +131,7 @@ def _module_of_file(file: Path) -> ModuleType:
     sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # whatever it raised, sys.exit too: half a module must not be found again
         del sys.modules[name]
         raise
     return module

@@ -142,8 +142,9 @@ def test_real_problems_become_chats_with_their_answers(model_folder: Path, gsm8k
     source = PromptReader(open_rows(str(gsm8k), split_default="train", offline=True), settings)
     some, counts = PromptSet(source, Renderer(model_folder), max_prompt_tokens=400).all(limit=20)
     text = Renderer(model_folder).decode(some[0].tokens)
-    assert text.startswith("<system>Think.</><user>Natalia") and text.endswith("\nPut the answer in \\boxed{}.</><assistant>")
-    assert some[0].answer == "72" and counts.looked_at - counts.too_long == 20
+    row = json.loads((gsm8k / "train.jsonl").read_text().splitlines()[some[0].row])
+    assert text == f"<system>Think.</><user>{row['question']}\nPut the answer in \\boxed{{}}.</><assistant>"
+    assert some[0].answer == row["answer"].splitlines()[-1].removeprefix("#### ") and counts.looked_at - counts.too_long == 20
 
 
 def test_a_million_rows_start_in_seconds_and_stay_on_disk(tmp_path: Path, model_folder: Path) -> None:

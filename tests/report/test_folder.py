@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 from rlkit.errors import UserError
 from rlkit.report.folder import RunFolder, read_metrics, read_rows
@@ -114,7 +116,6 @@ def test_rows_survive_sigkill_in_the_middle_of_writing(tmp_path: Path) -> None:
 
 
 def test_numbers_come_back_as_they_were_and_what_is_no_number_is_named(tmp_path: Path) -> None:
-    torch, numpy = pytest.importorskip("torch"), pytest.importorskip("numpy")
     folder = RunFolder(tmp_path)
     values = {"sum": 0.1 + 0.2, "third": numpy.float32(1 / 3), "count": numpy.int64(7), "loss": torch.tensor(0.5), "kl": float("nan")}
     folder.append_metrics(1, values)

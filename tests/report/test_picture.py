@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import pytest
 
 from rlkit.report.picture import draw
@@ -29,7 +30,7 @@ STEPS: list[dict[str, Any]] = [
 
 def _dots(path: Path, color: tuple[int, int, int]) -> set[tuple[bool, bool]]:
     """The quarters of the picture (lower?, right?) in which this exact colour is drawn."""
-    image = pytest.importorskip("matplotlib.image").imread(path)  # [height, width, RGBA] from 0 to 1
+    image = matplotlib.image.imread(path)  # [height, width, RGBA] from 0 to 1
     where = ((image[..., :3] * 255).round().astype(int) == color).all(-1).nonzero()
     return {(bool(row >= 770 / 2), bool(column >= 1210 / 2)) for row, column in zip(*where, strict=True)}
 

@@ -15,7 +15,8 @@ from rlkit.report.trackers import TensorBoard
 
 
 def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator as accumulator
+
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(name)]
