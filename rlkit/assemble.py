@@ -108,9 +108,8 @@ def build(
     every = recipe.checkpoint.every
     return Run(
         steps=recipe.steps,
-        samples_per_step=recipe.samples_per_step,
         placement=Colocated(policy, engine, tuple(movable for movable in (reference, critic) if movable), clock),
-        collector=Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy),
+        collector=collector(recipe, desk, train, ranks, sampling),
         evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
         eval_every=recipe.eval.every,
         learning=learning,
@@ -214,6 +213,11 @@ def specs(recipe: Recipe) -> list[RewardSpec]:
 def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
     workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) // ranks.local_world)
     return RewardSettings(**{**recipe.rewarding.model_dump(), "workers": workers})
+
+
+def collector(recipe: Recipe, desk: Desk, train: PromptStream, ranks: Ranks, sampling: Sampling) -> Collector:
+    needs = recipe.algorithm.needs(recipe.updates_per_step)
+    return Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy, needs.max_refills)
 
 
 def evaluation(recipe: Recipe, desk: Desk, test: list[Any], ranks: Ranks, sampling: Sampling) -> Evaluation:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rlkit.algorithms import ALGORITHMS, Algorithm
+from rlkit.algorithms import ALGORITHMS, Algorithm, Objective
 from rlkit.errors import UserError
+from rlkit.plugins import module_of_file
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
@@ -115,13 +117,36 @@ class ReportSection(Section):
 
 
 def typed_algorithm(value: Any) -> Any:
-    """The section `algorithm` as the class that its `name` stands for."""
+    """The section `algorithm` as the class that its `name` stands for, or the class in the user's file that `path` names."""
     if not isinstance(value, Mapping):
         return value
     name = value.get("name")
+    if name == "custom":
+        keys = dict(value)
+        return custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
     if name not in ALGORITHMS:
-        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), ALGORITHMS)}")
+        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), [*ALGORITHMS, 'custom'])}")
     return ALGORITHMS[name].model_validate(dict(value))
+
+
+def custom_algorithm(path: str) -> type[Objective]:
+    """The class of a path FILE.py:Class, relative to the working directory. Raises ValueError where it is not there."""
+    file, colon, name = path.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise ValueError(f"algorithm.path={path} names no class in a file; write my_algorithm.py:MyAlgorithm")
+    place = Path(file).absolute()
+    if not place.is_file():
+        raise ValueError(f"algorithm.path={path}: there is no file {place}; a path is relative to the working directory")
+    try:
+        module = module_of_file(place)
+    except Exception as error:  # a user's file may raise anything, and its own words say what
+        raise ValueError(f"algorithm.path={path} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, Objective):
+        return found
+    known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__]
+    what = "is no rlkit.algorithms.Objective" if found is not None else "is not in that file"
+    raise ValueError(f"algorithm.path={path}: {name} {what}{nearest(name, known, 'it has')}")
 
 
 class Recipe(Section):

@@ -47,7 +47,6 @@ class Run:
     """Everything a run is made of, built once by assemble.py."""
 
     steps: int
-    samples_per_step: int
     placement: Colocated
     collector: Collector
     evaluation: Evaluation | None
@@ -88,27 +87,30 @@ def one_step(run: Run, step: int, before: Progress) -> Progress:
     """One rollout batch and the updates on it."""
     run.clock.restart()
     with run.placement.rollout(), run.clock("rollout"):
-        mine = run.collector.take()
-    if run.ranks.any(mine is None) or mine is None:
+        taken = run.collector.take()
+    if taken is None:
         raise Stopped  # before the first optimizer step: this step is abandoned
     with run.placement.train():
         with run.clock("observe"):
-            groups, batch = collate(mine, run.ranks, run.learning.minibatches, run.placement.version)
+            groups, batch = collate(taken.groups, run.ranks, run.learning.minibatches, run.placement.version, run.collector.max_lag)
             signals, seen = observe(run.learning, batch)
             credit, run.state, given = run.learning.algorithm.assign(batch, signals, run.state, run.ranks)
         with run.clock("update"):
             learned, count = update(run.learning, batch, signals, credit, before.count)
     run.placement.version = step
-    write_samples(run, step, groups, batch, credit)
-    tokens = before.tokens + sum(len(s.sample.prompt) + len(s.sample.tokens) for g in groups for s in g.samples)
+    left_out = sorted((g for part in run.ranks.gather(taken.left_out) for g in part), key=lambda g: g.number)
+    write_samples(run, step, groups, left_out, batch, credit)
+    judged = [*groups, *left_out]
+    tokens = before.tokens + sum(len(s.sample.prompt) + len(s.sample.tokens) for g in judged for s in g.samples)
+    kept = {"stream": run.collector.state(), "judge": run.collector.desk.judge.state()}
     row = {
         **run.collector.desk.judge.stats(),  # rates and latencies are of this rank's workers; means come from all groups
-        **rows.of_groups(groups),
+        **rows.of_groups(judged),
+        **(refilled(run, step, groups, left_out, taken.refills, kept["stream"]) if run.collector.max_refills is not None else {}),
         **values({**seen, **given, **learned}),
         "num_tokens": float(tokens),
-        **left_out(run.collector.prompts.state()),
+        **not_asked(kept["stream"]["prompts"]),
     }
-    kept = {"stream": run.collector.prompts.state(), "judge": run.collector.desk.judge.state()}
     return replace(before, step=step, count=count, tokens=tokens, row=row, **kept)
 
 
@@ -120,23 +122,36 @@ def concluded(run: Run, progress: Progress) -> Progress:
         progress = with_accuracy(progress, row["eval/accuracy"])
     if row:
         if "reward" in row:
-            row["throughput/tokens_per_second"] = row["completions/mean_length"] * run.samples_per_step / run.clock.seconds
+            row["throughput/tokens_per_second"] = row["completions/total_length"] / run.clock.seconds
         run.report.step(step, row | run.clock.metrics() | memory(run.ranks.device))
     progress = replace(progress, row=None, wall_seconds=progress.wall_seconds + run.clock.seconds)
     save_if_due(run, progress)
     return progress
 
 
-def write_samples(run: Run, step: int, groups: list[Group], batch: Batch, credit: Credit) -> None:
-    """The step's samples with their advantages."""
+def write_samples(run: Run, step: int, groups: list[Group], left_out: list[Group], batch: Batch, credit: Credit) -> None:
+    """The step's samples, with their advantages where they were learned from."""
     counts = batch.mask.sum(-1).clamp(min=1)
     mine = (credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
-    advantages = run.ranks.everywhere(mine, batch.index, batch.size).tolist()
-    scored = [s for g in groups for s in g.samples]
+    unused = [s for g in left_out for s in g.samples]
+    advantages = [*run.ranks.everywhere(mine, batch.index, batch.size).tolist(), *[None] * len(unused)]
+    scored = [s for g in groups for s in g.samples] + unused
     run.report.samples(step, [rows.of_sample(s, a, run.decode, "train") for s, a in zip(scored, advantages, strict=True)])
 
 
-def left_out(stream: dict[str, Any]) -> dict[str, float]:
+def refilled(run: Run, step: int, groups: list[Group], left_out: list[Group], refills: int, state: dict[str, Any]) -> dict[str, float]:
+    """What became of the groups of a step that wants a signal in each; says so where they are too few."""
+    if len(groups) < run.collector.prompts_per_step:
+        what = f"learns from the {len(groups)}" if groups else "learns nothing"
+        run.report.note(
+            f"step {step}: {len(groups)} of {run.collector.prompts_per_step} groups have a signal after {refills} refills "
+            f"(algorithm.max_refills); it {what}"
+        )
+    counts = {"kept": len(groups), "left_out": len(left_out), "refills": refills, "surplus": len(state["surplus"])}
+    return {f"groups/{name}": float(count) for name, count in counts.items()}
+
+
+def not_asked(stream: dict[str, Any]) -> dict[str, float]:
     """Prompts so far that gave no sample, or were cut."""
     return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
 
@@ -194,14 +209,14 @@ def resumed(run: Run) -> Progress:
     steps = run.checkpoints.steps()
     last = min(run.ranks.gather(steps[-1] if steps else -1))
     if last < 0:
-        return Progress(stream=run.collector.prompts.state())
+        return Progress(stream=run.collector.state())
     kept = run.checkpoints.state(last)
     run.state = type(run.state)(**kept.pop("algorithm"))
     best = tuple(kept.pop("best") or ()) or None
     progress = Progress(**{**kept, "count": Count(**kept["count"]), "best": best})
     run.learning.load(run.checkpoints.path(last))
     run.placement.version = last
-    run.collector.prompts.load(progress.stream)
+    run.collector.load(progress.stream)
     run.collector.desk.judge.restore(progress.judge)
     run.report.note(f"goes on after step {last}")
     return progress

@@ -70,7 +70,7 @@ def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
     metrics: Metrics = {}
     if run.needs.old_logprobs:
         old = scored(run, batch, run.policy)
-        metrics = run.probe.compare(old, batch.rollout_logprobs, batch.mask)
+        metrics = run.probe.compare(old, batch.rollout_logprobs, batch.own)
         run.probe.check(metrics)
     if run.needs.reference:
         assert run.reference is not None, "assemble loads what the algorithm needs"
@@ -205,5 +205,5 @@ def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credi
     run.policy.backward(loss)
     metrics |= {"loss": Sum(float(loss.detach())), "entropy": masked(entropy, mask)}
     if signals.old_logprobs is None:
-        metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, mask)
+        metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, cut(batch.own))
     return metrics

@@ -51,6 +51,8 @@ def test_the_recipes_that_people_are_told_of() -> None:
         "clip_low": 0.2,
         "clip_high": 0.2,
         "kl_coef": 0.0,
+        "dynamic_sampling": False,
+        "max_refills": 4,
         "entropy_coef": 0.0,
         "scale": "group_std",
         "reduction": "sequence_mean",

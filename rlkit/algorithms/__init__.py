@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlkit.algorithms.base import Algorithm, Needs, Peers, State
 from rlkit.algorithms.grpo import GRPO
-from rlkit.algorithms.objective import Objective
+from rlkit.algorithms.objective import GroupObjective, Objective
 from rlkit.algorithms.ppo import PPO
 from rlkit.algorithms.reinforce_pp import ReinforcePP, ReinforcePPBaseline
 from rlkit.algorithms.remax import ReMax
@@ -19,4 +19,4 @@ ALGORITHMS: dict[str, type[Objective]] = {
     "ppo": PPO,
 }
 
-__all__ = ["ALGORITHMS", "Algorithm", "Needs", "Peers", "State"]
+__all__ = ["ALGORITHMS", "Algorithm", "GroupObjective", "Needs", "Objective", "Peers", "State"]

@@ -58,6 +58,9 @@ class Ranks:
     def most(self, number: int) -> int:
         return max(self.gather(number))
 
+    def any(self, flag: bool) -> bool:
+        return any(self.gather(flag))
+
     def merged(self, metrics: Metrics) -> Metrics:
         return merge(self.gather(metrics))
 

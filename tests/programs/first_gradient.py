@@ -34,10 +34,10 @@ torch.optim.AdamW = Descent
 config = run.compose([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
 with assemble.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
     with made.placement.rollout():
-        mine = made.collector.take()
-    assert mine is not None
+        taken = made.collector.take()
+    assert taken is not None
     with made.placement.train():
-        groups, batch = collate(mine, made.ranks, 1, made.placement.version)
+        groups, batch = collate(taken.groups, made.ranks, 1, made.placement.version)
         signals, _ = observe(made.learning, batch)
         credit, *_ = made.learning.algorithm.assign(batch, signals, made.state, made.ranks)
         totals = made.ranks.sum(unit_totals(batch.mask))
