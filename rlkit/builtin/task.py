@@ -35,6 +35,15 @@ def rows(split: str, count: int | None = None) -> list[Row]:
     return [_row(pair) for pair in pairs[:count]]
 
 
+def pairs(split: str) -> list[Row]:
+    """A preference for each row of `rows(split)` with a carry: `prompt`, `chosen` (the careful solution), `rejected` (the careless one)."""
+    return [
+        {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+        for row in rows(split)
+        if (chosen := solution(row, careful=True)) != (rejected := solution(row, careful=False))
+    ]
+
+
 def demonstration(row: Row, rng: random.Random) -> str:
     """One worked completion for `row`: careful with probability CAREFUL_SHARE, otherwise dropping the carry. One draw from `rng` a call."""
     return solution(row, careful=rng.random() < CAREFUL_SHARE)
