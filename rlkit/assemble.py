@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from rlkit.data.cursor import Cursor
 from rlkit.data.renderer import Renderer
 from rlkit.data.sources import open_rows
 from rlkit.data.stream import PromptSet, PromptStream
+from rlkit.engines.base import Learner
 from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
 from rlkit.errors import UserError
 from rlkit.evaluate import Evaluation
+from rlkit.online import Online
 from rlkit.ranks import Ranks
 from rlkit.recipe import Recipe, changed
 from rlkit.report import Report
@@ -33,7 +35,7 @@ from rlkit.rewarding.judge import Judge
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.schedule import Schedule
 from rlkit.stopping import Stopping
-from rlkit.trainer import Run
+from rlkit.trainer import Run, Story
 from rlkit.types import Sampling
 from rlkit.update import Learning
 
@@ -59,8 +61,8 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         report.header()
         if told:
             report.note(told)
-        run = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
-        stack.callback(run.collector.desk.engine.close)
+        run, close = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
+        stack.callback(close)
         judge.ready()
         yield run
 
@@ -76,8 +78,8 @@ def build(
     test: list[Any],
     report: Report,
     stopping: Stopping,
-) -> Run:
-    """Loads the engines and puts the parts together."""
+) -> tuple[Run, Callable[[], None]]:
+    """Loads the engines and puts the parts together; the second part ends the rollout engine."""
     clock = Clock(report.phase)
     dtype = dtype_of(recipe, ranks.device)
     report.phase("loading")
@@ -105,25 +107,49 @@ def build(
         fixed_length=recipe.max_completion_tokens,
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
-    every = recipe.checkpoint.every
-    return Run(
-        steps=recipe.steps,
-        samples_per_step=recipe.samples_per_step,
+    story = Online(
         placement=Colocated(policy, engine, tuple(movable for movable in (reference, critic) if movable), clock),
         collector=Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy),
         evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
-        eval_every=recipe.eval.every,
         learning=learning,
-        state=recipe.algorithm.start(),
-        checkpoints=Checkpoints(folder / "checkpoints", every=every, keep=recipe.checkpoint.keep, main=ranks.main, barrier=ranks.barrier),
+        remembered=recipe.algorithm.start(),
+        report=report,
+        clock=clock,
+        ranks=ranks,
+        decode=renderer.decode,
+    )
+    learners = [policy, *([critic] if critic else [])]
+    return made_run(recipe, story, learners, policy.export, renderer, folder, ranks, report, clock, stopping), engine.close
+
+
+def made_run(
+    recipe: Recipe,
+    story: Story,
+    learners: Sequence[Learner],
+    export: Callable[[Path], None],
+    renderer: Renderer,
+    folder: Path,
+    ranks: Ranks,
+    report: Report,
+    clock: Clock,
+    stopping: Stopping,
+) -> Run:
+    """A story with what is around it in every run."""
+    every, keep = recipe.checkpoint.every, recipe.checkpoint.keep
+    return Run(
+        steps=recipe.steps,
+        story=story,
+        eval_every=recipe.eval.every,
+        learners=learners,
+        export=export,
+        save_tokenizer=renderer.save,
+        checkpoints=Checkpoints(folder / "checkpoints", every=every, keep=keep, main=ranks.main, barrier=ranks.barrier),
         keep_best=recipe.checkpoint.best,
         report=report,
         clock=clock,
         ranks=ranks,
         stopping=stopping,
         folder=folder,
-        decode=renderer.decode,
-        save_tokenizer=renderer.save,
     )
 
 
