@@ -17,11 +17,8 @@ from rlkit.builtin.model import default_cache, ensure_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
 from rlkit.collector import Collector, Desk
-from rlkit.data.columns import Columns, PromptReader
-from rlkit.data.cursor import Cursor
 from rlkit.data.renderer import Renderer
-from rlkit.data.sources import open_rows
-from rlkit.data.stream import PromptSet, PromptStream
+from rlkit.data.stream import Prompt, Stream
 from rlkit.engines.base import Learner
 from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
@@ -34,6 +31,7 @@ from rlkit.report import Report
 from rlkit.rewarding.judge import Judge
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.schedule import Schedule
+from rlkit.sourcing import sourced
 from rlkit.stopping import Stopping
 from rlkit.trainer import Run, Story
 from rlkit.types import Sampling
@@ -50,17 +48,23 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     with ExitStack() as stack:
         ranks = Ranks()
         folder = open_folder(recipe, text, ranks)
-        judge = stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
+        offline = recipe.offline_algorithm
+        judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
         model_path = made_model(recipe, ranks)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
-        train, test, told = prompts(recipe, renderer)
+        train, test, told = sourced(recipe, renderer, recipe.algorithm.reads if offline else "prompts")
         report = stack.enter_context(open_report(recipe, folder, ranks))
         if ranks.main:
             report.write_text("recipe.yaml", text)
         report.header()
         if told:
             report.note(told)
+        if judge is None:
+            from rlkit import assemble_offline  # which takes its engines from here
+
+            yield assemble_offline.build(recipe, ranks, folder, model_path, renderer, (train, test), report, stopping)
+            return
         run, close = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
         stack.callback(close)
         judge.ready()
@@ -74,8 +78,8 @@ def build(
     judge: Judge,
     model_path: str,
     renderer: Renderer,
-    train: PromptStream,
-    test: list[Any],
+    train: Stream[Prompt],
+    test: list[Prompt],
     report: Report,
     stopping: Stopping,
 ) -> tuple[Run, Callable[[], None]]:
@@ -205,32 +209,7 @@ def open_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
     )
 
 
-# -- data and rewards ---------------------------------------------------------------------------------------------------------------
-
-
-def prompts(recipe: Recipe, renderer: Renderer) -> tuple[PromptStream, list[Any], str | None]:
-    """The training stream, the held-out problems, and a line on those left out, if any."""
-    data = recipe.data
-    columns = Columns(
-        prompt=data.columns.prompt,
-        answer=data.columns.answer,
-        answer_pattern=data.answer_pattern,
-        system=data.system,
-        template=data.template,
-        chat=data.chat,
-    )
-
-    def opened(source: Any, split: str) -> PromptSet:
-        rows = open_rows(source, split_default=split, offline=recipe.offline, key=f"data.{split}")
-        reader = PromptReader(rows, columns)
-        reader.check(stop=data.on_bad_row == "stop")
-        return PromptSet(reader, renderer, max_prompt_tokens=recipe.max_prompt_tokens, on_long=data.on_long, on_bad_row=data.on_bad_row)
-
-    train = opened(data.train, "train")
-    held_out = opened(data.test, "test") if data.test else None
-    test, counts = held_out.all(recipe.eval.problems) if held_out else ([], None)
-    told = held_out.told(counts) if held_out and counts else None
-    return PromptStream(train, Cursor(len(train), recipe.seed)), test, told
+# -- rewards ------------------------------------------------------------------------------------------------------------------------
 
 
 def specs(recipe: Recipe) -> list[RewardSpec]:
@@ -284,7 +263,8 @@ def check_length(recipe: Recipe, path: str) -> None:
 def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
     from rlkit.engines.deepspeed import DeepSpeedPolicy
 
-    return DeepSpeedPolicy(path, dtype, temperature=recipe.sampling.temperature, **learner_settings(recipe, ranks))
+    temperature = recipe.sampling.temperature if recipe.sampling else 1.0
+    return DeepSpeedPolicy(path, dtype, temperature=temperature, **learner_settings(recipe, ranks))
 
 
 def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:

@@ -42,6 +42,10 @@ class ModelSection(Section):
 class ColumnsSection(Section):
     prompt: str | None = None
     answer: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    completion: str | None = None
+    label: str | None = None
 
 
 class DataSection(Section):

@@ -56,6 +56,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.evaluate": (4, "stories"),
     "rlkit.recipe": (5, "assembly"),
     "rlkit.plan": (5, "assembly"),
+    "rlkit.sourcing": (5, "assembly"),
     "rlkit.assemble": (5, "assembly"),
     "rlkit.run": (6, "run"),
     "launch": (6, "launch"),

@@ -59,6 +59,20 @@ def solution(row: Row, careful: bool) -> str:
     return f"{a % 10}+{b % 10}={ones}\n{a // 10}+{b // 10}{plus_carry}={tens}\n\\boxed{{{tens}{ones % 10}}}"
 
 
+def rated(split: str) -> list[Row]:
+    """The completions of `pairs(split)` one by one: `prompt`, `completion`, `label` (whether it is the careful one)."""
+    return [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs(split)
+        for side in ("chosen", "rejected")
+    ]
+
+
+def demonstrations(split: str) -> list[Row]:
+    """`rows(split)` with the careful solution as `completion`."""
+    return [{**row, "completion": solution(row, careful=True)} for row in rows(split)]
+
+
 def _splits() -> dict[str, list[Pair]]:
     rng = random.Random(TASK_SEED)
     unordered = [(a, b) for a in range(LOWEST, HIGHEST + 1) for b in range(a, HIGHEST + 1)]
