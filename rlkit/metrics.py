@@ -135,3 +135,17 @@ def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """The numbers to write down."""
     return {name: metric.value for name, metric in metrics.items()}
+
+
+def wilson(share: Mean) -> tuple[float, float]:
+    """The 95 % interval of a share of independent cases; 0 to 1 where there are none.
+
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    n, z = share.weight, 1.959963984540054
+    if not n:
+        return 0.0, 1.0
+    p = share.value
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return middle - reach, middle + reach

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rlkit.algorithms import ALGORITHMS, Algorithm, Objective
+from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
+from rlkit.algorithms.offline import COMPLETIONS
 from rlkit.errors import UserError
 from rlkit.plugins import module_of_file
 
@@ -43,6 +44,10 @@ class ModelSection(Section):
 class ColumnsSection(Section):
     prompt: str | None = None
     answer: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    completion: str | None = None
+    label: str | None = None
 
 
 class DataSection(Section):
@@ -124,9 +129,10 @@ def typed_algorithm(value: Any) -> Any:
     if name == "custom":
         keys = dict(value)
         return custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
-    if name not in ALGORITHMS:
-        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), [*ALGORITHMS, 'custom'])}")
-    return ALGORITHMS[name].model_validate(dict(value))
+    known: dict[str, type[BaseModel]] = {**ALGORITHMS, **OFFLINE}
+    if name not in known:
+        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), [*known, 'custom'])}")
+    return known[name].model_validate(dict(value))
 
 
 def custom_algorithm(path: str) -> type[Objective]:
@@ -156,17 +162,17 @@ class Recipe(Section):
     seed: CountOrZero
     steps: CountOrZero
     prompts_per_step: Count
-    samples_per_prompt: Count
+    samples_per_prompt: Count | None  # None where nothing is sampled, as the next ones
     passes_per_step: Count
     updates_per_step: Count
     tokens_per_micro_batch: Count
     max_prompt_tokens: Count
     max_completion_tokens: Count
-    sampling: SamplingSection
+    sampling: SamplingSection | None
     model: ModelSection
     data: DataSection
-    rewards: Annotated[dict[str, RewardSection], Field(min_length=1)]
-    rewarding: RewardingSection
+    rewards: dict[str, RewardSection] | None
+    rewarding: RewardingSection | None
     algorithm: Annotated[Any, BeforeValidator(typed_algorithm)]
     optim: OptimSection
     engine: EngineSection
@@ -182,9 +188,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def consistent(self) -> Recipe:
         """The checks across keys."""
-        algorithm: Algorithm = self.algorithm
-        truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
-        for reason in algorithm.refusals(truncated, self.samples_per_prompt):
+        for reason in self.refusals():
             raise ValueError(reason)
         if self.updates_per_step % self.passes_per_step:
             raise ValueError(
@@ -196,17 +200,43 @@ class Recipe(Section):
                 f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} asks for more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
-        longest = self.max_prompt_tokens + self.max_completion_tokens
+        together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1  # of a pair neither is learnt from alone
+        longest = together * (self.max_prompt_tokens + self.max_completion_tokens)
         if self.tokens_per_micro_batch < longest:
+            what = "one pair, twice" if together == 2 else "one sample of"
             raise ValueError(
-                f"tokens_per_micro_batch={self.tokens_per_micro_batch} does not hold one sample of max_prompt_tokens + "
+                f"tokens_per_micro_batch={self.tokens_per_micro_batch} does not hold {what} max_prompt_tokens + "
                 f"max_completion_tokens = {longest}; set it to at least {longest}"
             )
         return self
 
+    def refusals(self) -> list[str]:
+        """Why the rest of the recipe makes no sense with its algorithm."""
+        name = self.algorithm.name
+        own = {word: getattr(self, word) for word in ("samples_per_prompt", "sampling", "rewards", "rewarding")}
+        if self.offline_algorithm:
+            given = ", ".join(word for word, value in own.items() if value is not None)
+            reasons = (
+                [f"{given}: of no use to algorithm={name}, which learns from what is written in the data; leave it out"] if given else []
+            )
+            if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
+                reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
+            return reasons
+        missing = [word for word, value in own.items() if not value]
+        if missing:
+            return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
+        truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
+        reasons: list[str] = self.algorithm.refusals(truncated, self.samples_per_prompt)
+        return reasons
+
+    @property
+    def offline_algorithm(self) -> bool:
+        """Whether the algorithm learns from what is written in the data, and samples nothing."""
+        return self.algorithm.name in OFFLINE
+
     @property
     def samples_per_step(self) -> int:
-        return self.prompts_per_step * self.samples_per_prompt
+        return self.prompts_per_step * (COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt)
 
     @property
     def minibatches(self) -> int:
@@ -246,7 +276,7 @@ def keys_of(sections: list[Any]) -> list[str]:
     kind: Any = Recipe
     for section in sections:
         if section == "algorithm":
-            return sorted({name for algorithm in ALGORITHMS.values() for name in algorithm.model_fields})
+            return sorted({name for algorithm in [*ALGORITHMS.values(), *OFFLINE.values()] for name in algorithm.model_fields})
         field = kind.model_fields.get(section) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
         if field is None:
             return list(RewardSection.model_fields) if kind == dict[str, RewardSection] else []

@@ -20,7 +20,6 @@ def of_groups(groups: Sequence[Group]) -> dict[str, float]:
         "reward": over(r for group in valid for r in group).value,
         "reward_std": over(statistics.stdev(group) if len(group) > 1 else 0.0 for group in valid).value,
         "completions/mean_length": over(lengths).value,
-        "completions/total_length": float(sum(lengths)),
         "completions/min_length": float(min(lengths, default=0)),
         "completions/max_length": float(max(lengths, default=0)),
         "completions/mean_terminated_length": over(ended).value if ended else 0.0,
