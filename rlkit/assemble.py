@@ -31,7 +31,7 @@ from rlkit.report import Report
 from rlkit.rewarding.judge import Judge
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.schedule import Schedule
-from rlkit.sourcing import sourced
+from rlkit.sourcing import sourced, with_steps
 from rlkit.stopping import Stopping
 from rlkit.trainer import Run, Story
 from rlkit.types import Sampling
@@ -54,6 +54,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
         train, test, told = sourced(recipe, renderer, recipe.algorithm.reads if offline else "prompts")
+        recipe = with_steps(recipe, len(train.rows))
         report = stack.enter_context(open_report(recipe, folder, ranks))
         if ranks.main:
             report.write_text("recipe.yaml", text)

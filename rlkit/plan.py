@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from rlkit.recipe import Recipe
+from rlkit.recipe import Recipe, SourceSection
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -21,7 +22,7 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", model(recipe)),
-        ("data", f"{place(recipe.data.train)}; held out: {place(test) if test else 'none'}"),
+        ("data", f"{places(recipe.data.train)}; held out: {places(test) if test else 'none'}"),
         ("rewards", ", ".join(f"{name} ({r.path}, weight {r.weight:g})" for name, r in recipe.rewards.items())),
         ("algorithm", recipe.algorithm.name),
         ("step", f"{recipe.prompts_per_step} prompts x {recipe.samples_per_prompt} = {samples:,} samples"),
@@ -32,7 +33,7 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
         ("update", f"{recipe.updates_per_step} a step{passes}, on {minibatch} prompts each"),
         ("engines", f"{recipe.engine.rollout} and DeepSpeed ZeRO {max(recipe.engine.zero_stage, 1)}, {processes(world)}, {device()}"),
         ("memory", memory(recipe, world)),
-        ("steps", f"{recipe.steps}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {evaluation(recipe)}"),
+        ("steps", f"{steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {evaluation(recipe)}"),
     ]
 
 
@@ -44,8 +45,18 @@ def processes(world: int) -> str:
     return "one process" if world == 1 else f"{world} processes taking turns on the same devices"
 
 
-def place(source: object) -> str:
-    return source if isinstance(source, str) else str(source)
+def places(sources: Mapping[str, SourceSection]) -> str:
+    """By name, with the weights where there are any."""
+
+    def said(name: str, source: SourceSection) -> str:
+        weight = f" (weight {source.weight:g})" if source.weight else ""
+        return f"{name + ': ' if name else ''}{source.path}{'@' + source.split if source.split else ''}{weight}"
+
+    return ", ".join(said(name, source) for name, source in sources.items())
+
+
+def steps(recipe: Recipe) -> str:
+    return f"{recipe.data.epochs:g} times the rows" if recipe.steps is None else str(recipe.steps)
 
 
 def evaluation(recipe: Recipe) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -50,9 +50,38 @@ class ColumnsSection(Section):
     label: str | None = None
 
 
+class SourceSection(Section):
+    """A place of rows; what it does not say of them, the section `data` does. Named by the user, so no file can hold its defaults."""
+
+    path: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    weight: Positive | None = None
+    columns: ColumnsSection | None = None
+    chat: bool | None = None
+    system: str | None = None
+    template: str | None = None
+    answer_pattern: str | None = None
+
+
+def named_sources(value: Any) -> Any:
+    """One place, which needs no name, or several under names -> by name."""
+    if isinstance(value, str):
+        return {"": {"path": value}}
+    if not isinstance(value, Mapping) or ("path" not in value and not all(isinstance(part, Mapping) for part in value.values())):
+        raise ValueError(f"data.train and data.test are a place, {{path: ...}}, or several, {{a: {{path: ...}}}}; this is none: {value}")
+    return {"": value} if isinstance(value.get("path"), str) else value
+
+
+Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidator(named_sources)]
+
+
 class DataSection(Section):
-    train: str | dict[str, Any]
-    test: str | dict[str, Any] | None
+    train: Sources
+    test: Sources | None
+    curriculum: str | None
+    epochs: Positive | None
     columns: ColumnsSection
     chat: bool | None
     system: str | None
@@ -160,7 +189,7 @@ class Recipe(Section):
 
     recipe: str
     seed: CountOrZero
-    steps: CountOrZero
+    steps: CountOrZero | None
     prompts_per_step: Count
     samples_per_prompt: Count | None  # None where nothing is sampled, as the next ones
     passes_per_step: Count
@@ -200,6 +229,10 @@ class Recipe(Section):
                 f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} asks for more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
+        if (self.steps is None) == (self.data.epochs is None):
+            raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
+        if any(source.weight for source in (self.data.test or {}).values()):
+            raise ValueError("data.test takes its sources one after the other: leave their weights away")
         together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1  # of a pair neither is learnt from alone
         longest = together * (self.max_prompt_tokens + self.max_completion_tokens)
         if self.tokens_per_micro_batch < longest:
@@ -258,7 +291,7 @@ def read(config: Mapping[str, Any]) -> Recipe:
 
 def told(error: Any, config: Mapping[str, Any]) -> str:
     """One of pydantic's errors in the words of a recipe."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"] if part != "")  # the only source has no name
     if error["type"] == "extra_forbidden":
         *sections, name = error["loc"]
         known = list(at(config, sections) or {})
@@ -277,9 +310,12 @@ def keys_of(sections: list[Any]) -> list[str]:
     for section in sections:
         if section == "algorithm":
             return sorted({name for algorithm in [*ALGORITHMS.values(), *OFFLINE.values()] for name in algorithm.model_fields})
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            continue
         field = kind.model_fields.get(section) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
         if field is None:
-            return list(RewardSection.model_fields) if kind == dict[str, RewardSection] else []
+            return []
         kind = field.annotation
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
