@@ -289,6 +289,7 @@ def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
         "device": ranks.device,
         "offline": recipe.offline,
         "extra": recipe.engine.deepspeed,
+        "recompute": recipe.engine.checkpointing,
     }
 
 

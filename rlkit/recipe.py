@@ -127,6 +127,7 @@ class OptimSection(Section):
 class EngineSection(Section):
     rollout: Literal["vllm", "hf"]
     zero_stage: Literal[0, 1, 2, 3]
+    checkpointing: CountOrZero
     mismatch_limit: Literal["auto"] | Positive
     max_skipped_updates: Count
     vllm: dict[str, Any]
