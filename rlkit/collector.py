@@ -54,9 +54,10 @@ class Desk:
     text: Text
     stopping: Stopping
     seed: int
+    ranks: Ranks
 
     def groups(self, prompts: Sequence[tuple[int, Ask]], samples: int, sampling: Sampling, greedy: bool = False) -> list[Group] | None:
-        """The scored groups of numbered prompts, in their order; None where the run was asked to stop meanwhile.
+        """The scored groups of numbered prompts, in their order, the same on all ranks of a team; None where the run was asked to stop.
 
         greedy: each group gets the most likely completion too.
         """
@@ -69,12 +70,12 @@ class Desk:
                 asked[key] = prompt
         finished: dict[Key, Sample] = {}
         while self.engine.pending:
-            if self.stopping.requested:
+            if self.ranks.any_of_team(self.stopping.requested):
                 self.engine.abort()
                 return None
             for sample in self.engine.advance():
                 finished[sample.key] = self._judged_later(sample, asked[sample.key], samples + greedy)
-        verdicts = self.judge.collect(list(asked))
+        verdicts = self.ranks.shared(self.judge.collect(list(asked)) if self.ranks.leads else {})
         scored = {key: score(finished[key], verdicts[key]) for key in asked}
         return [
             Group(number, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples)), scored.get(Key(p.row, p.draw, GREEDY)))
@@ -83,6 +84,8 @@ class Desk:
 
     def _judged_later(self, sample: Sample, prompt: Ask, group_size: int) -> Sample:
         sample = replace(sample, text=self.text.decode(sample.tokens.tolist()))
+        if not self.ranks.leads:
+            return sample  # judged once, by the first of the team
         item = {
             **prompt.columns,
             **({} if prompt.answer is None else {"answer": prompt.answer}),
@@ -113,6 +116,7 @@ class Collector:
     greedy: bool  # whether each prompt gets a greedy completion too
 
     def take(self) -> list[Group] | None:
-        """This rank's scored groups of the next step; None where this rank was asked to stop."""
+        """This team's scored groups of the next step, held by its first rank; None where this rank was asked to stop."""
         numbered = list(enumerate(self.prompts.take(self.prompts_per_step)))
-        return self.desk.groups(numbered[self.ranks.rank :: self.ranks.world], self.samples_per_prompt, self.sampling, self.greedy)
+        groups = self.desk.groups(self.ranks.dealt(numbered), self.samples_per_prompt, self.sampling, self.greedy)
+        return groups if groups is None or self.ranks.leads else []

@@ -6,7 +6,7 @@ Unknown keys are refused with the nearest known ones; checks across keys stand i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -32,9 +32,17 @@ class SamplingSection(Section):
     min_p: Fraction
 
 
+class LoraSection(Section):
+    rank: Count | None
+    alpha: Positive
+    targets: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    dora: bool
+
+
 class ModelSection(Section):
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
+    lora: LoraSection
     chat_template_kwargs: dict[str, Any]
 
 
@@ -91,6 +99,8 @@ class OptimSection(Section):
 class EngineSection(Section):
     rollout: Literal["vllm", "hf"]
     zero_stage: Literal[0, 1, 2, 3]
+    tensor_parallel: Count
+    lora_sync: Literal["merged", "adapter"]
     mismatch_limit: Literal["auto"] | Positive
     max_skipped_updates: Count
     vllm: dict[str, Any]
@@ -107,6 +117,7 @@ class CheckpointSection(Section):
     every: CountOrZero
     keep: Count
     best: bool
+    export: Literal["merged", "adapter"]
 
 
 class ReportSection(Section):
@@ -171,6 +182,10 @@ class Recipe(Section):
                 f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} asks for more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
+        for reason in self.lora_refusals():
+            raise ValueError(reason)
+        if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
+            raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
         longest = self.max_prompt_tokens + self.max_completion_tokens
         if self.tokens_per_micro_batch < longest:
             raise ValueError(
@@ -178,6 +193,16 @@ class Recipe(Section):
                 f"max_completion_tokens = {longest}; set it to at least {longest}"
             )
         return self
+
+    def lora_refusals(self) -> Iterator[str]:
+        sent, lora = self.engine.lora_sync == "adapter", self.model.lora
+        if lora.rank is None and (sent or self.checkpoint.export == "adapter"):
+            key = "engine.lora_sync" if sent else "checkpoint.export"
+            yield f"{key}=adapter needs an adapter, and all weights are trained; set model.lora.rank, or {key}=merged"
+        if sent and lora.dora:
+            yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM takes no adapters of DoRA; set engine.lora_sync=merged"
+        if sent and self.engine.rollout != "vllm":
+            yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
 
     @property
     def samples_per_step(self) -> int:

@@ -56,6 +56,7 @@ class Run:
     state: State
     checkpoints: Checkpoints
     keep_best: bool
+    export_adapter: bool
     report: Report
     clock: Clock
     ranks: Ranks
@@ -211,7 +212,7 @@ def finish(run: Run, progress: Progress) -> None:
     """The trained model as a Hugging Face folder, and the summary."""
     run.report.phase("export")
     unfinished, final = run.folder / ".model.tmp", run.folder / "model"
-    run.learning.policy.export(unfinished)
+    run.learning.policy.export(unfinished, run.export_adapter)
     if run.ranks.main:
         run.save_tokenizer(unfinished)
         publish(unfinished, final)
