@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rlkit.collector import Collector, Desk
 from rlkit.data.renderer import Renderer
 from rlkit.data.stream import Prompt, Stream
 from rlkit.engines.base import Learner
+from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
 from rlkit.errors import UserError
@@ -37,6 +39,7 @@ from rlkit.trainer import Run, Story
 from rlkit.types import Sampling
 from rlkit.update import Learning
 
+SENDS = {"merged": send_merged, "adapter": send_adapter}
 MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # mean |difference of log-probs|, nats
 
 
@@ -46,7 +49,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     stopping = Stopping()
     stopping.install()
     with ExitStack() as stack:
-        ranks = Ranks()
+        ranks = Ranks(recipe.engine.tensor_parallel)
         folder = open_folder(recipe, text, ranks)
         offline = recipe.offline_algorithm
         judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
@@ -91,10 +94,9 @@ def build(
     policy = make_policy(recipe, model_path, dtype, ranks)
     engine = make_engine(recipe, model_path, dtype, policy.names, renderer, ranks)
     needs = recipe.algorithm.needs(recipe.updates_per_step)
-    reference = make_reference(recipe, model_path, dtype, ranks) if needs.reference else None
+    reference = make_reference(recipe, policy, model_path, dtype, ranks) if needs.reference else None
     sampling = Sampling(**recipe.sampling.model_dump(), max_tokens=recipe.max_completion_tokens)
-    desk = Desk(engine, judge, renderer, stopping, recipe.seed)
-    limit = MISMATCH_LIMIT[dtype] if recipe.engine.mismatch_limit == "auto" else recipe.engine.mismatch_limit
+    desk = Desk(engine, judge, renderer, stopping, recipe.seed, ranks)
     critic = make_critic(recipe, model_path, dtype, ranks) if needs.values else None
     learning = Learning(
         policy=policy,
@@ -104,7 +106,7 @@ def build(
         policy_waits=recipe.algorithm.critic_warmup_steps * recipe.updates_per_step if needs.values else 0,
         algorithm=recipe.algorithm,
         schedule=schedule(recipe),
-        probe=Probe(engine, policy.weights, None if sampling.truncated else limit),
+        probe=make_probe(recipe, policy, engine, dtype, sampling),
         ranks=ranks,
         passes=recipe.passes_per_step,
         minibatches=recipe.minibatches,
@@ -113,7 +115,7 @@ def build(
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
     story = Online(
-        placement=Colocated(policy, engine, tuple(movable for movable in (reference, critic) if movable), clock),
+        placement=make_placement(recipe, policy, engine, (reference, critic), clock),
         collector=collector(recipe, desk, train, ranks, sampling),
         evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
         learning=learning,
@@ -124,7 +126,8 @@ def build(
         decode=renderer.decode,
     )
     learners = [policy, *([critic] if critic else [])]
-    return made_run(recipe, story, learners, policy.export, renderer, folder, ranks, report, clock, stopping), engine.close
+    export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
+    return made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping), engine.close
 
 
 def made_run(
@@ -218,7 +221,7 @@ def specs(recipe: Recipe) -> list[RewardSpec]:
 
 
 def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
-    workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) // ranks.local_world)
+    workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) * ranks.team_size // ranks.local_world)
     return RewardSettings(**{**recipe.rewarding.model_dump(), "workers": workers})
 
 
@@ -270,7 +273,9 @@ def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> 
     from rlkit.engines.deepspeed import DeepSpeedPolicy
 
     temperature = recipe.sampling.temperature if recipe.sampling else 1.0
-    return DeepSpeedPolicy(path, dtype, temperature=temperature, **learner_settings(recipe, ranks))
+    chosen = recipe.model.lora
+    lora = LoraSettings(chosen.rank, chosen.alpha, chosen.targets, chosen.dora, recipe.seed) if chosen.rank else None
+    return DeepSpeedPolicy(path, dtype, temperature=temperature, lora=lora, **learner_settings(recipe, ranks))
 
 
 def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
@@ -307,15 +312,30 @@ def make_engine(recipe: Recipe, path: str, dtype: torch.dtype, names: list[str],
         max_model_len=plan.longest(recipe),
         eos=renderer.eos_ids,
         world=ranks.world,
+        tensor_parallel=recipe.engine.tensor_parallel,
         sleeps=ranks.device.type == "cuda",
         extra=recipe.engine.vllm,
+        adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
     )
 
 
-def make_reference(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
+def make_reference(recipe: Recipe, policy: Any, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
     from rlkit.engines.hf import Reference
 
+    if policy.adapters is not None:
+        return BaseOfPolicy(policy)
+
     return Reference(path, dtype, temperature=recipe.sampling.temperature, device=ranks.device, offline=recipe.offline)
+
+
+def make_probe(recipe: Recipe, policy: Any, engine: Any, dtype: torch.dtype, sampling: Sampling) -> Probe:
+    limit = MISMATCH_LIMIT[dtype] if recipe.engine.mismatch_limit == "auto" else recipe.engine.mismatch_limit
+    sent = policy.parts_sent if recipe.engine.lora_sync == "adapter" else policy.weights
+    return Probe(engine, sent, None if sampling.truncated else limit)
+
+
+def make_placement(recipe: Recipe, policy: Any, engine: Any, others: tuple[Any, ...], clock: Clock) -> Colocated:
+    return Colocated(policy, engine, tuple(other for other in others if other), clock, SENDS[recipe.engine.lora_sync])
 
 
 def schedule(recipe: Recipe, lr: float | None = None) -> Schedule:

@@ -55,9 +55,10 @@ class Desk:
     text: Text
     stopping: Stopping
     seed: int
+    ranks: Ranks
 
     def groups(self, prompts: Sequence[tuple[int, Ask]], samples: int, sampling: Sampling, greedy: bool = False) -> list[Group] | None:
-        """The scored groups of numbered prompts, in their order; None where the run was asked to stop meanwhile.
+        """The scored groups of numbered prompts, in their order, the same on all ranks of a team; None where the run was asked to stop.
 
         greedy: each group gets the most likely completion too.
         """
@@ -70,12 +71,12 @@ class Desk:
                 asked[key] = prompt
         finished: dict[Key, Sample] = {}
         while self.engine.pending:
-            if self.stopping.requested:
+            if self.ranks.any_of_team(self.stopping.requested):
                 self.engine.abort()
                 return None
             for sample in self.engine.advance():
                 finished[sample.key] = self._judged_later(sample, asked[sample.key], samples + greedy)
-        verdicts = self.judge.collect(list(asked))
+        verdicts = self.ranks.shared(self.judge.collect(list(asked)) if self.ranks.leads else {})
         scored = {key: score(finished[key], verdicts[key]) for key in asked}
         return [
             Group(number, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples)), scored.get(Key(p.row, p.draw, GREEDY)))
@@ -84,6 +85,8 @@ class Desk:
 
     def _judged_later(self, sample: Sample, prompt: Ask, group_size: int) -> Sample:
         sample = replace(sample, text=self.text.decode(sample.tokens.tolist()))
+        if not self.ranks.leads:
+            return sample  # judged once, by the first of the team
         item = {
             **prompt.columns,
             **({} if prompt.answer is None else {"answer": prompt.answer}),
@@ -160,10 +163,12 @@ class Collector:
         return min(self.prompts_per_step, -(-missing * asked // found) if found else self.prompts_per_step) if asked else missing
 
     def _asked(self, first: int, count: int) -> list[Group] | None:
-        """This rank's share of the next `count` prompts, numbered from `first`; None where somebody was asked to stop."""
+        """This team's share of the next `count` prompts, numbered from `first`, held by its first rank; None where one is asked to stop."""
         numbered = list(enumerate(self.prompts.take(count), start=first))
-        groups = self.desk.groups(numbered[self.ranks.rank :: self.ranks.world], self.samples_per_prompt, self.sampling, self.greedy)
-        return None if self.ranks.any(groups is None) else groups
+        groups = self.desk.groups(self.ranks.dealt(numbered), self.samples_per_prompt, self.sampling, self.greedy)
+        if self.ranks.any(groups is None) or groups is None:
+            return None
+        return groups if self.ranks.leads else []
 
     def state(self) -> dict[str, Any]:
         """Where the prompts stand, and the surplus of all ranks; the same on every rank."""
@@ -172,7 +177,8 @@ class Collector:
 
     def load(self, state: dict[str, Any]) -> None:
         self.prompts.load(state["prompts"])
-        self.surplus = [group_from_json(g) for g in state["surplus"]][self.ranks.rank :: self.ranks.world]
+        mine = self.ranks.dealt(state["surplus"]) if self.ranks.leads else []
+        self.surplus = [group_from_json(g) for g in mine]
 
 
 def has_signal(group: Group) -> bool:

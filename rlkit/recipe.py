@@ -6,7 +6,7 @@ Unknown keys are refused with the nearest known ones; checks across keys stand i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -35,9 +35,17 @@ class SamplingSection(Section):
     min_p: Fraction
 
 
+class LoraSection(Section):
+    rank: Count | None
+    alpha: Positive
+    targets: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    dora: bool
+
+
 class ModelSection(Section):
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
+    lora: LoraSection
     chat_template_kwargs: dict[str, Any]
 
 
@@ -128,6 +136,8 @@ class EngineSection(Section):
     rollout: Literal["vllm", "hf"]
     zero_stage: Literal[0, 1, 2, 3]
     checkpointing: CountOrZero
+    tensor_parallel: Count
+    lora_sync: Literal["merged", "adapter"]
     mismatch_limit: Literal["auto"] | Positive
     max_skipped_updates: Count
     vllm: dict[str, Any]
@@ -144,6 +154,7 @@ class CheckpointSection(Section):
     every: CountOrZero
     keep: Count
     best: bool
+    export: Literal["merged", "adapter"]
 
 
 class ReportSection(Section):
@@ -230,6 +241,10 @@ class Recipe(Section):
                 f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} asks for more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
+        for reason in self.lora_refusals():
+            raise ValueError(reason)
+        if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
+            raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
         if (self.steps is None) == (self.data.epochs is None):
             raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
         if any(source.weight for source in (self.data.test or {}).values()):
@@ -267,6 +282,16 @@ class Recipe(Section):
     def offline_algorithm(self) -> bool:
         """Whether the algorithm learns from what is written in the data, and samples nothing."""
         return self.algorithm.name in OFFLINE
+
+    def lora_refusals(self) -> Iterator[str]:
+        sent, lora = self.engine.lora_sync == "adapter", self.model.lora
+        if lora.rank is None and (sent or self.checkpoint.export == "adapter"):
+            key = "engine.lora_sync" if sent else "checkpoint.export"
+            yield f"{key}=adapter needs an adapter, and all weights are trained; set model.lora.rank, or {key}=merged"
+        if sent and lora.dora:
+            yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM takes no adapters of DoRA; set engine.lora_sync=merged"
+        if sent and self.engine.rollout != "vllm":
+            yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
 
     @property
     def samples_per_step(self) -> int:

@@ -66,6 +66,7 @@ PLACES: dict[str, tuple[int, str]] = {
 OWNERS = {  # heavy library -> the only files that may import it
     "vllm": {"rlkit/engines/vllm.py"},
     "deepspeed": {"rlkit/engines/deepspeed.py"},
+    "peft": {"rlkit/engines/lora.py"},
     "wandb": {"rlkit/report/wandb.py"},
     "hydra": {"rlkit/run.py"},
     "omegaconf": {"rlkit/run.py"},

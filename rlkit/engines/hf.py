@@ -170,7 +170,7 @@ class HFEngine:
         self.device, self.eos, self.pad, self.rows = device, eos, pad, rows
         self.version: int | None = None
         self._waiting: list[Request] = []
-        self._received: dict[str, float] = {}
+        self._received: dict[str, Tensor] = {}
 
     @property
     def pending(self) -> int:
@@ -235,7 +235,7 @@ class HFEngine:
         check_names(own, self._received)
         self.version = version
 
-    def received(self) -> Mapping[str, float]:
+    def received(self) -> Mapping[str, Tensor]:
         return self._received
 
     def wake(self) -> None: ...
@@ -259,7 +259,7 @@ def make_sample(request: Request, tokens: list[int], logprobs: list[float], stop
     )
 
 
-def check_names(expected: Mapping[str, Any] | Sequence[str], received: Mapping[str, float]) -> None:
+def check_names(expected: Mapping[str, Any] | Sequence[str], received: Mapping[str, Any]) -> None:
     """Raises RunFailed where a load left out a tensor of the model, or brought one that it does not have."""
     missing = [name for name in expected if name not in received]
     unknown = [name for name in received if name not in set(expected)]

@@ -58,6 +58,11 @@ class Ranks:
     def most(self, number: int) -> int:
         return max(self.gather(number))
 
+    leads = True
+
+    def dealt(self, things: list[Any]) -> list[Any]:
+        return things[self.rank :: self.world]
+
     def any(self, flag: bool) -> bool:
         return any(self.gather(flag))
 
