@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlkit import plan
+from rlkit import heartbeat, plan
 from rlkit.builtin.model import default_cache, ensure_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
@@ -45,6 +45,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text` is the resolved recipe as it is written into the folder. On leaving, all that was started ends."""
     stopping = Stopping()
     stopping.install()
+    heartbeat.start()
     with ExitStack() as stack:
         ranks = Ranks()
         folder = open_folder(recipe, text, ranks)
@@ -81,6 +82,7 @@ def build(
     clock = Clock(report.phase)
     dtype = dtype_of(recipe, ranks.device)
     report.phase("loading")
+    heartbeat.beat("loading")
     policy = make_policy(recipe, model_path, dtype, ranks)
     engine = make_engine(recipe, model_path, dtype, policy.names, renderer, ranks)
     needs = recipe.algorithm.needs(recipe.updates_per_step)

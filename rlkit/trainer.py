@@ -86,7 +86,7 @@ def train(run: Run) -> None:
 
 def one_step(run: Run, step: int, before: Progress) -> Progress:
     """One rollout batch and the updates on it."""
-    run.clock.restart()
+    run.clock.restart(step)
     with run.placement.rollout(), run.clock("rollout"):
         mine = run.collector.take()
     if run.ranks.any(mine is None) or mine is None:

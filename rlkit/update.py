@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlkit import heartbeat
 from rlkit.algorithms import Algorithm, Needs
 from rlkit.batching import micro_batches
 from rlkit.engines.base import Critic, Learner, Policy, Scores
@@ -91,6 +92,7 @@ def on_batch(run: Learning, batch: Batch, said: Callable[[list[Sample], int], Te
     grid = torch.zeros(batch.mask.shape)
     plan = micro_batches([len(s.prompt) + len(s.tokens) for s in batch.samples], run.tokens_per_micro_batch)
     for k in range(run.ranks.most(len(plan))):
+        heartbeat.beat()
         chosen = plan[k] if k < len(plan) else []
         grid[chosen] = said([batch.samples[i] for i in chosen], batch.mask.shape[1]).cpu()
     return grid
@@ -149,6 +151,7 @@ def gradient(
         return None
     seen: list[Metrics] = []
     for k in range(passes):
+        heartbeat.beat()
         chosen = [active[i] for i in plan[k]] if k < len(plan) else []
         if not waits:
             with run.policy.training():
