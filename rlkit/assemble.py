@@ -60,6 +60,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         report.header()
         if told:
             report.note(told)
+        heartbeat.beat("loading")
         run = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
         stack.callback(run.collector.desk.engine.close)
         judge.ready()
@@ -82,7 +83,6 @@ def build(
     clock = Clock(report.phase)
     dtype = dtype_of(recipe, ranks.device)
     report.phase("loading")
-    heartbeat.beat("loading")
     policy = make_policy(recipe, model_path, dtype, ranks)
     engine = make_engine(recipe, model_path, dtype, policy.names, renderer, ranks)
     needs = recipe.algorithm.needs(recipe.updates_per_step)
