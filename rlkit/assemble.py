@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rlkit import plan
+from rlkit import heartbeat, plan
 from rlkit.builtin.model import default_cache, ensure_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
@@ -48,6 +48,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text` is the resolved recipe as it is written into the folder. On leaving, all that was started ends."""
     stopping = Stopping()
     stopping.install()
+    heartbeat.start()
     with ExitStack() as stack:
         ranks = Ranks(recipe.engine.tensor_parallel)
         folder = open_folder(recipe, text, ranks)
@@ -64,6 +65,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         report.header()
         if told:
             report.note(told)
+        heartbeat.beat("loading")
         if judge is None:
             from rlkit import assemble_offline  # which takes its engines from here
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from rlkit import seeds
+from rlkit import heartbeat, seeds
 from rlkit.engines.base import RolloutEngine
 from rlkit.ranks import Ranks
 from rlkit.rewarding.judge import Judge
@@ -75,6 +75,7 @@ class Desk:
                 self.engine.abort()
                 return None
             for sample in self.engine.advance():
+                heartbeat.beat()
                 finished[sample.key] = self._judged_later(sample, asked[sample.key], samples + greedy)
         verdicts = self.ranks.shared(self.judge.collect(list(asked)) if self.ranks.leads else {})
         scored = {key: score(finished[key], verdicts[key]) for key in asked}

@@ -68,11 +68,15 @@ def evaluation(recipe: Recipe) -> str:
 
 
 def device() -> str:
-    """What this machine has, without starting CUDA."""
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
-    if gpus == 0 and Path("/dev/nvidia0").exists():
-        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return f"{gpus} GPU(s)" if gpus else f"no GPU, {os.cpu_count()} CPU cores"
+    return f"{gpus()} GPU(s)" if gpus() else f"no GPU, {os.cpu_count()} CPU cores"
+
+
+def gpus() -> int:
+    """Those that this machine has, without starting CUDA."""
+    listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+    if listed == 0 and Path("/dev/nvidia0").exists():
+        listed = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return listed
 
 
 def model(recipe: Recipe) -> str:

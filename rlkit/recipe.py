@@ -162,6 +162,20 @@ class ReportSection(Section):
     wandb: str | None
 
 
+class LaunchSection(Section):
+    address: str | None
+    nodes: Count
+    gpus_per_node: Count | None
+    workers_per_node: Count
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None
+    interface: str | None
+    env: tuple[str, ...]
+    watchdog_minutes: Positive
+    max_restarts: CountOrZero
+    wait_minutes: Positive
+    elastic: bool
+
+
 def typed_algorithm(value: Any) -> Any:
     """The section `algorithm` as the class that its `name` stands for, or the class in the user's file that `path` names."""
     if not isinstance(value, Mapping):
@@ -220,6 +234,7 @@ class Recipe(Section):
     eval: EvalSection
     checkpoint: CheckpointSection
     report: ReportSection
+    launch: LaunchSection
     output_dir: str | None
     resume: Literal["auto", "never"]
     offline: bool
@@ -303,7 +318,7 @@ class Recipe(Section):
         return self.updates_per_step // self.passes_per_step
 
 
-IDENTITY_FREE = frozenset({"output_dir", "resume", "offline", "debug", "dry_run", "report"})  # cannot change what a run computes
+IDENTITY_FREE = frozenset({"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch"})  # cannot change what a run computes
 
 
 def read(config: Mapping[str, Any]) -> Recipe:
