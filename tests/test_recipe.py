@@ -181,8 +181,8 @@ def test_an_offline_algorithm_takes_away_what_it_does_not_use(capsys: pytest.Cap
     assert "32 pairs = 64 completions" in told and "rewards" not in told and "vllm" not in told and "rollout" not in told
     assert run.main(["recipe=kto_math", "dry_run=true", "updates_per_step=33"]) == 2
     assert "algorithm=kto compares the rows of a minibatch" in capsys.readouterr().err
-    assert run.main(["recipe=grpo_math", "dry_run=true", "rewards=null"]) == 2
-    assert "rewards is not set, and algorithm=grpo samples and is rewarded" in capsys.readouterr().err
+    assert run.main(["recipe=grpo_math", "dry_run=true", "sampling=null"]) == 2
+    assert "sampling is not set, and algorithm=grpo samples and is rewarded" in capsys.readouterr().err
 
 
 def test_several_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:
