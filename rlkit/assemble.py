@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlkit import plan
+from rlkit import heartbeat, plan
 from rlkit.builtin.model import default_cache, ensure_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
@@ -20,6 +21,7 @@ from rlkit.collector import Collector, Desk
 from rlkit.data.renderer import Renderer
 from rlkit.data.stream import Prompt, Stream
 from rlkit.engines.base import Learner
+from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
 from rlkit.errors import UserError
@@ -31,12 +33,13 @@ from rlkit.report import Report
 from rlkit.rewarding.judge import Judge
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.schedule import Schedule
-from rlkit.sourcing import sourced
+from rlkit.sourcing import sourced, with_steps
 from rlkit.stopping import Stopping
 from rlkit.trainer import Run, Story
 from rlkit.types import Sampling
 from rlkit.update import Learning
 
+SENDS = {"merged": send_merged, "adapter": send_adapter}
 MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # mean |difference of log-probs|, nats
 
 
@@ -45,8 +48,9 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text` is the resolved recipe as it is written into the folder. On leaving, all that was started ends."""
     stopping = Stopping()
     stopping.install()
+    heartbeat.start()
     with ExitStack() as stack:
-        ranks = Ranks()
+        ranks = Ranks(recipe.engine.tensor_parallel)
         folder = open_folder(recipe, text, ranks)
         offline = recipe.offline_algorithm
         judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
@@ -54,12 +58,14 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
         train, test, told = sourced(recipe, renderer, recipe.algorithm.reads if offline else "prompts")
+        recipe = with_steps(recipe, len(train.rows))
         report = stack.enter_context(open_report(recipe, folder, ranks))
         if ranks.main:
             report.write_text("recipe.yaml", text)
         report.header()
         if told:
             report.note(told)
+        heartbeat.beat("loading")
         if judge is None:
             from rlkit import assemble_offline  # which takes its engines from here
 
@@ -90,10 +96,9 @@ def build(
     policy = make_policy(recipe, model_path, dtype, ranks)
     engine = make_engine(recipe, model_path, dtype, policy.names, renderer, ranks)
     needs = recipe.algorithm.needs(recipe.updates_per_step)
-    reference = make_reference(recipe, model_path, dtype, ranks) if needs.reference else None
+    reference = make_reference(recipe, policy, model_path, dtype, ranks) if needs.reference else None
     sampling = Sampling(**recipe.sampling.model_dump(), max_tokens=recipe.max_completion_tokens)
-    desk = Desk(engine, judge, renderer, stopping, recipe.seed)
-    limit = MISMATCH_LIMIT[dtype] if recipe.engine.mismatch_limit == "auto" else recipe.engine.mismatch_limit
+    desk = Desk(engine, judge, renderer, stopping, recipe.seed, ranks)
     critic = make_critic(recipe, model_path, dtype, ranks) if needs.values else None
     learning = Learning(
         policy=policy,
@@ -103,7 +108,7 @@ def build(
         policy_waits=recipe.algorithm.critic_warmup_steps * recipe.updates_per_step if needs.values else 0,
         algorithm=recipe.algorithm,
         schedule=schedule(recipe),
-        probe=Probe(engine, policy.weights, None if sampling.truncated else limit),
+        probe=make_probe(recipe, policy, engine, dtype, sampling),
         ranks=ranks,
         passes=recipe.passes_per_step,
         minibatches=recipe.minibatches,
@@ -112,8 +117,8 @@ def build(
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
     story = Online(
-        placement=Colocated(policy, engine, tuple(movable for movable in (reference, critic) if movable), clock),
-        collector=Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy),
+        placement=make_placement(recipe, policy, engine, (reference, critic), clock),
+        collector=collector(recipe, desk, train, ranks, sampling),
         evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
         learning=learning,
         remembered=recipe.algorithm.start(),
@@ -123,7 +128,8 @@ def build(
         decode=renderer.decode,
     )
     learners = [policy, *([critic] if critic else [])]
-    return made_run(recipe, story, learners, policy.export, renderer, folder, ranks, report, clock, stopping), engine.close
+    export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
+    return made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping), engine.close
 
 
 def made_run(
@@ -217,8 +223,13 @@ def specs(recipe: Recipe) -> list[RewardSpec]:
 
 
 def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
-    workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) // ranks.local_world)
+    workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) * ranks.team_size // ranks.local_world)
     return RewardSettings(**{**recipe.rewarding.model_dump(), "workers": workers})
+
+
+def collector(recipe: Recipe, desk: Desk, train: Stream[Prompt], ranks: Ranks, sampling: Sampling) -> Collector:
+    needs = recipe.algorithm.needs(recipe.updates_per_step)
+    return Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy, needs.max_refills)
 
 
 def evaluation(recipe: Recipe, desk: Desk, test: list[Any], ranks: Ranks, sampling: Sampling) -> Evaluation:
@@ -264,7 +275,9 @@ def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> 
     from rlkit.engines.deepspeed import DeepSpeedPolicy
 
     temperature = recipe.sampling.temperature if recipe.sampling else 1.0
-    return DeepSpeedPolicy(path, dtype, temperature=temperature, **learner_settings(recipe, ranks))
+    chosen = recipe.model.lora
+    lora = LoraSettings(chosen.rank, chosen.alpha, chosen.targets, chosen.dora, recipe.seed) if chosen.rank else None
+    return DeepSpeedPolicy(path, dtype, temperature=temperature, lora=lora, **learner_settings(recipe, ranks))
 
 
 def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
@@ -283,6 +296,7 @@ def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
         "device": ranks.device,
         "offline": recipe.offline,
         "extra": recipe.engine.deepspeed,
+        "recompute": recipe.engine.checkpointing,
     }
 
 
@@ -300,15 +314,30 @@ def make_engine(recipe: Recipe, path: str, dtype: torch.dtype, names: list[str],
         max_model_len=plan.longest(recipe),
         eos=renderer.eos_ids,
         world=ranks.world,
+        tensor_parallel=recipe.engine.tensor_parallel,
         sleeps=ranks.device.type == "cuda",
         extra=recipe.engine.vllm,
+        adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
     )
 
 
-def make_reference(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
+def make_reference(recipe: Recipe, policy: Any, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
     from rlkit.engines.hf import Reference
 
+    if policy.adapters is not None:
+        return BaseOfPolicy(policy)
+
     return Reference(path, dtype, temperature=recipe.sampling.temperature, device=ranks.device, offline=recipe.offline)
+
+
+def make_probe(recipe: Recipe, policy: Any, engine: Any, dtype: torch.dtype, sampling: Sampling) -> Probe:
+    limit = MISMATCH_LIMIT[dtype] if recipe.engine.mismatch_limit == "auto" else recipe.engine.mismatch_limit
+    sent = policy.parts_sent if recipe.engine.lora_sync == "adapter" else policy.weights
+    return Probe(engine, sent, None if sampling.truncated else limit)
+
+
+def make_placement(recipe: Recipe, policy: Any, engine: Any, others: tuple[Any, ...], clock: Clock) -> Colocated:
+    return Colocated(policy, engine, tuple(other for other in others if other), clock, SENDS[recipe.engine.lora_sync])
 
 
 def schedule(recipe: Recipe, lr: float | None = None) -> Schedule:

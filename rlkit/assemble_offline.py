@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def build(
     report.phase("loading")
     stream, held_out = rows
     algorithm = recipe.algorithm
-    learner, said = LEARNERS[algorithm.learner](recipe, model_path, ranks, renderer)
+    learner, said, export = LEARNERS[algorithm.learner](recipe, model_path, ranks, renderer)
     reading = Reading(
         learner=learner,
         said=said,
@@ -57,25 +58,30 @@ def build(
         asked = story.ahead(recipe.steps)
         story.reference, computed = looked_up(learner, asked, ranks, recipe.tokens_per_micro_batch, default_cache())
         report.note(f"reference log-probs: {f'computed of {computed:,} completions' if computed else 'found in the cache'}")
-    return assemble.made_run(recipe, story, [learner], learner.export, renderer, folder, ranks, report, clock, stopping)
+    return assemble.made_run(recipe, story, [learner], export, renderer, folder, ranks, report, clock, stopping)
 
 
 Said = Callable[[Sequence[Sample], int], Tensor]
+Made = tuple[Any, Said, Callable[[Path], None]]  # what learns, what it says, how it is written down
 
 
-def policy(recipe: Recipe, path: str, ranks: Ranks, renderer: Renderer) -> tuple[Any, Said]:
+def policy(recipe: Recipe, path: str, ranks: Ranks, renderer: Renderer) -> Made:
     """A policy that says log-probs [B, T]."""
     made = assemble.make_policy(recipe, path, assemble.dtype_of(recipe, ranks.device), ranks)
-    return made, lambda samples, width: made.logprobs(samples, width)[0]
+    return (
+        made,
+        lambda samples, width: made.logprobs(samples, width)[0],
+        partial(made.export, adapter=recipe.checkpoint.export == "adapter"),
+    )
 
 
-def reward_model(recipe: Recipe, path: str, ranks: Ranks, renderer: Renderer) -> tuple[Any, Said]:
+def reward_model(recipe: Recipe, path: str, ranks: Ranks, renderer: Renderer) -> Made:
     """A reward model that says one score [B, 1] a completion."""
     from rlkit.engines.reward_model import DeepSpeedRewardModel
 
     dtype: torch.dtype = assemble.dtype_of(recipe, ranks.device)
     made = DeepSpeedRewardModel(path, dtype, pad=renderer.pad_id, **assemble.learner_settings(recipe, ranks))
-    return made, lambda samples, width: made.scores(samples).unsqueeze(-1)
+    return made, lambda samples, width: made.scores(samples).unsqueeze(-1), made.export
 
 
-LEARNERS: dict[str, Callable[[Recipe, str, Ranks, Renderer], tuple[Any, Said]]] = {"policy": policy, "reward_model": reward_model}
+LEARNERS: dict[str, Callable[[Recipe, str, Ranks, Renderer], Made]] = {"policy": policy, "reward_model": reward_model}

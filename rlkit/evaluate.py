@@ -27,9 +27,10 @@ class Evaluation:
     def run(self) -> tuple[dict[str, float], list[Group]] | None:
         """Metrics over all ranks, and this rank's groups; None where this rank was asked to stop."""
         numbered = list(enumerate(self.prompts))
-        groups = self.desk.groups(numbered[self.ranks.rank :: self.ranks.world], self.samples, self.sampling)
+        groups = self.desk.groups(self.ranks.dealt(numbered), self.samples, self.sampling)
         if self.ranks.any(groups is None) or groups is None:
             return None
+        groups = groups if self.ranks.leads else []
         return values(self.ranks.merged(self._metrics(groups))), groups
 
     def _metrics(self, groups: list[Group]) -> Metrics:

@@ -74,6 +74,20 @@ class Spread:
         return math.sqrt(self.squares / (self.count - 1))
 
 
+@dataclass(frozen=True)
+class Effective(Spread):
+    """Of weights: (sum w)^2 / (n sum w^2), the share of the samples that they are worth; 1 where all are alike."""
+
+    def merge(self, other: Spread) -> Effective:
+        both = super().merge(other)
+        return Effective(both.count, both.mean, both.squares)
+
+    @property
+    def value(self) -> float:
+        square = self.mean**2 + self.squares / self.count if self.count else 0.0  # the mean of the squares
+        return self.mean**2 / square if square else math.nan
+
+
 Metric = Mean | Sum | Max | Spread
 Metrics = dict[str, Metric]
 
@@ -95,6 +109,12 @@ def spread(values: Iterable[float]) -> Spread:
     numbers = list(values)
     mean = math.fsum(numbers) / max(len(numbers), 1)
     return Spread(float(len(numbers)), mean, math.fsum((v - mean) ** 2 for v in numbers))
+
+
+def effective(weights: Tensor) -> Effective:
+    """Of weights [n]."""
+    mean = weights.mean() if weights.numel() else weights.sum()
+    return Effective(float(weights.numel()), float(mean), float((weights - mean).square().sum()))
 
 
 def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:

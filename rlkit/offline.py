@@ -41,8 +41,7 @@ class Unit:
 
     @property
     def tokens(self) -> int:
-        """Padded to the longer of a pair: what it takes of a micro-batch."""
-        return len(self.samples) * max(len(s.prompt) + len(s.tokens) for s in self.samples)
+        return sum(len(s.prompt) + len(s.tokens) for s in self.samples)
 
 
 def written(row: int, draw: int, number: int, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Sample:
@@ -124,10 +123,10 @@ class Offline:
         seen: list[Metrics] = []
         with self.clock("update"):
             for _ in range(self.reading.passes):
-                for minibatch in self.reading.cut(units):
+                for minibatch in filter(None, self.reading.cut(units)):  # the last rows may be fewer
                     metrics, count = one_update(self.reading, minibatch, self.reference, count)
                     seen.append(metrics)
-        tokens = sum(len(s.prompt) + len(s.tokens) for u in units for s in u.samples)
+        tokens = sum(u.tokens for u in units)
         left_out = {f"rows/{name}": float(self.rows.state()[name]) for name in ("too_long", "bad_row", "cut")}
         row = {**with_margins(values(merge(seen))), **left_out, "throughput/tokens_per_second": tokens / self.clock.seconds}
         return Stepped(row, count, tokens)

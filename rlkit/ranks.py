@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlkit.errors import UserError
 from rlkit.loopback import ensure_loopback
 from rlkit.metrics import Metrics, merge
 
+Thing = TypeVar("Thing")
 TIMEOUT = timedelta(hours=2)  # a rank may wait for another's longest rollout
 
 
 class Ranks:
-    """This process among the others; alone where the environment names no others."""
+    """This process among the others; alone where the environment names no others.
 
-    def __init__(self) -> None:
+    A team is the ranks that share one rollout engine: they ask for the same completions, and its first rank hands them on.
+    """
+
+    def __init__(self, team_size: int = 1) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -29,6 +35,8 @@ class Ranks:
         if cuda:
             torch.cuda.set_device(self.device)
         self._connect("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        self.team_size, self.teams, self.team = team_size, self.world // team_size, self.rank // team_size
+        self._team = self._made_team() if team_size > 1 else None
 
     def _connect(self, backend: str) -> None:
         """Must come before DeepSpeed and vLLM, which find the group made and take it."""
@@ -40,6 +48,38 @@ class Ranks:
         ensure_loopback()
         store = dist.HashStore()  # in memory: takes no port
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
+
+    def _made_team(self) -> Any:
+        """This rank's team; all ranks make all of them."""
+        if self.world % self.team_size:
+            raise UserError(f"engine.tensor_parallel={self.team_size} does not divide the {self.world} process(es) of this run")
+        size = self.team_size
+        made = [dist.new_group(list(range(t * size, (t + 1) * size)), timeout=TIMEOUT, backend="gloo") for t in range(self.teams)]
+        return made[self.team]
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first of its team."""
+        return self.rank % self.team_size == 0
+
+    def dealt(self, things: Sequence[Thing]) -> Sequence[Thing]:
+        """This team's share of what all ranks hold."""
+        return things[self.team :: self.teams]
+
+    def shared(self, thing: Thing) -> Thing:
+        """The thing of the team's first rank."""
+        if self._team is None:
+            return thing
+        things = [thing]
+        dist.broadcast_object_list(things, src=self.team * self.team_size, group=self._team)
+        return things[0]
+
+    def any_of_team(self, flag: bool) -> bool:
+        if self._team is None:
+            return flag
+        found = torch.tensor([int(flag)])
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._team)
+        return bool(found)
 
     @property
     def main(self) -> bool:

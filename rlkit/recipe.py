@@ -6,14 +6,16 @@ Unknown keys are refused with the nearest known ones; checks across keys stand i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rlkit.algorithms import ALGORITHMS, OFFLINE
+from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
 from rlkit.algorithms.offline import COMPLETIONS
 from rlkit.errors import UserError
+from rlkit.plugins import module_of_file
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
@@ -33,9 +35,17 @@ class SamplingSection(Section):
     min_p: Fraction
 
 
+class LoraSection(Section):
+    rank: Count | None
+    alpha: Positive
+    targets: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    dora: bool
+
+
 class ModelSection(Section):
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
+    lora: LoraSection
     chat_template_kwargs: dict[str, Any]
 
 
@@ -48,9 +58,38 @@ class ColumnsSection(Section):
     label: str | None = None
 
 
+class SourceSection(Section):
+    """A place of rows; what it does not say of them, the section `data` does. Named by the user, so no file can hold its defaults."""
+
+    path: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    weight: Positive | None = None
+    columns: ColumnsSection | None = None
+    chat: bool | None = None
+    system: str | None = None
+    template: str | None = None
+    answer_pattern: str | None = None
+
+
+def named_sources(value: Any) -> Any:
+    """One place, which needs no name, or several under names -> by name."""
+    if isinstance(value, str):
+        return {"": {"path": value}}
+    if not isinstance(value, Mapping) or ("path" not in value and not all(isinstance(part, Mapping) for part in value.values())):
+        raise ValueError(f"data.train and data.test are a place, {{path: ...}}, or several, {{a: {{path: ...}}}}; this is none: {value}")
+    return {"": value} if isinstance(value.get("path"), str) else value
+
+
+Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidator(named_sources)]
+
+
 class DataSection(Section):
-    train: str | dict[str, Any]
-    test: str | dict[str, Any] | None
+    train: Sources
+    test: Sources | None
+    curriculum: str | None
+    epochs: Positive | None
     columns: ColumnsSection
     chat: bool | None
     system: str | None
@@ -96,6 +135,9 @@ class OptimSection(Section):
 class EngineSection(Section):
     rollout: Literal["vllm", "hf"]
     zero_stage: Literal[0, 1, 2, 3]
+    checkpointing: CountOrZero
+    tensor_parallel: Count
+    lora_sync: Literal["merged", "adapter"]
     mismatch_limit: Literal["auto"] | Positive
     max_skipped_updates: Count
     vllm: dict[str, Any]
@@ -112,6 +154,7 @@ class CheckpointSection(Section):
     every: CountOrZero
     keep: Count
     best: bool
+    export: Literal["merged", "adapter"]
 
 
 class ReportSection(Section):
@@ -119,15 +162,52 @@ class ReportSection(Section):
     wandb: str | None
 
 
+class LaunchSection(Section):
+    address: str | None
+    nodes: Count
+    gpus_per_node: Count | None
+    workers_per_node: Count
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None
+    interface: str | None
+    env: tuple[str, ...]
+    watchdog_minutes: Positive
+    max_restarts: CountOrZero
+    wait_minutes: Positive
+    elastic: bool
+
+
 def typed_algorithm(value: Any) -> Any:
-    """The section `algorithm` as the class that its `name` stands for."""
+    """The section `algorithm` as the class that its `name` stands for, or the class in the user's file that `path` names."""
     if not isinstance(value, Mapping):
         return value
     name = value.get("name")
+    if name == "custom":
+        keys = dict(value)
+        return custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
     known: dict[str, type[BaseModel]] = {**ALGORITHMS, **OFFLINE}
     if name not in known:
-        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), known)}")
+        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), [*known, 'custom'])}")
     return known[name].model_validate(dict(value))
+
+
+def custom_algorithm(path: str) -> type[Objective]:
+    """The class of a path FILE.py:Class, relative to the working directory. Raises ValueError where it is not there."""
+    file, colon, name = path.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise ValueError(f"algorithm.path={path} names no class in a file; write my_algorithm.py:MyAlgorithm")
+    place = Path(file).absolute()
+    if not place.is_file():
+        raise ValueError(f"algorithm.path={path}: there is no file {place}; a path is relative to the working directory")
+    try:
+        module = module_of_file(place)
+    except Exception as error:  # a user's file may raise anything, and its own words say what
+        raise ValueError(f"algorithm.path={path} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, Objective):
+        return found
+    known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__]
+    what = "is no rlkit.algorithms.Objective" if found is not None else "is not in that file"
+    raise ValueError(f"algorithm.path={path}: {name} {what}{nearest(name, known, 'it has')}")
 
 
 class Recipe(Section):
@@ -135,7 +215,7 @@ class Recipe(Section):
 
     recipe: str
     seed: CountOrZero
-    steps: CountOrZero
+    steps: CountOrZero | None
     prompts_per_step: Count
     samples_per_prompt: Count | None  # None where nothing is sampled, as the next ones
     passes_per_step: Count
@@ -154,6 +234,7 @@ class Recipe(Section):
     eval: EvalSection
     checkpoint: CheckpointSection
     report: ReportSection
+    launch: LaunchSection
     output_dir: str | None
     resume: Literal["auto", "never"]
     offline: bool
@@ -175,6 +256,14 @@ class Recipe(Section):
                 f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} asks for more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
+        for reason in self.lora_refusals():
+            raise ValueError(reason)
+        if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
+            raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
+        if (self.steps is None) == (self.data.epochs is None):
+            raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
+        if any(source.weight for source in (self.data.test or {}).values()):
+            raise ValueError("data.test takes its sources one after the other: leave their weights away")
         together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1  # of a pair neither is learnt from alone
         longest = together * (self.max_prompt_tokens + self.max_completion_tokens)
         if self.tokens_per_micro_batch < longest:
@@ -196,6 +285,8 @@ class Recipe(Section):
             )
             if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
                 reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
+            if self.algorithm.learner == "reward_model" and self.model.lora.rank is not None:
+                reasons.append(f"model.lora.rank={self.model.lora.rank}: algorithm={name} trains all weights; set it to null")
             return reasons
         missing = [word for word, value in own.items() if not value]
         if missing:
@@ -209,6 +300,16 @@ class Recipe(Section):
         """Whether the algorithm learns from what is written in the data, and samples nothing."""
         return self.algorithm.name in OFFLINE
 
+    def lora_refusals(self) -> Iterator[str]:
+        sent, lora = self.engine.lora_sync == "adapter", self.model.lora
+        if lora.rank is None and (sent or self.checkpoint.export == "adapter"):
+            key = "engine.lora_sync" if sent else "checkpoint.export"
+            yield f"{key}=adapter needs an adapter, and all weights are trained; set model.lora.rank, or {key}=merged"
+        if sent and lora.dora:
+            yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM takes no adapters of DoRA; set engine.lora_sync=merged"
+        if sent and self.engine.rollout != "vllm":
+            yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
+
     @property
     def samples_per_step(self) -> int:
         return self.prompts_per_step * (COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt)
@@ -219,7 +320,7 @@ class Recipe(Section):
         return self.updates_per_step // self.passes_per_step
 
 
-IDENTITY_FREE = frozenset({"output_dir", "resume", "offline", "debug", "dry_run", "report"})  # cannot change what a run computes
+IDENTITY_FREE = frozenset({"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch"})  # cannot change what a run computes
 
 
 def read(config: Mapping[str, Any]) -> Recipe:
@@ -233,7 +334,7 @@ def read(config: Mapping[str, Any]) -> Recipe:
 
 def told(error: Any, config: Mapping[str, Any]) -> str:
     """One of pydantic's errors in the words of a recipe."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"] if part != "")  # the only source has no name
     if error["type"] == "extra_forbidden":
         *sections, name = error["loc"]
         known = list(at(config, sections) or {})
@@ -252,9 +353,12 @@ def keys_of(sections: list[Any]) -> list[str]:
     for section in sections:
         if section == "algorithm":
             return sorted({name for algorithm in [*ALGORITHMS.values(), *OFFLINE.values()] for name in algorithm.model_fields})
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            continue
         field = kind.model_fields.get(section) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
         if field is None:
-            return list(RewardSection.model_fields) if kind == dict[str, RewardSection] else []
+            return []
         kind = field.annotation
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 

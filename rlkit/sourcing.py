@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from rlkit.data.columns import Columns, PromptReader
+import numpy as np
+
+from rlkit.data.columns import Columns, PromptReader, RowReader
 from rlkit.data.cursor import Cursor
 from rlkit.data.preferences import DemonstrationSet, PairSet, RatedSet
 from rlkit.data.renderer import Renderer
 from rlkit.data.sources import open_rows
 from rlkit.data.stream import PromptSet, RowSet, Stream
 from rlkit.data.written import DemonstrationReader, PairReader, RatedReader
-from rlkit.recipe import Recipe
+from rlkit.recipe import Recipe, SourceSection
 
 Kind = Literal["prompts", "pairs", "rated", "demonstrations"]
-READERS: dict[Kind, Callable[..., Any]] = {
+READERS: dict[Kind, Callable[..., RowReader[Any]]] = {
     "prompts": PromptReader,
     "pairs": PairReader,
     "rated": RatedReader,
@@ -27,28 +29,54 @@ SETS: dict[Kind, Callable[..., RowSet[Any]]] = {
     "rated": RatedSet,
     "demonstrations": DemonstrationSet,
 }
+OF_SOURCE = ("chat", "system", "template", "answer_pattern")  # keys of `data` that a source may say for itself
 
 
 def sourced(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -> tuple[Stream[Any], list[Any], str | None]:
     """The training stream, the held-out rows, and a line on those left out, if any."""
-    data = recipe.data
-    train = opened(recipe, renderer, kind, data.train, "train")
-    held_out = opened(recipe, renderer, kind, data.test, "test") if data.test else None
-    test, counts = held_out.all(recipe.eval.problems) if held_out else ([], None)
-    told = held_out.told(counts) if held_out and counts else None
-    return Stream(train, Cursor(len(train), recipe.seed)), test, told
+    readers = opened(recipe, kind, "train", recipe.data.train)
+    train = made(recipe, renderer, kind, readers)
+    if not recipe.data.test:
+        return Stream(train, ordered(recipe, readers)), [], None
+    held_out = made(recipe, renderer, kind, opened(recipe, kind, "test", recipe.data.test))
+    test, counts = held_out.all(recipe.eval.problems)
+    return Stream(train, ordered(recipe, readers)), test, held_out.told(counts)
 
 
-def opened(recipe: Recipe, renderer: Renderer, kind: Kind, source: Any, split: str) -> RowSet[Any]:
-    """The rows of one place as things of one kind."""
+def with_steps(recipe: Recipe, rows: int) -> Recipe:
+    """data.epochs as a number of steps, the last of them whole; rows: of all training sources."""
+    if recipe.data.epochs is None:
+        return recipe
+    return recipe.model_copy(update={"steps": max(1, round(recipe.data.epochs * rows / recipe.prompts_per_step))})
+
+
+def opened(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
+    """A reader of each source."""
+    data, readers = recipe.data, []
+    for name, source in sources.items():
+        own = {key: value if (value := getattr(source, key)) is not None else getattr(data, key) for key in OF_SOURCE}
+        columns = Columns(**(source.columns or data.columns).model_dump(), **own)
+        place = {key: getattr(source, key) for key in ("path", "config", "split", "revision")}
+        rows = open_rows(place, split_default=split, offline=recipe.offline, key=f"data.{split}" + (f".{name}" if name else ""))
+        reader = READERS[kind](rows, columns)
+        reader.check(stop=data.on_bad_row == "stop")
+        readers.append(reader)
+    return readers
+
+
+def made(recipe: Recipe, renderer: Renderer, kind: Kind, readers: list[RowReader[Any]]) -> RowSet[Any]:
+    """What the rows of all sources become."""
     data = recipe.data
-    columns = Columns(
-        **data.columns.model_dump(), answer_pattern=data.answer_pattern, system=data.system, template=data.template, chat=data.chat
-    )
-    rows = open_rows(source, split_default=split, offline=recipe.offline, key=f"data.{split}")
-    reader = READERS[kind](rows, columns)
-    reader.check(stop=data.on_bad_row == "stop")
     limits = {"max_prompt_tokens": recipe.max_prompt_tokens, "on_long": data.on_long, "on_bad_row": data.on_bad_row}
     if kind != "prompts":
         limits["max_completion_tokens"] = recipe.max_completion_tokens
-    return SETS[kind](reader, renderer, **limits)
+    return SETS[kind](readers, renderer, **limits)
+
+
+def ordered(recipe: Recipe, readers: list[RowReader[Any]]) -> Cursor:
+    """The order of the training rows: mixed by weight where a source has one, else one shuffle of all."""
+    given = [source.weight for source in recipe.data.train.values()]
+    weights = None if given == [None] * len(given) else [weight or 1.0 for weight in given]
+    column = recipe.data.curriculum
+    values = None if column is None else np.concatenate([reader.values(column) for reader in readers])
+    return Cursor([len(reader) for reader in readers], recipe.seed, weights=weights, values=values)

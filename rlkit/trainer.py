@@ -107,7 +107,7 @@ def train(run: Run) -> None:
 
 def one_step(run: Run, step: int, before: Progress) -> Progress:
     """The story's step, and what there is to remember of it."""
-    run.clock.restart()
+    run.clock.restart(step)
     done = run.story.step(step, before.count)
     tokens = before.tokens + done.tokens
     row = done.row | {"num_tokens": float(tokens)}

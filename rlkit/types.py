@@ -106,8 +106,14 @@ class Batch:
     group: Tensor  # [B] int64, number of the sample's group in the step
     index: Tensor  # [B] int64, position of the sample in the step, over all ranks
     minibatch: Tensor  # [B] int64, which minibatch of a pass the sample belongs to
+    lag: Tensor  # [B] int64, steps that the policy learned since it sampled the sample
     size: int  # N
     baseline: Tensor | None = None  # [B] float64, reward of the greedy completion of the same prompt, nan where that failed
+
+    @property
+    def own(self) -> Tensor:
+        """Tokens that count and were sampled by the policy as it is now; [B, T] bool."""
+        return self.mask & (self.lag == 0).unsqueeze(-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlkit import heartbeat
 from rlkit.algorithms import Algorithm, Needs
 from rlkit.batching import micro_batches
 from rlkit.engines.base import Critic, Learner, Policy, Scores
@@ -65,7 +66,7 @@ def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
     metrics: Metrics = {}
     if run.needs.old_logprobs:
         old = scored(run, batch, run.policy)
-        metrics = run.probe.compare(old, batch.rollout_logprobs, batch.mask)
+        metrics = run.probe.compare(old, batch.rollout_logprobs, batch.own)
         run.probe.check(metrics)
     if run.needs.reference:
         assert run.reference is not None, "assemble loads what the algorithm needs"
@@ -85,6 +86,7 @@ def on_batch(run: Learning, batch: Batch, said: Callable[[list[Sample], int], Te
     """What a model says of the batch [B, T], micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
     grid = torch.zeros(batch.mask.shape)
     for chosen in in_step([len(s.prompt) + len(s.tokens) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
+        heartbeat.beat()
         grid[chosen] = said([batch.samples[i] for i in chosen], batch.mask.shape[1]).cpu()
     return grid
 
@@ -136,6 +138,7 @@ def gradient(
     lengths = [len(batch.samples[i].prompt) + len(batch.samples[i].tokens) for i in active]
     seen: list[Metrics] = []
     for places in in_step(lengths, run.tokens_per_micro_batch, run.ranks):
+        heartbeat.beat()
         chosen = [active[i] for i in places]
         if not waits:
             with run.policy.training():
@@ -198,5 +201,5 @@ def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credi
     run.policy.backward(loss)
     metrics |= {"loss": Sum(float(loss.detach())), "entropy": masked(entropy, mask)}
     if signals.old_logprobs is None:
-        metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, mask)
+        metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, cut(batch.own))
     return metrics

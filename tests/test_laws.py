@@ -29,11 +29,14 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.errors": (0, "errors"),
     "rlkit.paths": (0, "paths"),
     "rlkit.clock": (0, "clock"),
+    "rlkit.plugins": (0, "plugins"),
+    "rlkit.heartbeat": (0, "clock"),
     "rlkit.quiet": (0, "quiet"),
     "rlkit.ops": (0, "ops"),
     "rlkit.types": (1, "types"),
     "rlkit.metrics": (1, "metrics"),
     "rlkit.stopping": (1, "stopping"),
+    "rlkit.stored": (2, "stored"),
     "rlkit.loopback": (1, "loopback"),
     "rlkit.algorithms": (2, "algorithms"),
     "rlkit.batching": (2, "batching"),
@@ -62,11 +65,12 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.assemble": (5, "assembly"),
     "rlkit.assemble_offline": (5, "assembly"),
     "rlkit.run": (6, "run"),
-    "launch": (6, "launch"),
+    "launch": (7, "launch"),  # stands on the door: it reads a recipe as the door does
 }
 OWNERS = {  # heavy library -> the only files that may import it
     "vllm": {"rlkit/engines/vllm.py"},
     "deepspeed": {"rlkit/engines/deepspeed.py"},
+    "peft": {"rlkit/engines/lora.py"},
     "wandb": {"rlkit/report/wandb.py"},
     "hydra": {"rlkit/run.py"},
     "omegaconf": {"rlkit/run.py"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
@@ -170,12 +170,11 @@ class Stream(Generic[T]):
         self._cursor = cursor
 
     def take(self, n: int) -> list[T]:
-        """The next `n`; fewer only where the cursor's epochs end. Raises UserError where a whole pass gives none."""
+        """The next `n`. Raises UserError where a whole pass gives none."""
         taken: list[T] = []
         without = 0
-        for row, draw in self._places():
-            if len(taken) == n:
-                break
+        while len(taken) < n:
+            row, draw = self._cursor.at(self.counts.looked_at)
             found = self.rows.get(row, draw)
             self.counts = self.counts.after(found)
             if isinstance(found, LeftOut):
@@ -197,9 +196,3 @@ class Stream(Generic[T]):
             if state[word] != now:
                 raise UserError(f"{self.rows.name}: the checkpoint was made with {word}={state[word]}, now it is {now}; start a new run")
         self.counts = Counts(**{word: state[word] for word in vars(Counts())})
-
-    def _places(self) -> Iterator[tuple[int, int]]:
-        position = self.counts.looked_at
-        while block := self._cursor.take(position, 1):
-            yield from block
-            position += 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from rlkit.types import Request, Sample
@@ -35,7 +36,7 @@ class RolloutEngine(Protocol):
         """Takes in every tensor of the checkpoint. Raises RunFailed naming the tensors that are missing or unknown."""
         ...
 
-    def received(self) -> Mapping[str, float]:
+    def received(self) -> Mapping[str, Tensor]:
         """A checksum of each tensor as it arrived in the last load."""
         ...
 
@@ -113,8 +114,8 @@ class Movable(Protocol):
 class Policy(Scores, Learner, Source, Movable, Protocol):
     """The model being trained."""
 
-    def export(self, folder: Path) -> None:
-        """A Hugging Face folder without tokenizer."""
+    def export(self, folder: Path, adapter: bool) -> None:
+        """A Hugging Face folder without tokenizer; `adapter`: only what was trained, as a peft folder."""
         ...
 
 
@@ -122,7 +123,15 @@ class Critic(Values, Learner, Movable, Protocol):
     """The model that learns what is to come."""
 
 
-def checksum(tensor: Tensor) -> float:
-    """A sum that two equal tensors share, and two different ones hardly ever."""
-    flat = tensor.detach().reshape(-1).double()
-    return float(flat.sum() + flat.square().sum() * 1.618033988749895)
+def checksum(tensor: Tensor) -> Tensor:
+    """A number [] int64 on the tensor's own device that equal tensors share and different ones hardly ever: sums of its bits.
+
+    Nothing waits for it, and nothing the size of the tensor is made. Its second half counts three times, so that swaps are seen.
+    """
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.storage_offset() * flat.element_size() % 8:
+        flat = flat.clone()
+    bits = flat.view(torch.uint8)
+    words, rest = bits[: len(bits) // 8 * 8].view(torch.int64), bits[len(bits) // 8 * 8 :]
+    first, second = words[: len(words) // 2], words[len(words) // 2 :]
+    return first.sum() + 3 * second.sum() + 5 * rest.sum(dtype=torch.int64)

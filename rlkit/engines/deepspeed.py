@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlkit.engines import hf
+from rlkit.engines import hf, weights
 from rlkit.engines.base import Update
+from rlkit.engines.lora import Adapters, LoraSettings
 from rlkit.errors import RunFailed
 from rlkit.types import Sample
 
@@ -56,12 +57,13 @@ class Learner:
         import deepspeed
 
         self.device = device
-        adam = torch.optim.AdamW(module.parameters(), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        adam = torch.optim.AdamW(trained, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
         with redirect_stdout(StringIO()):  # what it built
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=module, optimizer=adam, config=config(zero_stage, dtype, optimizer.max_grad_norm, extra), dist_init_required=False
             )
-        self.named = dict(module.named_parameters())
+        self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.stage = max(zero_stage, 1)
         self._keep = False
 
@@ -168,7 +170,7 @@ class Learner:
 
 
 class DeepSpeedPolicy(Learner):
-    """The policy: scores, learns, and is the source of the rollout engine's weights."""
+    """The policy: scores, learns, and is the source of the rollout engine's weights. With `lora` only adapters are trained."""
 
     file = "policy"
 
@@ -183,11 +185,14 @@ class DeepSpeedPolicy(Learner):
         device: torch.device,
         offline: bool,
         extra: Mapping[str, Any],
+        recompute: int = 0,
+        lora: LoraSettings | None = None,
     ) -> None:
         set_environment()
-        self.model = hf.load_model(path, dtype, offline=offline)
-        self.temperature = temperature
+        self.path, self.dtype, self.temperature = path, dtype, temperature
+        self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute)
         self.names = hf.checkpoint_names(self.model)
+        self.adapters = Adapters(self.model, lora) if lora else None
         super().__init__(hf.TokenScorer(self.model), dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
@@ -195,30 +200,63 @@ class DeepSpeedPolicy(Learner):
             return hf.score(self.engine, samples, width, self.temperature, self.device)
 
     def idle(self) -> None:
-        rows = hf.laid([], 0, self.device)
-        self.engine.backward(self.engine(rows.ids, rows.where, rows.tokens, self.temperature)[0].sum() * 0.0)
+        self.engine.backward(hf.score(self.engine, [], 0, self.temperature, self.device)[0].sum() * 0.0)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The state dict, tensor by tensor; under ZeRO 3 each is gathered on all ranks while it is in use."""
-        tensors = self.model.state_dict(keep_vars=True)
-        for name in self.names:
-            with self._gathered([tensors[name]]):
-                yield name, tensors[name].detach()
+        """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
+        parts, whole = self._base()
+        adapters = self.adapters
+        if adapters is not None:
+            parts = {name: [*held, *adapters.parts(name)] for name, held in parts.items()}
+        merged = whole if adapters is None else lambda name: adapters.merged(name, whole(name)) if adapters.adapted(name) else whole(name)
+        return self._stream(parts, merged)
 
-    def export(self, folder: Path) -> None:
+    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The checkpoint as it was before training, where only adapters are trained."""
+        return self._stream(*self._base())
+
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The adapters' tensors by the names of peft's files."""
+        assert self.adapters is not None
+        own = self.adapters.own()
+        return self._stream(own, lambda name: weights.sendable(own[name][0], self.dtype))
+
+    def parts_sent(self) -> Iterator[tuple[str, Tensor]]:
+        """All that a rollout engine gets that takes adapters as such."""
+        yield from self.base_weights()
+        yield from self.adapter_weights()
+
+    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        assert self.adapters is not None
+        self.adapters.write(folder, tensors, self.path)
+
+    def _base(self) -> tuple[dict[str, list[Tensor]], Callable[[str], Tensor]]:
+        """By name of the checkpoint what the model holds, and what is sent of it."""
+        state = self.model.state_dict(keep_vars=True)
+        held = {name: state[self.adapters.held(name) if self.adapters else name] for name in self.names}
+        return {name: [tensor] for name, tensor in held.items()}, lambda name: weights.sendable(held[name], self.dtype)
+
+    def _stream(self, parts: Mapping[str, Sequence[Tensor]], whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        return weights.stream(parts, self._gathered, whole, weights.BUCKET[self.device.type])
+
+    def export(self, folder: Path, adapter: bool = False) -> None:
+        """A Hugging Face folder of the model with its adapters merged, or a peft folder of the adapters alone."""
         state: dict[str, Tensor] = {}
         tied = self._tied()
-        for name, tensor in self.weights():  # on every rank: sharded weights are gathered on all
+        for name, tensor in self.adapter_weights() if adapter else self.weights():  # on every rank: sharded weights are gathered on all
             if dist.get_rank() == 0 and name not in tied:
                 state[name] = tensor.cpu().clone()
         if dist.get_rank() == 0:
-            self.model.save_pretrained(folder, state_dict=state)
+            if adapter:
+                self.write_adapter(folder, state)
+            else:
+                self.model.save_pretrained(folder, state_dict=state)
         dist.barrier()
 
     def _tied(self) -> set[str]:
         """Names that are another tensor's second name; a file holds such a tensor once."""
         first: dict[int, str] = {}
-        return {name for name, tensor in self.model.state_dict(keep_vars=True).items() if first.setdefault(id(tensor), name) != name}
+        return {name for name, (tensor,) in self._base()[0].items() if first.setdefault(id(tensor), name) != name}
 
 
 class DeepSpeedCritic(Learner):
@@ -236,9 +274,10 @@ class DeepSpeedCritic(Learner):
         device: torch.device,
         offline: bool,
         extra: Mapping[str, Any],
+        recompute: int = 0,
     ) -> None:
         set_environment()
-        valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline))
+        valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline, recompute=recompute))
         super().__init__(valuer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
     def values(self, samples: Sequence[Sample], width: int) -> Tensor:
@@ -246,8 +285,7 @@ class DeepSpeedCritic(Learner):
             return hf.value(self.engine, samples, width, self.device)
 
     def idle(self) -> None:
-        rows = hf.laid([], 0, self.device)
-        self.engine.backward(self.engine(rows.ids, rows.where).sum() * 0.0)
+        self.engine.backward(hf.value(self.engine, [], 0, self.device).sum() * 0.0)
 
 
 def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,14 @@ class Colocated:
     """Policy and rollout engine take turns on the same devices; `phase` names and times what is done on the way."""
 
     def __init__(
-        self, policy: Trained, engine: RolloutEngine, others: tuple[Movable, ...], phase: Callable[[str], AbstractContextManager[None]]
+        self,
+        policy: Trained,
+        engine: RolloutEngine,
+        others: tuple[Movable, ...],
+        phase: Callable[[str], AbstractContextManager[None]],
+        send: Callable[[Trained, RolloutEngine, int], None],
     ) -> None:
-        self.policy, self.engine, self.others, self.phase = policy, engine, others, phase
+        self.policy, self.engine, self.others, self.phase, self.send = policy, engine, others, phase, send
         self.version = 0  # of the policy's weights: the number of steps that were trained into them
         self._inside: str | None = None
 
@@ -37,7 +42,7 @@ class Colocated:
                     movable.park()
                 self.engine.wake()
                 if self.engine.version != self.version:
-                    self.engine.load(self.policy.weights(), self.version)
+                    self.send(self.policy, self.engine, self.version)
             yield
         finally:
             self._inside = None

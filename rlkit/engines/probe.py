@@ -41,7 +41,7 @@ class Probe:
     def culprits(self) -> str:
         """The tensors whose last sent value is not the policy's."""
         received = self.engine.received()
-        differing = [name for name, tensor in self.weights() if received.get(name) != checksum(tensor)]
+        differing = [n for n, tensor in self.weights() if n not in received or bool(received[n] != checksum(tensor))]
         if not differing:
             return (
                 "every tensor arrived as the policy has it, so the two compute differently: compare dtype, attention and sampling settings"

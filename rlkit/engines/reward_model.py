@@ -14,24 +14,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlkit.engines import hf
+from rlkit.engines import hf, packed
 from rlkit.engines.deepspeed import Learner, OptimizerSettings, set_environment
 from rlkit.errors import UserError
-from rlkit.ops.masking import padded
 from rlkit.types import Sample
 
 
 class LastTokenScorer(nn.Module):
-    """A sequence classifier as a function from rows to one score each."""
+    """A sequence classifier as a function from packed samples to one score each."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        packed.keep_apart(model)
         self.model = model
 
-    def forward(self, ids: Tensor, last: Tensor) -> Tensor:
-        """ids [B, S] padded on the right, which a causal model does not see from before; last [B] positions -> scores [B] float32."""
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # [B, S, H]
-        return self.model.score(hidden[torch.arange(len(ids), device=ids.device), last]).squeeze(-1).float()
+    def forward(self, ids: Tensor, positions: Tensor, bounds: Tensor, longest: int, last: Tensor) -> Tensor:
+        """Packed samples (see packed.Packed), last [B] positions in ids -> scores [B] float32."""
+        hidden = self.model.base_model(**packed.arguments(ids, positions, bounds, longest)).last_hidden_state  # [1, S, H]
+        return self.model.score(hidden[0].index_select(0, last)).squeeze(-1).float()
 
 
 class DeepSpeedRewardModel(Learner):
@@ -50,22 +50,28 @@ class DeepSpeedRewardModel(Learner):
         device: torch.device,
         offline: bool,
         extra: Mapping[str, Any],
+        recompute: int = 0,
     ) -> None:
         set_environment()
         self.model, self.pad = load_classifier(path, dtype, pad, offline=offline), pad
+        if recompute:
+            hf.recompute_layers(self.model, recompute)
         super().__init__(LastTokenScorer(self.model), dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
     def scores(self, samples: Sequence[Sample]) -> Tensor:
-        """[B] float32; of no samples none, yet sharded models are gathered on all ranks together, so a rank without work goes along."""
-        texts = [torch.cat([torch.tensor(s.prompt), s.tokens]) for s in samples] or [torch.zeros(1, dtype=torch.int64)]
-        last = torch.tensor([last_place(text, self.pad) for text in texts])
-        ids = padded(texts, max(map(len, texts)), self.pad)
+        """[B] float32."""
         with hf.no_gradient(self._keep):
-            return self.engine(ids.to(self.device), last.to(self.device))[: len(samples)]
+            return self._scored(samples)[: len(samples)]
 
     def idle(self) -> None:
-        one = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.engine.backward(self.engine(one.view(1, 1), one).sum() * 0.0)
+        self.engine.backward(self._scored([]).sum() * 0.0)
+
+    def _scored(self, samples: Sequence[Sample]) -> Tensor:
+        """Of no samples one number, for nothing: sharded models are gathered on all ranks together."""
+        row = packed.packed(samples, 0, self.device)
+        parts = row.ids[0].cpu().tensor_split(row.bounds.cpu()[1:-1].long())
+        last = row.bounds[:-1].cpu() + torch.tensor([last_place(part, self.pad) for part in parts])
+        return self.engine(row.ids, row.positions, row.bounds, row.longest, last.to(self.device))
 
     def export(self, folder: Path) -> None:
         """A Hugging Face folder without tokenizer."""

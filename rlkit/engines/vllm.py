@@ -10,9 +10,12 @@ is prefilled in parts draws from its request's generator once too often and wind
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor
 
 from rlkit.engines.base import checksum
@@ -21,6 +24,8 @@ from rlkit.errors import RunFailed, UserError
 from rlkit.types import Request, Sample, Stop
 
 MAX_BATCHED_TOKENS = 8192  # of one forward pass on a CPU
+SEGMENT = "rlkit-tp-"  # names of shared memory begin with it, and with the process that made them
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room
 
 
 class VLLMEngine:
@@ -37,8 +42,11 @@ class VLLMEngine:
         world: int,
         sleeps: bool,
         extra: Mapping[str, Any],
+        tensor_parallel: int = 1,
+        adapter_rank: int | None = None,
     ) -> None:
-        """`names`: every tensor of the checkpoint; `extra`: arguments for vllm.LLM that win over ours."""
+        """`names`: every tensor of the checkpoint; `adapter_rank`: of the adapter that `adapt` will bring, if any; `extra`: arguments for
+        vllm.LLM that win over ours."""
         set_environment(world)
         from vllm import LLM
 
@@ -58,7 +66,10 @@ class VLLMEngine:
         if not sleeps:  # no GPU: see the module on partial prefills
             settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(MAX_BATCHED_TOKENS, max_model_len)}
         if world > 1:
-            settings["distributed_executor_backend"] = "external_launcher"
+            settings |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
+        self._segments = name_shared_memory() if tensor_parallel > 1 and not sleeps else None
+        if adapter_rank is not None:
+            settings |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room_for(adapter_rank)}
         settings.update(extra)
         try:
             self.llm = LLM(**settings)
@@ -68,7 +79,8 @@ class VLLMEngine:
         self.names, self.eos, self.sleeps = list(names), eos, sleeps
         self.version: int | None = None
         self._requests: dict[str, Request] = {}
-        self._received: dict[str, float] = {}
+        self._received: dict[str, Tensor] = {}
+        self._adapter: Any = None
 
     @property
     def pending(self) -> int:
@@ -97,7 +109,7 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._requests[name] = request
-        self.engine.add_request(name, TokensPrompt(prompt_token_ids=list(request.tokens)), params)
+        self.engine.add_request(name, TokensPrompt(prompt_token_ids=list(request.tokens)), params, lora_request=self._adapter)
 
     def advance(self) -> list[Sample]:
         return [self._sample(output) for output in self.engine.step() if output.finished]
@@ -121,7 +133,7 @@ class VLLMEngine:
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         if self._requests:
             raise RunFailed(f"weights arrived while {len(self._requests)} completions were being sampled")
-        self._received = {}
+        self._received, self._adapter = {}, None
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._watched(weights)})
         check_names(self.names, self._received)
         self.llm.reset_prefix_cache()
@@ -132,7 +144,22 @@ class VLLMEngine:
             self._received[name] = checksum(tensor)
             yield name, tensor
 
-    def received(self) -> Mapping[str, float]:
+    def adapt(self, tensors: Iterator[tuple[str, Tensor]], write: Callable[[Path, Mapping[str, Tensor]], None], version: int) -> None:
+        """Takes in an adapter on top of the weights it holds; `write` makes the folder of files by which vLLM loads one."""
+        from vllm.lora.request import LoRARequest
+
+        own = dict(tensors)
+        self._received |= {name: checksum(tensor) for name, tensor in own.items()}
+        memory = Path("/dev/shm")
+        with TemporaryDirectory(prefix="rlkit-adapter-", dir=memory if memory.is_dir() else None) as folder:
+            write(Path(folder), own)
+            # in place: without it an adapter of a number that is known stays as it was, silently
+            self.engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+            self._adapter = LoRARequest("policy", 1, folder)
+        self.llm.reset_prefix_cache()
+        self.version = version
+
+    def received(self) -> Mapping[str, Tensor]:
         return self._received
 
     def wake(self) -> None:
@@ -147,6 +174,34 @@ class VLLMEngine:
     def close(self) -> None:
         # shutdown() of the engine core would destroy the default process group under external_launcher; the process ends soon anyway
         self._requests.clear()
+        for segment in Path("/dev/shm").glob(f"*{self._segments}*") if self._segments else ():
+            segment.unlink(missing_ok=True)
+
+
+def name_shared_memory() -> str:
+    """On a CPU ranks of one engine share memory under a fixed name, which outlives a killed run and stops the next one: give it a name of
+    its own, which is returned, and sweep those of runs that are gone."""
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    named = [f"{SEGMENT}{os.getpid()}-"]
+    dist.broadcast_object_list(named, src=0)
+    original = _CPUSHMDistributed.make_group_name
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: named[0] + original(communicator).replace("/", ""))
+    for left in Path("/dev/shm").glob(f"*{SEGMENT}*"):
+        maker = left.name.partition(SEGMENT)[2].partition("-")[0]
+        if maker.isdigit() and not Path("/proc", maker).exists():
+            left.unlink(missing_ok=True)
+    return named[0]
+
+
+def room_for(rank: int) -> int:
+    """The smallest room that an adapter of a rank fits into."""
+    fitting = [room for room in LORA_RANKS if room >= rank]
+    if not fitting:
+        raise UserError(
+            f"model.lora.rank={rank} is more than the {LORA_RANKS[-1]} that vLLM takes as an adapter; set engine.lora_sync=merged"
+        )
+    return fitting[0]
 
 
 def set_environment(world: int) -> None:

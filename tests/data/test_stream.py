@@ -111,11 +111,6 @@ def test_two_sources_three_to_one_and_the_rows_of_each(model_folder: Path) -> No
     assert {prompt.prompt[0]["content"] for prompt in taken if prompt.row == 40} == {"q"}  # type: ignore[index]
 
 
-def test_epochs_end_the_stream(model_folder: Path) -> None:
-    stream = Stream(prompts(model_folder, table(5, long=(1,))), Cursor(5, seed=0, epochs=2))
-    assert [len(stream.take(6)), len(stream.take(6)), len(stream.take(6))] == [6, 2, 0]
-
-
 def test_where_no_row_fits_the_run_stops_in_words(model_folder: Path) -> None:
     stream = Stream(prompts(model_folder, table(4, long=(0, 1, 2, 3))), Cursor(4, seed=0))
     with pytest.raises(UserError) as caught:

@@ -48,10 +48,10 @@ with assemble.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
     story = made.story
     if isinstance(story, Online):
         with story.placement.rollout():
-            mine = story.collector.take()
-        assert mine is not None
+            taken = story.collector.take()
+        assert taken is not None
         with story.placement.train():
-            groups, batch = collate(mine, made.ranks, 1, story.placement.version)
+            groups, batch = collate(taken.groups, made.ranks, 1, story.placement.version)
             signals, _ = observe(story.learning, batch)
             credit, *_ = story.learning.algorithm.assign(batch, signals, story.remembered, made.ranks)
             totals = made.ranks.sum(unit_totals(batch.mask))

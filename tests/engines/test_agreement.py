@@ -1,0 +1,64 @@
+"""Sampler and trainer are one policy after large updates: every ZeRO stage, one and two processes, all weights and adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import run
+
+STAGES = ["full-0", "full-2", "full-3", "lora-0", "lora-2", "lora-3", "dora-2", "dora-3"]
+MERGED, SENT, SHARED = STAGES, [*STAGES, "adapter-2", "adapter-3"], ["full-2", "full-3", "lora-3"]
+TRAINED = {"full": 58_880, "lora": 6_528, "dora": 7_360, "adapter": 6_528}
+# rank 4 on 7 layers of each of 2 blocks: 4 x (in + out) = 4 x (112 + 80 + 80 + 112 + 144 + 144 + 144) = 3,264 a block;
+# DoRA adds the outputs: 64 + 32 + 32 + 48 + 96 + 96 + 48 = 416 a block
+
+
+def agreement(model: Path, folder: Path, kinds: list[str], ranks: int, tensor_parallel: int = 1) -> dict[str, Any]:
+    out = folder / "agreement.json"
+    words = [str(model), str(out), ",".join(kinds), str(tensor_parallel)]
+    ended = run(*words, program="agreement.py", ranks=ranks, timeout=290, OMP_NUM_THREADS="1")
+    assert ended.code == 0, ended.out + ended.err
+    found: dict[str, Any] = json.loads(out.read_text())
+    assert list(found) == kinds
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return agreement(tiny_model, tmp_path_factory.mktemp("alone"), MERGED, ranks=1)
+
+
+def check(found: dict[str, Any]) -> None:
+    for word, seen in found.items():
+        kind, _, stage = word.partition("-")
+        assert seen["trained"] == TRAINED[kind], word
+        assert (seen["shards"] > 0) == (stage == "3"), word  # the weights really were in parts
+        assert seen["first"] < 1e-4, word  # the first sync fills an engine of dummy weights
+        assert seen["stale"] > 0.1, word  # the updates were large: a sync that brings nothing is seen
+        assert seen["fresh"] < 1e-4, word
+        if kind != "full":
+            assert seen["moved"] > 0.1, word
+            assert seen["reference"] < 1e-6, word  # with its adapters off the policy is the model it began as
+
+
+def test_one_process_agrees(alone: dict[str, Any]) -> None:
+    check(alone)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_and_adapters_sent_as_such(tiny_model: Path, tmp_path: Path) -> None:
+    check(agreement(tiny_model, tmp_path, SENT, ranks=2))
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_an_engine_agree_and_sample_what_one_does(alone: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    left = Path("/dev/shm/rlkit-tp-999999999-tp0-cpushm_0")  # of a run that was killed
+    left.touch()
+    both = agreement(tiny_model, tmp_path, SHARED, ranks=2, tensor_parallel=2)
+    check(both)
+    assert list(Path("/dev/shm").glob("*rlkit-tp-9999*")) == []
+    assert all(seen["tokens"] == alone["full-2"]["tokens"] for seen in both.values())

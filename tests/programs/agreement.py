@@ -1,0 +1,135 @@
+"""vLLM and the trainer after three large updates: agreement.py MODEL OUT KINDS [TENSOR_PARALLEL].
+
+KINDS, joined by commas: full, lora, dora (merged on the way) or adapter (sent as adapter), each with a ZeRO stage: full-0,lora-3. Writes
+for each the largest difference of log-probs of a fresh and of a stale sync, and what else the test asserts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkit.engines import weights
+from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+from rlkit.engines.hf import Reference
+from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
+from rlkit.engines.vllm import VLLMEngine
+from rlkit.ops.masking import padded
+from rlkit.ranks import Ranks
+from rlkit.run import leave
+from rlkit.types import Key, Request, Sample, Sampling
+
+TEMPERATURE, LR = 0.7, 0.03
+SHARDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # ZeRO 3 keeps small tensors whole, and here all are small
+weights.BUCKET["cpu"] = 30_000  # bytes: several buckets
+SAMPLING = Sampling(temperature=TEMPERATURE, max_tokens=24)
+model, out, kinds = sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(",")
+tensor_parallel = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+ranks = Ranks(tensor_parallel)
+
+
+def policy_of(kind: str, stage: int) -> DeepSpeedPolicy:
+    lora = None if kind == "full" else LoraSettings(rank=4, alpha=8.0, targets="all-linear", dora=kind == "dora")
+    optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+    return DeepSpeedPolicy(
+        model,
+        torch.float32,
+        zero_stage=stage,
+        optimizer=optimizer,
+        temperature=TEMPERATURE,
+        device=ranks.device,
+        offline=True,
+        extra=SHARDED,
+        lora=lora,
+    )
+
+
+def asked(engine: VLLMEngine, count: int, seed: int) -> list[Sample]:
+    for i in range(count):
+        prompt = tuple(40 + (7 * i + 3 * ranks.team + j) % 90 for j in range(3 + i % 5))
+        engine.add(Request(Key(i, 0, 0), prompt, SAMPLING, seed + i))
+    finished = []
+    while engine.pending:
+        finished += engine.advance()
+    return sorted(finished, key=lambda s: s.key)
+
+
+def apart(policy: DeepSpeedPolicy, samples: list[Sample]) -> float:
+    """The largest difference between what sampler and trainer say of the same tokens, on any rank."""
+    width = max(len(s.tokens) for s in samples)
+    mine = (policy.logprobs(samples, width)[0] - padded([s.rollout_logprobs for s in samples], width, 0.0)).abs().max()
+    return max(ranks.gather(float(mine)))
+
+
+def large_update(policy: DeepSpeedPolicy, samples: list[Sample], sign: float) -> None:
+    with policy.training():
+        logprobs, _ = policy.logprobs(samples, max(len(s.tokens) for s in samples))
+        policy.backward(sign * logprobs.sum() / 100)
+    assert policy.step(LR).applied
+
+
+def first_logprobs(policy: DeepSpeedPolicy, samples: list[Sample]) -> Tensor:
+    return policy.logprobs(samples, SAMPLING.max_tokens)[0]
+
+
+def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
+    policy = policy_of(kind, stage)
+    send = send_adapter if kind == "adapter" else send_merged
+    found: dict[str, Any] = {"trained": sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in policy.named.values())}
+    for version in range(3):
+        send(policy, engine, version)
+        samples = asked(engine, 16, 1000 * version)
+        if version == 0:
+            found["first"] = apart(policy, samples)
+            found["tokens"] = [s.tokens.tolist() for s in samples]
+        large_update(policy, samples, 1.0 if version % 2 else -1.0)
+    found["stale"] = apart(policy, asked(engine, 32, 7))
+    send(policy, engine, 3)
+    last = asked(engine, 32, 7)
+    found["fresh"] = apart(policy, last)
+    found["shards"] = sum(p.numel() == 0 for p in policy.model.parameters())
+    if policy.adapters is not None:
+        alone = Reference(model, torch.float32, temperature=TEMPERATURE, device=ranks.device, offline=True)
+        ours, theirs = (r.logprobs(last, SAMPLING.max_tokens)[0] for r in (BaseOfPolicy(policy), alone))
+        found["reference"] = float((ours - theirs).abs().max())
+        found["moved"] = float((policy.logprobs(last, SAMPLING.max_tokens)[0] - theirs).abs().max())
+    return found
+
+
+def engine_of(kind: str) -> VLLMEngine:
+    from rlkit.data.renderer import Renderer
+    from rlkit.engines.hf import checkpoint_names, load_model
+
+    names = checkpoint_names(load_model(model, torch.float32, offline=True))
+    eos = Renderer(Path(model), offline=True).eos_ids
+    rank = 4 if kind == "adapter" else None
+    return VLLMEngine(
+        model,
+        "float32",
+        names=names,
+        max_model_len=96,
+        eos=eos,
+        world=ranks.world,
+        sleeps=False,
+        extra={},
+        tensor_parallel=tensor_parallel,
+        adapter_rank=rank,
+    )
+
+
+made = engine_of("adapter" if any(word.startswith("adapter") for word in kinds) else "full")
+results = {}
+for word in kinds:
+    kind, _, stage = word.partition("-")
+    made.version = None  # as after a sleep that dropped the weights
+    results[word] = shown(kind, int(stage), made)
+if ranks.main:
+    out.write_text(json.dumps(results))
+made.close()
+ranks.barrier()
+leave(0)
