@@ -19,19 +19,24 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
     minibatch = -(-recipe.prompts_per_step // recipe.minibatches)
     passes = f" in {recipe.passes_per_step} passes" if recipe.passes_per_step > 1 else ""
     test = recipe.data.test
+    offline = recipe.offline_algorithm
+    unit = recipe.algorithm.reads if offline else "prompts"
+    each = f" x {recipe.samples_per_prompt}" if recipe.samples_per_prompt else ""
+    rewards = [(name, f"{r.path}, weight {r.weight:g}") for name, r in (recipe.rewards or {}).items()]
+    trainer = f"DeepSpeed ZeRO {max(recipe.engine.zero_stage, 1)}"
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", model(recipe)),
         ("data", f"{places(recipe.data.train)}; held out: {places(test) if test else 'none'}"),
-        ("rewards", ", ".join(f"{name} ({r.path}, weight {r.weight:g})" for name, r in recipe.rewards.items())),
+        *([("rewards", ", ".join(f"{name} ({told})" for name, told in rewards))] if rewards else []),
         ("algorithm", recipe.algorithm.name),
-        ("step", f"{recipe.prompts_per_step} prompts x {recipe.samples_per_prompt} = {samples:,} samples"),
+        ("step", f"{recipe.prompts_per_step} {unit}{each} = {samples:,} {'completions' if offline else 'samples'}"),
         (
             "tokens",
             f"at most {longest(recipe):,} a sample, {samples * longest(recipe):,} a step, {recipe.tokens_per_micro_batch:,} a micro-batch",
         ),
-        ("update", f"{recipe.updates_per_step} a step{passes}, on {minibatch} prompts each"),
-        ("engines", f"{recipe.engine.rollout} and DeepSpeed ZeRO {max(recipe.engine.zero_stage, 1)}, {processes(world)}, {device()}"),
+        ("update", f"{recipe.updates_per_step} a step{passes}, on {minibatch} {unit} each"),
+        ("engines", f"{trainer if offline else f'{recipe.engine.rollout} and {trainer}'}, {processes(world)}, {device()}"),
         ("memory", memory(recipe, world)),
         ("steps", f"{steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {evaluation(recipe)}"),
     ]
@@ -64,7 +69,8 @@ def evaluation(recipe: Recipe) -> str:
         return "none"
     problems = "all" if recipe.eval.problems is None else f"{recipe.eval.problems:,}"
     every = f"every {recipe.eval.every} steps" if recipe.eval.every else "before and after"
-    return f"on {problems} problems {every}" + (f", pass@{recipe.eval.samples}" if recipe.eval.samples > 1 else "")
+    what = recipe.algorithm.reads if recipe.offline_algorithm else "problems"
+    return f"on {problems} {what} {every}" + (f", pass@{recipe.eval.samples}" if recipe.eval.samples > 1 else "")
 
 
 def device() -> str:
@@ -120,7 +126,8 @@ def memory(recipe: Recipe, world: int) -> str:
     weights = parameters * width / (world if stage == 3 else 1)
     gradients = parameters * width / (world if stage >= 2 else 1)
     masters = parameters * (12 if dtype == "bfloat16" else 8) / world  # fp32 masters where the weights are not, and two moments
-    return f"policy {gib(weights + gradients + masters)} a process, rollout engine {gib(parameters * width)} of weights"
+    rollout = "" if recipe.offline_algorithm else f", rollout engine {gib(parameters * width)} of weights"
+    return f"policy {gib(weights + gradients + masters)} a process{rollout}"
 
 
 def gib(count: float) -> str:

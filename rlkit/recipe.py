@@ -285,6 +285,8 @@ class Recipe(Section):
             )
             if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
                 reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
+            if self.algorithm.learner == "reward_model" and self.model.lora.rank is not None:
+                reasons.append(f"model.lora.rank={self.model.lora.rank}: algorithm={name} trains all weights; set it to null")
             return reasons
         missing = [word for word, value in own.items() if not value]
         if missing:

@@ -56,11 +56,14 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.update": (4, "stories"),
     "rlkit.trainer": (4, "stories"),
     "rlkit.online": (4, "stories"),
+    "rlkit.offline": (4, "stories"),
+    "rlkit.reference": (4, "stories"),
     "rlkit.evaluate": (4, "stories"),
     "rlkit.recipe": (5, "assembly"),
     "rlkit.plan": (5, "assembly"),
     "rlkit.sourcing": (5, "assembly"),
     "rlkit.assemble": (5, "assembly"),
+    "rlkit.assemble_offline": (5, "assembly"),
     "rlkit.run": (6, "run"),
     "launch": (7, "launch"),  # stands on the door: it reads a recipe as the door does
 }

@@ -17,6 +17,7 @@ from rlkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ["prompts_per_step=48", "samples_per_prompt=8", "max_prompt_tokens=48", "max_completion_tokens=64", "tokens_per_micro_batch=4096"]
+GIVEN = {"dpo_gsm8k": ["data.train=pairs/train.jsonl", "data.test=pairs/test.jsonl"]}  # what no recipe can know
 RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "recipe").glob("*.yaml"))
 
 
@@ -36,7 +37,7 @@ def door(*arguments: str, cwd: Path, code: str | None = None, **env: str) -> sub
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_loads(name: str) -> None:
-    recipe = composed(f"recipe={name}")
+    recipe = composed(f"recipe={name}", *GIVEN.get(name, []))
     assert recipe.recipe == name and (recipe.samples_per_prompt is None) == recipe.offline_algorithm
     assert len((ROOT / "recipes" / "recipe" / f"{name}.yaml").read_text().splitlines()) < 40
 
@@ -155,6 +156,42 @@ def test_a_mistake_is_told_in_few_lines_with_the_mend(argument: str, capsys: pyt
     told = capsys.readouterr()
     assert REFUSED[argument] in told.err and told.out == ""
     assert len(told.err.splitlines()) <= 10 and "Traceback" not in told.err and told.err.startswith("rlkit: ")
+
+
+REFUSED_OFFLINE = {
+    "samples_per_prompt=4": "samples_per_prompt: of no use to algorithm=dpo, which learns from what is written in the data; leave it out",
+    "sampling={temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0}": "sampling: of no use to algorithm=dpo",
+    "rewards.accuracy.path=accuracy": "rewards: of no use to algorithm=dpo",
+    "algorithm.loss=dpo": "it should be 'sigmoid', 'smoothed', 'hinge', 'ipo', 'robust', 'simpo' or 'orpo'",
+    "algorithm={loss: robust, flipped: 0.5}": "algorithm.flipped=0.5 says that labels are wrong at least as often as right",
+    "algorithm.flipped=0.1": "algorithm.flipped does nothing with algorithm.loss=sigmoid; take loss=smoothed or robust, or flipped=0",
+    "algorithm.gap=1.0": "algorithm.gap does nothing with algorithm.loss=sigmoid",
+    "algorithm.bta=1": "unknown key algorithm.bta (did you mean beta",
+    "tokens_per_micro_batch=100": "does not hold one pair, twice max_prompt_tokens + max_completion_tokens = 160; set it to at least 160",
+    "updates_per_step=33": "asks for more minibatches than there are groups: prompts_per_step=32",
+}
+
+
+@pytest.mark.parametrize("argument", REFUSED_OFFLINE)
+def test_a_mistake_in_an_offline_recipe_is_told(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["recipe=dpo_math", "dry_run=true", argument]) == 2
+    told = capsys.readouterr()
+    assert REFUSED_OFFLINE[argument] in told.err and told.out == "" and len(told.err.splitlines()) <= 3
+
+
+def test_an_offline_algorithm_takes_away_what_it_does_not_use(capsys: pytest.CaptureFixture[str]) -> None:
+    """A recipe of one's own needs no more than its name; an online one has rewards and samples again."""
+    recipe = composed("recipe=grpo_math", "algorithm=kto", "samples_per_prompt=null")
+    assert (recipe.samples_per_prompt, recipe.sampling, recipe.rewards, recipe.rewarding) == (None, None, None, None)
+    assert composed("recipe=dpo_math", "algorithm=grpo").samples_per_step == 32 * 8
+    assert composed("recipe=dpo_math").samples_per_step == 64 and composed("recipe=sft_math").samples_per_step == 64
+    assert run.main(["recipe=dpo_math", "dry_run=true"]) == 0
+    told = capsys.readouterr().out
+    assert "32 pairs = 64 completions" in told and "rewards" not in told and "vllm" not in told and "rollout" not in told
+    assert run.main(["recipe=kto_math", "dry_run=true", "updates_per_step=33"]) == 2
+    assert "algorithm=kto compares the rows of a minibatch" in capsys.readouterr().err
+    assert run.main(["recipe=grpo_math", "dry_run=true", "sampling=null"]) == 2
+    assert "sampling is not set, and algorithm=grpo samples and is rewarded" in capsys.readouterr().err
 
 
 def test_several_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,10 @@
     L_i  = undesirable_weight (1 - sigmoid(beta (z - x_i)))                elsewhere
     loss = mean over completions
 
-Conventions: z comes from a pass without gradient over the whole minibatch, on all ranks; y_j' is the next completion of the minibatch that
-answers another prompt. The paper wants desirable_weight x desirable rows : undesirable_weight x undesirable rows between 1:1 and 4:3.
-A completion is told right where its x is above z if it is desirable, below z if not.
+Conventions: z comes from a pass without gradient over the whole minibatch, on all ranks; y_j' is the completion of the row half a minibatch
+further on, in the order of the data's rows, or of the next after it that has another prompt. The paper wants desirable_weight x desirable
+rows : undesirable_weight x undesirable rows between 1:1 and 4:3. A completion is told right where its x is above z if it is desirable,
+below z if not.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlkit.report.names import HELD_OUT, REWARD, SPEED, train_accuracy
+from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, train_accuracy
 
 _PACE_STEPS = 8  # the ETA follows the last steps: completions grow or shrink while a model learns
 _PROMPT_CHARS, _COMPLETION_CHARS = 60, 100  # of a sample, in a plain line
@@ -88,7 +88,10 @@ class Console:
     def _step_line(self, step: int, metrics: Mapping[str, Any]) -> str:
         self._marks.append(time.monotonic())
         fields = [f"step {step}/{self.steps}"]
-        named = (("reward", metrics.get(REWARD)), ("accuracy", train_accuracy(metrics)), ("held-out", metrics.get(HELD_OUT)))
+        named = [("accuracy", train_accuracy(metrics)), ("held-out", metrics.get(HELD_OUT))]
+        named.insert(0, ("reward", metrics[REWARD]) if REWARD in metrics else ("loss", metrics.get(LOSS)))
+        if HELD_OUT not in metrics:
+            named.append(("held-out loss", metrics.get(HELD_OUT_LOSS)))
         fields += [f"{label} {number(value)}" for label, value in named if value is not None]
         if (speed := metrics.get(SPEED)) is not None:
             fields.append(f"tokens/s {speed:,.0f}")

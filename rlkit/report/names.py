@@ -11,8 +11,10 @@ from typing import Any
 
 REWARD = "reward"
 REWARD_STD = "reward_std"
-ACCURACY = ("accuracy", "rewards/accuracy/mean")  # of the step's own samples; the first that is there
+LOSS = "loss"
+ACCURACY = ("accuracy", "rewards/accuracy/mean", "rewards/accuracies")  # of the step's own samples; the first that is there
 HELD_OUT = "eval/accuracy"
+HELD_OUT_LOSS = "eval/loss"  # looked for where there is no accuracy, as LOSS where there is no reward
 LENGTH = "completions/mean_length"
 SPEED = "throughput/tokens_per_second"
 TIME = "time/"

@@ -1,4 +1,4 @@
-"""report.png: a run on one page. Reward, accuracy, completion length, and where the time went."""
+"""report.png: a run on one page. Reward or loss, accuracy, completion length, and where the time went."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.report.names import HELD_OUT, LENGTH, REWARD, REWARD_STD, STEP_TIME, TIME, train_accuracy
+from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LENGTH, LOSS, REWARD, REWARD_STD, STEP_TIME, TIME, train_accuracy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,12 @@ def draw(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     _curve(bottom_left, _points(metrics, LENGTH), color="tab:green")
     bottom_left.set_ylim(bottom=0)
     _time(bottom_right, metrics)
-    titles = ("reward", "accuracy", "completion length (tokens)", "time by phase (seconds a step)")
+    titles = (
+        "reward" if _points(metrics, REWARD)[0] else "loss",
+        "accuracy",
+        "completion length (tokens)",
+        "time by phase (seconds a step)",
+    )
     for axes, title in zip(figure.axes, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("step")
@@ -45,7 +50,14 @@ def draw(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _reward(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    _curve(axes, _points(metrics, REWARD), color="tab:blue")
+    rewards = _points(metrics, REWARD)
+    if not rewards[0]:  # offline
+        _curve(axes, _points(metrics, LOSS), color="tab:blue", label="train")
+        _curve(axes, _points(metrics, HELD_OUT_LOSS), color="tab:orange", label="held-out")
+        if axes.has_data():
+            axes.legend(frameon=False)
+        return
+    _curve(axes, rewards, color="tab:blue")
     spread = [row for row in metrics if row.get(REWARD) is not None and row.get(REWARD_STD) is not None]
     if spread:
         low, high = [row[REWARD] - row[REWARD_STD] for row in spread], [row[REWARD] + row[REWARD_STD] for row in spread]

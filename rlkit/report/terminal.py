@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkit.report.console import Console, change, clock, elided, number, printable
-from rlkit.report.names import HELD_OUT
+from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS
 
 _SAMPLE_LINES = 3  # of a cell in the table of samples
 
@@ -47,7 +47,7 @@ class Terminal(Console):
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._line = self._step_line(step, metrics)
-        if metrics.get(HELD_OUT) is not None:
+        if metrics.get(HELD_OUT, metrics.get(HELD_OUT_LOSS)) is not None:
             self._show(_text(self._line))  # an evaluation stays to be read
         self._refresh("")
 

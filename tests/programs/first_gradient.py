@@ -16,6 +16,8 @@ import yaml
 from rlkit import assemble, recipe, run
 from rlkit.collate import collate
 from rlkit.engines.deepspeed import set_environment
+from rlkit.offline import UNITS, Offline, Work
+from rlkit.offline import gradient as offline_gradient
 from rlkit.online import Online
 from rlkit.ops.masking import unit_totals
 from rlkit.update import gradient, observe
@@ -28,6 +30,15 @@ class Descent(torch.optim.SGD):
         super().__init__(parameters, lr=lr)
 
 
+def weights_of(learner: Any) -> dict[str, torch.Tensor]:
+    """Whole, on every rank; of a policy by their names in a checkpoint."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if hasattr(learner, "weights"):
+        return {name: tensor.clone() for name, tensor in learner.weights()}
+    return {name: safe_get_full_fp32_param(parameter).clone() for name, parameter in learner.named.items()}
+
+
 set_environment()
 import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
 
@@ -35,22 +46,29 @@ torch.optim.AdamW = Descent
 config = run.compose([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
 with assemble.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
     story = made.story
-    assert isinstance(story, Online)
-    with story.placement.rollout():
-        taken = story.collector.take()
-    assert taken is not None
-    with story.placement.train():
-        groups, batch = collate(taken.groups, made.ranks, 1, story.placement.version)
-        signals, _ = observe(story.learning, batch)
-        credit, *_ = story.learning.algorithm.assign(batch, signals, story.remembered, made.ranks)
-        totals = made.ranks.sum(unit_totals(batch.mask))
-        gradient(story.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
-    policy = story.learning.policy
-    before = {name: tensor.clone() for name, tensor in policy.weights()}
-    assert policy.step(STEP).applied
-    gradients = {name: (before[name] - tensor) / STEP for name, tensor in policy.weights()}
+    if isinstance(story, Online):
+        with story.placement.rollout():
+            taken = story.collector.take()
+        assert taken is not None
+        with story.placement.train():
+            groups, batch = collate(taken.groups, made.ranks, 1, story.placement.version)
+            signals, _ = observe(story.learning, batch)
+            credit, *_ = story.learning.algorithm.assign(batch, signals, story.remembered, made.ranks)
+            totals = made.ranks.sum(unit_totals(batch.mask))
+            gradient(story.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
+        learner, share = story.learning.policy, len(batch.samples)
+        samples = [s.sample for g in groups for s in g.samples]
+    else:
+        assert isinstance(story, Offline)
+        units = [UNITS[story.reading.algorithm.reads](item) for item in story.rows.take(story.rows_per_step)]
+        offline_gradient(story.reading, units, story.reference)
+        learner, samples = story.reading.learner, [s for u in units for s in u.samples]
+        share = len(Work(story.reading, units, None).mine) * len(units[0].samples)
+    before = weights_of(learner)
+    assert learner.step(STEP).applied
+    gradients = {name: (before[name] - tensor) / STEP for name, tensor in weights_of(learner).items()}
     if made.ranks.main:
-        tokens = {str(list(s.sample.key)): s.sample.tokens for g in groups for s in g.samples}
-        torch.save({"gradients": gradients, "tokens": tokens, "share": len(batch.samples)}, Path(sys.argv[1]))
+        tokens = {str(list(s.key)): s.tokens for s in samples}
+        torch.save({"gradients": gradients, "tokens": tokens, "share": share}, Path(sys.argv[1]))
     made.ranks.barrier()
 run.leave(0)

@@ -1,0 +1,114 @@
+"""The reward model being trained: a Hugging Face sequence classifier with one label, the score of a whole text, under DeepSpeed.
+
+The score stands at the last token that is not padding, where transformers itself looks for it; what is exported is an ordinary folder for
+AutoModelForSequenceClassification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlkit.engines import hf, packed
+from rlkit.engines.deepspeed import Learner, OptimizerSettings, set_environment
+from rlkit.errors import UserError
+from rlkit.types import Sample
+
+
+class LastTokenScorer(nn.Module):
+    """A sequence classifier as a function from packed samples to one score each."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        packed.keep_apart(model)
+        self.model = model
+
+    def forward(self, ids: Tensor, positions: Tensor, bounds: Tensor, longest: int, last: Tensor) -> Tensor:
+        """Packed samples (see packed.Packed), last [B] positions in ids -> scores [B] float32."""
+        hidden = self.model.base_model(**packed.arguments(ids, positions, bounds, longest)).last_hidden_state  # [1, S, H]
+        return self.model.score(hidden[0].index_select(0, last)).squeeze(-1).float()
+
+
+class DeepSpeedRewardModel(Learner):
+    """Scores, and learns from it."""
+
+    file = "reward_model"
+
+    def __init__(
+        self,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        pad: int,
+        zero_stage: int,
+        optimizer: OptimizerSettings,
+        device: torch.device,
+        offline: bool,
+        extra: Mapping[str, Any],
+        recompute: int = 0,
+    ) -> None:
+        set_environment()
+        self.model, self.pad = load_classifier(path, dtype, pad, offline=offline), pad
+        if recompute:
+            hf.recompute_layers(self.model, recompute)
+        super().__init__(LastTokenScorer(self.model), dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
+
+    def scores(self, samples: Sequence[Sample]) -> Tensor:
+        """[B] float32."""
+        with hf.no_gradient(self._keep):
+            return self._scored(samples)[: len(samples)]
+
+    def idle(self) -> None:
+        self.engine.backward(self._scored([]).sum() * 0.0)
+
+    def _scored(self, samples: Sequence[Sample]) -> Tensor:
+        """Of no samples one number, for nothing: sharded models are gathered on all ranks together."""
+        row = packed.packed(samples, 0, self.device)
+        parts = row.ids[0].cpu().tensor_split(row.bounds.cpu()[1:-1].long())
+        last = row.bounds[:-1].cpu() + torch.tensor([last_place(part, self.pad) for part in parts])
+        return self.engine(row.ids, row.positions, row.bounds, row.longest, last.to(self.device))
+
+    def export(self, folder: Path) -> None:
+        """A Hugging Face folder without tokenizer."""
+        state: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():  # on every rank: sharded weights are gathered on all
+            with self._gathered([tensor]):
+                if dist.get_rank() == 0:
+                    state[name] = tensor.detach().cpu().clone()
+        if dist.get_rank() == 0:
+            self.model.save_pretrained(folder, state_dict=state)
+        dist.barrier()
+
+
+def last_place(text: Tensor, pad: int) -> int:
+    """The last token of [L] that is not padding; many models pad with the end token, and then a text's own end does not count either."""
+    return int(torch.nonzero(text != pad).max()) if bool((text != pad).any()) else 0
+
+
+def load_classifier(path: str, dtype: torch.dtype, pad: int, *, offline: bool) -> Any:
+    """The body of the model at `path`, a score of 0 for everything, in training shape. Raises UserError where there is no such model."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
+
+    disable_progress_bar()
+    verbosity = get_verbosity()
+    set_verbosity_error()  # it warns that the new head is new
+    try:
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=dtype, local_files_only=offline, pad_token_id=pad
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path {path} cannot be loaded as a sequence classifier: {hf.first_line(error)}") from error
+    finally:
+        set_verbosity(verbosity)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise UserError(f"model.path {path}: {type(model).__name__} has no linear head `score`; take a causal language model such as Qwen3")
+    nn.init.zeros_(model.score.weight)
+    model.config.pad_token_id = pad
+    hf.switch_off_dropout(model)
+    return model.train()
