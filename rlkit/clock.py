@@ -12,6 +12,7 @@ class Clock:
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
+        self.phase = ""  # the last that was announced
         self.restart()
 
     def restart(self) -> None:
@@ -21,6 +22,7 @@ class Clock:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self._announce(name)
+        self.phase = name
         start = time.perf_counter()
         try:
             yield
