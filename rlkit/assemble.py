@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlkit import heartbeat, plan
+from rlkit import heartbeat, plan, room
 from rlkit.builtin.model import default_cache, ensure_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
@@ -24,7 +25,7 @@ from rlkit.engines.base import Learner
 from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
-from rlkit.errors import UserError
+from rlkit.errors import RunFailed, UserError
 from rlkit.evaluate import Evaluation
 from rlkit.online import Online
 from rlkit.ranks import Ranks
@@ -74,7 +75,13 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         run, close = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
         stack.callback(close)
         judge.ready()
-        yield run
+        try:
+            yield run
+        except (RuntimeError, MemoryError) as error:
+            if not room.out_of_memory(error):
+                raise
+            budget = run.story.learning.tokens_per_micro_batch
+            raise RunFailed(room.ended(folder, run.clock.phase, budget, plan.longest(recipe))) from error
 
 
 def build(
@@ -116,8 +123,11 @@ def build(
         fixed_length=recipe.max_completion_tokens,
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
+    placement = make_placement(recipe, policy, engine, (reference, critic), clock)
+    with placement.train():
+        learning = with_room(recipe, learning, folder, report)
     story = Online(
-        placement=make_placement(recipe, policy, engine, (reference, critic), clock),
+        placement=placement,
         collector=collector(recipe, desk, train, ranks, sampling),
         evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
         learning=learning,
@@ -130,6 +140,20 @@ def build(
     learners = [policy, *([critic] if critic else [])]
     export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
     return made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping), engine.close
+
+
+def with_room(recipe: Recipe, learning: Learning, folder: Path, report: Report) -> Learning:
+    """Learning with micro-batches that fit into memory."""
+    report.phase("trying the largest micro-batch")
+    models = [learning.policy, *([learning.critic] if learning.critic else [])]
+    budget = room.remembered(folder, recipe.tokens_per_micro_batch)
+    share = -(-recipe.samples_per_step // learning.ranks.world) * plan.longest(recipe)
+    fits, failed = room.fitted(models, budget, recipe.max_prompt_tokens, recipe.max_completion_tokens, share, learning.ranks.any)
+    if failed:
+        report.note(f"tokens_per_micro_batch={failed} does not fit into memory; {fits} does and is used")
+    elif budget < recipe.tokens_per_micro_batch:
+        report.note(f"tokens_per_micro_batch={recipe.tokens_per_micro_batch} ran out of memory before; {budget} is used")
+    return replace(learning, tokens_per_micro_batch=fits)
 
 
 def made_run(

@@ -54,6 +54,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.collate": (4, "stories"),
     "rlkit.rows": (4, "stories"),
     "rlkit.update": (4, "stories"),
+    "rlkit.room": (4, "stories"),
     "rlkit.trainer": (4, "stories"),
     "rlkit.online": (4, "stories"),
     "rlkit.offline": (4, "stories"),

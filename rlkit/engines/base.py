@@ -86,6 +86,10 @@ class Learner(Protocol):
         """A pass that adds nothing, on ranks with fewer micro-batches than others."""
         ...
 
+    def trial(self, samples: Sequence[Sample]) -> None:
+        """A forward and a backward pass with zero weights, which changes nothing, even where memory runs out in it."""
+        ...
+
     def step(self, lr: float) -> Update: ...
 
     def save(self, folder: Path) -> None:

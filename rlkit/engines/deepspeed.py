@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class OptimizerSettings:
     max_grad_norm: float
 
 
-class Learner:
+class Learner(ABC):
     """A module under DeepSpeed, trained by AdamW with fp32 master weights; `module` runs on laid-out samples (engines/hf.py)."""
 
     file: str  # of its state in a checkpoint
@@ -76,8 +77,25 @@ class Learner:
         finally:
             self._keep = False
 
+    @abstractmethod
+    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
+        """All that the module, under DeepSpeed or not, says of samples: what a loss can depend on."""
+
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * dist.get_world_size())
+
+    def idle(self) -> None:
+        self.engine.backward(self.said(self.engine, []).sum() * 0.0)
+
+    def trial(self, samples: Sequence[Sample]) -> None:
+        """A forward and a backward pass with zero weights that no gradient comes of. Around DeepSpeed's engine, which does not stand being
+        left in the middle of a backward pass; the one parameter whose gradient is asked for is the first, at the end of that pass."""
+        first = next(iter(self.named.values()))
+        try:
+            torch.autograd.grad(self.said(self.engine.module, samples).sum() * 0.0, first, allow_unused=True)
+        finally:
+            if self.stage == 3:
+                self.engine.empty_partition_cache()
 
     def step(self, lr: float) -> Update:
         for group in self.optimizer.param_groups:
@@ -199,8 +217,8 @@ class DeepSpeedPolicy(Learner):
         with hf.no_gradient(self._keep):
             return hf.score(self.engine, samples, width, self.temperature, self.device)
 
-    def idle(self) -> None:
-        self.engine.backward(hf.score(self.engine, [], 0, self.temperature, self.device)[0].sum() * 0.0)
+    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
+        return torch.cat(hf.score(module, samples, longest(samples), self.temperature, self.device))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
@@ -284,8 +302,12 @@ class DeepSpeedCritic(Learner):
         with hf.no_gradient(self._keep):
             return hf.value(self.engine, samples, width, self.device)
 
-    def idle(self) -> None:
-        self.engine.backward(hf.value(self.engine, [], 0, self.device).sum() * 0.0)
+    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
+        return hf.value(module, samples, longest(samples), self.device)
+
+
+def longest(samples: Sequence[Sample]) -> int:
+    return max((len(s.tokens) for s in samples), default=0)
 
 
 def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any]) -> dict[str, Any]:
