@@ -43,12 +43,18 @@ class ModelSection(Section):
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
     lora: LoraSection
+    shape: dict[str, int | bool] | None
     chat_template_kwargs: dict[str, Any]
 
 
 class ColumnsSection(Section):
     prompt: str | None = None
     answer: str | None = None
+
+
+class HardwareSection(Section):
+    gpus: Count | None
+    gpu_gib: Positive | None
 
 
 class DataSection(Section):
@@ -100,6 +106,8 @@ class EngineSection(Section):
     rollout: Literal["vllm", "hf"]
     zero_stage: Literal[0, 1, 2, 3]
     tensor_parallel: Count
+    memory: Literal["auto", "resident", "slept", "swapped"]
+    offload: Literal["none", "optimizer"]
     lora_sync: Literal["merged", "adapter"]
     mismatch_limit: Literal["auto"] | Positive
     max_skipped_updates: Count
@@ -150,6 +158,7 @@ class Recipe(Section):
     max_completion_tokens: Count
     sampling: SamplingSection
     model: ModelSection
+    hardware: HardwareSection
     data: DataSection
     rewards: Annotated[dict[str, RewardSection], Field(min_length=1)]
     rewarding: RewardingSection

@@ -122,7 +122,7 @@ def concluded(run: Run, progress: Progress) -> Progress:
     if row:
         if "reward" in row:
             row["throughput/tokens_per_second"] = row["completions/mean_length"] * run.samples_per_step / run.clock.seconds
-        run.report.step(step, row | run.clock.metrics() | memory(run.ranks.device))
+        run.report.step(step, row | run.clock.metrics() | memory(run.ranks.device) | run.placement.memory())
     progress = replace(progress, row=None, wall_seconds=progress.wall_seconds + run.clock.seconds)
     save_if_due(run, progress)
     return progress
@@ -184,7 +184,7 @@ def save_if_due(run: Run, progress: Progress) -> None:
 
 def save(run: Run, progress: Progress) -> None:
     """A checkpoint of this moment; nothing where there is one."""
-    with run.clock("checkpoint"):
+    with run.placement.train(), run.clock("checkpoint"):
         kept = {**asdict(progress), "algorithm": asdict(run.state)}
         protect = progress.best[1] if run.keep_best and progress.best else None
         run.checkpoints.save(progress.step, kept, run.learning.save, protect)
@@ -200,7 +200,8 @@ def resumed(run: Run) -> Progress:
     run.state = type(run.state)(**kept.pop("algorithm"))
     best = tuple(kept.pop("best") or ()) or None
     progress = Progress(**{**kept, "count": Count(**kept["count"]), "best": best})
-    run.learning.load(run.checkpoints.path(last))
+    with run.placement.train():
+        run.learning.load(run.checkpoints.path(last))
     run.placement.version = last
     run.collector.prompts.load(progress.stream)
     run.collector.desk.judge.restore(progress.judge)

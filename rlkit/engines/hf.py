@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.engines.base import checksum
+from rlkit.engines.parking import Parking
 from rlkit.errors import RunFailed, UserError
 from rlkit.ops import logprobs as ops_logprobs
 from rlkit.ops.masking import padded
@@ -135,16 +136,17 @@ class Reference:
         model = load_model(path, dtype, offline=offline).eval().requires_grad_(False)
         self.scorer = TokenScorer(model).to(device)
         self.temperature, self.device = temperature, device
+        self.parking = Parking(self.scorer.parameters if device.type == "cuda" else tuple)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return score(self.scorer, samples, width, self.temperature, self.device)
 
     def park(self) -> None:
-        self.scorer.to("cpu")
+        self.parking.park()
 
     def resume(self) -> None:
-        self.scorer.to(self.device)
+        self.parking.resume()
 
 
 class HFEngine:
@@ -225,7 +227,9 @@ class HFEngine:
     def received(self) -> Mapping[str, Tensor]:
         return self._received
 
-    def wake(self) -> None: ...
+    def wake_weights(self) -> None: ...
+
+    def wake_cache(self) -> None: ...
 
     def sleep(self) -> None: ...
 
