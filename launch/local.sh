@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on this machine: bash launch/local.sh recipe=grpo_math [key=value ...]
-# The first call makes the environment (launch/setup.sh); with several GPUs there is one process for each.
+# The first call makes the environment (launch/setup.sh); with several GPUs there is one process for each. RLKIT_RANKS: that many instead.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
@@ -11,7 +11,10 @@ if ((GPUS > 1)) && [[ -v CUDA_VISIBLE_DEVICES ]]; then
     visible=${CUDA_VISIBLE_DEVICES//[^,]/}
     GPUS=$((${#visible} + 1))
 fi
-if ((GPUS > 1)); then
-    exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node="$GPUS" -m rlkit.run "$@"
+kind=gpus
+if ((GPUS == 0)); then kind=workers; fi
+ranks=${RLKIT_RANKS:-$GPUS}
+if ((ranks > 1)); then
+    exec "$PYTHON" -m launch.local "${kind}_per_node=$ranks" "$@"
 fi
 exec "$PYTHON" -m rlkit.run "$@"

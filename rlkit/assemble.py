@@ -5,36 +5,37 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlkit import plan
+from rlkit import heartbeat, plan
 from rlkit.builtin.model import default_cache, ensure_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
 from rlkit.collector import Collector, Desk
-from rlkit.data.columns import Columns, PromptReader
-from rlkit.data.cursor import Cursor
 from rlkit.data.renderer import Renderer
-from rlkit.data.sources import open_rows
-from rlkit.data.stream import PromptSet, PromptStream
+from rlkit.data.stream import Prompt, Stream
+from rlkit.engines.base import Learner
 from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
 from rlkit.errors import UserError
 from rlkit.evaluate import Evaluation
+from rlkit.online import Online
 from rlkit.ranks import Ranks
 from rlkit.recipe import Recipe, changed
 from rlkit.report import Report
 from rlkit.rewarding.judge import Judge
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.schedule import Schedule
+from rlkit.sourcing import sourced, with_steps
 from rlkit.stopping import Stopping
-from rlkit.trainer import Run
+from rlkit.trainer import Run, Story
 from rlkit.types import Sampling
 from rlkit.update import Learning
 
@@ -47,22 +48,31 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text` is the resolved recipe as it is written into the folder. On leaving, all that was started ends."""
     stopping = Stopping()
     stopping.install()
+    heartbeat.start()
     with ExitStack() as stack:
         ranks = Ranks(recipe.engine.tensor_parallel)
         folder = open_folder(recipe, text, ranks)
-        judge = stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
+        offline = recipe.offline_algorithm
+        judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
         model_path = made_model(recipe, ranks)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
-        train, test, told = prompts(recipe, renderer)
+        train, test, told = sourced(recipe, renderer, recipe.algorithm.reads if offline else "prompts")
+        recipe = with_steps(recipe, len(train.rows))
         report = stack.enter_context(open_report(recipe, folder, ranks))
         if ranks.main:
             report.write_text("recipe.yaml", text)
         report.header()
         if told:
             report.note(told)
-        run = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
-        stack.callback(run.collector.desk.engine.close)
+        heartbeat.beat("loading")
+        if judge is None:
+            from rlkit import assemble_offline  # which takes its engines from here
+
+            yield assemble_offline.build(recipe, ranks, folder, model_path, renderer, (train, test), report, stopping)
+            return
+        run, close = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
+        stack.callback(close)
         judge.ready()
         yield run
 
@@ -74,12 +84,12 @@ def build(
     judge: Judge,
     model_path: str,
     renderer: Renderer,
-    train: PromptStream,
-    test: list[Any],
+    train: Stream[Prompt],
+    test: list[Prompt],
     report: Report,
     stopping: Stopping,
-) -> Run:
-    """Loads the engines and puts the parts together."""
+) -> tuple[Run, Callable[[], None]]:
+    """Loads the engines and puts the parts together; the second part ends the rollout engine."""
     clock = Clock(report.phase)
     dtype = dtype_of(recipe, ranks.device)
     report.phase("loading")
@@ -108,26 +118,52 @@ def build(
         fixed_length=recipe.max_completion_tokens,
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
-    every = recipe.checkpoint.every
+    story = Online(
+        placement=make_placement(recipe, policy, engine, (reference, critic), clock),
+        collector=collector(recipe, desk, train, ranks, sampling),
+        evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
+        learning=learning,
+        remembered=recipe.algorithm.start(),
+        report=report,
+        clock=clock,
+        ranks=ranks,
+        decode=renderer.decode,
+    )
+    learners = [policy, *([critic] if critic else [])]
+    export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
+    run = made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping)
+    run.training = story.placement.train
+    return run, engine.close
+
+
+def made_run(
+    recipe: Recipe,
+    story: Story,
+    learners: Sequence[Learner],
+    export: Callable[[Path], None],
+    renderer: Renderer,
+    folder: Path,
+    ranks: Ranks,
+    report: Report,
+    clock: Clock,
+    stopping: Stopping,
+) -> Run:
+    """A story with what is around it in every run."""
+    every, keep = recipe.checkpoint.every, recipe.checkpoint.keep
     return Run(
         steps=recipe.steps,
-        samples_per_step=recipe.samples_per_step,
-        placement=make_placement(recipe, policy, engine, (reference, critic), clock),
-        collector=Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy),
-        evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
+        story=story,
         eval_every=recipe.eval.every,
-        learning=learning,
-        state=recipe.algorithm.start(),
-        checkpoints=Checkpoints(folder / "checkpoints", every=every, keep=recipe.checkpoint.keep, main=ranks.main, barrier=ranks.barrier),
+        learners=learners,
+        export=export,
+        save_tokenizer=renderer.save,
+        checkpoints=Checkpoints(folder / "checkpoints", every=every, keep=keep, main=ranks.main, barrier=ranks.barrier),
         keep_best=recipe.checkpoint.best,
-        export_adapter=recipe.checkpoint.export == "adapter",
         report=report,
         clock=clock,
         ranks=ranks,
         stopping=stopping,
         folder=folder,
-        decode=renderer.decode,
-        save_tokenizer=renderer.save,
     )
 
 
@@ -183,32 +219,7 @@ def open_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
     )
 
 
-# -- data and rewards ---------------------------------------------------------------------------------------------------------------
-
-
-def prompts(recipe: Recipe, renderer: Renderer) -> tuple[PromptStream, list[Any], str | None]:
-    """The training stream, the held-out problems, and a line on those left out, if any."""
-    data = recipe.data
-    columns = Columns(
-        prompt=data.columns.prompt,
-        answer=data.columns.answer,
-        answer_pattern=data.answer_pattern,
-        system=data.system,
-        template=data.template,
-        chat=data.chat,
-    )
-
-    def opened(source: Any, split: str) -> PromptSet:
-        rows = open_rows(source, split_default=split, offline=recipe.offline, key=f"data.{split}")
-        reader = PromptReader(rows, columns)
-        reader.check(stop=data.on_bad_row == "stop")
-        return PromptSet(reader, renderer, max_prompt_tokens=recipe.max_prompt_tokens, on_long=data.on_long, on_bad_row=data.on_bad_row)
-
-    train = opened(data.train, "train")
-    held_out = opened(data.test, "test") if data.test else None
-    test, counts = held_out.all(recipe.eval.problems) if held_out else ([], None)
-    told = held_out.told(counts) if held_out and counts else None
-    return PromptStream(train, Cursor(len(train), recipe.seed)), test, told
+# -- rewards ------------------------------------------------------------------------------------------------------------------------
 
 
 def specs(recipe: Recipe) -> list[RewardSpec]:
@@ -218,6 +229,11 @@ def specs(recipe: Recipe) -> list[RewardSpec]:
 def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
     workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) * ranks.team_size // ranks.local_world)
     return RewardSettings(**{**recipe.rewarding.model_dump(), "workers": workers})
+
+
+def collector(recipe: Recipe, desk: Desk, train: Stream[Prompt], ranks: Ranks, sampling: Sampling) -> Collector:
+    needs = recipe.algorithm.needs(recipe.updates_per_step)
+    return Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy, needs.max_refills)
 
 
 def evaluation(recipe: Recipe, desk: Desk, test: list[Any], ranks: Ranks, sampling: Sampling) -> Evaluation:
@@ -262,9 +278,10 @@ def check_length(recipe: Recipe, path: str) -> None:
 def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
     from rlkit.engines.deepspeed import DeepSpeedPolicy
 
+    temperature = recipe.sampling.temperature if recipe.sampling else 1.0
     chosen = recipe.model.lora
     lora = LoraSettings(chosen.rank, chosen.alpha, chosen.targets, chosen.dora, recipe.seed) if chosen.rank else None
-    return DeepSpeedPolicy(path, dtype, temperature=recipe.sampling.temperature, lora=lora, **learner_settings(recipe, ranks))
+    return DeepSpeedPolicy(path, dtype, temperature=temperature, lora=lora, **learner_settings(recipe, ranks))
 
 
 def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
@@ -285,6 +302,7 @@ def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
         "device": ranks.device,
         "offline": recipe.offline,
         "extra": recipe.engine.deepspeed,
+        "recompute": recipe.engine.checkpointing,
     }
 
 

@@ -1,7 +1,7 @@
 """Who works on which samples, in which order: minibatches, ranks, micro-batches. Pure functions of lengths.
 
 A minibatch is what one update sees: whole groups, sizes differing by at most one group. Its samples are dealt to ranks until tokens
-balance; each rank cuts its share into micro-batches of at most `budget` tokens, padding included, and all ranks run equally many.
+balance; each rank cuts its share into micro-batches of at most `budget` tokens, and all ranks run equally many.
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ def deal(costs: Sequence[int], ranks: int) -> list[int]:
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Cuts items into lists whose padded size, items x longest item, is at most `budget`; longest first.
+    """Cuts items into lists of at most `budget` tokens together: the longest first, each into the first list with room for it.
 
-    An item longer than the budget stands alone. Sorting by length keeps the padding small.
+    An item longer than the budget stands alone.
     """
     batches: list[list[int]] = []
+    room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
-            batches[-1].append(item)
-        else:
+        found = next((b for b, left in enumerate(room) if lengths[item] <= left), None)
+        if found is None:
             batches.append([item])
+            room.append(budget - lengths[item])
+        else:
+            batches[found].append(item)
+            room[found] -= lengths[item]
     return batches

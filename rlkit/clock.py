@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rlkit import heartbeat
+
 
 class Clock:
     """Seconds by phase since the last `restart`; each phase is announced as it begins."""
@@ -14,13 +16,15 @@ class Clock:
         self._announce = announce
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, step: int | None = None) -> None:
+        heartbeat.beat(step=step)
         self._begun = time.perf_counter()
         self._phases: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self._announce(name)
+        heartbeat.beat(name)
         start = time.perf_counter()
         try:
             yield

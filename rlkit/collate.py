@@ -8,15 +8,16 @@ from rlkit.batching import deal, minibatch_of_group
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import padded
 from rlkit.ranks import Ranks
-from rlkit.types import Batch, Group, Scored
+from rlkit.types import Batch, Group, Sample, Scored
 
 
-def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int) -> tuple[list[Group], Batch]:
-    """All groups of the step in order, and the samples of them that this rank works on. Raises RunFailed where one is of other weights."""
+def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max_lag: int = 0) -> tuple[list[Group], Batch]:
+    """All groups of the step in order, and the samples of them that this rank works on. Raises RunFailed where one is too old."""
     for sample in (s.sample for g in mine for s in g.samples):
-        if bool((sample.versions != version).any()):
+        if lag(sample, version) > max_lag or bool((sample.versions > version).any()):
             raise RunFailed(
-                f"the completion {sample.key} was sampled by weights {sample.versions.unique().tolist()}, the policy is at {version}"
+                f"the completion {sample.key} was sampled by weights {sample.versions.unique().tolist()}, the policy is at {version} and "
+                f"learns from weights at most {max_lag} steps old"
             )
     groups = sorted((g for part in ranks.gather(mine) for g in part), key=lambda g: g.number)
     parts = minibatch_of_group(len(groups), minibatches)
@@ -41,9 +42,15 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int) -> 
         group=torch.tensor([flat[i][0] for i in chosen], dtype=torch.int64),
         index=torch.tensor(chosen, dtype=torch.int64),
         minibatch=torch.tensor([flat[i][1] for i in chosen], dtype=torch.int64),
+        lag=torch.tensor([lag(s, version) for s in samples], dtype=torch.int64),
         size=len(flat),
         baseline=torch.tensor([reward_or(g, float("nan")) for g in baselines], dtype=torch.float64) if any(baselines) else None,
     )
+
+
+def lag(sample: Sample, version: int) -> int:
+    """Steps from the weights of its oldest token to `version`; 0 for an empty completion."""
+    return version - int(sample.versions.min()) if len(sample.versions) else 0
 
 
 def reward_or(scored: Scored | None, otherwise: float) -> float:

@@ -7,14 +7,15 @@ in the order of the prompts, never in that of arrival.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from rlkit import seeds
+from rlkit import heartbeat, seeds
 from rlkit.engines.base import RolloutEngine
 from rlkit.ranks import Ranks
 from rlkit.rewarding.judge import Judge
 from rlkit.stopping import Stopping
+from rlkit.stored import group_from_json, group_to_json
 from rlkit.types import Group, Key, Request, Sample, Sampling, Scored
 
 GREEDY = -1  # in a key, the sample number of the greedy completion
@@ -74,6 +75,7 @@ class Desk:
                 self.engine.abort()
                 return None
             for sample in self.engine.advance():
+                heartbeat.beat()
                 finished[sample.key] = self._judged_later(sample, asked[sample.key], samples + greedy)
         verdicts = self.ranks.shared(self.judge.collect(list(asked)) if self.ranks.leads else {})
         scored = {key: score(finished[key], verdicts[key]) for key in asked}
@@ -103,6 +105,15 @@ def score(sample: Sample, verdict: Any) -> Scored:
     return Scored(sample, verdict.reward, parts, dict(verdict.metrics))
 
 
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """What a step's rollout gave this rank."""
+
+    groups: list[Group]  # to learn from
+    left_out: list[Group] = field(default_factory=list)  # without signal
+    refills: int = 0
+
+
 @dataclass
 class Collector:
     """The prompts of a step, dealt to the ranks, asked, sampled and judged."""
@@ -114,9 +125,63 @@ class Collector:
     samples_per_prompt: int
     sampling: Sampling
     greedy: bool  # whether each prompt gets a greedy completion too
+    max_refills: int | None = None  # rounds that replace groups without signal; None: every group is kept
+    surplus: list[Group] = field(default_factory=list)  # this rank's groups with signal that the last step had no room for
 
-    def take(self) -> list[Group] | None:
-        """This team's scored groups of the next step, held by its first rank; None where this rank was asked to stop."""
-        numbered = list(enumerate(self.prompts.take(self.prompts_per_step)))
+    @property
+    def max_lag(self) -> int:
+        """Steps that the policy may have learned since it sampled a group: surplus waits for one."""
+        return 0 if self.max_refills is None else 1
+
+    def take(self) -> Taken | None:
+        """This rank's scored groups of the next step; None where somebody was asked to stop."""
+        if self.max_refills is None:
+            groups = self._asked(0, self.prompts_per_step)
+            return None if groups is None else Taken(groups)
+        return self._with_signal(self.max_refills)
+
+    def _with_signal(self, max_refills: int) -> Taken | None:
+        """Surplus of the step before, then prompts in rounds, each as many as the last rounds' share of signal lets expect to be enough."""
+        kept, left_out = self.surplus, []
+        numbers = sorted(n for part in self.ranks.gather([g.number for g in kept]) for n in part)  # of the kept groups of all ranks
+        carried = asked = len(numbers)
+        rounds = 0
+        while len(numbers) < self.prompts_per_step and rounds <= max_refills:
+            wanted = self._enough(self.prompts_per_step - len(numbers), len(numbers) - carried, asked - carried)
+            groups = self._asked(asked, wanted)
+            if groups is None:
+                return None
+            kept = kept + [g for g in groups if has_signal(g)]
+            left_out += [g for g in groups if not has_signal(g)]
+            numbers = sorted(n for part in self.ranks.gather([g.number for g in kept]) for n in part)
+            asked, rounds = asked + wanted, rounds + 1
+        later = {number: place for place, number in enumerate(numbers[self.prompts_per_step :])}
+        self.surplus = [replace(g, number=later[g.number]) for g in kept if g.number in later]
+        return Taken([g for g in kept if g.number not in later], left_out, max(rounds - 1, 0))
+
+    def _enough(self, missing: int, found: int, asked: int) -> int:
+        """Prompts of which `missing` will have a signal, if as many do as did; never more than a step's."""
+        return min(self.prompts_per_step, -(-missing * asked // found) if found else self.prompts_per_step) if asked else missing
+
+    def _asked(self, first: int, count: int) -> list[Group] | None:
+        """This team's share of the next `count` prompts, numbered from `first`, held by its first rank; None where one is asked to stop."""
+        numbered = list(enumerate(self.prompts.take(count), start=first))
         groups = self.desk.groups(self.ranks.dealt(numbered), self.samples_per_prompt, self.sampling, self.greedy)
-        return groups if groups is None or self.ranks.leads else []
+        if self.ranks.any(groups is None) or groups is None:
+            return None
+        return groups if self.ranks.leads else []
+
+    def state(self) -> dict[str, Any]:
+        """Where the prompts stand, and the surplus of all ranks; the same on every rank."""
+        surplus = sorted((g for part in self.ranks.gather(self.surplus) for g in part), key=lambda g: g.number)
+        return {"prompts": self.prompts.state(), "surplus": [group_to_json(g) for g in surplus]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.prompts.load(state["prompts"])
+        mine = self.ranks.dealt(state["surplus"]) if self.ranks.leads else []
+        self.surplus = [group_from_json(g) for g in mine]
+
+
+def has_signal(group: Group) -> bool:
+    """Whether the rewards of a group differ; failed ones say nothing."""
+    return len({s.reward for s in group.samples if s.reward is not None}) > 1

@@ -74,6 +74,20 @@ class Spread:
         return math.sqrt(self.squares / (self.count - 1))
 
 
+@dataclass(frozen=True)
+class Effective(Spread):
+    """Of weights: (sum w)^2 / (n sum w^2), the share of the samples that they are worth; 1 where all are alike."""
+
+    def merge(self, other: Spread) -> Effective:
+        both = super().merge(other)
+        return Effective(both.count, both.mean, both.squares)
+
+    @property
+    def value(self) -> float:
+        square = self.mean**2 + self.squares / self.count if self.count else 0.0  # the mean of the squares
+        return self.mean**2 / square if square else math.nan
+
+
 Metric = Mean | Sum | Max | Spread
 Metrics = dict[str, Metric]
 
@@ -97,6 +111,12 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(float(len(numbers)), mean, math.fsum((v - mean) ** 2 for v in numbers))
 
 
+def effective(weights: Tensor) -> Effective:
+    """Of weights [n]."""
+    mean = weights.mean() if weights.numel() else weights.sum()
+    return Effective(float(weights.numel()), float(mean), float((weights - mean).square().sum()))
+
+
 def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
     """Merges metrics of the same name, in the order given. Raises TypeError where one name has two kinds."""
     merged: Metrics = {}
@@ -115,3 +135,17 @@ def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """The numbers to write down."""
     return {name: metric.value for name, metric in metrics.items()}
+
+
+def wilson(share: Mean) -> tuple[float, float]:
+    """The 95 % interval of a share of independent cases; 0 to 1 where there are none.
+
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    n, z = share.weight, 1.959963984540054
+    if not n:
+        return 0.0, 1.0
+    p = share.value
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return middle - reach, middle + reach

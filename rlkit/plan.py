@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rlkit import memory as sizes
-from rlkit.recipe import Recipe
+from rlkit.recipe import Recipe, SourceSection
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -25,7 +26,7 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", model(recipe)),
-        ("data", f"{place(recipe.data.train)}; held out: {place(test) if test else 'none'}"),
+        ("data", f"{places(recipe.data.train)}; held out: {places(test) if test else 'none'}"),
         ("rewards", ", ".join(f"{name} ({r.path}, weight {r.weight:g})" for name, r in recipe.rewards.items())),
         ("algorithm", recipe.algorithm.name),
         ("step", f"{recipe.prompts_per_step} prompts x {recipe.samples_per_prompt} = {samples:,} samples"),
@@ -36,7 +37,7 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
         ("update", f"{recipe.updates_per_step} a step{passes}, on {minibatch} prompts each"),
         ("engines", f"{recipe.engine.rollout} and DeepSpeed ZeRO {max(recipe.engine.zero_stage, 1)}, {processes(world)}, {device()}"),
         *memory(recipe),
-        ("steps", f"{recipe.steps}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {evaluation(recipe)}"),
+        ("steps", f"{steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {evaluation(recipe)}"),
     ]
 
 
@@ -48,8 +49,18 @@ def processes(world: int) -> str:
     return "one process" if world == 1 else f"{world} processes taking turns on the same devices"
 
 
-def place(source: object) -> str:
-    return source if isinstance(source, str) else str(source)
+def places(sources: Mapping[str, SourceSection]) -> str:
+    """By name, with the weights where there are any."""
+
+    def said(name: str, source: SourceSection) -> str:
+        weight = f" (weight {source.weight:g})" if source.weight else ""
+        return f"{name + ': ' if name else ''}{source.path}{'@' + source.split if source.split else ''}{weight}"
+
+    return ", ".join(said(name, source) for name, source in sources.items())
+
+
+def steps(recipe: Recipe) -> str:
+    return f"{recipe.data.epochs:g} times the rows" if recipe.steps is None else str(recipe.steps)
 
 
 def evaluation(recipe: Recipe) -> str:
@@ -61,11 +72,15 @@ def evaluation(recipe: Recipe) -> str:
 
 
 def device() -> str:
-    """What this machine has, without starting CUDA."""
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
-    if gpus == 0 and Path("/dev/nvidia0").exists():
-        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return f"{gpus} GPU(s)" if gpus else f"no GPU, {os.cpu_count()} CPU cores"
+    return f"{gpus()} GPU(s)" if gpus() else f"no GPU, {os.cpu_count()} CPU cores"
+
+
+def gpus() -> int:
+    """Those that this machine has, without starting CUDA."""
+    listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+    if listed == 0 and Path("/dev/nvidia0").exists():
+        listed = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return listed
 
 
 def model(recipe: Recipe) -> str:

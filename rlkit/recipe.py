@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from rlkit.algorithms import ALGORITHMS, Algorithm
+from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
+from rlkit.algorithms.offline import COMPLETIONS
 from rlkit.errors import UserError
+from rlkit.plugins import module_of_file
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
@@ -50,6 +53,37 @@ class ModelSection(Section):
 class ColumnsSection(Section):
     prompt: str | None = None
     answer: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    completion: str | None = None
+    label: str | None = None
+
+
+class SourceSection(Section):
+    """A place of rows; what it does not say of them, the section `data` does. Named by the user, so no file can hold its defaults."""
+
+    path: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    weight: Positive | None = None
+    columns: ColumnsSection | None = None
+    chat: bool | None = None
+    system: str | None = None
+    template: str | None = None
+    answer_pattern: str | None = None
+
+
+def named_sources(value: Any) -> Any:
+    """One place, which needs no name, or several under names -> by name."""
+    if isinstance(value, str):
+        return {"": {"path": value}}
+    if not isinstance(value, Mapping) or ("path" not in value and not all(isinstance(part, Mapping) for part in value.values())):
+        raise ValueError(f"data.train and data.test are a place, {{path: ...}}, or several, {{a: {{path: ...}}}}; this is none: {value}")
+    return {"": value} if isinstance(value.get("path"), str) else value
+
+
+Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidator(named_sources)]
 
 
 class HardwareSection(Section):
@@ -58,8 +92,10 @@ class HardwareSection(Section):
 
 
 class DataSection(Section):
-    train: str | dict[str, Any]
-    test: str | dict[str, Any] | None
+    train: Sources
+    test: Sources | None
+    curriculum: str | None
+    epochs: Positive | None
     columns: ColumnsSection
     chat: bool | None
     system: str | None
@@ -105,6 +141,7 @@ class OptimSection(Section):
 class EngineSection(Section):
     rollout: Literal["vllm", "hf"]
     zero_stage: Literal[0, 1, 2, 3]
+    checkpointing: CountOrZero
     tensor_parallel: Count
     memory: Literal["auto", "resident", "slept", "swapped"]
     offload: Literal["none", "optimizer"]
@@ -133,14 +170,52 @@ class ReportSection(Section):
     wandb: str | None
 
 
+class LaunchSection(Section):
+    address: str | None
+    nodes: Count
+    gpus_per_node: Count | None
+    workers_per_node: Count
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None
+    interface: str | None
+    env: tuple[str, ...]
+    watchdog_minutes: Positive
+    max_restarts: CountOrZero
+    wait_minutes: Positive
+    elastic: bool
+
+
 def typed_algorithm(value: Any) -> Any:
-    """The section `algorithm` as the class that its `name` stands for."""
+    """The section `algorithm` as the class that its `name` stands for, or the class in the user's file that `path` names."""
     if not isinstance(value, Mapping):
         return value
     name = value.get("name")
-    if name not in ALGORITHMS:
-        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), ALGORITHMS)}")
-    return ALGORITHMS[name].model_validate(dict(value))
+    if name == "custom":
+        keys = dict(value)
+        return custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
+    known: dict[str, type[BaseModel]] = {**ALGORITHMS, **OFFLINE}
+    if name not in known:
+        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), [*known, 'custom'])}")
+    return known[name].model_validate(dict(value))
+
+
+def custom_algorithm(path: str) -> type[Objective]:
+    """The class of a path FILE.py:Class, relative to the working directory. Raises ValueError where it is not there."""
+    file, colon, name = path.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise ValueError(f"algorithm.path={path} names no class in a file; write my_algorithm.py:MyAlgorithm")
+    place = Path(file).absolute()
+    if not place.is_file():
+        raise ValueError(f"algorithm.path={path}: there is no file {place}; a path is relative to the working directory")
+    try:
+        module = module_of_file(place)
+    except Exception as error:  # a user's file may raise anything, and its own words say what
+        raise ValueError(f"algorithm.path={path} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, Objective):
+        return found
+    known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__]
+    what = "is no rlkit.algorithms.Objective" if found is not None else "is not in that file"
+    raise ValueError(f"algorithm.path={path}: {name} {what}{nearest(name, known, 'it has')}")
 
 
 class Recipe(Section):
@@ -148,26 +223,27 @@ class Recipe(Section):
 
     recipe: str
     seed: CountOrZero
-    steps: CountOrZero
+    steps: CountOrZero | None
     prompts_per_step: Count
-    samples_per_prompt: Count
+    samples_per_prompt: Count | None  # None where nothing is sampled, as the next ones
     passes_per_step: Count
     updates_per_step: Count
     tokens_per_micro_batch: Count
     max_prompt_tokens: Count
     max_completion_tokens: Count
-    sampling: SamplingSection
+    sampling: SamplingSection | None
     model: ModelSection
     hardware: HardwareSection
     data: DataSection
-    rewards: Annotated[dict[str, RewardSection], Field(min_length=1)]
-    rewarding: RewardingSection
+    rewards: dict[str, RewardSection] | None
+    rewarding: RewardingSection | None
     algorithm: Annotated[Any, BeforeValidator(typed_algorithm)]
     optim: OptimSection
     engine: EngineSection
     eval: EvalSection
     checkpoint: CheckpointSection
     report: ReportSection
+    launch: LaunchSection
     output_dir: str | None
     resume: Literal["auto", "never"]
     offline: bool
@@ -177,9 +253,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def consistent(self) -> Recipe:
         """The checks across keys."""
-        algorithm: Algorithm = self.algorithm
-        truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
-        for reason in algorithm.refusals(truncated, self.samples_per_prompt):
+        for reason in self.refusals():
             raise ValueError(reason)
         if self.updates_per_step % self.passes_per_step:
             raise ValueError(
@@ -195,13 +269,43 @@ class Recipe(Section):
             raise ValueError(reason)
         if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
             raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
-        longest = self.max_prompt_tokens + self.max_completion_tokens
+        if (self.steps is None) == (self.data.epochs is None):
+            raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
+        if any(source.weight for source in (self.data.test or {}).values()):
+            raise ValueError("data.test takes its sources one after the other: leave their weights away")
+        together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1  # of a pair neither is learnt from alone
+        longest = together * (self.max_prompt_tokens + self.max_completion_tokens)
         if self.tokens_per_micro_batch < longest:
+            what = "one pair, twice" if together == 2 else "one sample of"
             raise ValueError(
-                f"tokens_per_micro_batch={self.tokens_per_micro_batch} does not hold one sample of max_prompt_tokens + "
+                f"tokens_per_micro_batch={self.tokens_per_micro_batch} does not hold {what} max_prompt_tokens + "
                 f"max_completion_tokens = {longest}; set it to at least {longest}"
             )
         return self
+
+    def refusals(self) -> list[str]:
+        """Why the rest of the recipe makes no sense with its algorithm."""
+        name = self.algorithm.name
+        own = {word: getattr(self, word) for word in ("samples_per_prompt", "sampling", "rewards", "rewarding")}
+        if self.offline_algorithm:
+            given = ", ".join(word for word, value in own.items() if value is not None)
+            reasons = (
+                [f"{given}: of no use to algorithm={name}, which learns from what is written in the data; leave it out"] if given else []
+            )
+            if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
+                reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
+            return reasons
+        missing = [word for word, value in own.items() if not value]
+        if missing:
+            return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
+        truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
+        reasons: list[str] = self.algorithm.refusals(truncated, self.samples_per_prompt)
+        return reasons
+
+    @property
+    def offline_algorithm(self) -> bool:
+        """Whether the algorithm learns from what is written in the data, and samples nothing."""
+        return self.algorithm.name in OFFLINE
 
     def lora_refusals(self) -> Iterator[str]:
         sent, lora = self.engine.lora_sync == "adapter", self.model.lora
@@ -215,7 +319,7 @@ class Recipe(Section):
 
     @property
     def samples_per_step(self) -> int:
-        return self.prompts_per_step * self.samples_per_prompt
+        return self.prompts_per_step * (COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt)
 
     @property
     def minibatches(self) -> int:
@@ -223,7 +327,7 @@ class Recipe(Section):
         return self.updates_per_step // self.passes_per_step
 
 
-IDENTITY_FREE = frozenset({"output_dir", "resume", "offline", "debug", "dry_run", "report"})  # cannot change what a run computes
+IDENTITY_FREE = frozenset({"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch"})  # cannot change what a run computes
 
 
 def read(config: Mapping[str, Any]) -> Recipe:
@@ -237,7 +341,7 @@ def read(config: Mapping[str, Any]) -> Recipe:
 
 def told(error: Any, config: Mapping[str, Any]) -> str:
     """One of pydantic's errors in the words of a recipe."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"] if part != "")  # the only source has no name
     if error["type"] == "extra_forbidden":
         *sections, name = error["loc"]
         known = list(at(config, sections) or {})
@@ -255,10 +359,13 @@ def keys_of(sections: list[Any]) -> list[str]:
     kind: Any = Recipe
     for section in sections:
         if section == "algorithm":
-            return sorted({name for algorithm in ALGORITHMS.values() for name in algorithm.model_fields})
+            return sorted({name for algorithm in [*ALGORITHMS.values(), *OFFLINE.values()] for name in algorithm.model_fields})
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            continue
         field = kind.model_fields.get(section) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
         if field is None:
-            return list(RewardSection.model_fields) if kind == dict[str, RewardSection] else []
+            return []
         kind = field.annotation
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs what the arguments say; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     quiet(offline=False)
+    return guarded(lambda: dispatch(arguments), arguments)
+
+
+def guarded(action: Callable[[], int], arguments: list[str]) -> int:
+    """The exit code of an action, with the errors that rlkit raises on purpose told and turned into theirs."""
     debug = "debug=true" in [a.lower() for a in arguments]
     try:
-        return dispatch(arguments)
+        return action()
     except UserError as error:
         return tell(error, EXIT_USER, debug)
     except RunFailed as error:

@@ -1,29 +1,56 @@
-"""The story that every online algorithm runs: sample, judge, give credit, learn, report, save."""
+"""What every run does, whatever it learns: go on where a checkpoint stopped, step after step; evaluate, report, save; export at the end.
+
+What one step does is a story: online.py samples and judges, offline.py reads what others wrote.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from rlkit import rows
-from rlkit.algorithms import State
 from rlkit.checkpoint import Checkpoints, publish
 from rlkit.clock import Clock
-from rlkit.collate import collate
-from rlkit.collector import Collector
-from rlkit.engines.placement import Colocated
+from rlkit.engines.base import Learner
 from rlkit.errors import Stopped
-from rlkit.evaluate import Evaluation
-from rlkit.metrics import values
 from rlkit.ranks import Ranks
 from rlkit.report import Report
 from rlkit.stopping import Stopping
-from rlkit.types import Batch, Credit, Group
-from rlkit.update import Count, Learning, observe, update
+from rlkit.update import Count
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What came of one step."""
+
+    row: dict[str, float]  # of metrics
+    count: Count
+    tokens: int  # sampled or read, prompts included
+
+
+class Story(Protocol):
+    """What one step does. All that it remembers is in its state, plain JSON, and in the weights of the learners."""
+
+    measure: str  # eval/<measure> says how good the model is: accuracy, or loss, of which less is better
+    evaluates: bool  # whether there is anything held out
+
+    def step(self, number: int, count: Count) -> Stepped:
+        """One batch and the updates on it. Raises Stopped where somebody asked for it before anything was learnt."""
+        ...
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics on what is held out. Raises Stopped where somebody asked for it meanwhile."""
+        ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any], step: int) -> None:
+        """Goes on after `step`, where `state` was; the learners have their weights back."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,14 +59,13 @@ class Progress:
 
     step: int = 0
     count: Count = field(default_factory=Count)
-    tokens: int = 0  # sampled and read so far
-    accuracy_before: float | None = None
-    accuracy: float | None = None  # of the last evaluation
-    best: tuple[float, int] | None = None  # accuracy, and the step that had it
+    tokens: int = 0  # so far
+    before: float | None = None  # how good the model was at first
+    held_out: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    best: tuple[float, int] | None = None  # the best evaluation, and the step that had it
     wall_seconds: float = 0.0
     row: dict[str, float] | None = field(default_factory=dict)  # of the step, while its evaluation is still to come
-    stream: dict[str, Any] = field(default_factory=dict)
-    judge: dict[str, Any] = field(default_factory=dict)
+    story: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,23 +73,19 @@ class Run:
     """Everything a run is made of, built once by assemble.py."""
 
     steps: int
-    samples_per_step: int
-    placement: Colocated
-    collector: Collector
-    evaluation: Evaluation | None
+    story: Story
     eval_every: int
-    learning: Learning
-    state: State
+    learners: Sequence[Learner]
+    export: Callable[[Path], None]  # the trained model as a Hugging Face folder without tokenizer
+    save_tokenizer: Callable[[Path], None]
     checkpoints: Checkpoints
     keep_best: bool
-    export_adapter: bool
     report: Report
     clock: Clock
     ranks: Ranks
     stopping: Stopping
     folder: Path
-    decode: Callable[[Sequence[int]], str]
-    save_tokenizer: Callable[[Path], None]
+    training: Callable[[], AbstractContextManager[None]] = nullcontext  # inside it all that the learners hold is on the device
 
 
 def train(run: Run) -> None:
@@ -86,82 +108,33 @@ def train(run: Run) -> None:
 
 
 def one_step(run: Run, step: int, before: Progress) -> Progress:
-    """One rollout batch and the updates on it."""
-    run.clock.restart()
-    with run.placement.rollout(), run.clock("rollout"):
-        mine = run.collector.take()
-    if run.ranks.any(mine is None) or mine is None:
-        raise Stopped  # before the first optimizer step: this step is abandoned
-    with run.placement.train():
-        with run.clock("observe"):
-            groups, batch = collate(mine, run.ranks, run.learning.minibatches, run.placement.version)
-            signals, seen = observe(run.learning, batch)
-            credit, run.state, given = run.learning.algorithm.assign(batch, signals, run.state, run.ranks)
-        with run.clock("update"):
-            learned, count = update(run.learning, batch, signals, credit, before.count)
-    run.placement.version = step
-    write_samples(run, step, groups, batch, credit)
-    tokens = before.tokens + sum(len(s.sample.prompt) + len(s.sample.tokens) for g in groups for s in g.samples)
-    row = {
-        **run.collector.desk.judge.stats(),  # rates and latencies are of this rank's workers; means come from all groups
-        **rows.of_groups(groups),
-        **values({**seen, **given, **learned}),
-        "num_tokens": float(tokens),
-        **left_out(run.collector.prompts.state()),
-    }
-    kept = {"stream": run.collector.prompts.state(), "judge": run.collector.desk.judge.state()}
-    return replace(before, step=step, count=count, tokens=tokens, row=row, **kept)
+    """The story's step, and what there is to remember of it."""
+    run.clock.restart(step)
+    done = run.story.step(step, before.count)
+    tokens = before.tokens + done.tokens
+    row = done.row | {"num_tokens": float(tokens)}
+    return replace(before, step=step, count=done.count, tokens=tokens, row=row, story=run.story.state())
 
 
 def concluded(run: Run, progress: Progress) -> Progress:
     """What follows a step, and what comes before the first: evaluation where it is due, the row of metrics, a checkpoint."""
     step, row = progress.step, dict(progress.row or {})
-    if run.evaluation and (step in (0, run.steps) or (run.eval_every and step % run.eval_every == 0)):
-        row |= evaluated(run, step)
-        progress = with_accuracy(progress, row["eval/accuracy"])
+    if run.story.evaluates and (step in (0, run.steps) or (run.eval_every and step % run.eval_every == 0)):
+        held_out = run.story.evaluate(step)
+        row |= held_out
+        progress = with_evaluation(progress, held_out, run.story.measure)
     if row:
-        if "reward" in row:
-            row["throughput/tokens_per_second"] = row["completions/mean_length"] * run.samples_per_step / run.clock.seconds
-        run.report.step(step, row | run.clock.metrics() | memory(run.ranks.device) | run.placement.memory())
+        run.report.step(step, row | run.clock.metrics() | memory(run.ranks.device))
     progress = replace(progress, row=None, wall_seconds=progress.wall_seconds + run.clock.seconds)
     save_if_due(run, progress)
     return progress
 
 
-def write_samples(run: Run, step: int, groups: list[Group], batch: Batch, credit: Credit) -> None:
-    """The step's samples with their advantages."""
-    counts = batch.mask.sum(-1).clamp(min=1)
-    mine = (credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
-    advantages = run.ranks.everywhere(mine, batch.index, batch.size).tolist()
-    scored = [s for g in groups for s in g.samples]
-    run.report.samples(step, [rows.of_sample(s, a, run.decode, "train") for s, a in zip(scored, advantages, strict=True)])
-
-
-def left_out(stream: dict[str, Any]) -> dict[str, float]:
-    """Prompts so far that gave no sample, or were cut."""
-    return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
-
-
-def evaluated(run: Run, step: int) -> dict[str, float]:
-    """Accuracy on held-out problems; their completions go into samples.jsonl. Raises Stopped where somebody asked for it meanwhile."""
-    assert run.evaluation is not None
-    with run.placement.rollout(), run.clock("evaluation"):
-        result = run.evaluation.run()
-    if result is None:
-        raise Stopped
-    row, mine = result
-    everyone = sorted((g for part in run.ranks.gather(mine) for g in part), key=lambda g: g.number)
-    run.report.samples(step, [rows.of_sample(s, None, run.decode, "test") for g in everyone for s in g.samples])
-    run.collector.desk.judge.stats()  # the reward statistics of a step are of its own samples
-    return row
-
-
-def with_accuracy(progress: Progress, accuracy: float) -> Progress:
-    best = progress.best
-    if best is None or accuracy > best[0]:
-        best = (accuracy, progress.step)
-    before = accuracy if progress.step == 0 else progress.accuracy_before
-    return replace(progress, accuracy_before=before, accuracy=accuracy, best=best)
+def with_evaluation(progress: Progress, held_out: dict[str, float], measure: str) -> Progress:
+    now, best = held_out[f"eval/{measure}"], progress.best
+    if best is None or (now < best[0] if measure == "loss" else now > best[0]):
+        best = (now, progress.step)
+    return replace(progress, before=now if progress.step == 0 else progress.before, held_out=held_out, best=best)
 
 
 def memory(device: torch.device) -> dict[str, float]:
@@ -184,27 +157,30 @@ def save_if_due(run: Run, progress: Progress) -> None:
 
 def save(run: Run, progress: Progress) -> None:
     """A checkpoint of this moment; nothing where there is one."""
-    with run.placement.train(), run.clock("checkpoint"):
-        kept = {**asdict(progress), "algorithm": asdict(run.state)}
+
+    def write(folder: Path) -> None:
+        with run.training():
+            for learner in run.learners:
+                learner.save(folder)
+
+    with run.clock("checkpoint"):
         protect = progress.best[1] if run.keep_best and progress.best else None
-        run.checkpoints.save(progress.step, kept, run.learning.save, protect)
+        run.checkpoints.save(progress.step, asdict(progress), write, protect)
 
 
 def resumed(run: Run) -> Progress:
-    """Where the last complete checkpoint stopped, with the policy put back; the beginning where there is none."""
+    """Where the last complete checkpoint stopped, with the weights put back; the beginning where there is none."""
     steps = run.checkpoints.steps()
     last = min(run.ranks.gather(steps[-1] if steps else -1))
     if last < 0:
-        return Progress(stream=run.collector.prompts.state())
+        return Progress(story=run.story.state())
     kept = run.checkpoints.state(last)
-    run.state = type(run.state)(**kept.pop("algorithm"))
     best = tuple(kept.pop("best") or ()) or None
     progress = Progress(**{**kept, "count": Count(**kept["count"]), "best": best})
-    with run.placement.train():
-        run.learning.load(run.checkpoints.path(last))
-    run.placement.version = last
-    run.collector.prompts.load(progress.stream)
-    run.collector.desk.judge.restore(progress.judge)
+    with run.training():
+        for learner in run.learners:
+            learner.load(run.checkpoints.path(last))
+    run.story.load(progress.story, last)
     run.report.note(f"goes on after step {last}")
     return progress
 
@@ -213,9 +189,11 @@ def finish(run: Run, progress: Progress) -> None:
     """The trained model as a Hugging Face folder, and the summary."""
     run.report.phase("export")
     unfinished, final = run.folder / ".model.tmp", run.folder / "model"
-    run.learning.policy.export(unfinished, run.export_adapter)
+    run.export(unfinished)
     if run.ranks.main:
         run.save_tokenizer(unfinished)
         publish(unfinished, final)
     run.ranks.barrier()
-    run.report.finish("done", progress.accuracy_before, progress.accuracy, progress.wall_seconds, progress.step)
+    measure = run.story.measure
+    after = progress.held_out.get(f"eval/{measure}")
+    run.report.finish("done", progress.before, after, progress.wall_seconds, progress.step, measure, progress.held_out)

@@ -106,8 +106,14 @@ class Batch:
     group: Tensor  # [B] int64, number of the sample's group in the step
     index: Tensor  # [B] int64, position of the sample in the step, over all ranks
     minibatch: Tensor  # [B] int64, which minibatch of a pass the sample belongs to
+    lag: Tensor  # [B] int64, steps that the policy learned since it sampled the sample
     size: int  # N
     baseline: Tensor | None = None  # [B] float64, reward of the greedy completion of the same prompt, nan where that failed
+
+    @property
+    def own(self) -> Tensor:
+        """Tokens that count and were sampled by the policy as it is now; [B, T] bool."""
+        return self.mask & (self.lag == 0).unsqueeze(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,3 +146,14 @@ class Rows:
     ref_logprobs: Tensor | None  # [B, T] float32
     advantages: Tensor  # [B, T] float32
     kl_coef: float | None = None  # from the credit; None: the one of the recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """The completions of a micro-batch as an offline loss sees them; of pairs the chosen one of each first, then its rejected one."""
+
+    mask: Tensor  # [B, T] bool
+    said: Tensor  # [B, T] by the model that learns, with gradient: log-probs of the tokens, or with T = 1 one score a completion
+    reference: Tensor | None = None  # [B] float64, log-probs of whole completions by the model as it was at first
+    desirable: Tensor | None = None  # [B] bool, of rated completions
+    baseline: Tensor | None = None  # a scalar, float64, where the algorithm asks for one

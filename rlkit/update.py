@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rlkit import heartbeat
 from rlkit.algorithms import Algorithm, Needs
 from rlkit.batching import micro_batches
 from rlkit.engines.base import Critic, Learner, Policy, Scores
@@ -44,17 +44,6 @@ class Learning:
     def needs(self) -> Needs:
         return self.algorithm.needs(self.passes * self.minibatches)
 
-    def save(self, folder: Path) -> None:
-        for learner in self.learners():
-            learner.save(folder)
-
-    def load(self, folder: Path) -> None:
-        for learner in self.learners():
-            learner.load(folder)
-
-    def learners(self) -> list[Learner]:
-        return [self.policy, *([self.critic] if self.critic else [])]
-
 
 @dataclass(frozen=True)
 class Count:
@@ -63,6 +52,13 @@ class Count:
     updates: int = 0  # the skipped ones too: the learning rate follows them
     skipped_in_a_row: int = 0  # whose gradient was not finite
 
+    def after(self, applied: bool, most: int) -> Count:
+        """The count with one more update. Raises RunFailed at the `most`-th in a row that was skipped."""
+        skipped = 0 if applied else self.skipped_in_a_row + 1
+        if skipped >= most:
+            raise RunFailed(f"the gradients of {skipped} updates in a row were not finite; a smaller optim.lr may help, or other data")
+        return Count(self.updates + 1, skipped)
+
 
 def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
     """What models say of the batch before the update: only what the algorithm needs."""
@@ -70,7 +66,7 @@ def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
     metrics: Metrics = {}
     if run.needs.old_logprobs:
         old = scored(run, batch, run.policy)
-        metrics = run.probe.compare(old, batch.rollout_logprobs, batch.mask)
+        metrics = run.probe.compare(old, batch.rollout_logprobs, batch.own)
         run.probe.check(metrics)
     if run.needs.reference:
         assert run.reference is not None, "assemble loads what the algorithm needs"
@@ -89,9 +85,8 @@ def scored(run: Learning, batch: Batch, model: Scores) -> Tensor:
 def on_batch(run: Learning, batch: Batch, said: Callable[[list[Sample], int], Tensor]) -> Tensor:
     """What a model says of the batch [B, T], micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
     grid = torch.zeros(batch.mask.shape)
-    plan = micro_batches([len(s.prompt) + len(s.tokens) for s in batch.samples], run.tokens_per_micro_batch)
-    for k in range(run.ranks.most(len(plan))):
-        chosen = plan[k] if k < len(plan) else []
+    for chosen in in_step([len(s.prompt) + len(s.tokens) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
+        heartbeat.beat()
         grid[chosen] = said([batch.samples[i] for i in chosen], batch.mask.shape[1]).cpu()
     return grid
 
@@ -121,12 +116,9 @@ def one_update(run: Learning, batch: Batch, signals: Signals, credit: Credit, ro
     if run.critic and run.critic_schedule:
         also, more = stepped(run.critic, run.critic_schedule.lr(count.updates), "critic/")
         applied, moved = applied and also, {**moved, **more}
-    skipped = 0 if applied else count.skipped_in_a_row + 1
-    if skipped >= run.max_skipped_updates:
-        raise RunFailed(f"the gradients of {skipped} updates in a row were not finite; a smaller optim.lr may help, or other data")
     metrics |= {f"{role}loss": Mean(metrics[f"{role}loss"].value, 1.0) for role in ("", "critic/") if f"{role}loss" in metrics}
     metrics |= {**moved, "updates_skipped": Sum(float(not applied)), "updates_without_signal": Sum(0.0)}
-    return metrics, Count(count.updates + 1, skipped)
+    return metrics, count.after(applied, run.max_skipped_updates)
 
 
 def stepped(learner: Learner, lr: float, role: str) -> tuple[bool, Metrics]:
@@ -143,20 +135,24 @@ def gradient(
     `waits`: the policy does not learn yet, only the critic.
     """
     active = [i for i in rows if bool(credit.advantages[i].any())] if run.algorithm.inert_without_advantage else rows
-    plan = micro_batches([len(batch.samples[i].prompt) + len(batch.samples[i].tokens) for i in active], run.tokens_per_micro_batch)
-    passes = run.ranks.most(len(plan))
-    if passes == 0:
-        return None
+    lengths = [len(batch.samples[i].prompt) + len(batch.samples[i].tokens) for i in active]
     seen: list[Metrics] = []
-    for k in range(passes):
-        chosen = [active[i] for i in plan[k]] if k < len(plan) else []
+    for places in in_step(lengths, run.tokens_per_micro_batch, run.ranks):
+        heartbeat.beat()
+        chosen = [active[i] for i in places]
         if not waits:
             with run.policy.training():
                 seen.append(one_micro_batch(run, batch, signals, credit, chosen, totals) if chosen else idled(run.policy))
         if run.critic:
             with run.critic.training():
                 seen.append(one_of_critic(run, run.critic, batch, signals, credit, chosen, totals) if chosen else idled(run.critic))
-    return run.ranks.merged(merge(seen))
+    return run.ranks.merged(merge(seen)) if seen else None
+
+
+def in_step(lengths: list[int], budget: int, ranks: Ranks) -> list[list[int]]:
+    """Micro-batches of this rank's items, equally many on all ranks: empty ones where it has fewer than others."""
+    plan = micro_batches(lengths, budget)
+    return plan + [[] for _ in range(ranks.most(len(plan)) - len(plan))]
 
 
 def idled(learner: Learner) -> Metrics:
@@ -205,5 +201,5 @@ def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credi
     run.policy.backward(loss)
     metrics |= {"loss": Sum(float(loss.detach())), "entropy": masked(entropy, mask)}
     if signals.old_logprobs is None:
-        metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, mask)
+        metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, cut(batch.own))
     return metrics

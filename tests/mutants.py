@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ["rlkit", "recipes", "rewards", "pyproject.toml", "tests/ops", "tests/algorithms"]
-TESTS = ["tests/ops", "tests/algorithms", *(f"tests/test_{name}.py" for name in ("batching", "metrics", "seeds", "schedule"))]
+TESTS = ["tests/ops", "tests/algorithms", *(f"tests/test_{name}.py" for name in ("batching", "collector", "metrics", "seeds", "schedule"))]
 SLOW = "not no_process"  # starts a Python of its own
 SEEN, UNSEEN = 1, 0  # pytest's exit codes: some test failed, all passed
 
@@ -24,9 +24,15 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("ops/kl.py", "return logprobs - ref_logprobs", "return ref_logprobs - logprobs"),
     ("ops/kl.py", "0.5 * (logprobs", "1.0 * (logprobs"),
     ("ops/kl.py", "log_r = ref_logprobs - logprobs", "log_r = logprobs - ref_logprobs"),
-    ("ops/logprobs.py", "start - 1, i * width + start - 1 + n", "start, i * width + start + n"),
+    ("ops/logprobs.py", "first - 1, first - 1 + n", "first, first + n"),
     ("ops/logprobs.py", ") / temperature  #", ") * temperature  #"),
     ("ops/logprobs.py", "entropy = -(logs", "entropy = (logs"),
+    ("ops/logprobs.py", "(tilt + mass * sunk)", "tilt"),
+    ("ops/logprobs.py", "sunk.exp() * mass\n", "mass\n"),
+    ("ops/logprobs.py", "log_mass - tilt / mass", "log_mass"),
+    ("ops/logprobs.py", "add_(entropy.unsqueeze(-1))", "add_(0.0)"),
+    ("ops/logprobs.py", "slope /= ctx.temperature", "pass"),
+    ("ops/logprobs.py", "torch.where(inside, one, 0.0)", "one"),
     ("ops/masking.py", "counts = mask.double()", "counts = torch.ones_like(mask).double()"),
     ("ops/masking.py", "weights = counts / tokens", "weights = counts / counts.sum().clamp(min=1.0)"),
     ("ops/masking.py", ".clamp(min=1.0) * sequences)", ".clamp(min=1.0) * max(mask.shape[0], 1))"),
@@ -126,24 +132,31 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("algorithms/objective.py", "loss = loss * weights", "loss = loss / weights"),
     ("algorithms/objective.py", 'self.correction_level == "sequence"', 'self.correction_level == "token"'),
     ("algorithms/objective.py", 'drop=self.correction == "mask"', "drop=False"),
-    ("algorithms/objective.py", "self.mean**2 + self.squares / self.count", "self.mean**2 + self.squares"),
+    ("metrics.py", "self.mean**2 + self.squares / self.count", "self.mean**2 + self.squares"),
     ("algorithms/objective.py", 'self.kl_in == "reward" or self.kl_target is not None)', 'self.kl_in == "reward")'),
     ("update.py", "old_logprobs=logprobs.detach() if", "old_logprobs=logprobs if"),
     ("update.py", "run.algorithm.reduction, totals.to(device)", "run.algorithm.reduction, unit_totals(mask)"),
     ("update.py", "run.ranks.sum(unit_totals(batch.mask[rows]))", "unit_totals(batch.mask[rows])"),
     ("update.py", "batch.minibatch == minibatch", "batch.minibatch >= 0"),
     ("update.py", "learner.idle()", "pass"),
+    ("collector.py", "rounds <= max_refills", "rounds < max_refills"),
+    ("collector.py", "if s.reward is not None}) > 1", "}) > 1"),
+    ("collector.py", "if has_signal(g)]", "]"),
+    ("collector.py", "-missing * asked // found", "-missing"),
+    ("collector.py", "numbers[self.prompts_per_step :]", "numbers[: -self.prompts_per_step]"),
+    ("collector.py", "kept, left_out = self.surplus, []", "kept, left_out = [], []"),
+    ("collate.py", " or bool((sample.versions > version).any())", ""),
+    ("collate.py", "int(sample.versions.min())", "int(sample.versions.max())"),
     ("batching.py", "(-costs[i], i)", "(costs[i], i)"),
-    ("batching.py", "(len(batches[-1]) + 1) * lengths[batches[-1][0]]", "sum(lengths[i] for i in batches[-1]) + lengths[item]"),
-    ("batching.py", "<= budget:", "<= budget + 1:"),
+    ("batching.py", "room[found] -= lengths[item]", "pass"),
+    ("batching.py", "room.append(budget - lengths[item])", "room.append(budget)"),
+    ("batching.py", "lengths[item] <= left", "lengths[item] <= left + 1"),
     ("batching.py", "small + (m < larger)", "small + (m > 0)"),
     ("metrics.py", "Mean(self.total + other.total, self.weight + other.weight)", "Mean((self.value + other.value) / 2, 1.0)"),
     ("metrics.py", "float(mask.sum())", "float(mask.numel())"),
     ("seeds.py", '"sample", seed, *key', '"sample", seed, *key[:2]'),
     ("schedule.py", "(update + 1) / self.warmup", "update / self.warmup"),
     ("collate.py", "key=lambda g: g.number", "key=lambda g: -g.number"),
-    ("collate.py", "(sample.versions != version).any()", "(sample.versions > version).any()"),
-    ("collate.py", "(sample.versions != version).any()", "(sample.versions != version).all()"),
     ("collate.py", "[r is not None for r in rewards]", "[True for r in rewards]"),
 ]
 

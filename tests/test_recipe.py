@@ -37,7 +37,7 @@ def door(*arguments: str, cwd: Path, code: str | None = None, **env: str) -> sub
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_loads(name: str) -> None:
     recipe = composed(f"recipe={name}")
-    assert recipe.recipe == name and recipe.samples_per_prompt >= recipe.algorithm.min_samples_per_prompt
+    assert recipe.recipe == name and (recipe.samples_per_prompt is None) == recipe.offline_algorithm
     assert len((ROOT / "recipes" / "recipe" / f"{name}.yaml").read_text().splitlines()) < 40
 
 
@@ -51,6 +51,8 @@ def test_the_recipes_that_people_are_told_of() -> None:
         "clip_low": 0.2,
         "clip_high": 0.2,
         "kl_coef": 0.0,
+        "dynamic_sampling": False,
+        "max_refills": 4,
         "entropy_coef": 0.0,
         "scale": "group_std",
         "reduction": "sequence_mean",
@@ -131,6 +133,13 @@ REFUSED = {
     "algorithm.name=grop": "there is no algorithm 'grop' (did you mean grpo",
     "model=hf": "model.path is not set; it has no default: model.path=...",
     "rewards.mine.weight=1": "rewards.mine.path is not set",
+    "data.train={a: {path: x, wieght: 3}}": "unknown key data.train.a.wieght (did you mean weight?)",
+    "data.train={a: {path: x, weight: 0}}": "data.train.a.weight=0 is not valid: it should be greater than 0",
+    "data.train={path: x, spilt: y}": "unknown key data.train.spilt (did you mean split?)",
+    "data.train={pth: x}": "are a place, {path: ...}, or several, {a: {path: ...}}; this is none: {'pth': 'x'}",
+    "data.test={a: {path: x, weight: 3}}": "data.test takes its sources one after the other: leave their weights away",
+    "data.epochs=2": "steps=24 and data.epochs=2.0: set one of the two, and the other to null",
+    "steps=null": "steps=None and data.epochs=None: set one of the two",
     "optim=fast": "optim='fast' is not valid",
     "steps": "'steps' is no override; write key=value",
     "seed=0,1": "To sweep over it, add --multirun",

@@ -138,6 +138,11 @@ def test_second_call_installs_nothing(machine: Machine) -> None:
     assert (result.returncode, result.stderr, machine.asked()) == (0, "", ["-m rlkit.run steps=0"])
 
 
+def test_several_processes_without_gpus(machine: Machine) -> None:
+    machine.run("launch/local.sh", "seed=1", RLKIT_RANKS="2")
+    assert machine.asked()[-1] == "-m launch.local workers_per_node=2 seed=1"
+
+
 def test_tests_add_their_tools_to_the_same_environment(machine: Machine) -> None:
     machine.run()
     machine.asked()
@@ -261,9 +266,11 @@ def test_without_a_fitting_python_it_says_what_to_install(machine: Machine) -> N
 @pytest.mark.parametrize(
     ("visible", "start"),
     [
-        ({}, "-m torch.distributed.run --standalone --nproc-per-node=3 -m rlkit.run seed=1"),
-        ({"CUDA_VISIBLE_DEVICES": "0,2"}, "-m torch.distributed.run --standalone --nproc-per-node=2 -m rlkit.run seed=1"),
+        ({}, "-m launch.local gpus_per_node=3 seed=1"),
+        ({"CUDA_VISIBLE_DEVICES": "0,2"}, "-m launch.local gpus_per_node=2 seed=1"),
         ({"CUDA_VISIBLE_DEVICES": "2"}, "-m rlkit.run seed=1"),
+        ({"RLKIT_RANKS": "2"}, "-m launch.local gpus_per_node=2 seed=1"),
+        ({"RLKIT_RANKS": "1"}, "-m rlkit.run seed=1"),
     ],
 )
 def test_with_gpus_it_installs_for_them_and_starts_one_process_each(machine: Machine, visible: dict[str, str], start: str) -> None:

@@ -1,14 +1,19 @@
-"""The algorithms, by name. One file each; a new one is a file and a line in this table."""
+"""The algorithms, by name: those that sample, and the offline ones. One file each; a new one is a file and a line in its table."""
 
 from __future__ import annotations
 
 from rlkit.algorithms.base import Algorithm, Needs, Peers, State
+from rlkit.algorithms.dpo import DPO
 from rlkit.algorithms.grpo import GRPO
-from rlkit.algorithms.objective import Objective
+from rlkit.algorithms.kto import KTO
+from rlkit.algorithms.objective import GroupObjective, Objective
+from rlkit.algorithms.offline import Keys, OfflineAlgorithm
 from rlkit.algorithms.ppo import PPO
 from rlkit.algorithms.reinforce_pp import ReinforcePP, ReinforcePPBaseline
 from rlkit.algorithms.remax import ReMax
+from rlkit.algorithms.reward_model import RewardModel
 from rlkit.algorithms.rloo import RLOO
+from rlkit.algorithms.sft import SFT
 
 ALGORITHMS: dict[str, type[Objective]] = {
     "grpo": GRPO,
@@ -19,4 +24,11 @@ ALGORITHMS: dict[str, type[Objective]] = {
     "ppo": PPO,
 }
 
-__all__ = ["ALGORITHMS", "Algorithm", "Needs", "Peers", "State"]
+OFFLINE: dict[str, type[Keys]] = {
+    "dpo": DPO,
+    "kto": KTO,
+    "sft": SFT,
+    "reward_model": RewardModel,
+}
+
+__all__ = ["ALGORITHMS", "OFFLINE", "Algorithm", "GroupObjective", "Needs", "Objective", "OfflineAlgorithm", "Peers", "State"]

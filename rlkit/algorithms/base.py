@@ -35,6 +35,7 @@ class Needs:
     reference: bool = False
     greedy: bool = False  # a greedy completion of each prompt, its reward in Batch.baseline
     values: bool = False  # a critic
+    max_refills: int | None = None  # rounds that replace groups without signal by other prompts; None: every group is kept
 
 
 @dataclass(frozen=True)

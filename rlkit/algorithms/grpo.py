@@ -16,21 +16,16 @@ from typing import Literal
 
 from rlkit.algorithms.base import Peers, State
 from rlkit.algorithms.credit import given, penalty, whole_step
-from rlkit.algorithms.objective import Objective
+from rlkit.algorithms.objective import GroupObjective
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
 from rlkit.types import Batch, Credit, Signals
 
 
-class GRPO(Objective):
+class GRPO(GroupObjective):
     """Config and functions of GRPO; the defaults stand in recipes/algorithm/grpo.yaml."""
 
-    name: Literal["grpo"]
     scale: Literal["group_std", "none"]
-
-    @property
-    def min_samples_per_prompt(self) -> int:
-        return 2  # a group of one has no baseline but itself
 
     def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T] from the rewards of all groups, however the groups are split over ranks."""

@@ -9,9 +9,8 @@ An algorithm adds `assign`, rewards to advantages.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from rlkit.algorithms.base import Needs, State
-from rlkit.metrics import Max, Metrics, Spread, masked
+from rlkit.metrics import Max, Metrics, effective, masked
 from rlkit.ops import kl, surrogate
 from rlkit.ops.masking import Reduction
 from rlkit.types import Rows
@@ -37,26 +36,6 @@ class KLState(State):
     """The coefficient of the next step."""
 
     kl_coef: float
-
-
-@dataclass(frozen=True)
-class Effective(Spread):
-    """Of weights: (sum w)^2 / (n sum w^2), the share of the samples that they are worth; 1 where all are alike."""
-
-    def merge(self, other: Spread) -> Effective:
-        both = super().merge(other)
-        return Effective(both.count, both.mean, both.squares)
-
-    @property
-    def value(self) -> float:
-        square = self.mean**2 + self.squares / self.count if self.count else 0.0  # the mean of the squares
-        return self.mean**2 / square if square else math.nan
-
-
-def effective(weights: Tensor) -> Effective:
-    """Of weights [n]."""
-    mean = weights.mean() if weights.numel() else weights.sum()
-    return Effective(float(weights.numel()), float(mean), float((weights - mean).square().sum()))
 
 
 class Objective(BaseModel):
@@ -164,6 +143,29 @@ class Objective(BaseModel):
             "sampling/effective_sample_size": effective(counted),
         }
         return surrogate.correction(log_ratios, self.correction_cap, drop=self.correction == "mask"), metrics
+
+
+class GroupObjective(Objective):
+    """Of algorithms whose baseline is the group: they may ask for groups that have a signal (DAPO, arXiv 2503.14476, section 3.2)."""
+
+    dynamic_sampling: bool
+    max_refills: int = Field(ge=0)
+
+    @property
+    def min_samples_per_prompt(self) -> int:
+        return 2  # a group of one has no baseline but itself
+
+    def needs(self, updates_per_step: int) -> Needs:
+        return replace(super().needs(updates_per_step), max_refills=self.max_refills if self.dynamic_sampling else None)
+
+    def refusals(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
+        reasons = super().refusals(sampling_truncated, samples_per_prompt)
+        if self.dynamic_sampling and self.correction == "none":
+            reasons.append(
+                "algorithm.dynamic_sampling=true carries surplus groups to the next step, whose policy did not sample them, and "
+                "algorithm.correction=none leaves that uncorrected; set algorithm.correction=truncate or mask"
+            )
+        return reasons
 
 
 Surrogate = Callable[[Objective, Rows, Tensor], tuple[Tensor, Tensor]]

@@ -12,7 +12,7 @@ all ranks, std with n - 1. A failed reward gives its sample advantage 0, and its
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -29,7 +29,6 @@ from rlkit.types import Batch, Credit, Signals
 class PPO(Objective):
     """Config and functions of PPO; the defaults stand in recipes/algorithm/ppo.yaml."""
 
-    name: Literal["ppo"]
     credit_by_token: ClassVar[bool] = True
     gamma: float = Field(gt=0.0, le=1.0)
     gae_lambda: float = Field(ge=0.0, le=1.0)

@@ -11,11 +11,11 @@ all R are the same, all advantages are 0. The baseline variant wants at least tw
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from rlkit.algorithms.base import Peers, State
 from rlkit.algorithms.credit import given, penalty, whitened, whole_step
-from rlkit.algorithms.objective import Objective
+from rlkit.algorithms.objective import GroupObjective, Objective
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
 from rlkit.types import Batch, Credit, Signals
@@ -24,7 +24,6 @@ from rlkit.types import Batch, Credit, Signals
 class ReinforcePP(Objective):
     """Config and functions of REINFORCE++; the defaults stand in recipes/algorithm/reinforce_pp.yaml."""
 
-    name: Literal["reinforce_pp"]
     credit_by_token: ClassVar[bool] = True
 
     @property
@@ -39,14 +38,8 @@ class ReinforcePP(Objective):
         return given(whitened(returns.to_go(rewards, mask), mask, peers), batch, taken), taken.state, taken.metrics
 
 
-class ReinforcePPBaseline(Objective):
+class ReinforcePPBaseline(GroupObjective):
     """Config and functions of REINFORCE++-baseline; the defaults stand in recipes/algorithm/reinforce_pp_baseline.yaml."""
-
-    name: Literal["reinforce_pp_baseline"]
-
-    @property
-    def min_samples_per_prompt(self) -> int:
-        return 2  # a group of one has no baseline but itself
 
     @property
     def inert_without_advantage(self) -> bool:

@@ -11,7 +11,6 @@ fixed_length`). One sample a prompt is fine.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
@@ -24,8 +23,6 @@ from rlkit.types import Batch, Credit, Signals
 
 class ReMax(Objective):
     """Config and functions of ReMax; the defaults stand in recipes/algorithm/remax.yaml."""
-
-    name: Literal["remax"]
 
     def needs(self, updates_per_step: int) -> Needs:
         return replace(super().needs(updates_per_step), greedy=True)

@@ -10,24 +10,16 @@ fixed_length`). A failed reward leaves its group and gets advantage 0. At least 
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rlkit.algorithms.base import Peers, State
 from rlkit.algorithms.credit import given, penalty, whole_step
-from rlkit.algorithms.objective import Objective
+from rlkit.algorithms.objective import GroupObjective
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
 from rlkit.types import Batch, Credit, Signals
 
 
-class RLOO(Objective):
+class RLOO(GroupObjective):
     """Config and functions of RLOO; the defaults stand in recipes/algorithm/rloo.yaml."""
-
-    name: Literal["rloo"]
-
-    @property
-    def min_samples_per_prompt(self) -> int:
-        return 2  # somebody must be left when one is out
 
     def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T], one number a sample."""

@@ -131,7 +131,8 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
         for done, (tokens, labels) in enumerate(_batches(tokenizer, rng), start=1):
             hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
             counted = labels != IGNORED  # [B, T], the completions
-            where = predecessors(counted.int().argmax(1).tolist(), counted.sum(1).tolist(), labels.shape[1])
+            firsts = counted.int().argmax(1) + torch.arange(len(labels)) * labels.shape[1]  # [B], flat
+            where = predecessors(firsts.tolist(), counted.sum(1).tolist())
             logits = model.lm_head(hidden.flatten(0, 1)[where])  # [completion tokens, V]
             loss = torch.nn.functional.cross_entropy(logits, labels[counted])
             loss.backward()

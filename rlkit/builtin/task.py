@@ -35,6 +35,15 @@ def rows(split: str, count: int | None = None) -> list[Row]:
     return [_row(pair) for pair in pairs[:count]]
 
 
+def pairs(split: str) -> list[Row]:
+    """A preference for each row of `rows(split)` with a carry: `prompt`, `chosen` (the careful solution), `rejected` (the careless one)."""
+    return [
+        {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+        for row in rows(split)
+        if (chosen := solution(row, careful=True)) != (rejected := solution(row, careful=False))
+    ]
+
+
 def demonstration(row: Row, rng: random.Random) -> str:
     """One worked completion for `row`: careful with probability CAREFUL_SHARE, otherwise dropping the carry. One draw from `rng` a call."""
     return solution(row, careful=rng.random() < CAREFUL_SHARE)
@@ -48,6 +57,20 @@ def solution(row: Row, careful: bool) -> str:
     tens = a // 10 + b // 10 + carry
     plus_carry = "+1" if carry else ""
     return f"{a % 10}+{b % 10}={ones}\n{a // 10}+{b // 10}{plus_carry}={tens}\n\\boxed{{{tens}{ones % 10}}}"
+
+
+def rated(split: str) -> list[Row]:
+    """The completions of `pairs(split)` one by one: `prompt`, `completion`, `label` (whether it is the careful one)."""
+    return [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs(split)
+        for side in ("chosen", "rejected")
+    ]
+
+
+def demonstrations(split: str) -> list[Row]:
+    """`rows(split)` with the careful solution as `completion`."""
+    return [{**row, "completion": solution(row, careful=True)} for row in rows(split)]
 
 
 def _splits() -> dict[str, list[Pair]]:

@@ -1,12 +1,13 @@
-"""From a row to a prompt and its reference answer: which columns, which text around them, which part of the answer."""
+"""From a row to what it says: which columns, which text around them, which part of the answer. Prompts here, completions in written.py."""
 
 from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -15,11 +16,13 @@ from rlkit.errors import UserError
 
 Message = dict[str, Any]  # role, content, and whatever else the chat template reads
 
-PROMPT_COLUMNS = ("prompt", "messages", "question", "problem")  # tried in this order, as are the next ones
+PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "problem")  # tried in this order, as are the next ones
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "reward_model.ground_truth")
 PLAIN_COLUMN = "prompt"  # text in it is what the model sees; text of any other column is what a user says
 CHECKED_ROWS = 100_000  # looked at when a run starts (about a second); a fault in a later row is told when it comes up
+ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # sharegpt's words, which has them as {from, value}
 MISSING = object()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Columns:
 
     prompt: str | None = None  # None: the first of PROMPT_COLUMNS that is there
     answer: str | None = None  # None: the first of ANSWER_COLUMNS that is there, if any
+    chosen: str | None = None  # None for it and the next ones: see written.py
+    rejected: str | None = None
+    completion: str | None = None
+    label: str | None = None
     answer_pattern: str | None = None  # regular expression with one group; its last match in the answer column is the answer
     system: str | None = None  # system message; replaces a row's own
     template: str | None = None  # Jinja over the row's columns and `prompt`, the user's text; writes what the user says
@@ -49,44 +56,43 @@ class PromptRow:
         return ({"role": "user", "content": self.prompt},) if isinstance(self.prompt, str) else self.prompt
 
 
-class PromptReader:
-    """Reads prompts out of `rows`. The columns are found in the first row that can be read.
+class RowReader(ABC, Generic[T]):
+    """Reads one kind of thing out of `rows`. The columns are found in the first row that can be read."""
 
-    needs_answer: a row without an answer is a BadRow even where no answer column was asked for.
-    """
-
-    def __init__(self, rows: Rows, columns: Columns, *, needs_answer: bool = True) -> None:
+    def __init__(self, rows: Rows, columns: Columns) -> None:
         self.rows = rows
         self._settings = columns
-        self._pattern = _compiled(columns.answer_pattern)
         self._template = _template(columns.template)
         if columns.system is not None and columns.chat is False:
             raise UserError("data.system needs a chat, and data.chat=false asks for raw text; set one of the two")
         first = next((row for row in rows.scan() if not isinstance(row, BadRow)), None)
         if first is None:
             raise UserError(f"{rows.name} has no row that can be read\n{_first_fault(rows)}")
-        self._prompt = columns.prompt or self._find(first, PROMPT_COLUMNS, "prompt")
-        answers = ANSWER_COLUMNS if needs_answer or columns.answer_pattern else tuple(c for c in ANSWER_COLUMNS if has(first, c))
-        self._answer = columns.answer or (self._find(first, answers, "answer") if answers else None)
-        self._chat = self._prompt != PLAIN_COLUMN if columns.chat is None else columns.chat
-        self._chat = self._chat or columns.system is not None
-        self._answer_must_be = needs_answer or columns.answer is not None
+        self._first = first
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> PromptRow:
-        """Row `index` as a prompt. Raises BadRow, naming file and row, where that cannot be."""
+    @abstractmethod
+    def _made(self, index: int, row: Row) -> T:
+        """The thing of a row. Raises Fault."""
+
+    @abstractmethod
+    def _columns(self) -> list[str]:
+        """The columns that make the thing."""
+
+    def read(self, index: int) -> T:
+        """The thing of row `index`. Raises BadRow, naming file and row, where there is none."""
         row = self.rows[index]
         try:
-            return PromptRow(index, self._prompt_of(row), self._answer_of(row), row)
-        except _Fault as fault:
+            return self._made(index, row)
+        except Fault as fault:
             raise BadRow(f"{self.rows.where(index)} {fault}") from None
 
     def check(self, limit: int = CHECKED_ROWS, *, stop: bool = True) -> list[BadRow]:
-        """Looks at the first `limit` rows for a prompt and an answer; returns the faults, or with `stop` raises the first."""
+        """Looks at the first `limit` rows; returns the faults, or with `stop` raises the first."""
         bad: list[BadRow] = []
-        wanted = [name for column in (self._prompt, self._answer) if column for name in (column, column.split(".")[0])]
+        wanted = None if self._template else [name for column in self._columns() for name in (column, column.split(".")[0])]
         for index, row in zip(range(limit), self.rows.scan(wanted), strict=False):
             fault = row if isinstance(row, BadRow) else self._fault_of(index, row)
             if fault and stop:
@@ -111,43 +117,49 @@ class PromptReader:
 
     def _fault_of(self, index: int, row: Row) -> BadRow | None:
         try:
-            self._raw_prompt(row)
-            self._answer_of(row)
-        except _Fault as fault:
+            self._made(index, row)
+        except Fault as fault:
             return BadRow(f"{self.rows.where(index)} {fault}")
         return None
 
-    def _find(self, first: Row, names: Sequence[str], what: str) -> str:
+    def _find(self, names: Sequence[str], what: str) -> str:
         for name in names:
-            if has(first, name):
+            if has(self._first, name):
                 return name
         raise UserError(
-            f'{self.rows.name} row 1 has no column "{names[0]}" ({_listed(first)}); set data.columns.{what}\n'
-            f"looked for: {', '.join(names)}\nfirst row: {short(json.dumps(first, ensure_ascii=False, default=str), 400)}"
+            f'{self.rows.name} row 1 has no column "{names[0]}" ({_listed(self._first)}); set data.columns.{what}\n'
+            f"looked for: {', '.join(names)}\nfirst row: {short(json.dumps(self._first, ensure_ascii=False, default=str), 400)}"
         )
 
-    def _raw_prompt(self, row: Row) -> str | list[Message]:
-        value = _present(row, self._prompt, "prompt")
+    def _raw(self, row: Row, column: str, what: str) -> str | list[Message]:
+        """Text, or messages with role and content."""
+        value = present(row, column, what)
         if isinstance(value, str):
             return value
+        if isinstance(value, Mapping):
+            value = [value]
         if isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
-            return _messages(value)
-        raise _Fault(f'has in column "{self._prompt}" neither text nor a list of messages: {short(repr(value))}')
+            return _messages(value, row.get("system"))
+        raise Fault(f'has in column "{column}" neither text nor a list of messages: {short(repr(value))}')
 
-    def _prompt_of(self, row: Row) -> str | tuple[Message, ...]:
-        raw = self._raw_prompt(row)
-        messages = [{"role": "user", "content": raw}] if isinstance(raw, str) else raw
+    def _dressed(self, row: Row, raw: str | Sequence[Message], *, chat: bool) -> str | tuple[Message, ...]:
+        """A prompt with the recipe's template and system message; `chat`: text is what a user says."""
+        messages = [{"role": "user", "content": raw}] if isinstance(raw, str) else list(raw)
         if self._template is not None:
             said = next((m for m in reversed(messages) if m["role"] == "user"), None)
             if said is None:
-                raise _Fault("has no message of a user for data.template to write")
+                raise Fault("has no message of a user for data.template to write")
             text = self._rendered(row, said["content"])
             messages = [{**m, "content": text} if m is said else m for m in messages]
-        if isinstance(raw, str) and not self._chat:
+        if isinstance(raw, str) and not chat:
             return str(messages[0]["content"])
         if self._settings.system is not None:
             messages = [{"role": "system", "content": self._settings.system}, *(m for m in messages if m["role"] != "system")]
         return tuple(messages)
+
+    def _text_is_chat(self, column: str | None) -> bool:
+        chat = self._settings.chat
+        return (column != PLAIN_COLUMN if chat is None else chat) or self._settings.system is not None
 
     def _rendered(self, row: Row, said: Any) -> str:
         import jinja2
@@ -155,21 +167,44 @@ class PromptReader:
         try:
             return str(self._template.render({**row, "prompt": said}))
         except jinja2.TemplateError as error:
-            raise _Fault(f"does not fit data.template: {error} ({_listed(row)})") from None
+            raise Fault(f"does not fit data.template: {error} ({_listed(row)})") from None
+
+
+class PromptReader(RowReader[PromptRow]):
+    """Prompts, and their answers where there are any.
+
+    needs_answer: a row without an answer is a BadRow even where no answer column was asked for.
+    """
+
+    def __init__(self, rows: Rows, columns: Columns, *, needs_answer: bool = True) -> None:
+        super().__init__(rows, columns)
+        self._pattern = _compiled(columns.answer_pattern)
+        self._prompt = columns.prompt or self._find(PROMPT_COLUMNS, "prompt")
+        answers = ANSWER_COLUMNS if needs_answer or columns.answer_pattern else tuple(c for c in ANSWER_COLUMNS if has(self._first, c))
+        self._answer = columns.answer or (self._find(answers, "answer") if answers else None)
+        self._answer_must_be = needs_answer or columns.answer is not None
+
+    def _columns(self) -> list[str]:
+        return [self._prompt, "system", *([self._answer] if self._answer else [])]
+
+    def _made(self, index: int, row: Row) -> PromptRow:
+        raw = self._raw(row, self._prompt, "prompt")
+        asked = raw if isinstance(raw, str) else before_reply(raw)
+        return PromptRow(index, self._dressed(row, asked, chat=self._text_is_chat(self._prompt)), self._answer_of(row), row)
 
     def _answer_of(self, row: Row) -> str | None:
         if self._answer is None:
             return None
         if not self._answer_must_be and lookup(row, self._answer) in (MISSING, None):
             return None
-        value = _present(row, self._answer, "answer")
+        value = present(row, self._answer, "answer")
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         if self._pattern is None:
             return text
         found = self._pattern.findall(text)
         if not found:
             pattern = self._settings.answer_pattern
-            raise _Fault(f'has no match of data.answer_pattern "{pattern}" in column "{self._answer}": {short(text, 160, end=True)}')
+            raise Fault(f'has no match of data.answer_pattern "{pattern}" in column "{self._answer}": {short(text, 160, end=True)}')
         return str(found[-1]).strip()
 
 
@@ -190,26 +225,39 @@ def has(row: Mapping[str, Any], column: str) -> bool:
     return lookup(row, column) is not MISSING
 
 
-class _Fault(Exception):
+class Fault(Exception):
     """What is wrong with a row; who knows its file and number puts them in front."""
 
 
-def _present(row: Row, column: str, what: str) -> Any:
+def present(row: Row, column: str, what: str) -> Any:
+    """The value of a column. Raises Fault where there is none; `what` is the recipe's word for the column."""
     value = lookup(row, column)
     if value is MISSING:
-        raise _Fault(f'has no column "{column}" ({_listed(row)}); set data.columns.{what}')
+        raise Fault(f'has no column "{column}" ({_listed(row)}); set data.columns.{what}')
     if value is None:
-        raise _Fault(f'has nothing in column "{column}" ({_listed(row)}); fill it in, set data.columns.{what}, or data.on_bad_row=skip')
+        raise Fault(f'has nothing in column "{column}" ({_listed(row)}); fill it in, set data.columns.{what}, or data.on_bad_row=skip')
     return value
 
 
-def _messages(value: Sequence[Mapping[str, Any]]) -> list[Message]:
+def before_reply(messages: Sequence[Message]) -> list[Message]:
     """The chat up to the last turn that is not the assistant's: what the policy is asked to answer."""
+    asked = list(messages)
+    while asked and asked[-1]["role"] == "assistant":
+        asked.pop()
+    if not asked:
+        raise Fault(f"has only the assistant's messages: {short(repr(list(messages)))}")
+    return asked
+
+
+def _messages(value: Sequence[Mapping[str, Any]], system: Any) -> list[Message]:
+    """Messages with role and content; sharegpt's {from, value} too, which have their system message in a column of its own."""
     messages = [{key: part for key, part in message.items() if part is not None} for message in value]
-    while messages and messages[-1].get("role") == "assistant":
-        messages.pop()
-    if not messages or not all(isinstance(m.get("role"), str) and "content" in m for m in messages):
-        raise _Fault(f"has messages without role and content, or only the assistant's: {short(repr(list(value)))}")
+    if all("from" in m and "value" in m for m in messages):
+        messages = [{"role": ROLES.get(str(m["from"]), str(m["from"])), "content": m["value"]} for m in messages]
+        if isinstance(system, str) and system and messages[0]["role"] == "user":
+            messages.insert(0, {"role": "system", "content": system})
+    if not all(isinstance(m.get("role"), str) and ("content" in m or "tool_calls" in m) for m in messages):
+        raise Fault(f"has messages without role and content: {short(repr(list(value)))}")
     return messages
 
 

@@ -31,8 +31,7 @@ class Cursor:
     """Which row comes at which position. Several sources are one after the other in the numbering of rows.
 
     counts: rows of each source. weights: how often each is drawn (3, 1: of every four draws exactly three and one); None: one shuffle of
-    all rows. values: [N] float64, a curriculum: each pass over a source goes from small to large, equal ones shuffled. epochs: after so
-    many times N draws there are no more; None: without end.
+    all rows. values: [N] float64, a curriculum: each pass over a source goes from small to large, equal ones shuffled.
     """
 
     def __init__(
@@ -42,11 +41,9 @@ class Cursor:
         *,
         weights: Sequence[float] | None = None,
         values: np.ndarray | None = None,
-        epochs: int | None = None,
     ) -> None:
         sizes = [counts] if isinstance(counts, int) else list(counts)
         self.count, self.seed = sum(sizes), seed
-        self.end = None if epochs is None else epochs * self.count
         groups = sizes if weights is not None else [self.count]
         starts = [sum(groups[:i]) for i in range(len(groups))]
         parts = zip(starts, groups, strict=True)
@@ -60,11 +57,11 @@ class Cursor:
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # source -> the epoch last asked for and its order
 
     def take(self, position: int, n: int) -> list[tuple[int, int]]:
-        """(row, draw) of the positions from `position` on, `n` of them or up to the end; draw counts the earlier passes over the row."""
-        end = position + n if self.end is None else min(position + n, self.end)
-        return [self._at(p) for p in range(position, end)]
+        """(row, draw) of the `n` positions from `position` on; draw counts the earlier passes over the row."""
+        return [self.at(p) for p in range(position, position + n)]
 
-    def _at(self, position: int) -> tuple[int, int]:
+    def at(self, position: int) -> tuple[int, int]:
+        """(row, draw) of one position."""
         block, inside = divmod(position, len(self._deck))
         if len(self._parts) == 1:
             source, turn = 0, position

@@ -21,6 +21,8 @@ class Renderer:
         starts = self._tokenizer("").input_ids
         self._bos = [starts[0]] if starts and starts[0] == self._tokenizer.bos_token_id else []
         self.eos_ids = self._ends(offline)
+        end = self._tokenizer.eos_token_id
+        self._end = [int(end)] if end is not None else sorted(self.eos_ids)[:1]
         pad = self._tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else min(self.eos_ids, default=0)
 
@@ -30,24 +32,34 @@ class Renderer:
         Raises UserError for a chat where the model has no chat template, or one that refuses this chat.
         """
         if isinstance(prompt, str):
-            ids = list(self._tokenizer(prompt, add_special_tokens=False).input_ids)
+            ids = self._ids(prompt)
             return ids if ids[:1] == self._bos else self._bos + ids
-        if not self._tokenizer.chat_template:
-            raise UserError(
-                f"model.path {self._path} has no chat template, and the prompts are messages\n"
-                "put a chat_template.jinja into its folder, take an instruct model, or set data.chat=false where rows hold text"
-            )
-        import jinja2
+        return self._ids(self._written(prompt, opened=True))  # the template has written BOS already, where there is one
 
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(m) for m in prompt], tokenize=False, add_generation_prompt=True, **self._kwargs
-            )
-        except jinja2.TemplateError as error:
+    def encode_completion(self, prompt: str | Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -> list[int]:
+        """Token ids that follow encode_prompt(prompt) where the assistant's message `reply` is written, up to and with the end of the turn.
+
+        The prompt's tokens stay what they are when a completion is sampled: where a tokenizer joins the last sign of the prompt and the
+        first of the reply, the reply is tokenized alone. Raises UserError where the template writes another prompt before a reply.
+        """
+        if isinstance(prompt, str):
+            before, whole = prompt, prompt + str(reply["content"])
+        else:
+            before, whole = self._written(prompt, opened=True), self._written([*prompt, reply], opened=False)
+        if not whole.startswith(before):
+            at = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
             raise UserError(
-                f"the chat template of model.path {self._path} refuses a prompt: {error}\nprompt: {str(prompt)[:300]}"
-            ) from error
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)  # the template has written BOS already, where there is one
+                f"the chat template of model.path {self._path} writes another prompt once a reply follows it, so that what is learned "
+                f"would not follow what is asked:\nasked:   ...{before[max(at - 40, 0) : at + 60]!r}\n"
+                f"replied: ...{whole[max(at - 40, 0) : at + 60]!r}\n"
+                "set model.chat_template_kwargs so that both agree (enable_thinking=false for many), or put another chat template there"
+            )
+        head, joint = self._ids(before), self._ids(whole)
+        ids = joint[len(head) :] if joint[: len(head)] == head else self._ids(whole[len(before) :])
+        last = next((i for i in reversed(range(len(ids))) if ids[i] in self.eos_ids), None)
+        if last is None:
+            return ids + self._end
+        return ids[: last + 1] if not self.decode(ids[last + 1 :], special=True).strip() else ids + self._end
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids, special tokens left out or, with `special`, shown."""
@@ -56,6 +68,26 @@ class Renderer:
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer and chat template as a Hugging Face folder has them."""
         self._tokenizer.save_pretrained(str(folder))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _written(self, chat: Sequence[Mapping[str, Any]], *, opened: bool) -> str:
+        """The chat template's text; opened: ready for the assistant's turn."""
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                f"model.path {self._path} has no chat template, and the prompts are messages\n"
+                "put a chat_template.jinja into its folder, take an instruct model, or set data.chat=false where rows hold text"
+            )
+        import jinja2
+
+        messages = [dict(m) for m in chat]
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **self._kwargs))
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"the chat template of model.path {self._path} refuses a prompt: {error}\nprompt: {str(messages)[:300]}"
+            ) from error
 
     def _ends(self, offline: bool) -> frozenset[int]:
         """The tokenizer's EOS and those of generation_config.json: chat models end a turn with another token than a text."""

@@ -10,14 +10,14 @@ The same as a mapping: {path: openai/gsm8k, config: main, split: train, revision
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rlkit.data import arrow_rows
 from rlkit.data.json_rows import JsonRows
 from rlkit.data.places import neighbours
-from rlkit.data.rows import JoinedRows, ListRows, Rows
+from rlkit.data.rows import JoinedRows, ListRows, Row, Rows
 from rlkit.errors import UserError
 
 BUILTIN = "builtin"
@@ -83,10 +83,20 @@ def parse(spec: str | Mapping[str, object], key: str = "data.train") -> Place:
 
 
 def _builtin(name: str, split: str) -> Rows:
-    from rlkit.builtin.task import rows
+    """train and test; train_pairs, train_rated and train_demonstrations are what is made of the same problems."""
+    from rlkit.builtin import task
 
+    made: dict[str, Callable[[str], list[Row]]] = {
+        "": task.rows,
+        "pairs": task.pairs,
+        "rated": task.rated,
+        "demonstrations": task.demonstrations,
+    }
+    of, _, kind = split.partition("_")
     try:
-        return ListRows(name, rows(split))
+        return ListRows(name, made[kind](of))
+    except KeyError:
+        raise UserError(f"{name}: the built-in task has no {kind!r}; after {of}_ it has {', '.join(filter(None, made))}") from None
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
 

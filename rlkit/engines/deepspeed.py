@@ -209,11 +209,12 @@ class DeepSpeedPolicy(Learner):
         device: torch.device,
         offline: bool,
         extra: Mapping[str, Any],
+        recompute: int = 0,
         lora: LoraSettings | None = None,
     ) -> None:
         set_environment()
         self.path, self.dtype, self.temperature = path, dtype, temperature
-        self.model = hf.load_model(path, dtype, offline=offline)
+        self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute)
         self.names = hf.checkpoint_names(self.model)
         self.adapters = Adapters(self.model, lora) if lora else None
         super().__init__(hf.TokenScorer(self.model), dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
@@ -223,8 +224,7 @@ class DeepSpeedPolicy(Learner):
             return hf.score(self.engine, samples, width, self.temperature, self.device)
 
     def idle(self) -> None:
-        rows = hf.laid([], 0, self.device)
-        self.engine.backward(self.engine(rows.ids, rows.where, rows.tokens, self.temperature)[0].sum() * 0.0)
+        self.engine.backward(hf.score(self.engine, [], 0, self.temperature, self.device)[0].sum() * 0.0)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
@@ -298,9 +298,10 @@ class DeepSpeedCritic(Learner):
         device: torch.device,
         offline: bool,
         extra: Mapping[str, Any],
+        recompute: int = 0,
     ) -> None:
         set_environment()
-        valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline))
+        valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline, recompute=recompute))
         super().__init__(valuer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
     def values(self, samples: Sequence[Sample], width: int) -> Tensor:
@@ -308,8 +309,7 @@ class DeepSpeedCritic(Learner):
             return hf.value(self.engine, samples, width, self.device)
 
     def idle(self) -> None:
-        rows = hf.laid([], 0, self.device)
-        self.engine.backward(self.engine(rows.ids, rows.where).sum() * 0.0)
+        self.engine.backward(hf.value(self.engine, [], 0, self.device).sum() * 0.0)
 
 
 def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any], offload: bool = False) -> dict[str, Any]:

@@ -8,34 +8,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlkit.engines import packed
 from rlkit.engines.base import checksum
 from rlkit.engines.parking import Parking
 from rlkit.errors import RunFailed, UserError
 from rlkit.ops import logprobs as ops_logprobs
-from rlkit.ops.masking import padded
 from rlkit.types import Request, Sample, Stop
 
 
-def load_model(path: str, dtype: torch.dtype, *, offline: bool, attention: str | None = None) -> Any:
-    """A causal LM in training shape: no dropout, no cache. Raises UserError where `path` holds no such model."""
+def load_model(path: str, dtype: torch.dtype, *, offline: bool, recompute: int = 0) -> Any:
+    """A causal LM in training shape: no dropout, no cache. Every `recompute`-th layer keeps no activations, but makes them again in the
+    backward pass; 0: all layers keep them. Raises UserError where `path` holds no such model."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=offline, **({"attn_implementation": attention} if attention else {})
-        )
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=offline)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path {path} cannot be loaded as a causal language model: {first_line(error)}") from error
     model.config.use_cache = False
     switch_off_dropout(model)
+    if recompute:
+        recompute_layers(model, recompute)
     return model.train()
+
+
+def recompute_layers(model: Any, every: int) -> None:
+    """Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) of each `every`-th layer. No random state is kept: there is no dropout.
+    Shapes are not compared with those of the first pass, for ZeRO 3 has given its weights away by then."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    kept = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kept)
+    except ValueError as error:
+        raise UserError(f"engine.checkpointing: {first_line(error)}; set it to 0") from error
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for i, layer in enumerate(layers):
+        layer.gradient_checkpointing = i % every == 0
 
 
 def switch_off_dropout(model: nn.Module) -> None:
@@ -57,21 +73,40 @@ def checkpoint_names(model: Any) -> list[str]:
 
 
 class TokenScorer(nn.Module):
-    """A causal LM as a function from rows to the log-probs and entropies of their completion tokens.
+    """A causal LM as a function from packed samples to the log-probs and entropies of their completion tokens.
 
-    Rows are padded on the right, which needs no attention mask under a causal model; only the outputs that predict completion tokens go
-    through the head.
+    Only the outputs that predict completion tokens go through the head, and the head says log-probs itself: sharded weights are there
+    only inside their module's forward.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        packed.keep_apart(model)
         self.model = model
+        self.speaks = speaking(model.get_output_embeddings())
 
-    def forward(self, ids: Tensor, where: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """ids [B, S], where [n] flat positions in it, tokens [n] -> log-probs [n], entropy [n]."""
-        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state  # [B, S, H]
-        chosen = hidden.reshape(-1, hidden.shape[-1])[where]  # [n, H]
-        return ops_logprobs.of_chosen(self.model.get_output_embeddings()(chosen), tokens, temperature)
+    def forward(
+        self, ids: Tensor, positions: Tensor, bounds: Tensor, longest: int, where: Tensor, tokens: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Packed samples (see packed.Packed) -> log-probs [n], entropy [n]."""
+        hidden = self.model.get_decoder()(**packed.arguments(ids, positions, bounds, longest)).last_hidden_state  # [1, S, H]
+        chosen = hidden[0].index_select(0, where)  # [n, H]
+        head = self.model.get_output_embeddings()
+        return head(chosen, tokens, temperature) if self.speaks else ops_logprobs.of_chosen(head(chosen), tokens, temperature)
+
+
+def speaking(head: nn.Module) -> bool:
+    """Teaches a linear head to say log-probs and entropy of tokens that it is given beside the hidden states; False for other heads."""
+    if type(head) is not nn.Linear:
+        return False
+
+    def forward(hidden: Tensor, tokens: Tensor | None = None, temperature: float = 1.0) -> Tensor | tuple[Tensor, Tensor]:
+        if tokens is None:
+            return nn.functional.linear(hidden, head.weight, head.bias)
+        return ops_logprobs.of_hidden(hidden, head.weight, head.bias, tokens, temperature)
+
+    head.forward = forward
+    return True
 
 
 class TokenValuer(nn.Module):
@@ -79,50 +114,28 @@ class TokenValuer(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        packed.keep_apart(model)
         self.model = model.get_decoder()
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False, dtype=model.dtype)
         nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0
 
-    def forward(self, ids: Tensor, where: Tensor) -> Tensor:
-        """ids [B, S], where [n] flat positions in it -> values [n] float32."""
-        hidden = self.model(input_ids=ids, use_cache=False).last_hidden_state  # [B, S, H]
-        return self.head(hidden.reshape(-1, hidden.shape[-1])[where]).squeeze(-1).float()
-
-
-class Laid(NamedTuple):
-    """Samples as a model takes them."""
-
-    ids: Tensor  # [B, S]
-    where: Tensor  # [n] flat positions in ids whose outputs predict the completion tokens
-    tokens: Tensor  # [n] the completion tokens
-    place: Tensor  # [n] their flat positions on the grid [B, width]
-
-
-def laid(samples: Sequence[Sample], width: int, device: torch.device) -> Laid:
-    """Samples in rows, padded on the right. Without samples one token, for nothing: sharded models are gathered on all ranks together, so
-    a rank without work goes along."""
-    if not samples:
-        one = torch.zeros(1, dtype=torch.int64, device=device)
-        return Laid(one.view(1, 1), one, one, one[:0])
-    rows = [torch.cat([torch.tensor(s.prompt), s.tokens]) for s in samples]
-    ids = padded(rows, max(len(r) for r in rows), 0)  # [B, S]
-    lengths = [len(s.tokens) for s in samples]
-    where = ops_logprobs.predecessors([len(s.prompt) for s in samples], lengths, ids.shape[1])  # [n]
-    place = torch.cat([torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)])  # [n]
-    return Laid(ids.to(device), where.to(device), torch.cat([s.tokens for s in samples]).to(device), place.to(device))
+    def forward(self, ids: Tensor, positions: Tensor, bounds: Tensor, longest: int, where: Tensor) -> Tensor:
+        """Packed samples (see packed.Packed) -> values [n] float32."""
+        hidden = self.model(**packed.arguments(ids, positions, bounds, longest)).last_hidden_state  # [1, S, H]
+        return self.head(hidden[0].index_select(0, where)).squeeze(-1).float()
 
 
 def score(scorer: nn.Module, samples: Sequence[Sample], width: int, temperature: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Runs `scorer` on samples and lays what it says on the grid: log-probs and entropy [B, width], 0 beyond a completion."""
-    rows = laid(samples, width, device)
-    chosen, entropy = scorer(rows.ids, rows.where, rows.tokens, temperature)
-    return on_grid(chosen, rows.place, len(samples), width), on_grid(entropy, rows.place, len(samples), width)
+    *row, tokens, place = packed.packed(samples, width, device)
+    chosen, entropy = scorer(*row, tokens, temperature)
+    return on_grid(chosen, place, len(samples), width), on_grid(entropy, place, len(samples), width)
 
 
 def value(valuer: nn.Module, samples: Sequence[Sample], width: int, device: torch.device) -> Tensor:
     """Runs `valuer` on samples: values [B, width], 0 beyond a completion."""
-    rows = laid(samples, width, device)
-    return on_grid(valuer(rows.ids, rows.where), rows.place, len(samples), width)
+    *row, _, place = packed.packed(samples, width, device)
+    return on_grid(valuer(*row), place, len(samples), width)
 
 
 def on_grid(flat: Tensor, place: Tensor, rows: int, width: int) -> Tensor:

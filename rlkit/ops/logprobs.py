@@ -1,21 +1,25 @@
-"""Log-probabilities of chosen tokens. The one shift between logits and tokens of the whole house is here."""
+"""Log-probabilities of chosen tokens. The one shift between logits and tokens of the whole house is here.
+
+n tokens, H hidden size, V vocabulary, v columns of a block of it.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
+
+BLOCK = 2**25  # logits held at a time: 128 MiB in float32, whatever n and V
 
 
-def predecessors(prompt_lengths: list[int], lengths: list[int], width: int) -> Tensor:
-    """Flat positions in a [B, width] grid whose outputs predict the completion tokens, row by row; [sum of lengths] int64.
+def predecessors(firsts: list[int], lengths: list[int]) -> Tensor:
+    """Flat positions whose outputs predict the completion tokens, completion by completion; [sum of lengths] int64.
 
-    Row i holds a prompt of prompt_lengths[i] tokens, then its completion: the logits that predict token t of the completion stand
-    at position prompt_lengths[i] + t - 1.
+    Completion i stands at the flat positions firsts[i], firsts[i] + 1, ...: what predicts its token t stands one before it.
     """
-    spans = [
-        torch.arange(i * width + start - 1, i * width + start - 1 + n)
-        for i, (start, n) in enumerate(zip(prompt_lengths, lengths, strict=True))
-    ]
+    spans = [torch.arange(first - 1, first - 1 + n) for first, n in zip(firsts, lengths, strict=True)]
     return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
 
 
@@ -30,3 +34,94 @@ def of_chosen(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tenso
     chosen = logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)  # [n]
     entropy = -(logs.exp() * logs).sum(-1)  # [n]
     return chosen, entropy
+
+
+def of_hidden(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`of_chosen` of the logits hidden @ weight.T + bias, of which never more than BLOCK are held at a time.
+
+    hidden [n, H], weight [V, H], bias [V], tokens [n]; gradients flow to hidden, weight and bias. Where all logits are one block they
+    are kept for the backward pass, else it makes them again, block by block of the vocabulary.
+    """
+    if tokens.numel() * weight.shape[0] <= BLOCK:
+        return of_chosen(linear(hidden, weight, bias), tokens, temperature)
+    chosen, entropy = Blockwise.apply(hidden, weight, bias, tokens, temperature)  # type: ignore[no-untyped-call]
+    return chosen, entropy
+
+
+class Blockwise(torch.autograd.Function):
+    """A softmax over the vocabulary in one pass (Milakov and Gimelshein 2018, arXiv 1805.02867), with the entropy beside it.
+
+    With z = logits / temperature, top = max z, mass = sum e^(z - top) and tilt = sum e^(z - top) (z - top): log p = z - top - log mass
+    and entropy = log mass - tilt / mass. d log p_k / dz = [k] - p and d entropy / dz = -p (log p + entropy). Blocks of the vocabulary,
+    not of the tokens, so that each row of the weight's gradient is made once and no sum of rounded parts.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        mass, tilt, own = (hidden.new_zeros(len(tokens), dtype=wide) for _ in range(3))  # [n] each
+        top = torch.full_like(mass, torch.finfo(wide).min / 2)  # [n]
+        for a, b in blocks(len(tokens), weight.shape[0]):
+            z = scaled_logits(hidden, weight, bias, a, b, temperature)  # [n, v]
+            inside, place = within(tokens, a, b)
+            own = torch.where(inside, z.gather(-1, place).squeeze(-1), own)
+            higher = torch.maximum(top, z.amax(-1))
+            sunk = top - higher  # [n], of what was summed so far
+            tilt = sunk.exp() * (tilt + mass * sunk)
+            mass = sunk.exp() * mass
+            top = higher
+            z -= top.unsqueeze(-1)
+            share = z.exp()  # [n, v]
+            mass += share.sum(-1)
+            tilt += share.mul_(z).sum(-1)
+        log_mass = mass.log()
+        entropy = log_mass - tilt / mass
+        ctx.save_for_backward(hidden, weight, bias, tokens, top, log_mass, entropy)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return own - top - log_mass, entropy
+
+    @staticmethod
+    def backward(ctx: Any, by_chosen: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, top, log_mass, entropy = ctx.saved_tensors
+        one = torch.zeros_like(top) if by_chosen is None else by_chosen  # [n]
+        to_hidden = torch.zeros_like(hidden, dtype=top.dtype) if ctx.needs_input_grad[0] else None
+        to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        to_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for a, b in blocks(len(tokens), weight.shape[0]):
+            z = scaled_logits(hidden, weight, bias, a, b, ctx.temperature)
+            z -= top.unsqueeze(-1)
+            z -= log_mass.unsqueeze(-1)  # [n, v], log p
+            slope = z.exp()  # p
+            if by_entropy is None:
+                slope *= -one.unsqueeze(-1)
+            else:
+                slope *= z.add_(entropy.unsqueeze(-1)).mul_(by_entropy.unsqueeze(-1)).add_(one.unsqueeze(-1)).neg_()
+            inside, place = within(tokens, a, b)
+            slope.scatter_add_(-1, place, torch.where(inside, one, 0.0).unsqueeze(-1))
+            slope /= ctx.temperature
+            slope = slope.to(hidden.dtype)  # [n, v], by logits
+            if to_hidden is not None:
+                to_hidden += slope @ weight[a:b]
+            if to_weight is not None:
+                to_weight[a:b] = slope.T @ hidden
+            if to_bias is not None:
+                to_bias[a:b] = slope.sum(0)
+        return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, to_bias, None, None
+
+
+def blocks(tokens: int, vocabulary: int) -> list[tuple[int, int]]:
+    """Columns [a, b) of the logits, at most BLOCK logits for so many tokens."""
+    columns = max(1, BLOCK // tokens)
+    return [(a, min(a + columns, vocabulary)) for a in range(0, vocabulary, columns)]
+
+
+def scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, a: int, b: int, temperature: float) -> Tensor:
+    """Columns [a, b) of logits / temperature, [n, v], not below float32; the caller's own."""
+    logits = linear(hidden, weight[a:b], None if bias is None else bias[a:b])
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+
+
+def within(tokens: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
+    """Which tokens [n] are columns [a, b), and where in them [n, 1]; somewhere for those that are not."""
+    return (tokens >= a) & (tokens < b), (tokens - a).clamp(0, b - a - 1).unsqueeze(-1)

@@ -49,6 +49,11 @@ def token_weights(mask: Tensor, reduction: Reduction, totals: Tensor, fixed_leng
     return weights
 
 
+def even_weights(losses: Tensor, total: int) -> Tensor:
+    """1 / total for every value; float64. total: the units of the whole minibatch on all ranks."""
+    return torch.full_like(losses, 1.0 / max(total, 1), dtype=torch.float64)
+
+
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
     """Sum of losses x weights, blind to whatever stands where the weight is 0."""
     kept = torch.where(weights != 0, losses, torch.zeros_like(losses))

@@ -111,14 +111,27 @@ class Report:
             self._console.samples(step, self._shown)
         self._shown = []
 
-    def finish(self, status: str, before: float | None, after: float | None, wall_seconds: float, steps: int) -> None:
-        """Write summary.json, draw report.png and print held-out accuracy before and after, and the folder."""
+    def finish(
+        self,
+        status: str,
+        before: float | None,
+        after: float | None,
+        wall_seconds: float,
+        steps: int,
+        measure: str = "accuracy",
+        held_out: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write summary.json, draw report.png and print the held-out `measure` before and after, and the folder.
+
+        held_out: all that the last evaluation measured.
+        """
         if self._folder is None:
             return
-        summary = {"status": status, "steps": steps, "wall_seconds": wall_seconds, "accuracy_before": before, "accuracy_after": after}
+        summary = {"status": status, "steps": steps, "wall_seconds": wall_seconds}
+        summary |= {f"{measure}_before": before, f"{measure}_after": after} | ({"held_out": dict(held_out)} if held_out else {})
         self._folder.write_json("summary.json", summary)
         self._survive("report.png", self._draw)
-        self._console.finish(status, before, after, wall_seconds, steps, self._folder.path)
+        self._console.finish(status, before, after, wall_seconds, steps, self._folder.path, measure)
 
     def close(self) -> None:
         """End display, trackers and logs on any way out; a second call does nothing."""

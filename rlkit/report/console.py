@@ -59,9 +59,18 @@ class Console:
             prompt, completion = elided(sample["prompt"], _PROMPT_CHARS), elided(sample["completion"], _COMPLETION_CHARS)
             self._say(f"  sample of step {step}  reward {number(sample['reward'])}  prompt: {prompt}  completion: {completion}")
 
-    def finish(self, status: str, before: float | None, after: float | None, wall_seconds: float, steps: int, folder: Path) -> None:
-        """Held-out accuracy before and after, and where everything lies."""
-        self._say(f"accuracy before {number(before)}  after {number(after)}  change {change(before, after)}")
+    def finish(
+        self,
+        status: str,
+        before: float | None,
+        after: float | None,
+        wall_seconds: float,
+        steps: int,
+        folder: Path,
+        measure: str = "accuracy",
+    ) -> None:
+        """The held-out `measure` before and after, and where everything lies."""
+        self._say(f"{measure} before {number(before)}  after {number(after)}  change {change(before, after)}")
         self._say(f"{status}: {steps} steps in {clock(wall_seconds)}")
         self._say(f"folder {folder}")
 

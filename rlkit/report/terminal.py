@@ -62,12 +62,21 @@ class Terminal(Console):
             table.add_row(number(sample["reward"]), _text(prompt), _text(completion))
         self._show(table)
 
-    def finish(self, status: str, before: float | None, after: float | None, wall_seconds: float, steps: int, folder: Path) -> None:
+    def finish(
+        self,
+        status: str,
+        before: float | None,
+        after: float | None,
+        wall_seconds: float,
+        steps: int,
+        folder: Path,
+        measure: str = "accuracy",
+    ) -> None:
         self.close()
         table = Table(box=box.SIMPLE_HEAD)
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="right")
-        table.add_row("held-out accuracy", number(before), _text(number(after), "bold"), change(before, after))
+        table.add_row(f"held-out {measure}", number(before), _text(number(after), "bold"), change(before, after))
         self._show(table)
         self._show(_text(f"{status}: {steps} steps in {clock(wall_seconds)}"))
         self._show(_text(f"folder {folder}"))

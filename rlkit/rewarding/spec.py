@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
-from zlib import crc32
 
 from rlkit.errors import UserError
 from rlkit.paths import shipped
+from rlkit.plugins import module_of_file
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def resolve(path: str) -> Callable[..., Any]:
     """Import the function a reward's path speaks of. Raises UserError, with the nearest names, where it is not there."""
     target = locate(path)
     if target.file is not None:
-        module, place = _module_of_file(target.file), str(target.file)
+        module, place = module_of_file(target.file), str(target.file)
     else:
         assert target.module is not None
         module, place = _module_of_name(path, target.module), f"module {target.module}"
@@ -116,25 +116,6 @@ def _existing_file(path: str, file: Path) -> Path:
         return file.resolve()
     near = [other.name for other in file.resolve().parent.glob("*.py")] if file.resolve().parent.is_dir() else []
     raise UserError(f"reward {path!r}: no file {file.resolve()}{_nearest(file.name, near)}; a path is relative to the working directory")
-
-
-def _module_of_file(file: Path) -> ModuleType:
-    # The name is the file's own, made unique by its folder: two files of one name must not shadow each other.
-    name = f"rlkit_reward_{file.stem}_{crc32(str(file).encode()):08x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # so that a reward file can import its neighbours
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:  # whatever it raised, sys.exit too: half a module must not be found again
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _module_of_name(path: str, module: str) -> ModuleType:

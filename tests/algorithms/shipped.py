@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rlkit.algorithms import ALGORITHMS
+from rlkit.algorithms import ALGORITHMS, OFFLINE
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "algorithm"
 NAMES = sorted(ALGORITHMS)
@@ -15,4 +15,5 @@ NAMES = sorted(ALGORITHMS)
 
 def algorithm(name: str, **changes: Any) -> Any:
     """Raises pydantic's ValidationError where the changes are refused."""
-    return ALGORITHMS[name].model_validate({**yaml.safe_load((FOLDER / f"{name}.yaml").read_text()), **changes})
+    kept = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return {**ALGORITHMS, **OFFLINE}[name].model_validate({**kept.get("algorithm", kept), **changes})

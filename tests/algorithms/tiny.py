@@ -58,6 +58,14 @@ class Ranks:
     def most(self, number: int) -> int:
         return max(self.gather(number))
 
+    leads = True
+
+    def dealt(self, things: list[Any]) -> list[Any]:
+        return things[self.rank :: self.world]
+
+    def any(self, flag: bool) -> bool:
+        return any(self.gather(flag))
+
     def merged(self, metrics: Metrics) -> Metrics:
         return merge(self.gather(metrics))
 
@@ -106,7 +114,7 @@ class Policy:
         rows = [torch.cat([torch.tensor(s.prompt), s.tokens]) for s in samples]
         ids = padded(rows, max(len(r) for r in rows) + self.padding, 0)
         lengths = [len(s.tokens) for s in samples]
-        where = predecessors([len(s.prompt) for s in samples], lengths, ids.shape[1])
+        where = predecessors([i * ids.shape[1] + len(s.prompt) for i, s in enumerate(samples)], lengths)
         with torch.set_grad_enabled(self._learns):
             logs = torch.log_softmax(self.model(ids).reshape(-1, VOCABULARY)[where], -1)  # [n, V]
             chosen = logs.gather(-1, torch.cat([s.tokens for s in samples]).unsqueeze(-1)).squeeze(-1)

@@ -61,6 +61,17 @@ def test_the_careful_solution_is_right_and_the_careless_one_is_ten_short_where_t
         assert boxed(task.solution(row, careful=False)) == str(right - 10 if carries(row) else right)
 
 
+def test_a_pair_prefers_the_careful_solution_of_every_problem_that_carries() -> None:
+    assert task.pairs("test")[0] == {
+        "prompt": [{"role": "user", "content": "What is 27 + 18?"}],
+        "chosen": "7+8=15\n2+1+1=4\n\\boxed{45}",
+        "rejected": "7+8=15\n2+1=3\n\\boxed{35}",
+    }
+    assert [len(task.pairs(split)) for split in ("train", "test")] == [2_356, 650]
+    for row, pair in zip(filter(carries, task.rows("train")), task.pairs("train"), strict=True):
+        assert pair["prompt"] == row["prompt"] and int(boxed(pair["chosen"])) == int(boxed(pair["rejected"])) + 10 == int(row["answer"])
+
+
 @pytest.mark.parametrize(
     ("problem", "careful", "text"),
     [

@@ -79,7 +79,7 @@ def test_without_the_columns_the_first_row_is_shown() -> None:
         reader([{"text": "1+1", "label": 2}])
     assert str(caught.value).splitlines() == [
         'data.train gsm8k/train.jsonl row 1 has no column "prompt" (columns: text, label); set data.columns.prompt',
-        "looked for: prompt, messages, question, problem",
+        "looked for: prompt, messages, conversations, question, problem",
         'first row: {"text": "1+1", "label": 2}',
     ]
     with pytest.raises(UserError, match=r'has no column "answer" \(columns: question\); set data.columns.answer'):
@@ -94,7 +94,7 @@ def test_without_the_columns_the_first_row_is_shown() -> None:
         ({"question": "1+1", "answer": None}, 'has nothing in column "answer"'),
         ({"question": 11, "answer": "2"}, "neither text nor a list of messages: 11"),
         ({"question": [{"from": "human"}], "answer": "2"}, "has messages without role and content"),
-        ({"question": [{"role": "assistant", "content": "2"}], "answer": "2"}, "or only the assistant's"),
+        ({"question": [{"role": "assistant", "content": "2"}], "answer": "2"}, "has only the assistant's messages"),
     ],
 )
 def test_faults_of_a_row(row: dict[str, Any], fault: str) -> None:

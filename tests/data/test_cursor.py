@@ -68,11 +68,6 @@ def test_a_curriculum_goes_from_small_to_large_and_shuffles_equals() -> None:
     assert sorted(rows[:50]) == list(range(1, 100, 2)) and rows[:50] != sorted(rows[:50]) and rows[:100] != rows[100:]
 
 
-def test_epochs_end() -> None:
-    cursor = Cursor(7, seed=0, epochs=2)
-    assert len(cursor.take(0, 100)) == 14 and len(cursor.take(12, 5)) == 2 and cursor.take(14, 1) == []
-
-
 def test_a_million_rows_cost_next_to_nothing() -> None:
     start = time.process_time()
     assert len(Cursor(1_000_000, seed=0).take(0, 1000)) == 1000

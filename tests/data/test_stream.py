@@ -16,7 +16,7 @@ from rlkit.data.cursor import Cursor
 from rlkit.data.renderer import Renderer
 from rlkit.data.rows import BadRow, ListRows
 from rlkit.data.sources import open_rows
-from rlkit.data.stream import Counts, LeftOut, PromptSet, PromptStream
+from rlkit.data.stream import Counts, LeftOut, PromptSet, Stream
 from rlkit.errors import UserError
 
 LIMIT = 12  # tokens: <bos> and 11 bytes
@@ -35,20 +35,20 @@ def prompts(model: Path, rows: list[dict[str, Any]], **settings: Any) -> PromptS
     return PromptSet(reader(rows), Renderer(model), max_prompt_tokens=LIMIT, **settings)
 
 
-def names(stream: PromptStream, n: int) -> list[tuple[int, int]]:
+def names(stream: Stream, n: int) -> list[tuple[int, int]]:
     return [(prompt.row, prompt.draw) for prompt in stream.take(n)]
 
 
 def test_prompts_carry_their_row_tokens_and_answer(model_folder: Path) -> None:
     renderer = Renderer(model_folder)
-    stream = PromptStream(prompts(model_folder, table(10)), Cursor(10, seed=0))
+    stream = Stream(prompts(model_folder, table(10)), Cursor(10, seed=0))
     for prompt in stream.take(20):
         assert renderer.decode(prompt.tokens) == f"{prompt.row:04d}" == prompt.prompt
         assert prompt.answer == str(prompt.row) == prompt.columns["answer"] and not prompt.cut
 
 
 def test_long_rows_are_left_out_and_counted(model_folder: Path) -> None:
-    stream = PromptStream(prompts(model_folder, table(10, long=(3, 7))), Cursor(10, seed=0))
+    stream = Stream(prompts(model_folder, table(10, long=(3, 7))), Cursor(10, seed=0))
     whole = [place for place in Cursor(10, seed=0).take(0, 20) if place[0] not in (3, 7)]
     assert names(stream, 5) + names(stream, 11) == whole
     assert len(whole) == 16 and stream.counts.too_long in (3, 4) and stream.counts.looked_at - stream.counts.too_long == 16
@@ -81,10 +81,10 @@ def test_bad_rows_stop_or_are_skipped_and_counted(model_folder: Path) -> None:
 
 @pytest.mark.parametrize("at", [1, 9, 23, 57])
 def test_a_stream_resumed_anywhere_repeats_and_skips_nothing(model_folder: Path, at: int) -> None:
-    def fresh() -> PromptStream:
+    def fresh() -> Stream:
         sources = [reader(table(20, long=(4, 5, 6))), reader(table(6), "data.train b.jsonl")]
         mixed = PromptSet(sources, Renderer(model_folder), max_prompt_tokens=LIMIT)
-        return PromptStream(mixed, Cursor([20, 6], seed=9, weights=[3, 1]))
+        return Stream(mixed, Cursor([20, 6], seed=9, weights=[3, 1]))
 
     whole = names(fresh(), 80)
     first = fresh()
@@ -96,44 +96,37 @@ def test_a_stream_resumed_anywhere_repeats_and_skips_nothing(model_folder: Path,
 
 
 def test_a_state_of_other_rows_or_another_seed_is_refused(model_folder: Path) -> None:
-    state = PromptStream(prompts(model_folder, table(10)), Cursor(10, seed=0)).state()
+    state = Stream(prompts(model_folder, table(10)), Cursor(10, seed=0)).state()
     with pytest.raises(UserError, match="the checkpoint was made with rows=10, now it is 9; start a new run"):
-        PromptStream(prompts(model_folder, table(9)), Cursor(9, seed=0)).load(state)
+        Stream(prompts(model_folder, table(9)), Cursor(9, seed=0)).load(state)
     with pytest.raises(UserError, match="seed=0, now it is 1"):
-        PromptStream(prompts(model_folder, table(10)), Cursor(10, seed=1)).load(state)
+        Stream(prompts(model_folder, table(10)), Cursor(10, seed=1)).load(state)
 
 
 def test_two_sources_three_to_one_and_the_rows_of_each(model_folder: Path) -> None:
     sources = [reader(table(40)), PromptReader(ListRows("data.train b", [{"question": "q", "solution": "s"}]), Columns())]
-    stream = PromptStream(PromptSet(sources, Renderer(model_folder), max_prompt_tokens=40), Cursor([40, 1], seed=0, weights=[3, 1]))
+    stream = Stream(PromptSet(sources, Renderer(model_folder), max_prompt_tokens=40), Cursor([40, 1], seed=0, weights=[3, 1]))
     taken = stream.take(400)
     assert sum(prompt.row < 40 for prompt in taken) == 300
     assert {prompt.prompt[0]["content"] for prompt in taken if prompt.row == 40} == {"q"}  # type: ignore[index]
 
 
-def test_epochs_end_the_stream(model_folder: Path) -> None:
-    stream = PromptStream(prompts(model_folder, table(5, long=(1,))), Cursor(5, seed=0, epochs=2))
-    assert [len(stream.take(6)), len(stream.take(6)), len(stream.take(6))] == [6, 2, 0]
-
-
 def test_where_no_row_fits_the_run_stops_in_words(model_folder: Path) -> None:
-    stream = PromptStream(prompts(model_folder, table(4, long=(0, 1, 2, 3))), Cursor(4, seed=0))
+    stream = Stream(prompts(model_folder, table(4, long=(0, 1, 2, 3))), Cursor(4, seed=0))
     with pytest.raises(UserError) as caught:
         stream.take(1)
     assert str(caught.value).splitlines() == [
-        "no row gives a prompt. data.train a.jsonl: of 8 rows looked at, 8 left out: longer than 12 tokens",
-        "raise max_prompt_tokens, set data.on_long=cut, or mend the rows",
+        "no row can be used. data.train a.jsonl: of 8 rows looked at, 8 left out: longer than 12 tokens",
+        "raise the limit, set data.on_long=cut, or mend the rows",
     ]
-    with pytest.raises(UserError, match="no row gives a prompt"):
+    with pytest.raises(UserError, match="no row can be used"):
         prompts(model_folder, table(2, long=(0, 1))).all()
 
 
 def test_a_curriculum_in_a_stream(model_folder: Path, jsonl: Callable[..., Path]) -> None:
     rows = [{"prompt": str(i), "answer": "0", "level": -i} for i in range(9)]
     source = PromptReader(open_rows(str(jsonl(rows)), split_default="train", offline=True), Columns())
-    stream = PromptStream(
-        PromptSet(source, Renderer(model_folder), max_prompt_tokens=LIMIT), Cursor(9, seed=0, values=source.values("level"))
-    )
+    stream = Stream(PromptSet(source, Renderer(model_folder), max_prompt_tokens=LIMIT), Cursor(9, seed=0, values=source.values("level")))
     assert [prompt.row for prompt in stream.take(9)] == list(range(8, -1, -1))
 
 
@@ -163,7 +156,7 @@ start, before = time.process_time(), held()
 rows = sources.open_rows({str(path)!r}, split_default="train", offline=True)
 reader = columns.PromptReader(rows, columns.Columns(answer_pattern="#### (.+)"))
 reader.check()
-s = stream.PromptStream(stream.PromptSet(reader, r, max_prompt_tokens=512), cursor.Cursor(len(rows), 0))
+s = stream.Stream(stream.PromptSet(reader, r, max_prompt_tokens=512), cursor.Cursor(len(rows), 0))
 assert len({{p.row for p in s.take(256)}}) == 256 and len(rows) == 1_000_000
 print(time.process_time() - start, held() - before)
 """
@@ -187,7 +180,7 @@ def test_ranks_see_one_order(model_folder: Path) -> None:
     """Every rank takes the whole step and picks its share: 1, 2 and 4 of them make the same step together."""
     steps = []
     for ranks in (1, 2, 4):
-        streams = [PromptStream(prompts(model_folder, table(50, long=(2, 9))), Cursor(50, seed=4)) for _ in range(ranks)]
+        streams = [Stream(prompts(model_folder, table(50, long=(2, 9))), Cursor(50, seed=4)) for _ in range(ranks)]
         taken = [[names(stream, 8) for _ in range(5)] for stream in streams]
         steps.append([[taken[number % ranks][step][number] for number in range(8)] for step in range(5)])
     assert steps[0] == steps[1] == steps[2] and np.shape(steps[0]) == (5, 8, 2)

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def policy(ranks: Ranks, tiny_model: Path) -> DeepSpeedPolicy:
+def policy(tiny_model: Path, ranks: Ranks) -> DeepSpeedPolicy:
     optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
     return DeepSpeedPolicy(
         str(tiny_model), torch.float32, zero_stage=2, optimizer=optimizer, temperature=TEMPERATURE, device=CPU, offline=True, extra={}

@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from rlkit.ops.logprobs import of_chosen, predecessors
+from rlkit.ops import logprobs
+from rlkit.ops.logprobs import of_chosen, of_hidden, predecessors
 from tests.ops import oracle
 
 
 def test_the_token_before_predicts() -> None:
-    """Row 0: prompt at 0, 1, 2, completion at 3, 4. Row 1 begins at 6: prompt 6, completion 7, 8, 9. Logits stand one before."""
-    assert predecessors([3, 1], [2, 3], width=6).tolist() == [2, 3, 6, 7, 8]
-    assert predecessors([2], [0], width=4).tolist() == [] and predecessors([], [], width=4).tolist() == []
+    """A prompt at 0, 1, 2, its completion at 3, 4; another prompt at 6, its completion at 7, 8, 9. Logits stand one before."""
+    assert predecessors([3, 7], [2, 3]).tolist() == [2, 3, 6, 7, 8]
+    assert predecessors([2], [0]).tolist() == [] and predecessors([], []).tolist() == []
     with pytest.raises(ValueError):
-        predecessors([1, 2], [1], width=4)
+        predecessors([1, 2], [1])
 
 
 def test_index_t_speaks_of_token_t() -> None:
@@ -23,7 +26,7 @@ def test_index_t_speaks_of_token_t() -> None:
     ids = torch.tensor([[4, 5, 6, 7, 8, 0], [1, 2, 3, 4, 0, 0]])  # [B, S], padded with 0
     logits = torch.full((2, 6, 10), -100.0).scatter(-1, (ids + 1).unsqueeze(-1), 100.0)  # [B, S, V]
     for cut in (1, 2, 3):
-        where = predecessors([cut, cut], [5 - cut, 4 - cut], 6)
+        where = predecessors([cut, 6 + cut], [5 - cut, 4 - cut])
         tokens = torch.cat([ids[0, cut:5], ids[1, cut:4]])
         chosen, entropy = of_chosen(logits.reshape(12, 10)[where], tokens, 1.0)
         assert chosen.tolist() == [0.0] * (9 - 2 * cut) and entropy.tolist() == [0.0] * (9 - 2 * cut)
@@ -62,3 +65,85 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
     chosen, entropy = of_chosen(torch.zeros(1, 1000, dtype=torch.bfloat16), torch.tensor([3]), 1.0)
     assert chosen.dtype == entropy.dtype == torch.float32
     assert chosen.item() == pytest.approx(-math.log(1000), abs=1e-5) and entropy.item() == pytest.approx(math.log(1000), abs=1e-5)
+
+
+HELD = {"all": 2**25, "blocks of 5, the last of 2": 5 * 20, "one column": 1}  # of 20 x 17 logits
+
+
+def both_ways(dtype: torch.dtype, bias: bool, entropy: bool, size: float = 1.0) -> list[list[torch.Tensor]]:
+    """Values, and gradients by hidden, weight and bias, of the plain way and of ours."""
+    random = torch.Generator().manual_seed(2)
+    found = []
+    leaves = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in ((20, 6), (17, 6), (17,))]
+    slopes = torch.randn(2, 20, generator=random, dtype=torch.float64).to(dtype)
+    tokens = torch.tensor([0, 16, 4, 5, *(torch.randint(17, (16,), generator=random).tolist())])
+    for ours in (False, True):
+        hidden, weight, offset = ((leaf * size).to(dtype).requires_grad_() for leaf in leaves)
+        given = offset if bias else None
+        if ours:
+            said = of_hidden(hidden, weight, given, tokens, 0.7)
+        else:
+            said = of_chosen(torch.nn.functional.linear(hidden, weight, given), tokens, 0.7)
+        loss = (said[0] * slopes[0]).sum() + (said[1] * slopes[1]).sum() * float(entropy)
+        wanted = [hidden, weight, *([offset] if bias else [])]
+        found.append([*(s.detach() for s in said), *torch.autograd.grad(loss if entropy else (said[0] * slopes[0]).sum(), wanted)])
+    return found
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_in_blocks_it_is_the_plain_way(
+    held: str, dtype: torch.dtype, off: float, bias: bool, entropy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "BLOCK", HELD[held])
+    plain, ours = both_ways(dtype, bias, entropy)
+    assert len(ours) == 4 + bias
+    for one, other in zip(plain, ours, strict=True):
+        assert one.norm() > 1e-2 and (one - other).norm() < off * one.norm()
+
+
+def test_in_blocks_it_stands_logits_of_ten_thousand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entropy computed as the difference of two such logits would be off by 1e-3."""
+    monkeypatch.setattr(logprobs, "BLOCK", 100)
+    for one, other in zip(*both_ways(torch.float64, True, True, size=70.0), strict=True):
+        assert (one - other).abs().max() < 1e-9 * max(1.0, float(one.abs().max()))
+    chosen, entropy = of_hidden(torch.full((40, 1), 1e4), torch.ones(8, 1), None, torch.zeros(40, dtype=torch.int64), 1.0)
+    assert (chosen + math.log(8)).abs().max() < 1e-6 and (entropy - math.log(8)).abs().max() < 1e-6
+
+
+def test_a_frozen_head_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "BLOCK", 10)
+    hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(9, 3)
+    of_hidden(hidden, weight, None, torch.tensor([0, 1, 2, 8]), 1.0)[0].sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+MEASURE = """
+import re, sys, torch
+from pathlib import Path
+from rlkit.ops.logprobs import of_chosen, of_hidden
+torch.set_num_threads(1)
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+way, tokens, vocabulary = sys.argv[1], int(sys.argv[2]), 151_936
+hidden, weight = torch.randn(tokens, 8).requires_grad_(), torch.randn(vocabulary, 8).requires_grad_()
+chosen = torch.arange(tokens)
+before = peak()
+said = of_hidden(hidden, weight, None, chosen, 1.0) if way == "ours" else of_chosen(hidden @ weight.T, chosen, 1.0)
+(said[0].sum() + said[1].sum()).backward()
+print(peak() - before)
+"""
+
+
+def grown(way: str, tokens: int) -> float:
+    """MiB that the peak memory of a process grew by in a forward and a backward pass."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, way, str(tokens)], capture_output=True, text=True, check=True)
+    return float(done.stdout) / 1024
+
+
+def test_peak_memory_does_not_grow_with_tokens_and_vocabulary() -> None:
+    """At V = 151,936 the logits of 512 tokens are 297 MiB, those of 2,048 are 1,187. The plain way holds them several times over."""
+    few, many = grown("ours", 512), grown("ours", 2048)
+    assert few < 450 and abs(many - few) < 32
+    assert grown("plain", 256) - grown("plain", 128) > 74  # n V 4 bytes

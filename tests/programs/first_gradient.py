@@ -16,6 +16,7 @@ import yaml
 from rlkit import assemble, recipe, run
 from rlkit.collate import collate
 from rlkit.engines.deepspeed import set_environment
+from rlkit.online import Online
 from rlkit.ops.masking import unit_totals
 from rlkit.update import gradient, observe
 
@@ -33,16 +34,18 @@ import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
 torch.optim.AdamW = Descent
 config = run.compose([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
 with assemble.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
-    with made.placement.rollout():
-        mine = made.collector.take()
-    assert mine is not None
-    with made.placement.train():
-        groups, batch = collate(mine, made.ranks, 1, made.placement.version)
-        signals, _ = observe(made.learning, batch)
-        credit, *_ = made.learning.algorithm.assign(batch, signals, made.state, made.ranks)
+    story = made.story
+    assert isinstance(story, Online)
+    with story.placement.rollout():
+        taken = story.collector.take()
+    assert taken is not None
+    with story.placement.train():
+        groups, batch = collate(taken.groups, made.ranks, 1, story.placement.version)
+        signals, _ = observe(story.learning, batch)
+        credit, *_ = story.learning.algorithm.assign(batch, signals, story.remembered, made.ranks)
         totals = made.ranks.sum(unit_totals(batch.mask))
-        gradient(made.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
-    policy = made.learning.policy
+        gradient(story.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
+    policy = story.learning.policy
     before = {name: tensor.clone() for name, tensor in policy.weights()}
     assert policy.step(STEP).applied
     gradients = {name: (before[name] - tensor) / STEP for name, tensor in policy.weights()}

@@ -10,36 +10,43 @@ import os
 import signal
 import sys
 import time
-
-from rlkit import clock, run
-from rlkit.rewarding.judge import Judge
-
-number, phase, count = signal.Signals[sys.argv[1]], sys.argv[2], int(sys.argv[3])
-seen = 0
+from collections.abc import Callable
 
 
-def passed(name: str) -> None:
-    global seen
-    seen += name == phase
-    if name == phase and seen == count:
-        print(f"struck at {time.time()}", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), number)
+def at_phase(phase: str, count: int, action: Callable[[], None]) -> None:
+    """From now on: the `count`-th time that the phase begins in this process, the action."""
+    from rlkit import clock
+    from rlkit.rewarding.judge import Judge
+
+    seen = 0
+
+    def passed(name: str) -> None:
+        nonlocal seen
+        seen += name == phase
+        if name == phase and seen == count:
+            action()
+
+    called, collected = clock.Clock.__call__, Judge.collect
+
+    def watched_phase(self: clock.Clock, name: str) -> object:
+        passed(name)
+        return called(self, name)
+
+    def watched_collect(self: Judge, keys: object) -> object:
+        passed("reward")
+        return collected(self, keys)
+
+    clock.Clock.__call__ = watched_phase
+    Judge.collect = watched_collect
 
 
-called, collected = clock.Clock.__call__, Judge.collect
+def strike(number: int) -> None:
+    print(f"struck at {time.time()}", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), number)
 
 
-def watched_phase(self: clock.Clock, name: str) -> object:
-    passed(name)
-    return called(self, name)
+if __name__ == "__main__":
+    from rlkit import run
 
-
-def watched_collect(self: Judge, keys: object) -> object:
-    passed("reward")
-    return collected(self, keys)
-
-
-clock.Clock.__call__ = watched_phase
-Judge.collect = watched_collect
-code = run.main(sys.argv[4:])
-run.leave(code)
+    at_phase(sys.argv[2], int(sys.argv[3]), lambda: strike(signal.Signals[sys.argv[1]]))
+    run.leave(run.main(sys.argv[4:]))

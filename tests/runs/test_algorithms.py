@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.conftest import run
+from rlkit.report.names import repeatable
+from tests.conftest import ROOT, run
+
+SIX = ["grpo_math", "rloo_math", "remax_math", "reinforce_pp_math", "reinforce_pp_baseline_math", "ppo_math"]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -17,7 +22,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("recipe", ["rloo_math", "remax_math", "reinforce_pp_math", "reinforce_pp_baseline_math", "ppo_math"])
+@pytest.mark.parametrize("recipe", [*SIX[1:], "dapo_math"])
 def test_the_built_in_task_is_learned(recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     ended = run(f"recipe={recipe}", f"output_dir={folder}", timeout=600)
@@ -26,6 +31,18 @@ def test_the_built_in_task_is_learned(recipe: str, tmp_path: Path) -> None:
     print(f"{recipe}: {summary}")
     assert 0.25 <= summary["accuracy_before"] <= 0.45
     assert summary["accuracy_after"] >= 0.90
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("recipe", SIX)
+def test_with_the_reward_negated_the_task_is_unlearned(recipe: str, tmp_path: Path) -> None:
+    quick = ["steps=8", "optim.lr=4e-4", "optim.warmup_steps=2", "eval.every=0"]
+    ended = run(f"recipe={recipe}", "rewards.accuracy.weight=-1", *quick, f"output_dir={tmp_path / 'run'}", timeout=500)
+    assert ended.code == 0, ended.out + ended.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    print(f"{recipe}, negated: {summary}")
+    assert summary["accuracy_after"] <= summary["accuracy_before"] - 0.15
 
 
 @pytest.mark.slow
@@ -65,3 +82,59 @@ def test_remax_takes_the_greedy_completion_for_its_baseline(small: list[str], tm
     baselines = {round(s["reward"] - s["advantage"], 5) for s in trained}
     assert all(0 <= b <= 1 for b in baselines)
     assert any(abs(s["advantage"]) > 1e-3 for s in trained)
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_survives_a_kill_with_its_surplus(small: list[str], tmp_path: Path) -> None:
+    """A reward that most groups agree on: groups are dropped and refilled, surplus crosses the steps and the checkpoint."""
+    (tmp_path / "rare.py").write_text("def rare(completion): return float(ord((completion + '!')[0]) % 3 == 0)\n")
+    words = [
+        *small,
+        f"rewards.accuracy.path={tmp_path / 'rare.py'}:rare",
+        "algorithm.dynamic_sampling=true",
+        "steps=4",
+        "eval.every=0",
+        "checkpoint.every=1",
+    ]
+    ended = run(*words, f"output_dir={tmp_path / 'whole'}")
+    assert ended.code == 0, ended.out + ended.err
+    whole = rows(tmp_path / "whole")[1:]
+    assert sum(row["groups/left_out"] for row in whole) > 0 and sum(row["groups/refills"] for row in whole) > 0
+    assert any(row["groups/surplus"] for row in whole[:3])
+    samples = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text().splitlines()]
+    for row in whole:
+        said = [s for s in samples if s["split"] == "train" and s["step"] == row["step"]]
+        learned = [s for s in said if s["advantage"] is not None]
+        assert (len(learned), len(said) - len(learned)) == (4 * row["groups/kept"], 4 * row["groups/left_out"])
+        assert row["reward"] == pytest.approx(sum(s["reward"] for s in said) / len(said))
+        assert all(s["reward"] == said_of[0]["reward"] for said_of in by_prompt(said, learned) for s in said_of)
+        old = {s["version"] for s in learned} - {row["step"] - 1}
+        assert old <= {row["step"] - 2}  # surplus waits for one step at most
+    carried = next(row["step"] for row in whole if row["groups/surplus"])
+    cut = run("SIGKILL", "update", str(carried + 1), *words, f"output_dir={tmp_path / 'cut'}", program="struck.py")
+    assert cut.code == -9
+    ended = run(*words, f"output_dir={tmp_path / 'cut'}")
+    assert ended.code == 0, ended.out + ended.err
+    assert [repeatable(row) for row in rows(tmp_path / "cut")] == [repeatable(row) for row in rows(tmp_path / "whole")]
+
+
+def by_prompt(said: list[dict[str, Any]], learned: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The groups that were not learned from."""
+    kept = {tuple(s["key"][:2]) for s in learned}
+    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for s in said:
+        if tuple(s["key"][:2]) not in kept:
+            groups.setdefault(tuple(s["key"][:2]), []).append(s)
+    return list(groups.values())
+
+
+@pytest.mark.slow
+def test_a_step_without_any_signal_learns_nothing_and_says_so(small: list[str], tiny_model: Path, tmp_path: Path) -> None:
+    constant = f"rewards.accuracy.path={ROOT / 'tests' / 'programs' / 'toy_reward.py'}:constant"
+    words = [*small, constant, "algorithm.dynamic_sampling=true", "algorithm.max_refills=1", "steps=2", "eval.every=0"]
+    ended = run(*words, "updates_per_step=2", f"output_dir={tmp_path / 'run'}", ranks=2)
+    assert ended.code == 0, ended.out + ended.err
+    assert "step 1: 0 of 4 groups have a signal after 1 refills (algorithm.max_refills); it learns nothing" in ended.out
+    assert [row["updates_without_signal"] for row in rows(tmp_path / "run")[1:]] == [2.0, 2.0]
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,0 +1,81 @@
+"""Direct preference optimization (Rafailov et al., arXiv 2305.18290) and the losses that people use in its place, of N pairs.
+
+    x_i  = sum_t log pi(y_it) - log pi_ref(y_it)                     with a reference: sums over tokens
+    x_i  = mean_t log pi(y_it)                                       simpo and orpo: without one, means over tokens
+    h    = x_chosen - x_rejected
+
+    sigmoid    -log sigmoid(beta h)                                                      DPO, 2305.18290
+    smoothed   -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)                     cDPO, Mitchell (2023); e = flipped
+    hinge      max(0, 1 - beta h)                                                        SLiC, 2305.10425
+    ipo        (h - 1 / (2 beta))^2                                                      IPO, 2310.12036
+    robust     (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e)       2403.00409
+    simpo      -log sigmoid(beta h - gap)                                                SimPO, 2405.14734
+    orpo       -x_chosen - beta log sigmoid(log odds_chosen - log odds_rejected)         ORPO, 2403.07691; odds = e^x / (1 - e^x)
+    loss = mean over pairs
+
+Conventions: the reference is the starting model; IPO by the sum of log-probs. Where policy and reference agree, sigmoid, smoothed and
+robust are ln 2. The implicit reward that is watched is beta x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rlkit.algorithms.offline import Keys, Kind, Unit, averaged, log_ratios, seen_of_pairs, sides, summed
+from rlkit.metrics import Metrics
+from rlkit.ops import preference
+from rlkit.types import Written
+
+REFERENCE_FREE = ("simpo", "orpo")
+NOISY = ("smoothed", "robust")  # those that know of flipped labels
+
+
+class DPO(Keys):
+    """Config and functions of DPO; the defaults stand in recipes/algorithm/dpo.yaml."""
+
+    reads: ClassVar[Kind] = "pairs"
+    unit: ClassVar[Unit] = "pair"
+
+    name: Literal["dpo"]
+    loss: Literal["sigmoid", "smoothed", "hinge", "ipo", "robust", "simpo", "orpo"]
+    beta: float = Field(gt=0.0, allow_inf_nan=False)
+    flipped: float = Field(ge=0.0, le=1.0)
+    gap: float = Field(ge=0.0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def sensible(self) -> DPO:
+        """The checks across keys."""
+        if self.flipped >= 0.5:
+            raise ValueError(
+                f"algorithm.flipped={self.flipped} says that labels are wrong at least as often as right, and of such nothing can be "
+                "learnt; set it below 0.5, or swap chosen and rejected"
+            )
+        if self.flipped > 0.0 and self.loss not in NOISY:
+            raise ValueError(f"algorithm.flipped does nothing with algorithm.loss={self.loss}; take loss=smoothed or robust, or flipped=0")
+        if self.gap > 0.0 and self.loss != "simpo":
+            raise ValueError(f"algorithm.gap does nothing with algorithm.loss={self.loss}; take loss=simpo, or gap=0")
+        return self
+
+    @property
+    def reference(self) -> bool:
+        return self.loss not in REFERENCE_FREE
+
+    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+        """One value a pair, [N]."""
+        x = log_ratios(rows) if self.reference else averaged(rows)  # [2 N]
+        return LOSSES[self.loss](self, *sides(x)), seen_of_pairs(self.beta * x, summed(rows))
+
+
+LOSSES: dict[str, Callable[[DPO, Tensor, Tensor], Tensor]] = {
+    "sigmoid": lambda keys, chosen, rejected: preference.sigmoid(chosen - rejected, keys.beta),
+    "smoothed": lambda keys, chosen, rejected: preference.smoothed(chosen - rejected, keys.beta, keys.flipped),
+    "hinge": lambda keys, chosen, rejected: preference.hinge(chosen - rejected, keys.beta),
+    "ipo": lambda keys, chosen, rejected: preference.ipo(chosen - rejected, keys.beta),
+    "robust": lambda keys, chosen, rejected: preference.robust(chosen - rejected, keys.beta, keys.flipped),
+    "simpo": lambda keys, chosen, rejected: preference.simpo(chosen, rejected, keys.beta, keys.gap),
+    "orpo": lambda keys, chosen, rejected: preference.orpo(chosen, rejected, keys.beta),
+}

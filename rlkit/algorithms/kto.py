@@ -1,0 +1,56 @@
+"""Kahneman-Tversky optimization (Ethayarajh et al., arXiv 2402.01306): completions with a verdict, not in pairs.
+
+    x_i  = sum_t log pi(y_it) - log pi_ref(y_it)
+    z    = max(0, mean_j log pi(y_j' | x_j) - log pi_ref(y_j' | x_j))      y_j' a completion of another prompt of the minibatch
+    L_i  = desirable_weight (1 - sigmoid(beta (x_i - z)))                  where desirable
+    L_i  = undesirable_weight (1 - sigmoid(beta (z - x_i)))                elsewhere
+    loss = mean over completions
+
+Conventions: z comes from a pass without gradient over the whole minibatch, on all ranks; y_j' is the next completion of the minibatch that
+answers another prompt. The paper wants desirable_weight x desirable rows : undesirable_weight x undesirable rows between 1:1 and 4:3.
+A completion is told right where its x is above z if it is desirable, below z if not.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rlkit.algorithms.offline import Keys, Kind, Unit, log_ratios, seen_of, summed
+from rlkit.metrics import Mean, Metrics
+from rlkit.ops import preference
+from rlkit.types import Written
+
+
+class KTO(Keys):
+    """Config and functions of KTO; the defaults stand in recipes/algorithm/kto.yaml."""
+
+    reads: ClassVar[Kind] = "rated"
+    unit: ClassVar[Unit] = "sequence"
+    baseline: ClassVar[bool] = True
+
+    name: Literal["kto"]
+    beta: float = Field(gt=0.0, allow_inf_nan=False)
+    desirable_weight: float = Field(ge=0.0, allow_inf_nan=False)
+    undesirable_weight: float = Field(ge=0.0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def sensible(self) -> KTO:
+        if self.desirable_weight == self.undesirable_weight == 0.0:
+            raise ValueError("algorithm.desirable_weight and algorithm.undesirable_weight are both 0: nothing would be learnt")
+        return self
+
+    @property
+    def reference(self) -> bool:
+        return True
+
+    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+        """One value a completion, [B]."""
+        assert rows.desirable is not None and rows.baseline is not None, "the story brings what the algorithm asks for"
+        x, good = log_ratios(rows), rows.desirable  # [B]
+        losses = preference.kto(x, good, rows.baseline, self.beta, self.desirable_weight, self.undesirable_weight)
+        margins = torch.where(good, x - rows.baseline, rows.baseline - x)
+        return losses, {**seen_of(self.beta * x, summed(rows), good, margins), "kl": Mean(float(rows.baseline), 1.0)}

@@ -1,0 +1,103 @@
+"""What an offline algorithm is: what it reads, what it needs, one unreduced loss. B completions, T tokens, N pairs.
+
+It learns from completions that others wrote; nothing is sampled, nothing is judged. As online, it knows no engine, no rank, no file.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from rlkit.metrics import Mean, Metrics, masked
+from rlkit.types import Written
+
+Kind = Literal["pairs", "rated", "demonstrations"]
+Unit = Literal["pair", "sequence", "token"]
+COMPLETIONS: dict[Kind, int] = {"pairs": 2, "rated": 1, "demonstrations": 1}  # of a row
+
+
+class Keys(BaseModel):
+    """What the configs have in common; defaults stand in recipes/algorithm/."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    reads: ClassVar[Kind]
+    unit: ClassVar[Unit]  # what the loss gives a value for, and what the mean is over
+    learner: ClassVar[Literal["policy", "reward_model"]] = "policy"
+    measure: ClassVar[Literal["accuracy", "loss"]] = "accuracy"  # of held-out rows
+    baseline: ClassVar[bool] = False  # whether the loss wants Written.baseline
+
+    name: str
+
+    @property
+    def reference(self) -> bool:
+        """Whether the loss wants Written.reference."""
+        return False
+
+
+class OfflineAlgorithm(Protocol):
+    """A frozen, typed config with pure functions."""
+
+    reads: ClassVar[Kind]
+    unit: ClassVar[Unit]
+    learner: ClassVar[Literal["policy", "reward_model"]]
+    measure: ClassVar[Literal["accuracy", "loss"]]
+    baseline: ClassVar[bool]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reference(self) -> bool: ...
+
+    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+        """One value a unit, [N], [B] or [B, T], and metrics to watch."""
+        ...
+
+
+def summed(rows: Written) -> Tensor:
+    """log pi of whole completions; [B] float64."""
+    return torch.where(rows.mask, rows.said, 0.0).double().sum(-1)
+
+
+def averaged(rows: Written) -> Tensor:
+    """The mean of log pi over a completion's tokens; [B] float64."""
+    return summed(rows) / rows.mask.sum(-1).clamp(min=1)
+
+
+def log_ratios(rows: Written) -> Tensor:
+    """log(pi / pi_ref) of whole completions; [B] float64."""
+    assert rows.reference is not None, "the story brings what the algorithm asks for"
+    return summed(rows) - rows.reference
+
+
+def sides(values: Tensor) -> tuple[Tensor, Tensor]:
+    """[2 N] in the order of pairs -> the chosen [N] and the rejected [N]."""
+    chosen, rejected = values.view(-1, 2).unbind(-1)
+    return chosen, rejected
+
+
+def share_above(margins: Tensor) -> Mean:
+    """The share of margins [N] above 0; one that is 0 is half right, as a coin would be."""
+    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    return masked(right, torch.ones_like(right, dtype=torch.bool))
+
+
+def seen_of(rewards: Tensor, logps: Tensor, desirable: Tensor, margins: Tensor) -> Metrics:
+    """What to watch: rewards [B], log-probs [B] and which are the better ones [B]; margins [N or B], above 0 where the model is right."""
+    return {
+        "rewards/chosen": masked(rewards, desirable),
+        "rewards/rejected": masked(rewards, ~desirable),
+        "rewards/accuracies": share_above(margins.detach()),
+        "logps/chosen": masked(logps, desirable),
+        "logps/rejected": masked(logps, ~desirable),
+    }
+
+
+def seen_of_pairs(rewards: Tensor, logps: Tensor) -> Metrics:
+    """The same of pairs; rewards [2 N], logps [2 N]."""
+    chosen, rejected = sides(rewards)
+    better = torch.arange(len(rewards), device=rewards.device) % 2 == 0
+    return seen_of(rewards, logps, better, chosen - rejected)

@@ -1,0 +1,34 @@
+"""Reward modelling: a score r for whole completions, learnt from pairs (Bradley and Terry, 1952; Ouyang et al., arXiv 2203.02155).
+
+    L = -log sigmoid(r_chosen - r_rejected)          loss = mean over pairs
+
+The score is a linear function of the last token's state; it starts at 0, where the loss is ln 2. Only differences of scores mean anything.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from rlkit.algorithms.offline import Keys, Kind, Unit, seen_of_pairs, sides, summed
+from rlkit.metrics import Metrics
+from rlkit.ops import preference
+from rlkit.types import Written
+
+
+class RewardModel(Keys):
+    """Config and functions of reward modelling."""
+
+    reads: ClassVar[Kind] = "pairs"
+    unit: ClassVar[Unit] = "pair"
+    learner: ClassVar[Literal["policy", "reward_model"]] = "reward_model"
+
+    name: Literal["reward_model"]
+
+    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+        """One value a pair, [N]."""
+        scores = summed(rows)  # [2 N], each of one number
+        chosen, rejected = sides(scores)
+        watched = seen_of_pairs(scores, scores)
+        return preference.sigmoid(chosen - rejected, 1.0), {name: m for name, m in watched.items() if not name.startswith("logps/")}

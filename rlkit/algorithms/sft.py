@@ -1,0 +1,29 @@
+"""Supervised fine-tuning: the likelihood of demonstrations.
+
+L_it = -log pi(y_it)          loss = mean over all tokens of the completions, prompts left out
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlkit.algorithms.offline import Keys, Kind, Unit, summed
+from rlkit.metrics import Metrics, over
+from rlkit.types import Written
+
+
+class SFT(Keys):
+    """Config and functions of supervised fine-tuning."""
+
+    reads: ClassVar[Kind] = "demonstrations"
+    unit: ClassVar[Unit] = "token"
+    measure: ClassVar[Literal["accuracy", "loss"]] = "loss"
+
+    name: Literal["sft"]
+
+    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+        """One value a token, [B, T]."""
+        return torch.where(rows.mask, -rows.said, 0.0), {"logps/chosen": over(summed(rows).tolist())}

@@ -1,0 +1,157 @@
+"""From a row to a prompt and what was written to it: pairs, rated ones, demonstrations. Found by themselves, or as data.columns says:
+
+pairs            prompt, chosen, rejected             each of the two a text, a message, a reply in a list, or a whole conversation
+                 messages, rejected_response          the conversation ends with the chosen reply (ms-swift)
+rated            prompt, completion, label            label: true or false
+demonstrations   prompt, completion (or response, solution, answer)
+                 messages                             the conversation ends with the reply
+
+Messages are {role, content}, or sharegpt's {from, value}. A whole conversation brings its prompt along: all before its last message.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlkit.data.columns import PROMPT_COLUMNS, Columns, Fault, Message, RowReader, before_reply, has, lookup, present
+from rlkit.data.rows import Row, Rows, short
+
+CONVERSATIONS = ("messages", "conversations")
+REJECTED_COLUMNS = ("rejected", "rejected_response")
+COMPLETION_COLUMNS = ("completion", "response")
+SOLUTION_COLUMNS = ("solution", "answer")  # after a conversation: of a row with both, these are for a reward
+MEND = "mend the row, or set data.on_bad_row=skip"
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A row as a prompt and its completions: messages of the assistant after a chat, of which raw text takes the content alone."""
+
+    row: int
+    prompt: str | tuple[Message, ...]
+    completions: tuple[Message, ...]
+    desirable: bool = True
+
+
+class _WrittenReader(RowReader[Written]):
+    """What the three have in common: completions from some columns, after one prompt."""
+
+    def __init__(self, rows: Rows, columns: Columns) -> None:
+        super().__init__(rows, columns)
+        self._completions = self._find_completions(columns)
+        self._prompt = columns.prompt or self._find_prompt()
+
+    @abstractmethod
+    def _find_completions(self, columns: Columns) -> dict[str, str]:
+        """The recipe's word for each completion -> its column."""
+
+    def _columns(self) -> list[str]:
+        return [*self._completions.values(), "system", *([self._prompt] if self._prompt else [])]
+
+    def _made(self, index: int, row: Row) -> Written:
+        sides = {what: self._raw(row, column, what) for what, column in self._completions.items()}
+        completions = tuple(_reply(self._completions[what], side) for what, side in sides.items())
+        raw = self._prompt_before(row, sides)
+        chat = self._text_is_chat(self._prompt) or not all(isinstance(side, str) for side in sides.values())
+        return Written(index, self._dressed(row, raw, chat=chat), completions, self._label_of(row))
+
+    def _label_of(self, row: Row) -> bool:
+        return True
+
+    def _prompt_before(self, row: Row, sides: dict[str, str | list[Message]]) -> str | list[Message]:
+        """What all sides answer: the conversation that they bring along, or the prompt's column."""
+        brought = {what: side[:-1] for what, side in sides.items() if not isinstance(side, str) and len(side) > 1}
+        asked = next(iter(brought.values()), None)
+        if any(side != asked for side in brought.values()):
+            raise Fault(f"has {' and '.join(sides)} of different conversations: they differ before the last message")
+        if self._prompt is None or self._prompt in self._completions.values():
+            if asked is None:
+                column = next(iter(self._completions.values()))
+                raise Fault(f'has no prompt: column "{column}" holds only the reply; set data.columns.prompt')
+            return asked
+        raw = self._raw(row, self._prompt, "prompt")
+        said = raw if isinstance(raw, str) else before_reply(raw)
+        if asked is None:
+            return said
+        if said not in (asked, asked[-1].get("content")):
+            raise Fault(
+                f'has another prompt in column "{self._prompt}" than its {next(iter(brought))} answers: {short(repr(said))}; '
+                "leave the replies alone in their columns, or take the prompt's column away"
+            )
+        return asked
+
+    def _find_prompt(self) -> str | None:
+        """None where every completion's column is a whole conversation."""
+        for name in PROMPT_COLUMNS:
+            if has(self._first, name):
+                return name
+        values = [lookup(self._first, column) for column in self._completions.values()]
+        return None if all(isinstance(value, list) and len(value) > 1 for value in values) else self._find(PROMPT_COLUMNS, "prompt")
+
+    def _ends_with_reply(self) -> list[str]:
+        """The columns of conversations that end with the assistant's message."""
+        found = []
+        for name in CONVERSATIONS:
+            value = lookup(self._first, name)
+            last = value[-1] if isinstance(value, list) and len(value) > 1 else None
+            if isinstance(last, dict) and (last.get("role") == "assistant" or last.get("from") == "gpt"):
+                found.append(name)
+        return found
+
+
+class PairReader(_WrittenReader):
+    """Two completions of one prompt, the better one first."""
+
+    def _find_completions(self, columns: Columns) -> dict[str, str]:
+        rejected = columns.rejected or self._find(REJECTED_COLUMNS, "rejected")
+        whole = [] if has(self._first, "chosen") else self._ends_with_reply()
+        return {"chosen": columns.chosen or self._find(("chosen", *whole), "chosen"), "rejected": rejected}
+
+    def _made(self, index: int, row: Row) -> Written:
+        written = super()._made(index, row)
+        chosen, rejected = written.completions
+        if chosen == rejected:
+            raise Fault(f"has the same text as chosen and as rejected: {short(json.dumps(chosen['content'], ensure_ascii=False))}; {MEND}")
+        return written
+
+
+class RatedReader(_WrittenReader):
+    """One completion, and whether it is desirable."""
+
+    def __init__(self, rows: Rows, columns: Columns) -> None:
+        super().__init__(rows, columns)
+        self._label = columns.label or self._find(("label",), "label")
+
+    def _find_completions(self, columns: Columns) -> dict[str, str]:
+        return {"completion": columns.completion or self._find((*COMPLETION_COLUMNS, *self._ends_with_reply()), "completion")}
+
+    def _columns(self) -> list[str]:
+        return [*super()._columns(), self._label]
+
+    def _label_of(self, row: Row) -> bool:
+        value = present(row, self._label, "label")
+        label = LABELS.get(str(value).strip().lower())
+        if label is None:
+            raise Fault(f'has in column "{self._label}" neither true nor false: {short(repr(value))}; {MEND}')
+        return label
+
+
+class DemonstrationReader(_WrittenReader):
+    """One completion to learn from."""
+
+    def _find_completions(self, columns: Columns) -> dict[str, str]:
+        known = (*COMPLETION_COLUMNS, *self._ends_with_reply(), *SOLUTION_COLUMNS)
+        return {"completion": columns.completion or self._find(known, "completion")}
+
+
+def _reply(column: str, side: str | Sequence[Message]) -> Message:
+    """The last message, which is the assistant's."""
+    if isinstance(side, str):
+        return {"role": "assistant", "content": side}
+    if side[-1]["role"] != "assistant":
+        raise Fault(f'has in column "{column}" no reply: the last message is of "{side[-1]["role"]}", not of the assistant; {MEND}')
+    return side[-1]

@@ -1,0 +1,123 @@
+"""The story that every online algorithm runs: sample, judge, give credit, learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from rlkit import rows
+from rlkit.algorithms import State
+from rlkit.clock import Clock
+from rlkit.collate import collate
+from rlkit.collector import Collector
+from rlkit.engines.placement import Colocated
+from rlkit.errors import Stopped
+from rlkit.evaluate import Evaluation
+from rlkit.metrics import values
+from rlkit.ranks import Ranks
+from rlkit.report import Report
+from rlkit.trainer import Stepped
+from rlkit.types import Batch, Credit, Group
+from rlkit.update import Count, Learning, observe, update
+
+
+@dataclass
+class Online:
+    """Rollouts by the policy itself, and what they are learnt by."""
+
+    placement: Colocated
+    collector: Collector
+    evaluation: Evaluation | None
+    learning: Learning
+    remembered: State  # by the algorithm
+    report: Report
+    clock: Clock
+    ranks: Ranks
+    decode: Callable[[Sequence[int]], str]
+    measure: str = "accuracy"
+
+    def step(self, number: int, count: Count) -> Stepped:
+        """One rollout batch and the updates on it."""
+        with self.placement.rollout(), self.clock("rollout"):
+            taken = self.collector.take()
+        if taken is None:
+            raise Stopped  # before the first optimizer step: this step is abandoned
+        learning = self.learning
+        with self.placement.train():
+            with self.clock("observe"):
+                groups, batch = collate(taken.groups, self.ranks, learning.minibatches, self.placement.version, self.collector.max_lag)
+                signals, seen = observe(learning, batch)
+                credit, self.remembered, given = learning.algorithm.assign(batch, signals, self.remembered, self.ranks)
+            with self.clock("update"):
+                learned, count = update(learning, batch, signals, credit, count)
+        self.placement.version = number
+        left_out = sorted((g for part in self.ranks.gather(taken.left_out) for g in part), key=lambda g: g.number)
+        self._write_samples(number, groups, left_out, batch, credit)
+        judged = [*groups, *left_out]
+        row = {
+            **self.collector.desk.judge.stats(),  # rates and latencies are of this rank's workers; means come from all groups
+            **rows.of_groups(judged),
+            **values({**seen, **given, **learned}),
+            **not_asked(self.collector.prompts.state()),
+        }
+        row |= self.placement.memory()
+        if self.collector.max_refills is not None:
+            row |= self._refilled(number, len(groups), len(left_out), taken.refills)
+        scored = [s.sample for g in judged for s in g.samples]
+        row["throughput/tokens_per_second"] = sum(len(s.tokens) for s in scored) / self.clock.seconds
+        return Stepped(row, count, sum(len(s.prompt) + len(s.tokens) for s in scored))
+
+    @property
+    def evaluates(self) -> bool:
+        return self.evaluation is not None
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Accuracy on held-out problems; their completions go into samples.jsonl."""
+        assert self.evaluation is not None
+        with self.placement.rollout(), self.clock("evaluation"):
+            result = self.evaluation.run()
+        if result is None:
+            raise Stopped
+        row, mine = result
+        everyone = sorted((g for part in self.ranks.gather(mine) for g in part), key=lambda g: g.number)
+        self.report.samples(step, [rows.of_sample(s, None, self.decode, "test") for g in everyone for s in g.samples])
+        self.collector.desk.judge.stats()  # the reward statistics of a step are of its own samples
+        return row
+
+    def state(self) -> dict[str, Any]:
+        judge = self.collector.desk.judge
+        return {"stream": self.collector.state(), "judge": judge.state(), "algorithm": asdict(self.remembered)}
+
+    def load(self, state: dict[str, Any], step: int) -> None:
+        self.collector.load(state["stream"])
+        self.collector.desk.judge.restore(state["judge"])
+        self.remembered = type(self.remembered)(**state["algorithm"])
+        self.placement.version = step
+
+    def _refilled(self, step: int, kept: int, left_out: int, refills: int) -> dict[str, float]:
+        """What became of the groups of a step that wants a signal in each; says so where they are too few."""
+        wanted = self.collector.prompts_per_step
+        if kept < wanted:
+            what = f"learns from the {kept}" if kept else "learns nothing"
+            self.report.note(
+                f"step {step}: {kept} of {wanted} groups have a signal after {refills} refills (algorithm.max_refills); it {what}"
+            )
+        surplus = int(self.ranks.sum(torch.tensor(len(self.collector.surplus))))
+        return {"groups/kept": kept, "groups/left_out": left_out, "groups/refills": refills, "groups/surplus": surplus}
+
+    def _write_samples(self, step: int, groups: list[Group], left_out: list[Group], batch: Batch, credit: Credit) -> None:
+        """The step's samples, with their advantages where they were learned from."""
+        counts = batch.mask.sum(-1).clamp(min=1)
+        mine = (credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
+        unused = [s for g in left_out for s in g.samples]
+        advantages = [*self.ranks.everywhere(mine, batch.index, batch.size).tolist(), *[None] * len(unused)]
+        scored = [s for g in groups for s in g.samples] + unused
+        self.report.samples(step, [rows.of_sample(s, a, self.decode, "train") for s, a in zip(scored, advantages, strict=True)])
+
+
+def not_asked(stream: dict[str, Any]) -> dict[str, float]:
+    """Rows so far that gave nothing to learn from, or were cut."""
+    return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}

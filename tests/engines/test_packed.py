@@ -1,0 +1,196 @@
+"""Samples end to end in one row say what each says alone, whatever the model, the attention, the head's blocks or the ZeRO stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlkit.engines import packed
+from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings, set_environment
+from rlkit.engines.hf import TokenScorer, TokenValuer, make_sample, score, value
+from rlkit.errors import UserError
+from rlkit.ops import logprobs
+from rlkit.ranks import Ranks
+from rlkit.types import Key, Request, Sample, Sampling, Stop
+
+CPU = torch.device("cpu")
+TEMPERATURE = 0.7
+STEP = 1e4
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen3": {"tie_word_embeddings": True},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "mistral": {"sliding_window": 3},
+    "llama": {"num_key_value_heads": 4},
+}
+
+
+def model_of(kind: str, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SMALL, **MODELS.get(kind, {}), **more}), dtype=dtype)
+        for weights in model.parameters():
+            torch.nn.init.normal_(weights, std=0.3)
+    return model.train()
+
+
+def samples_of(vocabulary: int = 50) -> list[Sample]:
+    """Prompts of 1 to 5 tokens, completions of 1 to 9 and one of none."""
+    random = torch.Generator().manual_seed(4)
+    made = []
+    for i, (before, after) in enumerate([(3, 5), (1, 9), (5, 1), (2, 0), (4, 7)]):
+        prompt, tokens = (torch.randint(2, vocabulary, (n,), generator=random).tolist() for n in (before, after))
+        request = Request(Key(i, 0, 0), tuple(prompt), Sampling(), 0)
+        made.append(make_sample(request, tokens, [0.0] * after, Stop.LENGTH, 0))
+    return made
+
+
+def alone(model: Any, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropy of one sample by the model as transformers has it."""
+    ids = torch.tensor([[*sample.prompt, *sample.tokens.tolist()]])
+    logs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0] / TEMPERATURE, -1)
+    logs = logs[len(sample.prompt) - 1 : len(ids[0]) - 1]
+    return logs.gather(-1, sample.tokens[:, None])[:, 0], -(logs.exp() * logs).sum(-1)
+
+
+def loss_of(chosen: Tensor, entropy: Tensor) -> Tensor:
+    """Something of which every token has a part of its own."""
+    steps = torch.arange(1, chosen.numel() + 1, dtype=chosen.dtype)
+    return ((chosen + 0.3 * entropy) * steps.sin()).sum()
+
+
+def apart(one: list[Tensor], other: list[Tensor]) -> float:
+    first, second = (torch.cat([t.double().flatten() for t in side]) for side in (one, other))
+    assert first.norm() > 0.1
+    return float((first - second).norm() / first.norm())
+
+
+def test_the_layout_in_numbers() -> None:
+    """Two prompts (7 8 | 9) with completions (5 | 4 3): 7 8 5 9 4 3; token 5 is predicted at 1, 4 and 3 at 3 and 4."""
+    requests = [Request(Key(i, 0, 0), prompt, Sampling(), 0) for i, prompt in enumerate([(7, 8), (9,)])]
+    samples = [make_sample(r, tokens, [0.0] * len(tokens), Stop.LENGTH, 0) for r, tokens in zip(requests, [[5], [4, 3]], strict=True)]
+    row = packed.packed(samples, 3, CPU)
+    assert row.ids.tolist() == [[7, 8, 5, 9, 4, 3]] and row.positions.tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert row.bounds.tolist() == [0, 3, 6] and row.longest == 3
+    assert row.where.tolist() == [1, 3, 4] and row.tokens.tolist() == [5, 4, 3] and row.place.tolist() == [0, 3, 4]
+
+
+@pytest.mark.parametrize("block", [2**25, 250])
+@pytest.mark.parametrize("kind", MODELS)
+def test_in_one_row_each_sample_is_alone(kind: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "BLOCK", block)  # 250: the vocabulary in blocks of 11
+    model, samples = model_of(kind), samples_of()
+    said = [alone(model, sample) for sample in samples]
+    loss_of(*(torch.cat(part) for part in zip(*said, strict=True))).backward()
+    wanted = [weights.grad.clone() for weights in model.parameters()]
+    model.zero_grad()
+    scorer = TokenScorer(model)
+    assert model.config._attn_implementation == packed.NAME
+    grids = score(scorer, samples, 9, TEMPERATURE, CPU)
+    counts = torch.arange(9) < torch.tensor([len(s.tokens) for s in samples])[:, None]
+    for grid, part in zip(grids, zip(*said, strict=True), strict=True):
+        assert (grid[counts] - torch.cat(part)).abs().max() < 1e-12 and not grid[~counts].any()
+    loss_of(*(grid[counts] for grid in grids)).backward()
+    assert apart(wanted, [weights.grad for weights in model.parameters()]) < 1e-12
+
+
+def test_values_are_those_of_each_sample_alone() -> None:
+    samples = samples_of()
+    valuer = TokenValuer(model_of("qwen3"))
+    torch.nn.init.ones_(valuer.head.weight)
+    together = value(valuer, samples, 9, CPU)
+    for row, sample in zip(together, samples, strict=True):
+        assert torch.allclose(row[None, : len(sample.tokens)], value(valuer, [sample], len(sample.tokens), CPU), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "why"),
+    [
+        ("gemma2", {}, "attention has soft caps; final_logit_softcapping changes logits after the head"),
+        ("granite", {"logits_scaling": 8.0}, "logits_scaling changes logits"),
+        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 2}, "their attention has sinks"),
+        ("qwen3_next", {"num_experts": 2, "num_hidden_layers": 4}, "would mix in layers of linear_attention"),
+        ("mamba", {"num_heads": 2}, "gives them no exchangeable attention"),
+    ],
+)
+def test_models_that_would_be_wrong_are_refused(kind: str, more: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        TokenScorer(model_of(kind, torch.float32, **more))
+
+
+@pytest.fixture(scope="module")
+def wanted(tiny_model: Path) -> dict[str, Tensor]:
+    """The gradient of plain torch, sample by sample, in float64."""
+    from rlkit.engines.hf import load_model
+
+    model = load_model(str(tiny_model), torch.float64, offline=True)
+    said = [alone(model, sample) for sample in samples_of(200)]
+    loss_of(*(torch.cat(part) for part in zip(*said, strict=True))).backward()
+    return {name: weights.grad for name, weights in model.named_parameters()}
+
+
+def calls_of_each_layer(model: Any) -> list[list[int]]:
+    calls: list[list[int]] = [[] for _ in model.model.layers]
+    for layer, mine in zip(model.model.layers, calls, strict=True):
+        layer.mlp.register_forward_pre_hook(lambda module, given, mine=mine: mine.append(1))
+    return calls
+
+
+class Descent(torch.optim.SGD):
+    """With so large a step that the weights after it are the gradient."""
+
+    def __init__(self, parameters: Any, lr: float, **rest: Any) -> None:
+        super().__init__(parameters, lr=lr)
+
+
+@pytest.mark.parametrize(("block", "recompute"), [(2**25, 0), (250, 1), (2**25, 2)])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_gradient_is_that_of_plain_torch_under_every_zero_stage(
+    stage: int, block: int, recompute: int, wanted: dict[str, Tensor], tiny_model: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment()
+    import deepspeed  # noqa: F401  derives classes from the true AdamW
+
+    monkeypatch.setattr(torch.optim, "AdamW", Descent)
+    monkeypatch.setattr(logprobs, "BLOCK", block)
+    optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1e9)
+    policy = DeepSpeedPolicy(
+        str(tiny_model),
+        torch.float32,
+        zero_stage=stage,
+        optimizer=optimizer,
+        temperature=TEMPERATURE,
+        device=CPU,
+        offline=True,
+        extra={},
+        recompute=recompute,
+    )
+    kept = calls_of_each_layer(policy.model)
+    before = [weights.clone() for _, weights in policy.weights()]
+    samples = samples_of(200)
+    counts = torch.arange(9) < torch.tensor([len(s.tokens) for s in samples])[:, None]
+    with policy.training():
+        policy.backward(loss_of(*(grid[counts] for grid in policy.logprobs(samples, 9))))
+    assert [len(calls) for calls in kept] == {0: [1, 1], 1: [2, 2], 2: [2, 1]}[recompute]  # forward, and again in the backward pass
+    with policy.training():
+        policy.idle()
+    assert policy.step(STEP).applied
+    found = {name: (old - new) / STEP for old, (name, new) in zip(before, policy.weights(), strict=True)}
+    assert apart(list(wanted.values()), [found[name] for name in wanted]) < 1e-6

@@ -1,0 +1,224 @@
+"""Hosts on one machine: Ray nodes with addresses of their own (127.0.0.2 and up), each with its own raylet, and launchers to watch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.crew import descendants, stat
+from rlkit.report.folder import read_metrics
+from rlkit.report.names import repeatable
+from tests.conftest import Ended, environment
+
+RAY = str(Path(sys.executable).with_name("ray"))
+FAST = {  # a dead node is noticed within 3 s
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@dataclass
+class Host:
+    """A node of Ray on this machine."""
+
+    address: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    def pids(self) -> list[int]:
+        return [*descendants(self.process.pid), self.process.pid]
+
+    def raylet(self) -> int:
+        (pid,) = [pid for pid in self.pids() if named(pid, "raylet/raylet")]
+        return pid
+
+    def kill(self) -> None:
+        """All processes of the node, at once."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def named(pid: int, word: str) -> bool:
+    try:
+        return word in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return False
+
+
+@dataclass
+class Hosts:
+    """A Ray cluster of several hosts; the first is the head."""
+
+    folder: Path
+    env: dict[str, str]
+    port: int
+    hosts: dict[str, Host] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.2:{self.port}"
+
+    def add(self, number: int, *flags: str, cpus: int = 1, prefix: Sequence[str] = (), **more: str) -> Host:
+        """Starts host 127.0.0.`number`; waits until it belongs to the cluster."""
+        address = f"127.0.0.{number}"
+        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{number}-"))
+        head = ["--head", f"--port={self.port}", "--include-dashboard=false"] if not self.hosts else [f"--address={self.address}"]
+        words = [RAY, "start", *head, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0", "--block"]
+        words += ["--object-store-memory=80000000", "--disable-usage-stats", *([f"--temp-dir={folder}"]), *flags]
+        env = {k: v for k, v in self.env.items() if k != "PYTHONPATH"} | FAST | more  # the launcher's comes along with the ranks
+        log = (folder / "start.log").open("wb")
+        process = subprocess.Popen([*prefix, *words], env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        host = self.hosts[address] = Host(address, folder, process)
+        until(lambda: b"Ray runtime started" in (folder / "start.log").read_bytes(), 60, lambda: (folder / "start.log").read_text())
+        return host
+
+    def end(self) -> None:
+        for host in reversed(self.hosts.values()):
+            host.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def until(condition: Callable[[], Any], seconds: float, told: Callable[[], str] = lambda: "") -> Any:
+    """What the condition gives as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {told()}"
+        time.sleep(0.05)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def hosts(*numbers: int, **words: Any) -> Iterator[Hosts]:
+    folder = Path(tempfile.mkdtemp(prefix="rl-hosts-"))  # short: a socket's path has at most 107 characters
+    token = folder / "token"
+    token.write_text(secrets.token_hex(16))
+    asks = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    made = Hosts(folder, environment(OMP_NUM_THREADS="1", **asks), free_port())
+    try:
+        for number in numbers:
+            made.add(number, **words)
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture(scope="module")
+def two_hosts() -> Iterator[Hosts]:
+    with hosts(2, 3) as made:
+        yield made
+
+
+@dataclass
+class Launch:
+    """A launcher under way."""
+
+    process: subprocess.Popen[str]
+    folder: Path
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks, wherever they run, in their order."""
+        found = {}
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            if named(int(entry), str(self.folder)) and named(int(entry), "-m rlkit.run"):
+                with contextlib.suppress(OSError, KeyError):
+                    pairs = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+                    seen = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
+                    found[int(seen[b"RANK"])] = int(entry)
+        return [found[rank] for rank in sorted(found)]
+
+    def step(self) -> int:
+        """The last that was reported."""
+        with contextlib.suppress(OSError):
+            return max((row["step"] for row in map(json.loads, whole_lines(self.folder / "metrics.jsonl"))), default=-1)
+        return -1
+
+    def until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
+        """What the condition gives as soon as it is true; the launcher must not end before."""
+        try:
+            return until(lambda: condition() or (self.process.poll() is not None and pytest.fail("ended")), seconds)
+        except BaseException:
+            self.process.kill()
+            print(*self.process.communicate(), sep="\n")
+            raise
+
+    def halted(self, file: Path) -> int:
+        """The process id of the rank that halts (see `halting`), once it does."""
+        return int(self.until(lambda: file.exists() and file.read_text()))
+
+    def ended(self, seconds: float = 240) -> Ended:
+        try:
+            out, err = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, err = self.process.communicate()
+            raise AssertionError(f"the launcher did not end in {seconds:g} s\n{out}\n{err}") from None
+        return Ended(self.process.returncode, out, err)
+
+
+def whole_lines(path: Path) -> list[str]:
+    return path.read_text().rpartition("\n")[0].splitlines()
+
+
+def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = None) -> Launch:
+    """`python -m launch.KIND`, started, in a place of its own by which whatever it leaves behind is known."""
+    place = folder.with_name(f"{folder.name}.cwd")
+    place.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"launch.{kind}", *words, f"output_dir={folder}"],
+        env=environment(OMP_NUM_THREADS="1") if env is None else env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        cwd=place,
+    )
+    return Launch(process, folder)
+
+
+def halting(env: dict[str, str], phase: str, count: int, rank: int, file: Path) -> dict[str, str]:
+    """An environment in which that rank halts when the phase begins for the count-th time, until `file` is removed."""
+    programs = Path(__file__).resolve().parents[1] / "programs" / "halting"
+    return env | {"PYTHONPATH": f"{programs}:{env['PYTHONPATH']}", "RLKIT_HALT": f"{phase} {count} {rank} {file}"}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run that two equal runs share."""
+    return [repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Living processes of a launched run: those that know its folder, or stand where it was started; reward workers do."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        place = Path("/proc", entry)
+        with contextlib.suppress(OSError):
+            words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            stands = str((place / "cwd").readlink()) == str(folder.with_name(f"{folder.name}.cwd"))
+            if (str(folder) in words or stands) and stat(int(entry))[0] != "Z" and int(entry) != os.getpid():
+                found.append(words)
+    return found

@@ -1,0 +1,164 @@
+"""Gradients of one update of every online algorithm through DeepSpeed: gradients.py FILE MODEL, alone or under torchrun.
+
+For each ZeRO stage, algorithm and way of cutting the same step up: the gradient of the policy (and of PPO's critic), to the precision of
+float32. The optimizer is plain gradient descent with so large a step that the weights after it are the gradient; then the weights are
+put back. What models said before the update is made up, from the sample's key.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkit import run
+from rlkit.algorithms import Needs
+from rlkit.engines.deepspeed import set_environment
+from rlkit.engines.probe import Probe
+from rlkit.ops.masking import unit_totals
+from rlkit.ranks import Ranks
+from rlkit.schedule import Schedule
+from rlkit.types import Batch, Group, Signals
+from rlkit.update import Learning, gradient, observe
+from tests.algorithms.shipped import NAMES, algorithm
+from tests.algorithms.test_grpo import REWARDS, shuffled
+from tests.algorithms.test_online import greedily
+from tests.algorithms.tiny import groups_of
+
+STEP = 1e4
+OLD = -5.5  # nats, about what a random model of 259 tokens gives each
+CHANGES: dict[str, dict[str, Any]] = {
+    "grpo": {"kl_coef": 0.3, "entropy_coef": 0.1},
+    "rloo": {"loss": "clipped", "kl_coef": 0.25},
+    "remax": {"entropy_coef": 0.1},
+    "reinforce_pp": {"kl_coef": 0.25},
+    "reinforce_pp_baseline": {"kl_coef": 0.3},
+    "ppo": {"kl_coef": 0.25, "gae_lambda": 0.9},
+}
+WAYS = {"whole": 10_000, "cut": 30, "shuffled": 40}  # tokens a micro-batch
+
+
+class Descent(torch.optim.SGD):
+    def __init__(self, parameters: Any, lr: float, **rest: Any) -> None:
+        super().__init__(parameters, lr=lr)
+
+
+def said(batch: Batch, seed: int, around: float) -> Tensor:
+    """Numbers that belong to tokens, however the samples are dealt; [B, T]."""
+    grid = torch.zeros(batch.mask.shape)
+    for row, sample in enumerate(batch.samples):
+        random = torch.Generator().manual_seed(100 * seed + 10 * sample.key.prompt + sample.key.sample)
+        grid[row, : len(sample.tokens)] = around + torch.randn(len(sample.tokens), generator=random)
+    return grid
+
+
+def learning(ranks: Ranks, policy: Any, critic: Any, keys: Any, budget: int) -> Learning:
+    return Learning(
+        policy=policy,
+        reference=None,
+        algorithm=keys,
+        schedule=Schedule(0.1, "constant", 0, 10),
+        probe=Probe(None, policy.weights, None),  # type: ignore[arg-type]
+        ranks=ranks,
+        passes=1,
+        minibatches=1,
+        tokens_per_micro_batch=budget,
+        fixed_length=12,
+        max_skipped_updates=3,
+        critic=critic if keys.needs(1).values else None,
+    )
+
+
+def one(ranks: Ranks, policy: Any, critic: Any, name: str, way: str, groups: list[Group]) -> Tensor:
+    """The gradient of the update, as one vector."""
+    from rlkit.collate import collate
+
+    keys = algorithm(name, **CHANGES[name])
+    work = learning(ranks, policy, critic, keys, WAYS[way])
+    order = shuffled if way == "shuffled" else list
+    _, batch = collate(order(groups[ranks.rank :: ranks.world]), ranks, 1, 0)
+    signals = Signals(said(batch, 1, OLD), said(batch, 2, OLD), said(batch, 3, 0.0) if work.critic else None)
+    credit, *_ = keys.assign(batch, signals, keys.start(), ranks)
+    gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.sum(unit_totals(batch.mask)))
+    return torch.cat([moved(ranks, learner) for learner in (policy, *([critic] if work.critic else []))])
+
+
+def first_step(ranks: Ranks, policy: Any, groups: list[Group]) -> tuple[Tensor, Tensor, float]:
+    """The gradient where old log-probs are computed, where the pass is left out, and the largest |ratio - 1| of the first."""
+    from rlkit.collate import collate
+
+    keys = algorithm("grpo")
+    eager = type("Eager", (type(keys),), {"needs": lambda self, updates: Needs(old_logprobs=True)})(**keys.model_dump())
+    gradients, apart = [], 0.0
+    for algorithm_, budget in ((eager, 30), (keys, 10_000)):
+        work = learning(ranks, policy, None, algorithm_, budget)
+        _, batch = collate(groups[ranks.rank :: ranks.world], ranks, 1, 0)
+        signals, _ = observe(work, batch)
+        if signals.old_logprobs is not None:
+            alone = Learning(**{**vars(work), "tokens_per_micro_batch": 1})
+            ratio = (observe(alone, batch)[0].old_logprobs - signals.old_logprobs).exp()  # other micro-batches
+            apart = float((ratio - 1).abs()[batch.mask].max())
+        credit, *_ = algorithm_.assign(batch, signals, algorithm_.start(), ranks)
+        metrics = gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.sum(unit_totals(batch.mask)))
+        assert metrics is not None
+        gradients.append(moved(ranks, policy))
+    return gradients[0], gradients[1], apart
+
+
+def moved(ranks: Ranks, learner: Any) -> Tensor:
+    """Steps, measures how far, and steps back."""
+    before = weights(learner)
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(ranks.gather(own)[0])
+        learner.save(folder)
+        assert learner.step(STEP).applied
+        after = weights(learner)
+        learner.load(folder)  # ends with a barrier
+    assert torch.equal(weights(learner), before)
+    return (before - after) / STEP
+
+
+def weights(learner: Any) -> Tensor:
+    """All trained numbers."""
+    parts = []
+    for parameter in learner.named.values():
+        with learner._gathered([parameter]):
+            parts.append(parameter.detach().double().flatten().clone())
+    return torch.cat(parts)
+
+
+def main(out: Path, model: str) -> None:
+    set_environment()
+    import deepspeed  # noqa: F401  derives classes from the true AdamW
+
+    torch.optim.AdamW = Descent  # type: ignore[misc]
+    from rlkit.engines.deepspeed import DeepSpeedCritic, DeepSpeedPolicy, OptimizerSettings
+
+    ranks = Ranks()
+    groups = greedily(groups_of(REWARDS))
+    seen: dict[Any, Any] = {}
+    for stage in (0, 1, 2, 3):
+        settings: dict[str, Any] = {
+            "zero_stage": stage,
+            "optimizer": OptimizerSettings((0.9, 0.95), 1e-8, 0.0, 1e9),
+            "device": ranks.device,
+            "offline": True,
+            "extra": {},
+        }
+        policy = DeepSpeedPolicy(model, torch.float32, temperature=1.0, **settings)
+        critic = DeepSpeedCritic(model, torch.float32, **settings)
+        for name in NAMES:
+            for way in WAYS:
+                seen[stage, name, way] = one(ranks, policy, critic, name, way, groups)
+        seen[stage, "first step"] = first_step(ranks, policy, groups)
+    if ranks.main:
+        torch.save(seen, out)
+    ranks.barrier()
+
+
+main(Path(sys.argv[1]), sys.argv[2])
+run.leave(0)

@@ -1,0 +1,38 @@
+"""The order of the prompts as the ranks of a run take them, without engines: order.py FILE arguments...
+
+Everything is the run's own, from the recipe to the collector's deal; only the desk hands prompts back instead of sampling.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkit import recipe, run
+from rlkit.collector import Collector
+from rlkit.data.renderer import Renderer
+from rlkit.ranks import Ranks
+from rlkit.sourcing import sourced, with_steps
+from rlkit.types import Sampling
+
+
+class Desk:
+    def groups(self, prompts: Sequence[Any], *rest: Any) -> Any:
+        return prompts
+
+
+told = recipe.read(run.compose(sys.argv[2:], None))
+stream, _, _ = sourced(told, Renderer(told.model.path))
+told = with_steps(told, len(stream.rows))
+ranks = Ranks()
+collector = Collector(Desk(), stream, ranks, told.prompts_per_step, told.samples_per_prompt, Sampling(), False)  # type: ignore[arg-type]
+steps = []
+for _ in range(told.steps or 0):
+    everyone = sorted(place for mine in ranks.gather(collector.take()) for place in mine)
+    steps.append([[prompt.row, prompt.draw] for _, prompt in everyone])
+if ranks.main:
+    Path(sys.argv[1]).write_text(json.dumps(steps))
+run.leave(0)

@@ -1,0 +1,167 @@
+"""Dynamic sampling: which groups a step learns from, which wait, which are dropped; the same on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from rlkit.collate import collate
+from rlkit.collector import Collector, has_signal
+from rlkit.errors import RunFailed
+from rlkit.stored import group_from_json, group_to_json
+from rlkit.types import Group, Key, Sample, Sampling, Scored, Stop
+from tests.algorithms.tiny import Ranks, together
+
+
+@dataclass
+class Rows:
+    """Prompts 0, 1, 2, ... without end."""
+
+    next: int = 0
+
+    def take(self, n: int) -> list[int]:
+        self.next += n
+        return list(range(self.next - n, self.next))
+
+    def state(self) -> dict[str, Any]:
+        return {"next": self.next}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.next = state["next"]
+
+
+@dataclass
+class Desk:
+    """Rewards two samples of a prompt; they differ where the pattern, cycled over prompts, says so."""
+
+    pattern: str  # "1": a signal, "0": none, "x": the rewards failed
+    version: int = 0
+    asked: list[int] = field(default_factory=list)
+
+    def groups(self, prompts: Sequence[tuple[int, int]], samples: int, sampling: Sampling, greedy: bool) -> list[Group]:
+        self.asked += [row for _, row in prompts]
+        return [self.group(number, row) for number, row in prompts]
+
+    def group(self, number: int, row: int) -> Group:
+        kind = self.pattern[row % len(self.pattern)]
+        rewards = {"1": (0.0, 1.0), "0": (1.0, 1.0), "x": (1.0, None)}[kind]
+        return Group(number, tuple(Scored(completion(row, n, self.version), reward, {}) for n, reward in enumerate(rewards)))
+
+
+def completion(row: int, n: int, version: int) -> Sample:
+    length = 1 + (row + n) % 3
+    return Sample(
+        key=Key(row, 0, n),
+        prompt=(row, 7),
+        tokens=torch.arange(length),
+        mask=torch.ones(length, dtype=torch.bool),
+        rollout_logprobs=torch.full((length,), -1 / 3),
+        versions=torch.full((length,), version, dtype=torch.int32),
+        stop=Stop.EOS,
+        text="é\n",
+    )
+
+
+def collector(desk: Desk, ranks: Ranks, size: int, max_refills: int | None = 4) -> Collector:
+    return Collector(desk, Rows(), ranks, size, 2, Sampling(), False, max_refills)  # type: ignore[arg-type]
+
+
+def steps(pattern: str, size: int, count: int, world: int, max_refills: int | None = 4, cut: int | None = None) -> Any:
+    """Of each step: the rows learned from in order, those left out, the refills, the surplus. cut: a resumed run from that step on."""
+
+    def work(ranks: Ranks) -> Any:
+        desk = Desk(pattern)
+        made = collector(desk, ranks, size, max_refills)
+        seen = []
+        for step in range(count):
+            if step == cut:
+                kept = json.loads(json.dumps(made.state()))
+                made = collector(desk, ranks, size, max_refills)
+                made.load(kept)
+            desk.version = step
+            taken = made.take()
+            assert taken is not None
+            groups, batch = collate(taken.groups, ranks, 1, step, made.max_lag)  # type: ignore[arg-type]
+            left = sorted((g for part in ranks.gather(taken.left_out) for g in part), key=lambda g: g.number)
+            surplus = made.state()["surplus"]
+            assert bool((batch.own.any(-1) == (batch.lag == 0)).all())
+            seen.append((rows(groups), rows(left), taken.refills, [g["samples"][0]["sample"]["key"][0] for g in surplus]))
+        return seen
+
+    answers = together(world, work)
+    assert all(a == answers[0] for a in answers)
+    return answers[0]
+
+
+def rows(groups: list[Group]) -> list[int]:
+    return [g.samples[0].sample.key.prompt for g in groups]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_groups_without_signal_are_replaced_and_surplus_waits_for_the_next_step(world: int) -> None:
+    first, second = steps("110x", size=4, count=2, world=world)
+    # 0 to 3 are asked, 2 and 3 say nothing; half had a signal, so four more are asked: 4 and 5 fill the step
+    assert first == ([0, 1, 4, 5], [2, 3, 6, 7], 1, [])
+    assert second == ([8, 9, 12, 13], [10, 11, 14, 15], 1, [])
+    first, second = steps("11101", size=4, count=2, world=world)
+    # 3 says nothing; at 3 of 4 two prompts are asked for the one that is missing: 4 fills the step, 5 waits
+    assert first == ([0, 1, 2, 4], [3], 1, [5])
+    # 5 first, then three prompts; 8 says nothing; at 2 of 3 two prompts: 9 fills the step, 10 waits
+    assert second == ([5, 6, 7, 9], [8], 1, [10])
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_step_ends_after_max_refills_with_what_it_has(world: int) -> None:
+    (only,) = steps("1000000000", size=4, count=1, world=world, max_refills=1)
+    assert only == ([0], [1, 2, 3, 4, 5, 6, 7], 1, [])
+    (none,) = steps("0", size=4, count=1, world=world, max_refills=2)
+    assert none == ([], list(range(12)), 2, [])
+    (kept,) = steps("0", size=4, count=1, world=world, max_refills=None)  # no dynamic sampling: all are kept
+    assert kept == ([0, 1, 2, 3], [], 0, [])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_resumed_run_takes_the_same_groups(world: int) -> None:
+    whole = steps("11101", size=4, count=5, world=world)
+    assert any(surplus for *_, surplus in whole[:4])
+    for cut in range(1, 5):
+        assert steps("11101", size=4, count=5, world=world, cut=cut) == whole
+
+
+def test_a_stored_group_is_the_group_to_the_last_bit() -> None:
+    group = Desk("1").group(3, 5)
+    odd = replace(group.samples[0], sample=replace(group.samples[0].sample, rollout_logprobs=torch.tensor([0.1, -1e-30, -7.7e5])))
+    group = replace(group, samples=(odd, group.samples[1]), greedy=group.samples[1])
+    back = group_from_json(json.loads(json.dumps(group_to_json(group))))
+    assert (back.number, len(back.samples)) == (3, 2) and back.greedy is not None
+    for ours, theirs in zip((*group.samples, group.greedy), (*back.samples, back.greedy), strict=True):
+        assert (ours.reward, ours.parts, ours.extra) == (theirs.reward, theirs.parts, theirs.extra)
+        for name, value in vars(ours.sample).items():
+            other = getattr(theirs.sample, name)
+            if isinstance(value, torch.Tensor):
+                assert value.dtype == other.dtype and torch.equal(value, other), name
+            else:
+                assert type(value) is type(other) and value == other, name
+
+
+def test_a_group_has_a_signal_where_its_valid_rewards_differ() -> None:
+    desk = Desk("10x")
+    assert [has_signal(desk.group(n, n)) for n in range(3)] == [True, False, False]
+
+
+def test_samples_older_than_the_collector_allows_never_reach_a_loss() -> None:
+    old = [Desk("1", version=2).group(0, 0)]
+
+    def work(ranks: Ranks) -> None:
+        _, batch = collate(old, ranks, 1, 3, max_lag=1)  # type: ignore[arg-type]
+        assert batch.lag.tolist() == [1, 1] and not batch.own.any()
+        for version, most in ((3, 0), (4, 1), (1, 1)):  # too old, too old, from the future
+            with pytest.raises(RunFailed, match=f"the policy is at {version}"):
+                collate(old, ranks, 1, version, most)  # type: ignore[arg-type]
+
+    together(1, work)
