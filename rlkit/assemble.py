@@ -101,6 +101,8 @@ def build(
     dtype = dtype_of(recipe, ranks.device)
     report.phase("loading")
     policy = make_policy(recipe, model_path, dtype, ranks)
+    if plan.mode(recipe) == "swapped":
+        policy.park()  # the rollout engine looks at what is free
     engine = make_engine(recipe, model_path, dtype, policy.names, renderer, ranks)
     needs = recipe.algorithm.needs(recipe.updates_per_step)
     reference = make_reference(recipe, policy, model_path, dtype, ranks) if needs.reference else None
@@ -139,7 +141,9 @@ def build(
     )
     learners = [policy, *([critic] if critic else [])]
     export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
-    return made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping), engine.close
+    run = made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping)
+    run.training = story.placement.train
+    return run, engine.close
 
 
 def with_room(recipe: Recipe, learning: Learning, folder: Path, report: Report) -> Learning:
@@ -316,7 +320,9 @@ def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     optim = recipe.optim
     return {
         "zero_stage": recipe.engine.zero_stage,
-        "optimizer": OptimizerSettings(optim.betas, optim.eps, optim.weight_decay, optim.max_grad_norm),
+        "optimizer": OptimizerSettings(
+            optim.betas, optim.eps, optim.weight_decay, optim.max_grad_norm, recipe.engine.offload == "optimizer"
+        ),
         "device": ranks.device,
         "offline": recipe.offline,
         "extra": recipe.engine.deepspeed,
@@ -339,8 +345,9 @@ def make_engine(recipe: Recipe, path: str, dtype: torch.dtype, names: list[str],
         eos=renderer.eos_ids,
         world=ranks.world,
         tensor_parallel=recipe.engine.tensor_parallel,
-        sleeps=ranks.device.type == "cuda",
-        extra=recipe.engine.vllm,
+        gpu=ranks.device.type == "cuda",
+        sleeps=ranks.device.type == "cuda" and plan.mode(recipe) != "resident",
+        extra={**plan.share(recipe), **recipe.engine.vllm},
         adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
     )
 
@@ -361,7 +368,9 @@ def make_probe(recipe: Recipe, policy: Any, engine: Any, dtype: torch.dtype, sam
 
 
 def make_placement(recipe: Recipe, policy: Any, engine: Any, others: tuple[Any, ...], clock: Clock) -> Colocated:
-    return Colocated(policy, engine, tuple(other for other in others if other), clock, SENDS[recipe.engine.lora_sync])
+    movables = tuple(other for other in others if other)
+    swaps = plan.mode(recipe) == "swapped"
+    return Colocated(policy, engine, movables, clock, SENDS[recipe.engine.lora_sync], swaps=swaps, predicted=plan.predicted(recipe))
 
 
 def schedule(recipe: Recipe, lr: float | None = None) -> Schedule:

@@ -63,6 +63,7 @@ class Online:
             **values({**seen, **given, **learned}),
             **not_asked(self.collector.prompts.state()),
         }
+        row |= self.placement.memory()
         if self.collector.max_refills is not None:
             row |= self._refilled(number, len(groups), len(left_out), taken.refills)
         scored = [s.sample for g in judged for s in g.samples]

@@ -46,6 +46,7 @@ class ModelSection(Section):
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
     lora: LoraSection
+    shape: dict[str, int | bool] | None
     chat_template_kwargs: dict[str, Any]
 
 
@@ -83,6 +84,11 @@ def named_sources(value: Any) -> Any:
 
 
 Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidator(named_sources)]
+
+
+class HardwareSection(Section):
+    gpus: Count | None
+    gpu_gib: Positive | None
 
 
 class DataSection(Section):
@@ -137,6 +143,8 @@ class EngineSection(Section):
     zero_stage: Literal[0, 1, 2, 3]
     checkpointing: CountOrZero
     tensor_parallel: Count
+    memory: Literal["auto", "resident", "slept", "swapped"]
+    offload: Literal["none", "optimizer"]
     lora_sync: Literal["merged", "adapter"]
     mismatch_limit: Literal["auto"] | Positive
     max_skipped_updates: Count
@@ -225,6 +233,7 @@ class Recipe(Section):
     max_completion_tokens: Count
     sampling: SamplingSection | None
     model: ModelSection
+    hardware: HardwareSection
     data: DataSection
     rewards: dict[str, RewardSection] | None
     rewarding: RewardingSection | None

@@ -41,6 +41,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.algorithms": (2, "algorithms"),
     "rlkit.batching": (2, "batching"),
     "rlkit.seeds": (2, "seeds"),
+    "rlkit.memory": (2, "memory"),
     "rlkit.schedule": (2, "schedule"),
     "rlkit.builtin": (2, "builtin"),
     "rlkit.builtin.model": (3, "builtin"),

@@ -26,10 +26,15 @@ from torch import Tensor, nn
 from rlkit.engines import hf, weights
 from rlkit.engines.base import Update
 from rlkit.engines.lora import Adapters, LoraSettings
+from rlkit.engines.parking import Parking
 from rlkit.errors import RunFailed
 from rlkit.types import Sample
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = (  # of DeepSpeed's optimizers: masters and gradients of ZeRO 1 and 2, then of ZeRO 3
+    *("single_partition_of_fp32_groups", "averaged_gradients", "all_grad_tensors"),
+    *("fp32_partitioned_groups_flat", "grad_partitions_flat_buffer"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class OptimizerSettings:
     eps: float
     weight_decay: float
     max_grad_norm: float
+    offload: bool = False  # state and step on the host
 
 
 class Learner(ABC):
@@ -59,14 +65,22 @@ class Learner(ABC):
 
         self.device = device
         trained = [p for p in module.parameters() if p.requires_grad]
-        adam = torch.optim.AdamW(trained, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
+        adam = torch.optim.AdamW(
+            trained, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay, fused=optimizer.offload
+        )
         with redirect_stdout(StringIO()):  # what it built
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=module, optimizer=adam, config=config(zero_stage, dtype, optimizer.max_grad_norm, extra), dist_init_required=False
+                model=module,
+                optimizer=adam,
+                config=config(zero_stage, dtype, optimizer.max_grad_norm, extra, optimizer.offload),
+                dist_init_required=False,
             )
         self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.stage = max(zero_stage, 1)
         self._keep = False
+        self.parking = Parking(
+            self.training_state, keep=lambda: tensors_in([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
+        )
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -106,14 +120,23 @@ class Learner(ABC):
         return Update(applied=bool(self.engine.was_step_applied()), grad_norm=norm)
 
     def park(self) -> None:
-        if self.device.type == "cuda" and self.stage < 3:
-            self.engine.offload_states()
+        if self.device.type == "cuda":
+            self.parking.park()
 
     def resume(self) -> None:
-        if self.device.type == "cuda" and self.stage < 3:
-            self.engine.reload_states()
+        if self.device.type == "cuda":
+            self.parking.resume()
+
+    def training_state(self) -> Iterator[Tensor]:
+        """Masters, moments and gradients, where they are on the device. DeepSpeed's own offloading pins its buffers anew each time, and
+        cannot do ZeRO 3 with this optimizer."""
+        held = [getattr(self.optimizer, name, None) for name in STATE]
+        moments = [list(state.values()) for state in self._states()]
+        gradients = [p.grad for p in self.named.values()]
+        yield from (t for t in tensors_in([held, moments, gradients]) if t.device.type == self.device.type and t.numel() > 1)
 
     def save(self, folder: Path) -> None:
+        self.resume()  # a checkpoint reads what a rollout parks
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
         from safetensors.torch import save_file
 
@@ -135,6 +158,7 @@ class Learner(ABC):
     def load(self, folder: Path) -> None:
         from safetensors import safe_open
 
+        self.resume()
         steps = json.loads((folder / f"{self.file}.json").read_text())
         if steps:
             self._first_step()
@@ -310,7 +334,7 @@ def longest(samples: Sequence[Sample]) -> int:
     return max((len(s.tokens) for s in samples), default=0)
 
 
-def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any]) -> dict[str, Any]:
+def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any], offload: bool = False) -> dict[str, Any]:
     """DeepSpeed's own configuration; what `extra` says wins, section by section."""
     if dtype not in (torch.float32, torch.bfloat16):
         raise RunFailed(f"no training in {dtype}")
@@ -323,9 +347,25 @@ def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Map
         "zero_optimization": {"stage": max(zero_stage, 1), "overlap_comm": False},
         "bf16": {"enabled": dtype == torch.bfloat16},
     }
+    if offload:
+        base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        base["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW runs on a CPU too
     for key, value in extra.items():
         base[key] = {**base[key], **value} if isinstance(value, Mapping) and isinstance(base.get(key), dict) else value
     return base
+
+
+def tensors_in(things: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists and dictionaries, gradients of theirs too."""
+    if torch.is_tensor(things):
+        yield things
+        if things.is_leaf and things.grad is not None:
+            yield things.grad
+    elif isinstance(things, Mapping):
+        yield from tensors_in(list(things.values()))
+    elif isinstance(things, list | tuple):
+        for thing in things:
+            yield from tensors_in(thing)
 
 
 def set_environment() -> None:
