@@ -23,6 +23,7 @@ from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
 from rlkit.errors import UserError
 from rlkit.evaluate import Evaluation
+from rlkit.model_reward import ModelReward
 from rlkit.ranks import Ranks
 from rlkit.recipe import Recipe, changed
 from rlkit.report import Report
@@ -46,7 +47,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     with ExitStack() as stack:
         ranks = Ranks()
         folder = open_folder(recipe, text, ranks)
-        judge = stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
+        judge = stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay", seated(recipe)))
         model_path = made_model(recipe, ranks)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
@@ -60,6 +61,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
             report.note(told)
         run = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
         stack.callback(run.collector.desk.engine.close)
+        seat_models(recipe, judge, run.placement, ranks)
         judge.ready()
         yield run
 
@@ -183,6 +185,27 @@ def open_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
 
 def specs(recipe: Recipe) -> list[RewardSpec]:
     return [RewardSpec(name=name, **reward.model_dump()) for name, reward in recipe.rewards.items()]
+
+
+def seated(recipe: Recipe) -> list[str]:
+    """Names of the rewards that run in this process."""
+    return [name for name, reward in recipe.rewards.items() if reward.path == "reward_model"]
+
+
+def seat_models(recipe: Recipe, judge: Judge, placement: Colocated, ranks: Ranks) -> None:
+    """Loads the reward models, each with a phase of its own on the device."""
+    from rlkit.engines.classifier import Classifier
+
+    for name in seated(recipe):
+        path = str(recipe.rewards[name].args["model"])
+        scorer = Classifier(
+            path,
+            dtype_of(recipe, ranks.device),
+            device=ranks.device,
+            offline=recipe.offline,
+            tokens_per_micro_batch=recipe.tokens_per_micro_batch,
+        )
+        judge.seats[name] = ModelReward(Renderer(path, offline=recipe.offline), scorer, placement.judging).judge
 
 
 def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:

@@ -98,6 +98,12 @@ class RewardSection(Section):
     gate: bool = False
     concurrency: Count = 32
 
+    @model_validator(mode="after")
+    def has_model(self) -> RewardSection:
+        if self.path == "reward_model" and set(self.args) != {"model"}:
+            raise ValueError(f"path=reward_model takes args={{model: FOLDER}}, a folder or hub name of a classifier; here args={self.args}")
+        return self
+
 
 class RewardingSection(Section):
     workers: Count | None

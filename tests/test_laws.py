@@ -48,6 +48,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.report": (3, "report"),
     "rlkit.ranks": (3, "ranks"),
     "rlkit.collector": (4, "stories"),
+    "rlkit.model_reward": (4, "stories"),
     "rlkit.collate": (4, "stories"),
     "rlkit.rows": (4, "stories"),
     "rlkit.update": (4, "stories"),

@@ -35,12 +35,24 @@ class Colocated:
             with self.phase("sync"):
                 for movable in (self.policy, *self.others):
                     movable.park()
-                self.engine.wake()
-                if self.engine.version != self.version:
-                    self.engine.load(self.policy.weights(), self.version)
+                self._wake()
             yield
         finally:
             self._inside = None
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Inside a rollout, for a model that judges its samples: the engine asleep, and afterwards awake again with the same weights."""
+        self.engine.sleep()
+        try:
+            yield
+        finally:
+            self._wake()
+
+    def _wake(self) -> None:
+        self.engine.wake()
+        if self.engine.version != self.version:
+            self.engine.load(self.policy.weights(), self.version)
 
     @contextmanager
     def train(self) -> Iterator[None]:
