@@ -59,6 +59,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.sourcing": (5, "assembly"),
     "rlkit.assemble": (5, "assembly"),
     "rlkit.run": (6, "run"),
+    "rlkit.rewarding.__main__": (6, "run"),
     "launch": (6, "launch"),
 }
 OWNERS = {  # heavy library -> the only files that may import it
