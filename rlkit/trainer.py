@@ -102,7 +102,7 @@ def one_step(run: Run, step: int, before: Progress) -> Progress:
     write_samples(run, step, groups, batch, credit)
     tokens = before.tokens + sum(len(s.sample.prompt) + len(s.sample.tokens) for g in groups for s in g.samples)
     row = {
-        **run.collector.desk.judge.stats(),  # rates and latencies are of this rank's workers; means come from all groups
+        **values(run.ranks.merged(run.collector.desk.judge.stats())),
         **rows.of_groups(groups),
         **values({**seen, **given, **learned}),
         "num_tokens": float(tokens),

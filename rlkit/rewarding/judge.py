@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from rlkit.errors import RunFailed, UserError
+from rlkit.metrics import Metrics
 from rlkit.rewarding import combining
 from rlkit.rewarding.failures import FailureWindow, write_replay
 from rlkit.rewarding.outcome import Outcome, Verdict
@@ -132,8 +133,8 @@ class Judge:
         parts = {key: {spec.name: self._told[key][spec.name] for spec in self._specs} for key in keys}
         return combining.verdicts(self._specs, self._settings, parts, self._groups)
 
-    def stats(self) -> dict[str, float]:
-        """Means, failure rates and latencies of the samples collected since the last call, by metric name."""
+    def stats(self) -> Metrics:
+        """Failure rates and latencies of the samples collected since the last call, by metric name."""
         numbers = combining.stats(self._specs, self._unreported)
         self._unreported = {spec.name: [] for spec in self._specs}
         return numbers
