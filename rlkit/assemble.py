@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -27,12 +26,14 @@ from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
 from rlkit.errors import RunFailed, UserError
 from rlkit.evaluate import Evaluation
+from rlkit.model_reward import ModelReward
 from rlkit.online import Online
 from rlkit.ranks import Ranks
-from rlkit.recipe import Recipe, changed
+from rlkit.recipe import Recipe
 from rlkit.report import Report
 from rlkit.rewarding.judge import Judge
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
+from rlkit.run_folder import open_folder
 from rlkit.schedule import Schedule
 from rlkit.sourcing import sourced, with_steps
 from rlkit.stopping import Stopping
@@ -54,7 +55,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         ranks = Ranks(recipe.engine.tensor_parallel)
         folder = open_folder(recipe, text, ranks)
         offline = recipe.offline_algorithm
-        judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
+        judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay", seated(recipe)))
         model_path = made_model(recipe, ranks)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
@@ -74,6 +75,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
             return
         run, close = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
         stack.callback(close)
+        seat_models(recipe, judge, run.story.placement, ranks)
         judge.ready()
         try:
             yield run
@@ -191,45 +193,6 @@ def made_run(
     )
 
 
-# -- the folder ---------------------------------------------------------------------------------------------------------------------
-
-
-def open_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
-    """The run's folder, the same on all ranks. Raises UserError where it holds a finished run or one of another recipe."""
-    started = ranks.gather(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
-    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{started}").absolute()
-    why = ranks.gather(occupied(folder, text, recipe.resume) if ranks.main else None)[0]
-    if why:
-        raise UserError(why)
-    return folder
-
-
-def occupied(folder: Path, text: str, resume: str) -> str | None:
-    """Why this recipe cannot go on in a folder; None where it can, or where it is the first there."""
-    kept = folder / "recipe.yaml"
-    if not kept.is_file():
-        return None
-    if resume == "never":
-        return f"output_dir {folder} holds a run already, and resume=never; choose another output_dir"
-    if status(folder) == "done":
-        return f"output_dir {folder} holds a finished run; choose another output_dir, or delete it to run again"
-    import yaml
-
-    differences = changed(yaml.safe_load(kept.read_text()), yaml.safe_load(text))
-    if not differences:
-        return None
-    shown = "\n".join(f"  {line}" for line in differences[:6])
-    return f"output_dir {folder} holds a run of another recipe; what changed:\n{shown}\nchoose another output_dir, or put these back"
-
-
-def status(folder: Path) -> str | None:
-    try:
-        found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return found.get("status")
-
-
 def open_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
     return Report(
         folder,
@@ -248,6 +211,27 @@ def open_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
 
 def specs(recipe: Recipe) -> list[RewardSpec]:
     return [RewardSpec(name=name, **reward.model_dump()) for name, reward in recipe.rewards.items()]
+
+
+def seated(recipe: Recipe) -> list[str]:
+    """Names of the rewards that run in this process."""
+    return [name for name, reward in recipe.rewards.items() if reward.path == "reward_model"]
+
+
+def seat_models(recipe: Recipe, judge: Judge, placement: Colocated, ranks: Ranks) -> None:
+    """Loads the reward models, each with a phase of its own on the device."""
+    from rlkit.engines.classifier import Classifier
+
+    for name in seated(recipe):
+        path = str(recipe.rewards[name].args["model"])
+        scorer = Classifier(
+            path,
+            dtype_of(recipe, ranks.device),
+            device=ranks.device,
+            offline=recipe.offline,
+            tokens_per_micro_batch=recipe.tokens_per_micro_batch,
+        )
+        judge.seats[name] = ModelReward(Renderer(path, offline=recipe.offline), scorer, placement.judging).judge
 
 
 def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:

@@ -115,6 +115,12 @@ class RewardSection(Section):
     gate: bool = False
     concurrency: Count = 32
 
+    @model_validator(mode="after")
+    def has_model(self) -> RewardSection:
+        if self.path == "reward_model" and set(self.args) != {"model"}:
+            raise ValueError(f"path=reward_model takes args={{model: FOLDER}}, a folder or hub name of a classifier; here args={self.args}")
+        return self
+
 
 class RewardingSection(Section):
     workers: Count | None
@@ -269,6 +275,8 @@ class Recipe(Section):
             raise ValueError(reason)
         if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
             raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
+        if self.engine.tensor_parallel > 1 and any(reward.path == "reward_model" for reward in (self.rewards or {}).values()):
+            raise ValueError("a reward model and engine.tensor_parallel above 1 do not go together yet; set engine.tensor_parallel=1")
         if (self.steps is None) == (self.data.epochs is None):
             raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
         if any(source.weight for source in (self.data.test or {}).values()):

@@ -66,11 +66,24 @@ class Colocated:
                 if self.state == "training":
                     self.park()
                     self.wake_weights()
-                if self.engine.version != self.version:
-                    self.send()
-                if self.state != "rollout":
-                    self.wake_cache()
+                self._fill()
             yield
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Inside a rollout, for a model that judges its samples: the engine asleep, and afterwards awake again with the same weights."""
+        self.sleep()
+        try:
+            yield
+        finally:
+            self.wake_weights()
+            self._fill()
+
+    def _fill(self) -> None:
+        if self.engine.version != self.version:
+            self.send()
+        if self.state != "rollout":
+            self.wake_cache()
 
     @contextmanager
     def train(self) -> Iterator[None]:
