@@ -45,19 +45,16 @@ def joined(settings: LaunchSection) -> Iterator[str]:
 
 def where(settings: LaunchSection) -> str | None:
     """The address of a cluster that answers; None: none is named and none is here, and one node is all that is asked for."""
-    named = settings.address or os.environ.get("RAY_ADDRESS") or (FOUND.read_text().strip() if FOUND.is_file() else None)
-    chosen = bool(settings.address or os.environ.get("RAY_ADDRESS"))
-    if named == "local":
-        named = None
-    elif named == "auto":
-        named = FOUND.read_text().strip() if FOUND.is_file() else None
-        if named is None:
-            raise UserError("address=auto, and no Ray cluster runs on this machine: `ray start --head --port=6379` starts one")
-    if named and answers(named):
-        return named
-    if named and chosen:
+    chosen = settings.address or os.environ.get("RAY_ADDRESS") or "auto"
+    if chosen == "auto":
+        here = FOUND.read_text().strip() if FOUND.is_file() else ""
+        if here and answers(here):
+            return here
+    elif chosen != "local":
+        if answers(chosen):
+            return chosen
         raise UserError(
-            f"launch.address={named}: nothing answers there. Is the head node up (`ray start --head --port=6379` on it), "
+            f"launch.address={chosen}: nothing answers there. Is the head node up (`ray start --head --port=6379` on it), "
             "and does a firewall stand between?"
         )
     if settings.nodes > 1:

@@ -93,7 +93,7 @@ class Crew:
                 rank.process.send_signal(number)
 
     def stacks(self) -> None:
-        """Where each rank is, into ranks/rank-N.stacks. A stopped process is continued for it: it could not write otherwise."""
+        """Where each rank is, into ranks/rank-N.stacks."""
         for rank in self._living():
             state = process_state(rank.process.pid)
             now, quiet = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic() - rank.heard
@@ -103,11 +103,12 @@ class Crew:
                     f"no sign for {quiet:.0f} s; the system says {state}\n"
                 )
                 if state.startswith(("T", "t")):
-                    file.write("it is stopped (SIGSTOP or a debugger) and writes nothing itself; continued to get its stacks:\n")
+                    file.write(
+                        "it is stopped (SIGSTOP or a debugger), so that it writes no stacks itself; py-spy, where installed, reads them\n"
+                    )
                 file.flush()
                 self._spied(rank.process.pid, file)
             rank.process.send_signal(STACKS_SIGNAL)
-            rank.process.send_signal(signal.SIGCONT)
         time.sleep(STACKS_SECONDS)
 
     def end(self) -> None:

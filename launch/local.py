@@ -12,7 +12,7 @@ from typing import Any
 
 from launch.crew import Crew, environments, free_port
 from launch.order import Order, door
-from launch.watch import Signals, Watch
+from launch.watch import Signals, Watch, ranks_on
 from rlkit.errors import UserError
 from rlkit.plan import gpus
 
@@ -36,7 +36,7 @@ class Local:
         given = self.order.environment() | ({"GLOO_SOCKET_IFNAME": settings.interface} if settings.interface else {})
         each = environments(os.environ, given, 0, ranks, ranks, HERE, port)
         self._crew = Crew("this machine", self.order.command(sys.executable, first), each, self.order.folder)
-        return f"{ranks} ranks on this machine"
+        return ranks_on(ranks, [HERE])
 
     def poll(self) -> list[dict[str, Any]]:
         assert self._crew is not None

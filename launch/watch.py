@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
@@ -88,25 +89,24 @@ class Watch:
     _lost_at: float = 0.0
 
     def run(self) -> int:
-        """Attempts until the run is done, stopped, or cannot go on; the exit code."""
-        for attempt in range(self.settings.max_restarts + 1):
-            ended = self._attempt(attempt)
-            if ended.code != EXIT_FAILED or self.signals.asked:
+        """Attempts until the run is done or stopped; the exit code. Raises RunFailed where it cannot go on."""
+        for left in range(self.settings.max_restarts, -1, -1):
+            ended = self._attempt(first=left == self.settings.max_restarts)
+            if ended.code != EXIT_FAILED:
+                return ended.code
+            if self.signals.asked or left == 0:
                 break
-            left = self.settings.max_restarts - attempt
-            say(ended.cause + (f"; starting again from the last checkpoint ({left} restarts left)" if left else ""))
+            say(f"{ended.cause}; starting again from the last checkpoint ({left - 1} restarts left after this one)")
             self._lost_at = time.monotonic()
-            self._restart = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "restart": attempt + 1, "cause": ended.cause}
-        else:
-            raise RunFailed(f"gave up after {self.settings.max_restarts} restarts (launch.max_restarts); what ranks said is in ranks/")
-        if ended.code == EXIT_FAILED:
-            raise RunFailed(ended.cause)
-        return ended.code
+            self._restart = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "cause": ended.cause}
+        raise RunFailed(f"{ended.cause}; what each rank said is in ranks/ of the run's folder, and the same command goes on from there")
 
-    def _attempt(self, number: int) -> Ended:
+    def _attempt(self, first: bool) -> Ended:
+        if self.signals.asked:
+            return Ended(EXIT_STOPPED)
         self._said.clear()
         try:
-            where = self.fleet.start(number == 0)
+            where = self.fleet.start(first)
             if self._restart is not None:
                 self._restart["on"] = where
             return self._watched()
@@ -198,6 +198,11 @@ def silent(ranks: list[dict[str, Any]], limit: float) -> str | None:
         f"no progress for {limit / 60:g} minutes (launch.watchdog_minutes); quiet the longest: rank {first['rank']} on {first['node']}, "
         f"in phase {first['phase']} of step {first['step']}; the stacks of all ranks are in ranks/*.stacks"
     )
+
+
+def ranks_on(count: int, nodes: Sequence[str]) -> str:
+    """'2 ranks on A, B'."""
+    return f"{count} rank{'s' if count > 1 else ''} on {', '.join(nodes)}"
 
 
 def say(text: str) -> None:

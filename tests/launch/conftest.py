@@ -44,9 +44,9 @@ class Host:
     def pids(self) -> list[int]:
         return [*descendants(self.process.pid), self.process.pid]
 
-    def raylet(self) -> int:
+    def kill_raylet(self) -> None:
         (pid,) = [pid for pid in self.pids() if named(pid, "raylet/raylet")]
-        return pid
+        os.kill(pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """All processes of the node, at once."""
@@ -89,6 +89,15 @@ class Hosts:
         host = self.hosts[address] = Host(address, folder, process)
         until(lambda: b"Ray runtime started" in (folder / "start.log").read_bytes(), 60, lambda: (folder / "start.log").read_text())
         return host
+
+    def of(self, pid: int) -> Host:
+        """The host on which a process runs."""
+        return next(host for host in self.hosts.values() if pid in host.pids())
+
+    def revive(self, host: Host) -> None:
+        """Starts a host again, after what is left of it was killed."""
+        self.hosts.pop(host.address).kill()
+        self.add(int(host.address.rpartition(".")[2]))
 
     def end(self) -> None:
         for host in reversed(self.hosts.values()):
@@ -166,10 +175,6 @@ class Launch:
             print(*self.process.communicate(), sep="\n")
             raise
 
-    def halted(self, file: Path) -> int:
-        """The process id of the rank that halts (see `halting`), once it does."""
-        return int(self.until(lambda: file.exists() and file.read_text()))
-
     def ended(self, seconds: float = 240) -> Ended:
         try:
             out, err = self.process.communicate(timeout=seconds)
@@ -200,10 +205,30 @@ def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = 
     return Launch(process, folder)
 
 
-def halting(env: dict[str, str], phase: str, count: int, rank: int, file: Path) -> dict[str, str]:
-    """An environment in which that rank halts when the phase begins for the count-th time, until `file` is removed."""
-    programs = Path(__file__).resolve().parents[1] / "programs" / "halting"
-    return env | {"PYTHONPATH": f"{programs}:{env['PYTHONPATH']}", "RLKIT_HALT": f"{phase} {count} {rank} {file}"}
+@dataclass
+class Halt:
+    """Makes a rank wait as a phase begins, so that it can be struck there; tests/programs/halting does it."""
+
+    file: Path
+
+    def environment(self, env: dict[str, str]) -> dict[str, str]:
+        program = Path(__file__).resolve().parents[1] / "programs" / "halting"
+        return env | {"PYTHONPATH": f"{program}:{env['PYTHONPATH']}", "RLKIT_HALT": str(self.file)}
+
+    def at(self, phase: str, count: int, rank: int) -> Halt:
+        """Of ranks that start from now on."""
+        self.file.write_text(f"{phase} {count} {rank}")
+        return self
+
+    def reached(self, launch: Launch) -> int:
+        """The process id of the rank, once it waits. Nobody halts after this until `at` is called again."""
+        halted = self.file.with_suffix(".halted")
+        pid = int(launch.until(lambda: halted.exists() and halted.read_text()))
+        self.file.unlink()
+        return pid
+
+    def release(self) -> None:
+        self.file.with_suffix(".halted").unlink(missing_ok=True)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -222,3 +247,23 @@ def left_behind(folder: Path) -> list[str]:
             if (str(folder) in words or stands) and stat(int(entry))[0] != "Z" and int(entry) != os.getpid():
                 found.append(words)
     return found
+
+
+def restarts(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "restarts.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def on_two(small: list[str]) -> list[str]:
+    """The small recipe on two nodes, with the engine that starts fastest."""
+    return [*small, "engine.rollout=hf", "rewarding.workers=1", "nodes=2"]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(on_two: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two ranks that nothing happened to, on this machine without Ray."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    ended = launcher("local", *on_two, "nodes=1", "workers_per_node=2", folder=folder).ended()
+    assert ended.code == 0, ended.err
+    assert left_behind(folder) == []
+    return folder
