@@ -271,15 +271,11 @@ def descendants(pid: int) -> list[int]:
 # -- the environment of a rank ------------------------------------------------------------------------------------------------------
 
 
-def environments(
-    base: Mapping[str, str], given: Mapping[str, str], first: int, local: int, world: int, address: str, port: int
-) -> dict[int, dict[str, str]]:
-    """Of the `local` ranks from number `first` on: `base` without what Ray put there, `given` over it, and who is who."""
-    clean = {name: value for name, value in base.items() if not name.startswith("RAY_") and name not in ("PYTHONBREAKPOINT", "SPT_NOENV")}
-    clean |= given
-    clean.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local)))
+def environments(base: Mapping[str, str], first: int, local: int, world: int, address: str, port: int) -> dict[int, dict[str, str]]:
+    """Of the `local` ranks from number `first` on: what torchrun would set, and for each its share of the cores."""
+    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // local))}
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    return {first + n: {**clean, **shared, "RANK": str(first + n), "LOCAL_RANK": str(n)} for n in range(local)}
+    return {first + n: {**threads, **base, **shared, "RANK": str(first + n), "LOCAL_RANK": str(n)} for n in range(local)}
 
 
 def free_port(address: str, wanted: int | None = None) -> int:

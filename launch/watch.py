@@ -86,10 +86,12 @@ class Watch:
     signals: Signals
     _said: set[str] = field(default_factory=set)  # error lines of this attempt
     _restart: dict[str, Any] | None = None  # under way
-    _lost_at: float = 0.0
+    _heard: float = 0.0  # when work was last seen
+    _lost_at: float = 0.0  # when the last attempt ended
 
     def run(self) -> int:
         """Attempts until the run is done or stopped; the exit code. Raises RunFailed where it cannot go on."""
+        self._heard = time.monotonic()
         for left in range(self.settings.max_restarts, -1, -1):
             ended = self._attempt(first=left == self.settings.max_restarts)
             if ended.code != EXIT_FAILED:
@@ -97,7 +99,6 @@ class Watch:
             if self.signals.asked or left == 0:
                 break
             say(f"{ended.cause}; starting again from the last checkpoint ({left - 1} restarts left after this one)")
-            self._lost_at = time.monotonic()
             self._restart = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "cause": ended.cause}
         raise RunFailed(f"{ended.cause}; what each rank said is in ranks/ of the run's folder, and the same command goes on from there")
 
@@ -115,17 +116,19 @@ class Watch:
         except Stopped:
             return Ended(EXIT_STOPPED)
         finally:
-            self._noted(time.monotonic())  # of a restart that came to nothing
+            self._noted()  # of a restart that came to nothing
+            self._lost_at = self._heard
             self.fleet.end()
 
     def _watched(self) -> Ended:
         told = False
         while True:
             nodes = self.fleet.poll()
+            self._heard = time.monotonic()
             self._show(nodes)
             ranks = [{**rank, "node": node["node"]} for node in nodes for rank in node["ranks"]]
             if self._restart and all(rank["phase"] not in NOT_AT_WORK for rank in ranks):
-                say(f"at work again after {self._noted(time.monotonic()):.0f} s")
+                say(f"at work again after {self._noted():.0f} s")
             if failed(ranks) and not settled(ranks):
                 time.sleep(SETTLE_SECONDS)
                 continue
@@ -137,6 +140,7 @@ class Watch:
                 self.fleet.signal(signal.SIGTERM)
                 told = True
             if hung := silent(ranks, self.settings.watchdog_minutes * 60):
+                self._heard -= self.settings.watchdog_minutes * 60
                 self.fleet.stacks()
                 return Ended(EXIT_FAILED, hung)
             time.sleep(POLL_SECONDS)
@@ -151,9 +155,9 @@ class Watch:
                     self._said.add(text.strip())
                     print(text if rank == 0 else f"[rank {rank} on {node['node']}] {text}", file=sys.stderr, flush=True)
 
-    def _noted(self, now: float) -> float:
+    def _noted(self) -> float:
         """The restart that was under way is over: a line in restarts.jsonl. How long the run was down, in seconds."""
-        down = round(now - self._lost_at, 1)
+        down = round(time.monotonic() - self._lost_at, 1)
         if self._restart is not None:
             self.fleet.note(RESTARTS, json.dumps({**self._restart, "downtime_seconds": down}))
         self._restart = None

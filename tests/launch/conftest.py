@@ -70,15 +70,16 @@ class Hosts:
     folder: Path
     env: dict[str, str]
     port: int
+    network: str
     hosts: dict[str, Host] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
-        return f"127.0.0.2:{self.port}"
+        return f"{next(iter(self.hosts))}:{self.port}"
 
     def add(self, number: int, *flags: str, cpus: int = 1, prefix: Sequence[str] = (), **more: str) -> Host:
-        """Starts host 127.0.0.`number`; waits until it belongs to the cluster."""
-        address = f"127.0.0.{number}"
+        """Starts host `number` of the network; waits until it belongs to the cluster."""
+        address = f"{self.network}.{number}"
         folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{number}-"))
         head = ["--head", f"--port={self.port}", "--include-dashboard=false"] if not self.hosts else [f"--address={self.address}"]
         words = [RAY, "start", *head, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0", "--block"]
@@ -122,15 +123,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def hosts(*numbers: int, **words: Any) -> Iterator[Hosts]:
+def hosts(*numbers: int, network: str = "127.0.0") -> Iterator[Hosts]:
     folder = Path(tempfile.mkdtemp(prefix="rl-hosts-"))  # short: a socket's path has at most 107 characters
     token = folder / "token"
     token.write_text(secrets.token_hex(16))
     asks = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
-    made = Hosts(folder, environment(OMP_NUM_THREADS="1", **asks), free_port())
+    made = Hosts(folder, environment(OMP_NUM_THREADS="1", **asks), free_port(), network)
     try:
         for number in numbers:
-            made.add(number, **words)
+            made.add(number)
         yield made
     finally:
         made.end()
@@ -189,12 +190,12 @@ def whole_lines(path: Path) -> list[str]:
     return path.read_text().rpartition("\n")[0].splitlines()
 
 
-def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = None) -> Launch:
+def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Launch:
     """`python -m launch.KIND`, started, in a place of its own by which whatever it leaves behind is known."""
     place = folder.with_name(f"{folder.name}.cwd")
     place.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", f"launch.{kind}", *words, f"output_dir={folder}"],
+        [*prefix, sys.executable, "-m", f"launch.{kind}", *words, f"output_dir={folder}"],
         env=environment(OMP_NUM_THREADS="1") if env is None else env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -77,7 +77,7 @@ def test_a_lost_node_is_replaced_by_the_spare(cluster: Hosts, on_two: list[str],
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_twenty_kills_in_a_row_lose_nothing(cluster: Hosts, on_two: list[str], tmp_path: Path) -> None:
-    more = ["steps=24", "eval.every=12", "checkpoint.every=1", "max_restarts=40"]
+    more = ["steps=40", "eval.every=20", "checkpoint.every=1", "max_restarts=40"]
     whole = launcher("local", *on_two, "workers_per_node=2", "nodes=1", *more, folder=tmp_path / "whole").ended()
     assert whole.code == 0, whole.err
     struck(cluster, [*on_two, *more], KILLS, tmp_path / "run")

@@ -24,7 +24,7 @@ HERE = ["nodes=1", "workers_per_node=2"]
 
 def crew(folder: Path, code: str, ranks: int = 2, lease: float | None = None) -> Crew:
     """Ranks that run a line of Python each."""
-    each = environments(os.environ, {}, 0, ranks, ranks, "127.0.0.1", 1)
+    each = environments(os.environ, 0, ranks, ranks, "127.0.0.1", 1)
     return Crew("here", [sys.executable, "-u", "-c", code], each, folder, lease)
 
 
@@ -87,7 +87,7 @@ def test_nothing_outlives_a_crew(tmp_path: Path) -> None:
 def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
     code = (
         "import sys, time, os\nfrom pathlib import Path\nfrom launch.crew import Crew, environments\n"
-        "each = environments(os.environ, {}, 0, 2, 2, '127.0.0.1', 1)\n"
+        "each = environments(os.environ, 0, 2, 2, '127.0.0.1', 1)\n"
         "made = Crew('here', [sys.executable, '-c', 'import time; time.sleep(60)'], each, Path(sys.argv[1]))\n"
         "print(*[r['pid'] for r in made.poll()['ranks']], flush=True); time.sleep(60)"
     )
@@ -179,7 +179,7 @@ def test_hung_then_stopped_then_gone_on_with(on_two: list[str], undisturbed: Pat
     assert left_behind(folder) == []
 
     (restart,) = restarts(folder)
-    assert "quiet the longest: rank 1 on this machine, in phase update of step 3" in restart["cause"]
+    assert "quiet the longest: rank 1 on 127.0.0.1, in phase update of step 3" in restart["cause"]
     stacks = (folder / "ranks" / "rank-1.stacks").read_text()
     assert "phase update of step 3" in stacks and "T (stopped)" in stacks
     assert "all_reduce" in (folder / "ranks" / "rank-0.stacks").read_text()  # where the other one waited for it

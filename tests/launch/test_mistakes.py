@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import order, preflight
-from launch.node import free_gib, interface_of, probe
+from launch.node import free_gib, interface_of, probe, with_interface
 from launch.preflight import Trouble
 from rlkit.errors import UserError
 from tests.conftest import ROOT, Ended
@@ -119,6 +119,14 @@ def test_what_a_node_knows_of_itself() -> None:
     assert interface_of("127.0.0.3") == "lo"
     assert interface_of("203.0.113.7") is None
     assert 0 < free_gib() < 10_000
+
+
+def test_the_network_interface_of_a_rank() -> None:
+    both = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    assert with_interface({}, None, "127.0.0.3") == dict.fromkeys(both, "lo")
+    assert with_interface({both[1]: "ib0"}, None, "127.0.0.3") == {both[0]: "lo", both[1]: "ib0"}
+    assert with_interface({both[1]: "ib0"}, "eth7", "127.0.0.3") == dict.fromkeys(both, "eth7")
+    assert with_interface({}, None, "203.0.113.7") == {}
 
 
 # -- real launches -----------------------------------------------------------------------------------------------------------------

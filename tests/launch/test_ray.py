@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +106,43 @@ def test_a_checkpoint_of_one_rank_goes_on_with_two(cluster: Hosts, on_two: list[
     assert ended.code == 0, ended.err
     assert "goes on after step 2" in ended.out and "2 processes" in ended.out
     assert [row["step"] for row in metrics(folder)] == [0, 1, 2, 3, 4] and summary(folder)["status"] == "done"
+
+
+@contextlib.contextmanager
+def two_networks() -> Iterator[tuple[list[str], list[str]]]:
+    """Two network namespaces, 10.77.0.2 and 10.77.0.3 on a cable between them; the beginnings of commands that run inside."""
+    names = [f"rlkit-{os.getpid()}-{side}" for side in "ab"]
+    script = [f"ip netns add {name}" for name in names]
+    script.append(f"ip link add veth-a netns {names[0]} type veth peer name veth-b netns {names[1]}")
+    for name, side, number in zip(names, "ab", (2, 3), strict=True):
+        script += [f"ip -n {name} addr add 10.77.0.{number}/24 dev veth-{side}", f"ip -n {name} link set veth-{side} up"]
+        script.append(f"ip -n {name} link set lo up")
+    made = subprocess.run(["sh", "-ec", "\n".join(script)], capture_output=True, text=True, check=False)
+    try:
+        if made.returncode:
+            pytest.skip(
+                f"no network namespaces here (iproute2 and root are needed): two separate hosts were not tried: {made.stderr.strip()}"
+            )
+        yield ["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_two_hosts_with_networks_of_their_own(on_two: list[str], undisturbed: Path, tmp_path: Path) -> None:
+    """The ranks meet on the cable, each at the interface that has its node's address; what they compute is the same."""
+    folder, halt = tmp_path / "run", Halt(tmp_path / "halt").at("update", 1, 1)
+    with two_networks() as (a, b), hosts(network="10.77.0") as cluster:
+        cluster.add(2, prefix=a)
+        cluster.add(3, prefix=b)
+        words = [f"address={cluster.address}", *on_two]
+        launch = launcher("ray", *words, folder=folder, env=halt.environment(cluster.env), prefix=a)
+        pid = halt.reached(launch)
+        seen = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        halt.release()
+        ended = launch.ended()
+    assert ended.code == 0, ended.err
+    assert {b"GLOO_SOCKET_IFNAME=veth-b", b"MASTER_ADDR=10.77.0.2", b"RANK=1"} <= set(seen)
+    assert not any(pair.startswith(b"RAY_") for pair in seen)
+    assert metrics(folder) == metrics(undisturbed)
