@@ -52,6 +52,7 @@ class Rank:
             "step": self.step,
             "phase": self.phase,
             "quiet": now - self.heard,
+            "stopped": process_state(self.process.pid)[0] in "Tt",
             "ended": None if self.ended is None else now - self.ended,
         }
 
@@ -102,7 +103,7 @@ class Crew:
                     f"\n--- {now}  rank {rank.number} on {self._node}, process {rank.process.pid}: phase {rank.phase} of step {rank.step}, "
                     f"no sign for {quiet:.0f} s; the system says {state}\n"
                 )
-                if state.startswith(("T", "t")):
+                if state[0] in "Tt":
                     file.write(
                         "it is stopped (SIGSTOP or a debugger), so that it writes no stacks itself; py-spy, where installed, reads them\n"
                     )

@@ -193,13 +193,14 @@ def told(rank: dict[str, Any]) -> str:
 
 
 def silent(ranks: list[dict[str, Any]], limit: float) -> str | None:
-    """Where nobody got anything done for `limit` seconds: which rank has been quiet the longest, for the others wait for it."""
+    """Where nobody got anything done for `limit` seconds: who is stopped, or has been quiet the longest. The others wait for it."""
     going = [rank for rank in ranks if rank["code"] is None]
     if not going or min(rank["quiet"] for rank in going) < limit:
         return None
-    first = max(going, key=lambda rank: rank["quiet"])
+    first = max(going, key=lambda rank: (rank["stopped"], rank["quiet"]))
+    what = "stopped by a signal" if first["stopped"] else "quiet the longest"
     return (
-        f"no progress for {limit / 60:g} minutes (launch.watchdog_minutes); quiet the longest: rank {first['rank']} on {first['node']}, "
+        f"no progress for {limit / 60:g} minutes (launch.watchdog_minutes); {what}: rank {first['rank']} on {first['node']}, "
         f"in phase {first['phase']} of step {first['step']}; the stacks of all ranks are in ranks/*.stacks"
     )
 
