@@ -106,6 +106,6 @@ def connect(doing: str, **words: Any) -> None:
 
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **words)
-    except Exception as error:
+    except Exception as error:  # Ray has no class for what can go wrong here: versions, tokens, ports, rights
         told = " ".join(str(error).split())[:400]
         raise UserError(f"{doing} failed: {told}") from error
