@@ -147,7 +147,7 @@ class Cluster:
         large.sort(key=lambda n: (ipaddress.ip_address(n.address), n.id))
         fit, troubles = self._looked(large, local)
         if len(large) < self.settings.nodes:
-            small = [n for n in alive if n["Resources"].get(resource, 0) < local]
+            small = sorted((n for n in alive if n["Resources"].get(resource, 0) < local), key=lambda n: str(n["NodeManagerAddress"]))
             flag = "--num-gpus" if resource == "GPU" else "--num-cpus"
             key = "gpus_per_node" if resource == "GPU" else "workers_per_node"
             for n in small:
