@@ -20,6 +20,8 @@ ANSWER_SECONDS = 5.0
 STORE_BYTES = 100_000_000  # of a cluster of our own: nothing but small messages goes through Ray
 FOUND = Path("/tmp/ray/ray_current_cluster")  # where `ray start --head` says what it started
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Read by Ray as it is imported: a port that is no Ray head, or a wrong token, is told within 20 s instead of minutes.
+IMPATIENT = {"RAY_py_gcs_connect_timeout_s": "3", "RAY_gcs_rpc_server_connect_timeout_s": "2", "RAY_NUM_REDIS_GET_RETRIES": "2"}
 
 
 @contextmanager
@@ -78,7 +80,13 @@ def answers(address: str) -> bool:
 
 
 def join(address: str) -> None:
-    connect(f"launch.address={address}", address=address)
+    for name, value in IMPATIENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        connect(f"joining the Ray cluster at {address}", address=address)
+    except UserError as error:
+        hint = "is that port its head's, and does RAY_AUTH_TOKEN_PATH (with RAY_AUTH_MODE=token) name the token it was started with?"
+        raise UserError(f"{error}; {hint}") from error
 
 
 def start(settings: LaunchSection, folder: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,19 @@ def test_a_port_that_is_taken(cluster: Hosts, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         told = refused(tmp_path / "run", "nodes=2", f"port={port}", cluster=cluster)
     assert f"launch.port={port} is in use there" in told
+
+
+@pytest.mark.slow
+def test_a_token_that_is_not_the_clusters_and_a_port_that_is_no_head(cluster: Hosts, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("0" * 32)
+    wrong = replace(cluster, env=cluster.env | {"RAY_AUTH_TOKEN_PATH": str(token)})
+    assert "does RAY_AUTH_TOKEN_PATH (with RAY_AUTH_MODE=token) name the token" in refused(tmp_path / "run", cluster=wrong)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        told = refused(tmp_path / "run", f"address=127.0.0.1:{other.getsockname()[1]}")
+    assert "is that port its head's" in told
 
 
 @pytest.mark.slow
