@@ -8,13 +8,14 @@ user's (exit code 2) and a stop (75) are not.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped
 from rlkit.recipe import LaunchSection
@@ -150,10 +151,10 @@ class Watch:
         for node in nodes:
             for rank, error, text in node["lines"]:
                 if not error:
-                    print(text, flush=True)
+                    out(text, sys.stdout)
                 elif text.strip() not in self._said:
                     self._said.add(text.strip())
-                    print(text if rank == 0 else f"[rank {rank} on {node['node']}] {text}", file=sys.stderr, flush=True)
+                    out(text if rank == 0 else f"[rank {rank} on {node['node']}] {text}", sys.stderr)
 
     def _noted(self) -> float:
         """The restart that was under way is over: a line in restarts.jsonl. How long the run was down, in seconds."""
@@ -211,4 +212,14 @@ def ranks_on(count: int, nodes: Sequence[str]) -> str:
 
 
 def say(text: str) -> None:
-    print(f"rlkit: {text}", file=sys.stderr, flush=True)
+    out(f"rlkit: {text}", sys.stderr)
+
+
+def out(text: str, stream: TextIO) -> None:
+    """A line; where the reader is gone (`| head`, a closed terminal) it goes nowhere from then on, and the run goes on."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

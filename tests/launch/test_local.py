@@ -146,6 +146,15 @@ def test_the_watchdog_waits_for_the_last_that_moves_and_names_the_first_that_sto
     assert told is not None and "stopped by a signal: rank 1 on n, in phase update of step 3" in told
 
 
+def test_a_reader_that_goes_away_does_not_end_the_launcher() -> None:
+    code = "import sys; from launch.watch import out; [out('x' * 100_000, sys.stdout) for _ in range(3)]; out('goes on', sys.stderr)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, b"goes on\n")
+
+
 # -- real runs ---------------------------------------------------------------------------------------------------------------------
 
 
