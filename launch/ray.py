@@ -143,8 +143,10 @@ class Cluster:
 
         alive = [entry for entry in ray.nodes() if entry["Alive"]]
         local, resource = self._share(alive)
-        large = [Node(n["NodeID"], n["NodeManagerAddress"]) for n in alive if n["Resources"].get(resource, 0) >= local]
-        large.sort(key=lambda n: (ipaddress.ip_address(n.address), n.id))
+        able = {
+            n["NodeManagerAddress"]: n["NodeID"] for n in alive if n["Resources"].get(resource, 0) >= local
+        }  # an address is one machine
+        large = [Node(able[address], address) for address in sorted(able, key=ipaddress.ip_address)]
         fit, troubles = self._looked(large, local)
         if len(large) < self.settings.nodes:
             small = sorted((n for n in alive if n["Resources"].get(resource, 0) < local), key=lambda n: str(n["NodeManagerAddress"]))

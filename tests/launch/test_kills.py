@@ -50,9 +50,9 @@ def struck(cluster: Hosts, words: list[str], kills: list[tuple[Kill, str, int, i
         pid = halt.reached(launch)
         if number + 1 < len(kills):
             halt.at(*kills[number + 1][1:])
-        halt.release()
         host = cluster.of(pid)
         kill(host, pid)
+        halt.release()
         if kill is not kill_rank:
             cluster.revive(host)
     ended = launch.ended()
