@@ -20,6 +20,8 @@ ANSWER_SECONDS = 5.0
 STORE_BYTES = 100_000_000  # of a cluster of our own: nothing but small messages goes through Ray
 FOUND = Path("/tmp/ray/ray_current_cluster")  # where `ray start --head` says what it started
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Read by Ray as it is imported: a port that is no Ray head, or a wrong token, is told within 20 s instead of minutes.
+IMPATIENT = {"RAY_py_gcs_connect_timeout_s": "3", "RAY_gcs_rpc_server_connect_timeout_s": "2", "RAY_NUM_REDIS_GET_RETRIES": "2"}
 
 
 @contextmanager
@@ -45,19 +47,16 @@ def joined(settings: LaunchSection) -> Iterator[str]:
 
 def where(settings: LaunchSection) -> str | None:
     """The address of a cluster that answers; None: none is named and none is here, and one node is all that is asked for."""
-    named = settings.address or os.environ.get("RAY_ADDRESS") or (FOUND.read_text().strip() if FOUND.is_file() else None)
-    chosen = bool(settings.address or os.environ.get("RAY_ADDRESS"))
-    if named == "local":
-        named = None
-    elif named == "auto":
-        named = FOUND.read_text().strip() if FOUND.is_file() else None
-        if named is None:
-            raise UserError("address=auto, and no Ray cluster runs on this machine: `ray start --head --port=6379` starts one")
-    if named and answers(named):
-        return named
-    if named and chosen:
+    chosen = settings.address or os.environ.get("RAY_ADDRESS") or "auto"
+    if chosen == "auto":
+        here = FOUND.read_text().strip() if FOUND.is_file() else ""
+        if here and answers(here):
+            return here
+    elif chosen != "local":
+        if answers(chosen):
+            return chosen
         raise UserError(
-            f"launch.address={named}: nothing answers there. Is the head node up (`ray start --head --port=6379` on it), "
+            f"launch.address={chosen}: nothing answers there. Is the head node up (`ray start --head --port=6379` on it), "
             "and does a firewall stand between?"
         )
     if settings.nodes > 1:
@@ -81,7 +80,13 @@ def answers(address: str) -> bool:
 
 
 def join(address: str) -> None:
-    connect(f"launch.address={address}", address=address)
+    for name, value in IMPATIENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        connect(f"joining the Ray cluster at {address}", address=address)
+    except UserError as error:
+        hint = "is that port its head's, and does RAY_AUTH_TOKEN_PATH (with RAY_AUTH_MODE=token) name the token it was started with?"
+        raise UserError(f"{error}; {hint}") from error
 
 
 def start(settings: LaunchSection, folder: Path) -> None:
@@ -109,6 +114,6 @@ def connect(doing: str, **words: Any) -> None:
 
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **words)
-    except Exception as error:
+    except Exception as error:  # Ray has no class for what can go wrong here: versions, tokens, ports, rights
         told = " ".join(str(error).split())[:400]
         raise UserError(f"{doing} failed: {told}") from error

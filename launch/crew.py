@@ -52,6 +52,7 @@ class Rank:
             "step": self.step,
             "phase": self.phase,
             "quiet": now - self.heard,
+            "stopped": process_state(self.process.pid)[0] in "Tt",
             "ended": None if self.ended is None else now - self.ended,
         }
 
@@ -93,7 +94,7 @@ class Crew:
                 rank.process.send_signal(number)
 
     def stacks(self) -> None:
-        """Where each rank is, into ranks/rank-N.stacks. A stopped process is continued for it: it could not write otherwise."""
+        """Where each rank is, into ranks/rank-N.stacks."""
         for rank in self._living():
             state = process_state(rank.process.pid)
             now, quiet = time.strftime("%Y-%m-%d %H:%M:%S"), time.monotonic() - rank.heard
@@ -102,12 +103,13 @@ class Crew:
                     f"\n--- {now}  rank {rank.number} on {self._node}, process {rank.process.pid}: phase {rank.phase} of step {rank.step}, "
                     f"no sign for {quiet:.0f} s; the system says {state}\n"
                 )
-                if state.startswith(("T", "t")):
-                    file.write("it is stopped (SIGSTOP or a debugger) and writes nothing itself; continued to get its stacks:\n")
+                if state[0] in "Tt":
+                    file.write(
+                        "it is stopped (SIGSTOP or a debugger), so that it writes no stacks itself; py-spy, where installed, reads them\n"
+                    )
                 file.flush()
                 self._spied(rank.process.pid, file)
             rank.process.send_signal(STACKS_SIGNAL)
-            rank.process.send_signal(signal.SIGCONT)
         time.sleep(STACKS_SECONDS)
 
     def end(self) -> None:
@@ -270,15 +272,11 @@ def descendants(pid: int) -> list[int]:
 # -- the environment of a rank ------------------------------------------------------------------------------------------------------
 
 
-def environments(
-    base: Mapping[str, str], given: Mapping[str, str], first: int, local: int, world: int, address: str, port: int
-) -> dict[int, dict[str, str]]:
-    """Of the `local` ranks from number `first` on: `base` without what Ray put there, `given` over it, and who is who."""
-    clean = {name: value for name, value in base.items() if not name.startswith("RAY_") and name not in ("PYTHONBREAKPOINT", "SPT_NOENV")}
-    clean |= given
-    clean.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local)))
+def environments(base: Mapping[str, str], first: int, local: int, world: int, address: str, port: int) -> dict[int, dict[str, str]]:
+    """Of the `local` ranks from number `first` on: what torchrun would set, and for each its share of the cores."""
+    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // local))}
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    return {first + n: {**clean, **shared, "RANK": str(first + n), "LOCAL_RANK": str(n)} for n in range(local)}
+    return {first + n: {**threads, **base, **shared, "RANK": str(first + n), "LOCAL_RANK": str(n)} for n in range(local)}
 
 
 def free_port(address: str, wanted: int | None = None) -> int:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launch.crew import Crew, environments, free_port
+from launch.node import with_interface
 from launch.order import Order, door
-from launch.watch import Signals, Watch
+from launch.watch import Signals, Watch, ranks_on
 from rlkit.errors import UserError
 from rlkit.plan import gpus
 
@@ -33,10 +34,10 @@ class Local:
             port = free_port(HERE, settings.port)
         except OSError as error:
             raise UserError(f"launch.port={settings.port} is in use on this machine; choose another, or leave it out") from error
-        given = self.order.environment() | ({"GLOO_SOCKET_IFNAME": settings.interface} if settings.interface else {})
-        each = environments(os.environ, given, 0, ranks, ranks, HERE, port)
-        self._crew = Crew("this machine", self.order.command(sys.executable, first), each, self.order.folder)
-        return f"{ranks} ranks on this machine"
+        base = with_interface(dict(os.environ), settings.interface, HERE)
+        each = environments(base, 0, ranks, ranks, HERE, port)
+        self._crew = Crew(HERE, self.order.command(sys.executable, first), each, self.order.folder)
+        return ranks_on(ranks, [HERE])
 
     def poll(self) -> list[dict[str, Any]]:
         assert self._crew is not None

@@ -21,7 +21,7 @@ from launch.crew import Crew, environments, free_port
 
 LEASE_SECONDS = 30.0  # unpolled for so long, ranks are ended: the launcher is stopped, or on the far side of a broken network
 SIOCGIFADDR = 0x8915  # Linux, linux/sockios.h
-OF_RAY = ("OMP_NUM_THREADS",)  # set by Ray in its workers, to the CPUs of the actor
+OF_RAY = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT", "SPT_NOENV")  # set by Ray in its workers, beside RAY_*
 
 # Run as a rank would be: same folder, same environment. The hash is over what a rank reads of rlkit's own files.
 PROBE = """
@@ -102,9 +102,8 @@ class Supervisor:
 
     def start(self, order: Mapping[str, Any]) -> None:
         """order: command, folder, cwd, given, first, local, world, address (of this node), master, port, interface."""
-        named = order["interface"] or interface_of(order["address"])
-        given = {**order["given"], **({"GLOO_SOCKET_IFNAME": named, "NCCL_SOCKET_IFNAME": named} if named else {})}
-        each = environments(rank_base(given), {}, order["first"], order["local"], order["world"], order["master"], order["port"])
+        base = with_interface(rank_base(order["given"]), order["interface"], order["address"])
+        each = environments(base, order["first"], order["local"], order["world"], order["master"], order["port"])
         command = [sys.executable, *order["arguments"]]
         os.chdir(order["cwd"])
         self._crew = Crew(order["address"], command, each, Path(order["folder"]), lease=LEASE_SECONDS)
@@ -134,6 +133,13 @@ def rank_base(given: Mapping[str, str]) -> dict[str, str]:
     """This node's own environment without what Ray put there, and over it what the launcher passes on."""
     base = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name not in OF_RAY}
     return base | {name: value for name, value in given.items() if name != "PYTHONPATH" or not base.get(name)}
+
+
+def with_interface(base: dict[str, str], wanted: str | None, address: str) -> dict[str, str]:
+    """The network interface for gloo and NCCL: the one asked for, else what the environment says, else the one that has the address."""
+    found = wanted or interface_of(address)
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if found else ()
+    return base | {name: str(found) for name in names if wanted or name not in base}
 
 
 def interface_of(address: str) -> str | None:

@@ -19,7 +19,7 @@ from launch import crew, node, preflight
 from launch.cluster import joined
 from launch.order import Order, door
 from launch.preflight import Trouble
-from launch.watch import Lost, Signals, Watch, say
+from launch.watch import Lost, Signals, Watch, ranks_on, say
 from rlkit.errors import RunFailed, Stopped, UserError
 from rlkit.recipe import LaunchSection
 
@@ -75,7 +75,7 @@ class Cluster:
         }
         orders = [{**shared, "first": n * local, "address": address} for n, address in enumerate(self._crews)]
         self._ask([c.start.remote(order) for c, order in zip(self._crews.values(), orders, strict=True)], PLACE_SECONDS)
-        where = f"{local * len(chosen)} ranks on {', '.join(self._crews)}"
+        where = ranks_on(local * len(chosen), list(self._crews))
         say(where)
         return where
 
@@ -143,11 +143,13 @@ class Cluster:
 
         alive = [entry for entry in ray.nodes() if entry["Alive"]]
         local, resource = self._share(alive)
-        large = [Node(n["NodeID"], n["NodeManagerAddress"]) for n in alive if n["Resources"].get(resource, 0) >= local]
-        large.sort(key=lambda n: (ipaddress.ip_address(n.address), n.id))
+        able = {
+            n["NodeManagerAddress"]: n["NodeID"] for n in alive if n["Resources"].get(resource, 0) >= local
+        }  # an address is one machine
+        large = [Node(able[address], address) for address in sorted(able, key=ipaddress.ip_address)]
         fit, troubles = self._looked(large, local)
         if len(large) < self.settings.nodes:
-            small = [n for n in alive if n["Resources"].get(resource, 0) < local]
+            small = sorted((n for n in alive if n["Resources"].get(resource, 0) < local), key=lambda n: str(n["NodeManagerAddress"]))
             flag = "--num-gpus" if resource == "GPU" else "--num-cpus"
             key = "gpus_per_node" if resource == "GPU" else "workers_per_node"
             for n in small:
@@ -178,9 +180,8 @@ class Cluster:
         troubles = [Trouble(n.address, "does not answer", "`ray status`; start Ray there again") for n in nodes if n not in found]
         for n in found:
             troubles += preflight.unlike(n.address, found[n], here) + preflight.wanting(n.address, found[n], self.order, local)
-        bad = {trouble.node for trouble in troubles}
-        both = {n: seen[n] for n in seen if n.address not in bad}
-        troubles += preflight.apart({n.address: both[n] for n in both}, {n.address: mark[n] for n in both}, self.order.folder)
+        wrote = {n: mark[n] for n in seen if not found[n]["unwritable"]}
+        troubles += preflight.apart({n.address: seen[n] for n in wrote}, {n.address: wrote[n] for n in wrote}, self.order.folder)
         bad = {trouble.node for trouble in troubles}
         return [n for n in nodes if n in found and n.address not in bad], troubles
 

@@ -8,12 +8,14 @@ user's (exit code 2) and a stop (75) are not.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped
 from rlkit.recipe import LaunchSection
@@ -85,28 +87,28 @@ class Watch:
     signals: Signals
     _said: set[str] = field(default_factory=set)  # error lines of this attempt
     _restart: dict[str, Any] | None = None  # under way
-    _lost_at: float = 0.0
+    _heard: float = 0.0  # when work was last seen
+    _lost_at: float = 0.0  # when the last attempt ended
 
     def run(self) -> int:
-        """Attempts until the run is done, stopped, or cannot go on; the exit code."""
-        for attempt in range(self.settings.max_restarts + 1):
-            ended = self._attempt(attempt)
-            if ended.code != EXIT_FAILED or self.signals.asked:
+        """Attempts until the run is done or stopped; the exit code. Raises RunFailed where it cannot go on."""
+        self._heard = time.monotonic()
+        for left in range(self.settings.max_restarts, -1, -1):
+            ended = self._attempt(first=left == self.settings.max_restarts)
+            if ended.code != EXIT_FAILED:
+                return ended.code
+            if self.signals.asked or left == 0:
                 break
-            left = self.settings.max_restarts - attempt
-            say(ended.cause + (f"; starting again from the last checkpoint ({left} restarts left)" if left else ""))
-            self._lost_at = time.monotonic()
-            self._restart = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "restart": attempt + 1, "cause": ended.cause}
-        else:
-            raise RunFailed(f"gave up after {self.settings.max_restarts} restarts (launch.max_restarts); what ranks said is in ranks/")
-        if ended.code == EXIT_FAILED:
-            raise RunFailed(ended.cause)
-        return ended.code
+            say(f"{ended.cause}; starting again from the last checkpoint ({left - 1} restarts left after this one)")
+            self._restart = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "cause": ended.cause}
+        raise RunFailed(f"{ended.cause}; what each rank said is in ranks/ of the run's folder, and the same command goes on from there")
 
-    def _attempt(self, number: int) -> Ended:
+    def _attempt(self, first: bool) -> Ended:
+        if self.signals.asked:
+            return Ended(EXIT_STOPPED)
         self._said.clear()
         try:
-            where = self.fleet.start(number == 0)
+            where = self.fleet.start(first)
             if self._restart is not None:
                 self._restart["on"] = where
             return self._watched()
@@ -115,17 +117,19 @@ class Watch:
         except Stopped:
             return Ended(EXIT_STOPPED)
         finally:
-            self._noted(time.monotonic())  # of a restart that came to nothing
+            self._noted()  # of a restart that came to nothing
+            self._lost_at = self._heard
             self.fleet.end()
 
     def _watched(self) -> Ended:
         told = False
         while True:
             nodes = self.fleet.poll()
+            self._heard = time.monotonic()
             self._show(nodes)
             ranks = [{**rank, "node": node["node"]} for node in nodes for rank in node["ranks"]]
             if self._restart and all(rank["phase"] not in NOT_AT_WORK for rank in ranks):
-                say(f"at work again after {self._noted(time.monotonic()):.0f} s")
+                say(f"at work again after {self._noted():.0f} s")
             if failed(ranks) and not settled(ranks):
                 time.sleep(SETTLE_SECONDS)
                 continue
@@ -137,6 +141,7 @@ class Watch:
                 self.fleet.signal(signal.SIGTERM)
                 told = True
             if hung := silent(ranks, self.settings.watchdog_minutes * 60):
+                self._heard -= self.settings.watchdog_minutes * 60
                 self.fleet.stacks()
                 return Ended(EXIT_FAILED, hung)
             time.sleep(POLL_SECONDS)
@@ -146,14 +151,14 @@ class Watch:
         for node in nodes:
             for rank, error, text in node["lines"]:
                 if not error:
-                    print(text, flush=True)
+                    out(text, sys.stdout)
                 elif text.strip() not in self._said:
                     self._said.add(text.strip())
-                    print(text if rank == 0 else f"[rank {rank} on {node['node']}] {text}", file=sys.stderr, flush=True)
+                    out(text if rank == 0 else f"[rank {rank} on {node['node']}] {text}", sys.stderr)
 
-    def _noted(self, now: float) -> float:
+    def _noted(self) -> float:
         """The restart that was under way is over: a line in restarts.jsonl. How long the run was down, in seconds."""
-        down = round(now - self._lost_at, 1)
+        down = round(time.monotonic() - self._lost_at, 1)
         if self._restart is not None:
             self.fleet.note(RESTARTS, json.dumps({**self._restart, "downtime_seconds": down}))
         self._restart = None
@@ -189,16 +194,32 @@ def told(rank: dict[str, Any]) -> str:
 
 
 def silent(ranks: list[dict[str, Any]], limit: float) -> str | None:
-    """Where nobody got anything done for `limit` seconds: which rank has been quiet the longest, for the others wait for it."""
+    """Where nobody got anything done for `limit` seconds: who is stopped, or has been quiet the longest. The others wait for it."""
     going = [rank for rank in ranks if rank["code"] is None]
     if not going or min(rank["quiet"] for rank in going) < limit:
         return None
-    first = max(going, key=lambda rank: rank["quiet"])
+    first = max(going, key=lambda rank: (rank["stopped"], rank["quiet"]))
+    what = "stopped by a signal" if first["stopped"] else "quiet the longest"
     return (
-        f"no progress for {limit / 60:g} minutes (launch.watchdog_minutes); quiet the longest: rank {first['rank']} on {first['node']}, "
+        f"no progress for {limit / 60:g} minutes (launch.watchdog_minutes); {what}: rank {first['rank']} on {first['node']}, "
         f"in phase {first['phase']} of step {first['step']}; the stacks of all ranks are in ranks/*.stacks"
     )
 
 
+def ranks_on(count: int, nodes: Sequence[str]) -> str:
+    """'2 ranks on A, B'."""
+    return f"{count} rank{'s' if count > 1 else ''} on {', '.join(nodes)}"
+
+
 def say(text: str) -> None:
-    print(f"rlkit: {text}", file=sys.stderr, flush=True)
+    out(f"rlkit: {text}", sys.stderr)
+
+
+def out(text: str, stream: TextIO) -> None:
+    """A line; where the reader is gone (`| head`, a closed terminal) it goes nowhere from then on, and the run goes on."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

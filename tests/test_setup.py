@@ -381,6 +381,10 @@ def test_installed_wheel_trains_far_from_the_checkout(wheel: Path, tmp_path: Pat
     assert "grpo_math" in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"venv"}  # a dry run leaves nothing behind
 
+    many = [python, "-m", "rlkit.launch.local", "recipe=grpo_math", "workers_per_node=2", "dry_run=true"]  # the launchers travel too
+    result = subprocess.run(many, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, "2 processes" in result.stdout) == (0, True), result.stderr
+
     small = ["steps=1", "prompts_per_step=8", "eval.problems=20", "output_dir=run"]
     trained = subprocess.run([*command[:-1], *small], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
     assert trained.returncode == 0, trained.stdout + trained.stderr

@@ -44,9 +44,9 @@ class Host:
     def pids(self) -> list[int]:
         return [*descendants(self.process.pid), self.process.pid]
 
-    def raylet(self) -> int:
+    def kill_raylet(self) -> None:
         (pid,) = [pid for pid in self.pids() if named(pid, "raylet/raylet")]
-        return pid
+        os.kill(pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """All processes of the node, at once."""
@@ -70,15 +70,16 @@ class Hosts:
     folder: Path
     env: dict[str, str]
     port: int
+    network: str
     hosts: dict[str, Host] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
-        return f"127.0.0.2:{self.port}"
+        return f"{next(iter(self.hosts))}:{self.port}"
 
     def add(self, number: int, *flags: str, cpus: int = 1, prefix: Sequence[str] = (), **more: str) -> Host:
-        """Starts host 127.0.0.`number`; waits until it belongs to the cluster."""
-        address = f"127.0.0.{number}"
+        """Starts host `number` of the network; waits until it belongs to the cluster."""
+        address = f"{self.network}.{number}"
         folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{number}-"))
         head = ["--head", f"--port={self.port}", "--include-dashboard=false"] if not self.hosts else [f"--address={self.address}"]
         words = [RAY, "start", *head, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0", "--block"]
@@ -89,6 +90,15 @@ class Hosts:
         host = self.hosts[address] = Host(address, folder, process)
         until(lambda: b"Ray runtime started" in (folder / "start.log").read_bytes(), 60, lambda: (folder / "start.log").read_text())
         return host
+
+    def of(self, pid: int) -> Host:
+        """The host on which a process runs."""
+        return next(host for host in self.hosts.values() if pid in host.pids())
+
+    def revive(self, host: Host) -> None:
+        """Starts a host again, after what is left of it was killed."""
+        self.hosts.pop(host.address).kill()
+        self.add(int(host.address.rpartition(".")[2]))
 
     def end(self) -> None:
         for host in reversed(self.hosts.values()):
@@ -113,15 +123,15 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def hosts(*numbers: int, **words: Any) -> Iterator[Hosts]:
+def hosts(*numbers: int, network: str = "127.0.0") -> Iterator[Hosts]:
     folder = Path(tempfile.mkdtemp(prefix="rl-hosts-"))  # short: a socket's path has at most 107 characters
     token = folder / "token"
     token.write_text(secrets.token_hex(16))
     asks = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
-    made = Hosts(folder, environment(OMP_NUM_THREADS="1", **asks), free_port())
+    made = Hosts(folder, environment(OMP_NUM_THREADS="1", **asks), free_port(), network)
     try:
         for number in numbers:
-            made.add(number, **words)
+            made.add(number)
         yield made
     finally:
         made.end()
@@ -166,10 +176,6 @@ class Launch:
             print(*self.process.communicate(), sep="\n")
             raise
 
-    def halted(self, file: Path) -> int:
-        """The process id of the rank that halts (see `halting`), once it does."""
-        return int(self.until(lambda: file.exists() and file.read_text()))
-
     def ended(self, seconds: float = 240) -> Ended:
         try:
             out, err = self.process.communicate(timeout=seconds)
@@ -184,12 +190,12 @@ def whole_lines(path: Path) -> list[str]:
     return path.read_text().rpartition("\n")[0].splitlines()
 
 
-def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = None) -> Launch:
+def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Launch:
     """`python -m launch.KIND`, started, in a place of its own by which whatever it leaves behind is known."""
     place = folder.with_name(f"{folder.name}.cwd")
     place.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", f"launch.{kind}", *words, f"output_dir={folder}"],
+        [*prefix, sys.executable, "-m", f"launch.{kind}", *words, f"output_dir={folder}"],
         env=environment(OMP_NUM_THREADS="1") if env is None else env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -200,10 +206,30 @@ def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = 
     return Launch(process, folder)
 
 
-def halting(env: dict[str, str], phase: str, count: int, rank: int, file: Path) -> dict[str, str]:
-    """An environment in which that rank halts when the phase begins for the count-th time, until `file` is removed."""
-    programs = Path(__file__).resolve().parents[1] / "programs" / "halting"
-    return env | {"PYTHONPATH": f"{programs}:{env['PYTHONPATH']}", "RLKIT_HALT": f"{phase} {count} {rank} {file}"}
+@dataclass
+class Halt:
+    """Makes a rank wait as a phase begins, so that it can be struck there; tests/programs/halting does it."""
+
+    file: Path
+
+    def environment(self, env: dict[str, str]) -> dict[str, str]:
+        program = Path(__file__).resolve().parents[1] / "programs" / "halting"
+        return env | {"PYTHONPATH": f"{program}:{env['PYTHONPATH']}", "RLKIT_HALT": str(self.file)}
+
+    def at(self, phase: str, count: int, rank: int) -> Halt:
+        """Of ranks that start from now on."""
+        self.file.write_text(f"{phase} {count} {rank}")
+        return self
+
+    def reached(self, launch: Launch) -> int:
+        """The process id of the rank, once it waits. Nobody halts after this until `at` is called again."""
+        halted = self.file.with_suffix(".halted")
+        pid = int(launch.until(lambda: halted.exists() and halted.read_text()))
+        self.file.unlink()
+        return pid
+
+    def release(self) -> None:
+        self.file.with_suffix(".halted").unlink(missing_ok=True)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -222,3 +248,23 @@ def left_behind(folder: Path) -> list[str]:
             if (str(folder) in words or stands) and stat(int(entry))[0] != "Z" and int(entry) != os.getpid():
                 found.append(words)
     return found
+
+
+def restarts(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "restarts.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def on_two(small: list[str]) -> list[str]:
+    """The small recipe on two nodes, with the engine that starts fastest."""
+    return [*small, "engine.rollout=hf", "rewarding.workers=1", "nodes=2"]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(on_two: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two ranks that nothing happened to, on this machine without Ray."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    ended = launcher("local", *on_two, "nodes=1", "workers_per_node=2", folder=folder).ended()
+    assert ended.code == 0, ended.err
+    assert left_behind(folder) == []
+    return folder

@@ -13,6 +13,8 @@ import jsonschema
 import pytest
 import yaml
 
+from launch import order
+from rlkit.recipe import LaunchSection
 from tests.conftest import ROOT, environment
 
 LAUNCH = ROOT / "launch"
@@ -104,7 +106,7 @@ CLUSTER = only(
     rayVersion=STRING,
     workerGroupSpecs={"type": "array", "items": WORKERS},
 )
-# The fields of ray.io/v1 RayJob that are used, after its CustomResourceDefinition in KubeRay 1.1 and later.
+# The fields of ray.io/v1 RayJob that are used, after its CustomResourceDefinition in KubeRay 1.2 and later.
 RAY_JOB = only(
     {
         "apiVersion": {"const": "ray.io/v1"},
@@ -139,7 +141,7 @@ def test_the_kubernetes_job_asks_for_what_its_pods_have() -> None:
     assert int(asked["nodes"]) == workers["replicas"] and asked["gpus_per_node"] == container["resources"]["limits"]["nvidia.com/gpu"]
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert any(asked["output_dir"].startswith(f"{mount}/") for mount in mounts)
-    ours = {"address", "nodes", "gpus_per_node"}
+    ours = {"nodes", "gpus_per_node"}
     dry = [
         sys.executable,
         "-m",
@@ -170,3 +172,30 @@ def test_no_script_of_launch_is_without_a_test() -> None:
     here = {path.name for path in LAUNCH.iterdir() if path.is_file() and path.suffix != ".py"}
     assert here == tried
     assert all(os.access(LAUNCH / name, os.X_OK) for name in ("local.sh", "slurm.sbatch"))
+
+
+# -- the README --------------------------------------------------------------------------------------------------------------------
+
+README = (LAUNCH / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"python -m (launch\.\w+|rlkit\.run) ([^`\n]*)", README)))
+
+
+@pytest.mark.parametrize(("module", "words"), COMMANDS)
+def test_the_commands_of_the_readme_are_understood(module: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert order.read([*words.split(), "dry_run=true"]) == 0
+    assert "grpo_math" in capsys.readouterr().out
+
+
+def test_the_readme_names_every_file_and_only_keys_that_are_there() -> None:
+    assert all(f"`{path.name}`" in README for path in LAUNCH.iterdir() if path.is_file() and path.name not in ("README.md", "__init__.py"))
+    used = set(re.findall(r"`(\w+)=[^=`]*`", README)) | set(re.findall(r"`(\w+_minutes|max_restarts)`", README))
+    assert used - {"RLKIT_RANKS"} <= set(LaunchSection.model_fields)
+    assert {f"RAY_{name}" for name in re.findall(r"RAY_(health_check_\w+)=", README)} == {
+        env["name"] for env in head_env() if "health" in env["name"]
+    }
+
+
+def head_env() -> list[dict[str, str]]:
+    spec = yaml.safe_load((LAUNCH / "kuberay.yaml").read_text())["spec"]["rayClusterSpec"]["headGroupSpec"]
+    found: list[dict[str, str]] = spec["template"]["spec"]["containers"][0]["env"]
+    return found

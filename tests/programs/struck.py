@@ -15,28 +15,28 @@ from collections.abc import Callable
 
 def at_phase(phase: str, count: int, action: Callable[[], None]) -> None:
     """From now on: the `count`-th time that the phase begins in this process, the action."""
-    from rlkit import clock
+    from rlkit import heartbeat
     from rlkit.rewarding.judge import Judge
 
     seen = 0
 
-    def passed(name: str) -> None:
+    def passed(name: str | None) -> None:
         nonlocal seen
         seen += name == phase
         if name == phase and seen == count:
             action()
 
-    called, collected = clock.Clock.__call__, Judge.collect
+    beat, collected = heartbeat.beat, Judge.collect
 
-    def watched_phase(self: clock.Clock, name: str) -> object:
+    def watched_beat(name: str | None = None, step: int | None = None) -> None:
+        beat(name, step)
         passed(name)
-        return called(self, name)
 
     def watched_collect(self: Judge, keys: object) -> object:
         passed("reward")
         return collected(self, keys)
 
-    clock.Clock.__call__ = watched_phase
+    heartbeat.beat = watched_beat
     Judge.collect = watched_collect
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import run
 
 
-def first_gradient(small: list[str], folder: Path, ranks: int, zero: int) -> Any:
+def first_gradient(small: list[str], folder: Path, ranks: int, zero: int = 2) -> Any:
     out = folder / f"{ranks}-{zero}.pt"
     threads = {"OMP_NUM_THREADS": "1"}
     ended = run(
@@ -37,12 +37,27 @@ def alone(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_two_processes_are_one(alone: Any, small: list[str], tmp_path: Path, zero: int) -> None:
     both = first_gradient(small, tmp_path, ranks=2, zero=zero)
     assert both["share"] < alone["share"] == 16
-    assert both["tokens"].keys() == alone["tokens"].keys()
-    assert all(torch.equal(both["tokens"][key], tokens) for key, tokens in alone["tokens"].items())
+    same_as(alone, both)
+
+
+@pytest.mark.slow
+def test_prompts_that_do_not_divide_among_the_ranks(small: list[str], tmp_path: Path) -> None:
+    """Three prompts: one process has them all, of two one has two, of four one has none."""
+    words = [*small, "engine.rollout=hf", "prompts_per_step=3"]
+    one, two, four = (first_gradient(words, tmp_path, ranks) for ranks in (1, 2, 4))
+    assert one["share"] == 12
+    same_as(one, two)
+    same_as(one, four)
+
+
+def same_as(alone: Any, many: Any) -> None:
+    """The completions of a first step, and its gradient within 1e-6."""
+    assert many["tokens"].keys() == alone["tokens"].keys()
+    assert all(torch.equal(many["tokens"][key], tokens) for key, tokens in alone["tokens"].items())
     one = torch.cat([g.flatten().double() for g in alone["gradients"].values()])
-    two = torch.cat([both["gradients"][name].flatten().double() for name in alone["gradients"]])
+    other = torch.cat([many["gradients"][name].flatten().double() for name in alone["gradients"]])
     assert one.norm() > 1e-3
-    assert (one - two).norm() / one.norm() < 1e-6
+    assert (one - other).norm() / one.norm() < 1e-6
 
 
 def test_reward_statistics_are_those_of_all_ranks(tmp_path: Path) -> None:

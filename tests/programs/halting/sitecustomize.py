@@ -1,6 +1,7 @@
-"""With this folder on PYTHONPATH, a rank halts once as a phase begins: RLKIT_HALT="PHASE COUNT RANK FILE".
+"""With this folder on PYTHONPATH, a rank halts as a phase begins, as the file that RLKIT_HALT names says: PHASE COUNT RANK.
 
-It writes its process id into FILE, and goes on when somebody removes FILE; if FILE.done is there, it has halted before and does not again.
+It writes its process id into FILE.halted, and goes on when somebody removes that. COUNT is of this process. A rank that starts when FILE
+is not there does not halt.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ PATIENCE = 60.0
 
 
 def halt(file: Path) -> None:
-    file.with_suffix(".done").touch()
-    file.with_suffix(".new").write_text(str(os.getpid()))
-    file.with_suffix(".new").rename(file)
+    halted, new = file.with_suffix(".halted"), file.with_suffix(".new")
+    new.write_text(str(os.getpid()))
+    new.rename(halted)
     until = time.monotonic() + PATIENCE
-    while file.exists() and time.monotonic() < until:
+    while halted.exists() and time.monotonic() < until:
         time.sleep(0.02)
 
 
-if os.environ.get("RLKIT_HALT") and "rlkit.run" in sys.orig_argv:
-    phase, count, rank, place = os.environ["RLKIT_HALT"].split()
-    if os.environ.get("RANK") == rank and not Path(place).with_suffix(".done").exists():
+if "rlkit.run" in sys.orig_argv and (file := Path(os.environ.get("RLKIT_HALT", "/nowhere"))).is_file():
+    phase, count, rank = file.read_text().split()
+    if os.environ.get("RANK") == rank:
         from struck import at_phase
 
-        at_phase(phase, int(count), lambda: halt(Path(place)))
+        at_phase(phase, int(count), lambda: halt(file))
