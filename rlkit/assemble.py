@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlkit import heartbeat, plan
+from rlkit import heartbeat, plan, room
 from rlkit.builtin.model import default_cache, ensure_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
@@ -24,14 +24,16 @@ from rlkit.engines.base import Learner
 from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
-from rlkit.errors import UserError
+from rlkit.errors import RunFailed, UserError
 from rlkit.evaluate import Evaluation
+from rlkit.model_reward import ModelReward
 from rlkit.online import Online
 from rlkit.ranks import Ranks
-from rlkit.recipe import Recipe, changed
+from rlkit.recipe import Recipe
 from rlkit.report import Report
 from rlkit.rewarding.judge import Judge
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
+from rlkit.run_folder import open_folder
 from rlkit.schedule import Schedule
 from rlkit.sourcing import sourced, with_steps
 from rlkit.stopping import Stopping
@@ -53,7 +55,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         ranks = Ranks(recipe.engine.tensor_parallel)
         folder = open_folder(recipe, text, ranks)
         offline = recipe.offline_algorithm
-        judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay"))
+        judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay", seated(recipe)))
         model_path = made_model(recipe, ranks)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
@@ -73,8 +75,15 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
             return
         run, close = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
         stack.callback(close)
+        seat_models(recipe, judge, run.story.placement, ranks)
         judge.ready()
-        yield run
+        try:
+            yield run
+        except (RuntimeError, MemoryError) as error:
+            if not room.out_of_memory(error):
+                raise
+            budget = run.story.learning.tokens_per_micro_batch
+            raise RunFailed(room.ended(folder, run.clock.phase, budget, plan.longest(recipe))) from error
 
 
 def build(
@@ -94,6 +103,8 @@ def build(
     dtype = dtype_of(recipe, ranks.device)
     report.phase("loading")
     policy = make_policy(recipe, model_path, dtype, ranks)
+    if plan.mode(recipe) == "swapped":
+        policy.park()  # the rollout engine looks at what is free
     engine = make_engine(recipe, model_path, dtype, policy.names, renderer, ranks)
     needs = recipe.algorithm.needs(recipe.updates_per_step)
     reference = make_reference(recipe, policy, model_path, dtype, ranks) if needs.reference else None
@@ -116,8 +127,11 @@ def build(
         fixed_length=recipe.max_completion_tokens,
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
+    placement = make_placement(recipe, policy, engine, (reference, critic), clock)
+    with placement.train():
+        learning = with_room(recipe, learning, folder, report)
     story = Online(
-        placement=make_placement(recipe, policy, engine, (reference, critic), clock),
+        placement=placement,
         collector=collector(recipe, desk, train, ranks, sampling),
         evaluation=evaluation(recipe, desk, test, ranks, sampling) if test else None,
         learning=learning,
@@ -129,7 +143,23 @@ def build(
     )
     learners = [policy, *([critic] if critic else [])]
     export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
-    return made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping), engine.close
+    run = made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping)
+    run.training = story.placement.train
+    return run, engine.close
+
+
+def with_room(recipe: Recipe, learning: Learning, folder: Path, report: Report) -> Learning:
+    """Learning with micro-batches that fit into memory."""
+    report.phase("trying the largest micro-batch")
+    models = [learning.policy, *([learning.critic] if learning.critic else [])]
+    budget = room.remembered(folder, recipe.tokens_per_micro_batch)
+    share = -(-recipe.samples_per_step // learning.ranks.world) * plan.longest(recipe)
+    fits, failed = room.fitted(models, budget, recipe.max_prompt_tokens, recipe.max_completion_tokens, share, learning.ranks.any)
+    if failed:
+        report.note(f"tokens_per_micro_batch={failed} does not fit into memory; {fits} does and is used")
+    elif budget < recipe.tokens_per_micro_batch:
+        report.note(f"tokens_per_micro_batch={recipe.tokens_per_micro_batch} ran out of memory before; {budget} is used")
+    return replace(learning, tokens_per_micro_batch=fits)
 
 
 def made_run(
@@ -163,45 +193,6 @@ def made_run(
     )
 
 
-# -- the folder ---------------------------------------------------------------------------------------------------------------------
-
-
-def open_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
-    """The run's folder, the same on all ranks. Raises UserError where it holds a finished run or one of another recipe."""
-    started = ranks.gather(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
-    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{started}").absolute()
-    why = ranks.gather(occupied(folder, text, recipe.resume) if ranks.main else None)[0]
-    if why:
-        raise UserError(why)
-    return folder
-
-
-def occupied(folder: Path, text: str, resume: str) -> str | None:
-    """Why this recipe cannot go on in a folder; None where it can, or where it is the first there."""
-    kept = folder / "recipe.yaml"
-    if not kept.is_file():
-        return None
-    if resume == "never":
-        return f"output_dir {folder} holds a run already, and resume=never; choose another output_dir"
-    if status(folder) == "done":
-        return f"output_dir {folder} holds a finished run; choose another output_dir, or delete it to run again"
-    import yaml
-
-    differences = changed(yaml.safe_load(kept.read_text()), yaml.safe_load(text))
-    if not differences:
-        return None
-    shown = "\n".join(f"  {line}" for line in differences[:6])
-    return f"output_dir {folder} holds a run of another recipe; what changed:\n{shown}\nchoose another output_dir, or put these back"
-
-
-def status(folder: Path) -> str | None:
-    try:
-        found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return found.get("status")
-
-
 def open_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
     return Report(
         folder,
@@ -220,6 +211,27 @@ def open_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
 
 def specs(recipe: Recipe) -> list[RewardSpec]:
     return [RewardSpec(name=name, **reward.model_dump()) for name, reward in recipe.rewards.items()]
+
+
+def seated(recipe: Recipe) -> list[str]:
+    """Names of the rewards that run in this process."""
+    return [name for name, reward in recipe.rewards.items() if reward.path == "reward_model"]
+
+
+def seat_models(recipe: Recipe, judge: Judge, placement: Colocated, ranks: Ranks) -> None:
+    """Loads the reward models, each with a phase of its own on the device."""
+    from rlkit.engines.classifier import Classifier
+
+    for name in seated(recipe):
+        path = str(recipe.rewards[name].args["model"])
+        scorer = Classifier(
+            path,
+            dtype_of(recipe, ranks.device),
+            device=ranks.device,
+            offline=recipe.offline,
+            tokens_per_micro_batch=recipe.tokens_per_micro_batch,
+        )
+        judge.seats[name] = ModelReward(Renderer(path, offline=recipe.offline), scorer, placement.judging).judge
 
 
 def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
@@ -292,7 +304,9 @@ def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     optim = recipe.optim
     return {
         "zero_stage": recipe.engine.zero_stage,
-        "optimizer": OptimizerSettings(optim.betas, optim.eps, optim.weight_decay, optim.max_grad_norm),
+        "optimizer": OptimizerSettings(
+            optim.betas, optim.eps, optim.weight_decay, optim.max_grad_norm, recipe.engine.offload == "optimizer"
+        ),
         "device": ranks.device,
         "offline": recipe.offline,
         "extra": recipe.engine.deepspeed,
@@ -315,8 +329,9 @@ def make_engine(recipe: Recipe, path: str, dtype: torch.dtype, names: list[str],
         eos=renderer.eos_ids,
         world=ranks.world,
         tensor_parallel=recipe.engine.tensor_parallel,
-        sleeps=ranks.device.type == "cuda",
-        extra=recipe.engine.vllm,
+        gpu=ranks.device.type == "cuda",
+        sleeps=ranks.device.type == "cuda" and plan.mode(recipe) != "resident",
+        extra={**plan.share(recipe), **recipe.engine.vllm},
         adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
     )
 
@@ -337,7 +352,9 @@ def make_probe(recipe: Recipe, policy: Any, engine: Any, dtype: torch.dtype, sam
 
 
 def make_placement(recipe: Recipe, policy: Any, engine: Any, others: tuple[Any, ...], clock: Clock) -> Colocated:
-    return Colocated(policy, engine, tuple(other for other in others if other), clock, SENDS[recipe.engine.lora_sync])
+    movables = tuple(other for other in others if other)
+    swaps = plan.mode(recipe) == "swapped"
+    return Colocated(policy, engine, movables, clock, SENDS[recipe.engine.lora_sync], swaps=swaps, predicted=plan.predicted(recipe))
 
 
 def schedule(recipe: Recipe, lr: float | None = None) -> Schedule:

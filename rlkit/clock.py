@@ -14,6 +14,7 @@ class Clock:
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
+        self.phase = ""  # the last that was announced
         self.restart()
 
     def restart(self, step: int | None = None) -> None:
@@ -25,6 +26,7 @@ class Clock:
     def __call__(self, name: str) -> Iterator[None]:
         self._announce(name)
         heartbeat.beat(name)
+        self.phase = name
         start = time.perf_counter()
         try:
             yield

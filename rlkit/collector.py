@@ -21,15 +21,20 @@ from rlkit.types import Group, Key, Request, Sample, Sampling, Scored
 GREEDY = -1  # in a key, the sample number of the greedy completion
 
 
-class Ask(Protocol):
+class Columned(Protocol):
+    """A prompt of the data."""
+
+    prompt: Any  # messages or text
+    answer: str | None
+    columns: Mapping[str, Any]
+
+
+class Ask(Columned, Protocol):
     """A prompt of the data, ready to be asked."""
 
     row: int
     draw: int
     tokens: tuple[int, ...]
-    prompt: Any  # messages or text
-    answer: str | None
-    columns: Mapping[str, Any]
 
 
 class Prompts(Protocol):
@@ -89,15 +94,19 @@ class Desk:
         if not self.ranks.leads:
             return sample  # judged once, by the first of the team
         item = {
-            **prompt.columns,
-            **({} if prompt.answer is None else {"answer": prompt.answer}),
-            "prompt": prompt.prompt,
+            **given(prompt),
             "completion": sample.text,
             "completion_length": len(sample.tokens),
             "stop": str(sample.stop),
         }
         self.judge.submit(sample.key, item, group=sample.key[:2], group_size=group_size)
         return sample
+
+
+def given(prompt: Columned) -> dict[str, Any]:
+    """What a reward gets beside the completion; a chat is a list of messages, as functions written elsewhere expect it."""
+    asked = prompt.prompt if isinstance(prompt.prompt, str) else list(prompt.prompt)
+    return {**prompt.columns, **({} if prompt.answer is None else {"answer": prompt.answer}), "prompt": asked}
 
 
 def score(sample: Sample, verdict: Any) -> Scored:

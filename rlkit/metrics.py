@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # reward workers import this file, and are many: no torch in them
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,22 @@ class Effective(Spread):
         return self.mean**2 / square if square else math.nan
 
 
-Metric = Mean | Sum | Max | Spread
+@dataclass(frozen=True)
+class Quantile:
+    """The smallest of some numbers that `percent` of them do not exceed (nearest rank)."""
+
+    numbers: tuple[float, ...]
+    percent: float
+
+    def merge(self, other: Quantile) -> Quantile:
+        return Quantile(self.numbers + other.numbers, self.percent)
+
+    @property
+    def value(self) -> float:
+        return sorted(self.numbers)[math.ceil(self.percent / 100 * len(self.numbers)) - 1] if self.numbers else math.nan
+
+
+Metric = Mean | Sum | Max | Spread | Quantile
 Metrics = dict[str, Metric]
 
 

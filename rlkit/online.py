@@ -58,11 +58,12 @@ class Online:
         self._write_samples(number, groups, left_out, batch, credit)
         judged = [*groups, *left_out]
         row = {
-            **self.collector.desk.judge.stats(),  # rates and latencies are of this rank's workers; means come from all groups
+            **values(self.ranks.merged(self.collector.desk.judge.stats())),
             **rows.of_groups(judged),
             **values({**seen, **given, **learned}),
             **not_asked(self.collector.prompts.state()),
         }
+        row |= self.placement.memory()
         if self.collector.max_refills is not None:
             row |= self._refilled(number, len(groups), len(left_out), taken.refills)
         scored = [s.sample for g in judged for s in g.samples]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from rlkit import memory as sizes
 from rlkit.recipe import Recipe, SourceSection
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -37,7 +41,7 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
         ),
         ("update", f"{recipe.updates_per_step} a step{passes}, on {minibatch} {unit} each"),
         ("engines", f"{trainer if offline else f'{recipe.engine.rollout} and {trainer}'}, {processes(world)}, {device()}"),
-        ("memory", memory(recipe, world)),
+        *memory(recipe),
         ("steps", f"{steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {evaluation(recipe)}"),
     ]
 
@@ -86,48 +90,135 @@ def gpus() -> int:
 
 
 def model(recipe: Recipe) -> str:
-    parameters = parameter_count(recipe.model.path)
-    size = f", {parameters / 1e6:,.1f} M parameters" if parameters else ""
-    return f"{recipe.model.path}{size}, {recipe.model.dtype}"
+    shape, rank = shape_of(recipe), recipe.model.lora.rank
+    size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape else ""
+    trained = "" if rank is None else f", LoRA of rank {rank}" + (f": {shape.adapters(rank) / 1e6:,.1f} M" if shape else "")
+    return f"{recipe.model.path}{size}{trained}, {recipe.model.dtype}"
 
 
-def parameter_count(path: str) -> int | None:
-    """Of a Hugging Face folder, from the headers of its weight files; None where the folder is not on this disk."""
-    if path == "builtin":
-        from rlkit.builtin.model import PARAMETERS
-
-        return PARAMETERS
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
-    return sum(header_count(file) for file in files) or None
-
-
-def header_count(file: Path) -> int:
-    """Numbers in a safetensors file: its header says the shapes."""
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            count = 1
-            for side in entry["shape"]:
-                count *= side
-            total += count
-    return total
+def memory(recipe: Recipe) -> list[tuple[str, str]]:
+    """What a process takes at the peak of each phase, and what makes it fit where it does not."""
+    job = job_of(recipe)
+    if job is None:
+        return [("memory", "known once the model is on this disk, or with model.shape")]
+    gpu = gpu_bytes(recipe)
+    if gpu is None:
+        told = ", ".join(f"{phase} {gib(size)}" for phase, size in sizes.on_host(job).items())
+        return [("memory", f"{told} a process, beside what the libraries take")]
+    plan = sizes.planned(job, gpu, recipe.engine.memory)
+    told = ", ".join(f"{phase} {gib(size)}" for phase, size in plan.peaks.items())
+    found = [("memory", f"{plan.mode}: {told} of {gib(gpu)} a GPU; host {gib(plan.host)} a process")]
+    if not plan.fits:
+        mend = f"{plan.change} makes it fit" if plan.change else "nothing here makes it fit"
+        found.append(("too large", f"the phase {plan.fullest} does not fit; {mend}"))
+    return found
 
 
-def memory(recipe: Recipe, world: int) -> str:
-    """Of weights and optimizer state, a process, before activations and caches."""
-    parameters = parameter_count(recipe.model.path)
-    if parameters is None:
-        return "known once the model is on this disk"
-    dtype = recipe.model.dtype if recipe.model.dtype != "auto" else ("bfloat16" if "GPU(s)" in device() else "float32")
-    stage = max(recipe.engine.zero_stage, 1)
-    width = BYTES[dtype]
-    weights = parameters * width / (world if stage == 3 else 1)
-    gradients = parameters * width / (world if stage >= 2 else 1)
-    masters = parameters * (12 if dtype == "bfloat16" else 8) / world  # fp32 masters where the weights are not, and two moments
-    rollout = "" if recipe.offline_algorithm else f", rollout engine {gib(parameters * width)} of weights"
-    return f"policy {gib(weights + gradients + masters)} a process{rollout}"
+def mode(recipe: Recipe) -> str:
+    """Who leaves the GPU when: engine.memory, or what fits; resident without a GPU."""
+    job, gpu = job_of(recipe), gpu_bytes(recipe)
+    if gpu is None:
+        return "resident"
+    if recipe.engine.memory != "auto":
+        return recipe.engine.memory
+    return "swapped" if job is None else sizes.planned(job, gpu).mode
+
+
+def predicted(recipe: Recipe) -> dict[str, float]:
+    """Bytes by phase: of a GPU, or of this process beside what the libraries take."""
+    job, gpu = job_of(recipe), own_gpu()
+    if job is None:
+        return {}
+    return sizes.on_host(job) if gpu is None else sizes.peaks(job, mode(recipe))
+
+
+def share(recipe: Recipe) -> dict[str, float]:
+    """vLLM's share of a GPU: what the training state that stays there leaves free; its own default where that is not known."""
+    job, gpu = job_of(recipe), own_gpu()
+    if job is None or gpu is None:
+        return {}
+    return {"gpu_memory_utilization": round(sizes.left_for_rollout(job, mode(recipe), gpu) / gpu, 3)}
+
+
+def job_of(recipe: Recipe) -> sizes.Job | None:
+    """What a recipe asks of each process; None where the model's shape is not known."""
+    shape = shape_of(recipe)
+    if shape is None:
+        return None
+    world = int(os.environ.get("WORLD_SIZE") or recipe.hardware.gpus or 1)
+    offline = recipe.offline_algorithm
+    needs = None if offline else recipe.algorithm.needs(recipe.updates_per_step)
+    return sizes.Job(
+        shape=shape,
+        width=BYTES[dtype(recipe)],
+        rank=recipe.model.lora.rank,
+        world=world,
+        stage=max(recipe.engine.zero_stage, 1),
+        tensor_parallel=recipe.engine.tensor_parallel,
+        tokens=recipe.tokens_per_micro_batch,
+        completions=recipe.tokens_per_micro_batch * recipe.max_completion_tokens // longest(recipe),
+        longest=longest(recipe),
+        rows=-(-recipe.samples_per_step * recipe.engine.tensor_parallel // world),
+        reference=needs is not None and needs.reference,  # offline it is gone before the first step
+        critic=needs is not None and needs.values,
+        samples=not offline,
+        offload=recipe.engine.offload == "optimizer",
+        checkpointing=int(getattr(recipe.engine, "checkpointing", 0)),
+    )
+
+
+def dtype(recipe: Recipe) -> str:
+    return recipe.model.dtype if recipe.model.dtype != "auto" else ("float32" if gpu_bytes(recipe) is None else "bfloat16")
+
+
+def shape_of(recipe: Recipe) -> sizes.Shape | None:
+    """From model.shape, the built-in model, or the config.json of a folder."""
+    if recipe.model.path == "builtin":
+        from rlkit.builtin import model as builtin
+
+        heads = builtin.HIDDEN // builtin.HEAD
+        sides = (builtin.HIDDEN, builtin.INTERMEDIATE, builtin.LAYERS, heads, heads, builtin.HEAD, builtin.VOCABULARY)
+        return sizes.Shape(*sides, tied=True, qk_norm=True)
+    if recipe.model.shape is not None:
+        return sizes.Shape(**recipe.model.shape)  # type: ignore[arg-type]
+    file = Path(recipe.model.path) / "config.json"
+    return shape_from(json.loads(file.read_text())) if file.is_file() else None
+
+
+def shape_from(config: dict[str, Any]) -> sizes.Shape:
+    """The shape that a Hugging Face configuration tells."""
+    heads = config["num_attention_heads"]
+    kind = str(config.get("model_type"))
+    return sizes.Shape(
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=kind.startswith("qwen2") or bool(config.get("attention_bias", False)),
+        qk_norm=kind.startswith("qwen3"),
+    )
+
+
+@cache
+def own_gpu() -> float | None:
+    """Bytes of this machine's first GPU, without starting CUDA."""
+    if "GPU" not in device() or device().startswith("no GPU"):
+        return None
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return float(said.split()[0]) * 2**20
+
+
+def gpu_bytes(recipe: Recipe) -> float | None:
+    """Of one GPU: this machine's, or the one that the recipe is meant for; None: a run without."""
+    return own_gpu() or (recipe.hardware.gpu_gib * 2**30 if recipe.hardware.gpu_gib else None)
 
 
 def gib(count: float) -> str:

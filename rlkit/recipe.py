@@ -46,6 +46,7 @@ class ModelSection(Section):
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
     lora: LoraSection
+    shape: dict[str, int | bool] | None
     chat_template_kwargs: dict[str, Any]
 
 
@@ -85,6 +86,11 @@ def named_sources(value: Any) -> Any:
 Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidator(named_sources)]
 
 
+class HardwareSection(Section):
+    gpus: Count | None
+    gpu_gib: Positive | None
+
+
 class DataSection(Section):
     train: Sources
     test: Sources | None
@@ -108,6 +114,12 @@ class RewardSection(Section):
     deadline: Positive | None = None
     gate: bool = False
     concurrency: Count = 32
+
+    @model_validator(mode="after")
+    def has_model(self) -> RewardSection:
+        if self.path == "reward_model" and set(self.args) != {"model"}:
+            raise ValueError(f"path=reward_model takes args={{model: FOLDER}}, a folder or hub name of a classifier; here args={self.args}")
+        return self
 
 
 class RewardingSection(Section):
@@ -137,6 +149,8 @@ class EngineSection(Section):
     zero_stage: Literal[0, 1, 2, 3]
     checkpointing: CountOrZero
     tensor_parallel: Count
+    memory: Literal["auto", "resident", "slept", "swapped"]
+    offload: Literal["none", "optimizer"]
     lora_sync: Literal["merged", "adapter"]
     mismatch_limit: Literal["auto"] | Positive
     max_skipped_updates: Count
@@ -225,6 +239,7 @@ class Recipe(Section):
     max_completion_tokens: Count
     sampling: SamplingSection | None
     model: ModelSection
+    hardware: HardwareSection
     data: DataSection
     rewards: dict[str, RewardSection] | None
     rewarding: RewardingSection | None
@@ -260,6 +275,8 @@ class Recipe(Section):
             raise ValueError(reason)
         if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
             raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
+        if self.engine.tensor_parallel > 1 and any(reward.path == "reward_model" for reward in (self.rewards or {}).values()):
+            raise ValueError("a reward model and engine.tensor_parallel above 1 do not go together yet; set engine.tensor_parallel=1")
         if (self.steps is None) == (self.data.epochs is None):
             raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
         if any(source.weight for source in (self.data.test or {}).values()):

@@ -164,9 +164,9 @@ def checked(override: str, folder: Path | None) -> str:
     """An override as Hydra shall see it: a group's option exists; any key may be set, since the typed recipe refuses unknown ones."""
     match = ASSIGNMENT.match(override)
     if match is None:
-        if "=" not in override:
+        if "=" not in override and not override.startswith("~"):
             raise UserError(f"{override!r} is no override; write key=value")
-        return override  # Hydra's own +key=, ++key= and ~key=
+        return override  # Hydra's own +key=, ++key= and ~key, which takes a key away
     key, value = match["key"], match["value"]
     if key not in groups():
         return f"++{override}"

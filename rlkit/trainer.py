@@ -6,6 +6,7 @@ What one step does is a story: online.py samples and judges, offline.py reads wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,6 +85,7 @@ class Run:
     ranks: Ranks
     stopping: Stopping
     folder: Path
+    training: Callable[[], AbstractContextManager[None]] = nullcontext  # inside it all that the learners hold is on the device
 
 
 def train(run: Run) -> None:
@@ -157,8 +159,9 @@ def save(run: Run, progress: Progress) -> None:
     """A checkpoint of this moment; nothing where there is one."""
 
     def write(folder: Path) -> None:
-        for learner in run.learners:
-            learner.save(folder)
+        with run.training():
+            for learner in run.learners:
+                learner.save(folder)
 
     with run.clock("checkpoint"):
         protect = progress.best[1] if run.keep_best and progress.best else None
@@ -174,8 +177,9 @@ def resumed(run: Run) -> Progress:
     kept = run.checkpoints.state(last)
     best = tuple(kept.pop("best") or ()) or None
     progress = Progress(**{**kept, "count": Count(**kept["count"]), "best": best})
-    for learner in run.learners:
-        learner.load(run.checkpoints.path(last))
+    with run.training():
+        for learner in run.learners:
+            learner.load(run.checkpoints.path(last))
     run.story.load(progress.story, last)
     run.report.note(f"goes on after step {last}")
     return progress

@@ -150,6 +150,7 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("algorithms/credit.py", "state.kl_coef if isinstance(state, KLState) else keys.kl_coef", "keys.kl_coef"),
     ("algorithms/credit.py", "k1 = torch.where(batch.mask, kl.k1(", "k1 = torch.where(batch.mask | True, kl.k1("),
     ("algorithms/credit.py", "torch.where(batch.mask, grid.float(), 0.0)", "grid.float() * torch.ones_like(batch.mask)"),
+    ("algorithms/objective.py", "(log_ratios.detach().exp() - 1.0).abs()", "log_ratios.detach().abs()"),
     ("algorithms/objective.py", "(cut & (log_ratios < 0))", "(cut & (log_ratios > 0))"),
     ("algorithms/objective.py", "loss = loss + (self.kl_coef", "loss = loss - (self.kl_coef"),
     ("algorithms/objective.py", "self.kl_coef if rows.kl_coef is None else rows.kl_coef", "self.kl_coef"),

@@ -41,6 +41,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.algorithms": (2, "algorithms"),
     "rlkit.batching": (2, "batching"),
     "rlkit.seeds": (2, "seeds"),
+    "rlkit.memory": (2, "memory"),
     "rlkit.schedule": (2, "schedule"),
     "rlkit.builtin": (2, "builtin"),
     "rlkit.builtin.model": (3, "builtin"),
@@ -51,9 +52,11 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.report": (3, "report"),
     "rlkit.ranks": (3, "ranks"),
     "rlkit.collector": (4, "stories"),
+    "rlkit.model_reward": (4, "stories"),
     "rlkit.collate": (4, "stories"),
     "rlkit.rows": (4, "stories"),
     "rlkit.update": (4, "stories"),
+    "rlkit.room": (4, "stories"),
     "rlkit.trainer": (4, "stories"),
     "rlkit.online": (4, "stories"),
     "rlkit.offline": (4, "stories"),
@@ -61,10 +64,12 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.evaluate": (4, "stories"),
     "rlkit.recipe": (5, "assembly"),
     "rlkit.plan": (5, "assembly"),
+    "rlkit.run_folder": (5, "assembly"),
     "rlkit.sourcing": (5, "assembly"),
     "rlkit.assemble": (5, "assembly"),
     "rlkit.assemble_offline": (5, "assembly"),
     "rlkit.run": (6, "run"),
+    "rlkit.rewarding.__main__": (6, "run"),
     "launch": (7, "launch"),  # stands on the door: it reads a recipe as the door does
 }
 OWNERS = {  # heavy library -> the only files that may import it

@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch
 
-from rlkit.metrics import Max, Mean, Metrics, Spread, Sum, masked, merge, over, spread, values
+from rlkit.metrics import Max, Mean, Metrics, Quantile, Spread, Sum, masked, merge, over, spread, values
 
 
 def test_a_mean_of_parts_is_weighted_by_their_sizes() -> None:
@@ -38,6 +38,14 @@ def test_a_spread_far_from_zero_is_not_lost() -> None:
     """A step's total tokens, or a reward that is a time stamp: the spread of 1e9, 1e9 + 1, 1e9 + 2 is 1."""
     assert spread([1e9, 1e9 + 1, 1e9 + 2]).value == pytest.approx(1.0, rel=1e-6)
     assert spread([1e9]).merge(spread([1e9 + 1, 1e9 + 2])).value == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_quantile_is_that_of_all_numbers_however_they_are_dealt() -> None:
+    """Nearest rank: of 1 to 200 the 50th percentile is 100 and the 99th is 198; the mean of two halves' would be 100 and 149."""
+    for percent, expected in ((50, 100.0), (99, 198.0)):
+        halves = [Quantile(tuple(map(float, part)), percent) for part in (range(101, 201), range(1, 101))]
+        assert halves[0].merge(halves[1]).value == halves[1].merge(halves[0]).value == expected
+    assert math.isnan(Quantile((), 50).value) and Quantile((3.0,), 99).value == 3.0
 
 
 def test_masked_means_see_only_what_counts() -> None:

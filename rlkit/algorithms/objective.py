@@ -113,7 +113,9 @@ class Objective(BaseModel):
         if self.loss == "gspo":
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
         loss, cut = POLICY_LOSSES[self.loss](self, rows, log_ratios)
+        apart = (log_ratios.detach().exp() - 1.0).abs()[rows.mask]
         metrics: Metrics = {
+            "ratio/max_deviation": Max(float(apart.max()) if apart.numel() else 0.0),
             "clip_ratio/low_mean": masked((cut & (log_ratios < 0)).float(), rows.mask),
             "clip_ratio/high_mean": masked((cut & (log_ratios > 0)).float(), rows.mask),
         }

@@ -36,6 +36,7 @@ CONTEXT = 1024  # tokens; the task needs under 70, the rest is room for prompts 
 
 HIDDEN, INTERMEDIATE, LAYERS, HEAD = 192, 512, 2, 32  # wide and shallow: as many weights as 128 x 4, quicker to run
 PARAMETERS = 935_552
+VOCABULARY = 259  # bytes, and three special tokens
 MODEL_SEED = 20_472
 STEPS, BATCH = 400, 32
 PEAK_LR, WARMUP, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 2.5e-3, 30, (0.9, 0.95), 0.01, 1.0

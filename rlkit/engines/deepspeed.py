@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -25,10 +26,15 @@ from torch import Tensor, nn
 from rlkit.engines import hf, weights
 from rlkit.engines.base import Update
 from rlkit.engines.lora import Adapters, LoraSettings
+from rlkit.engines.parking import Parking
 from rlkit.errors import RunFailed
 from rlkit.types import Sample
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = (  # of DeepSpeed's optimizers: masters and gradients of ZeRO 1 and 2, then of ZeRO 3
+    *("single_partition_of_fp32_groups", "averaged_gradients", "all_grad_tensors"),
+    *("fp32_partitioned_groups_flat", "grad_partitions_flat_buffer"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,10 @@ class OptimizerSettings:
     eps: float
     weight_decay: float
     max_grad_norm: float
+    offload: bool = False  # state and step on the host
 
 
-class Learner:
+class Learner(ABC):
     """A module under DeepSpeed, trained by AdamW with fp32 master weights; `module` runs on laid-out samples (engines/hf.py)."""
 
     file: str  # of its state in a checkpoint
@@ -58,14 +65,22 @@ class Learner:
 
         self.device = device
         trained = [p for p in module.parameters() if p.requires_grad]
-        adam = torch.optim.AdamW(trained, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay)
+        adam = torch.optim.AdamW(
+            trained, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay, fused=optimizer.offload
+        )
         with redirect_stdout(StringIO()):  # what it built
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=module, optimizer=adam, config=config(zero_stage, dtype, optimizer.max_grad_norm, extra), dist_init_required=False
+                model=module,
+                optimizer=adam,
+                config=config(zero_stage, dtype, optimizer.max_grad_norm, extra, optimizer.offload),
+                dist_init_required=False,
             )
         self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.stage = max(zero_stage, 1)
         self._keep = False
+        self.parking = Parking(
+            self.training_state, keep=lambda: tensors_in([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
+        )
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -76,8 +91,25 @@ class Learner:
         finally:
             self._keep = False
 
+    @abstractmethod
+    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
+        """All that the module, under DeepSpeed or not, says of samples: what a loss can depend on."""
+
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * dist.get_world_size())
+
+    def idle(self) -> None:
+        self.engine.backward(self.said(self.engine, []).sum() * 0.0)
+
+    def trial(self, samples: Sequence[Sample]) -> None:
+        """A forward and a backward pass with zero weights that no gradient comes of. Around DeepSpeed's engine, which does not stand being
+        left in the middle of a backward pass; the one parameter whose gradient is asked for is the first, at the end of that pass."""
+        first = next(iter(self.named.values()))
+        try:
+            torch.autograd.grad(self.said(self.engine.module, samples).sum() * 0.0, first, allow_unused=True)
+        finally:
+            if self.stage == 3:
+                self.engine.empty_partition_cache()
 
     def step(self, lr: float) -> Update:
         for group in self.optimizer.param_groups:
@@ -88,14 +120,23 @@ class Learner:
         return Update(applied=bool(self.engine.was_step_applied()), grad_norm=norm)
 
     def park(self) -> None:
-        if self.device.type == "cuda" and self.stage < 3:
-            self.engine.offload_states()
+        if self.device.type == "cuda":
+            self.parking.park()
 
     def resume(self) -> None:
-        if self.device.type == "cuda" and self.stage < 3:
-            self.engine.reload_states()
+        if self.device.type == "cuda":
+            self.parking.resume()
+
+    def training_state(self) -> Iterator[Tensor]:
+        """Masters, moments and gradients, where they are on the device. DeepSpeed's own offloading pins its buffers anew each time, and
+        cannot do ZeRO 3 with this optimizer."""
+        held = [getattr(self.optimizer, name, None) for name in STATE]
+        moments = [list(state.values()) for state in self._states()]
+        gradients = [p.grad for p in self.named.values()]
+        yield from (t for t in tensors_in([held, moments, gradients]) if t.device.type == self.device.type and t.numel() > 1)
 
     def save(self, folder: Path) -> None:
+        self.resume()  # a checkpoint reads what a rollout parks
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
         from safetensors.torch import save_file
 
@@ -117,6 +158,7 @@ class Learner:
     def load(self, folder: Path) -> None:
         from safetensors import safe_open
 
+        self.resume()
         steps = json.loads((folder / f"{self.file}.json").read_text())
         if steps:
             self._first_step()
@@ -199,8 +241,8 @@ class DeepSpeedPolicy(Learner):
         with hf.no_gradient(self._keep):
             return hf.score(self.engine, samples, width, self.temperature, self.device)
 
-    def idle(self) -> None:
-        self.engine.backward(hf.score(self.engine, [], 0, self.temperature, self.device)[0].sum() * 0.0)
+    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
+        return torch.cat(hf.score(module, samples, longest(samples), self.temperature, self.device))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
@@ -284,11 +326,15 @@ class DeepSpeedCritic(Learner):
         with hf.no_gradient(self._keep):
             return hf.value(self.engine, samples, width, self.device)
 
-    def idle(self) -> None:
-        self.engine.backward(hf.value(self.engine, [], 0, self.device).sum() * 0.0)
+    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
+        return hf.value(module, samples, longest(samples), self.device)
 
 
-def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any]) -> dict[str, Any]:
+def longest(samples: Sequence[Sample]) -> int:
+    return max((len(s.tokens) for s in samples), default=0)
+
+
+def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any], offload: bool = False) -> dict[str, Any]:
     """DeepSpeed's own configuration; what `extra` says wins, section by section."""
     if dtype not in (torch.float32, torch.bfloat16):
         raise RunFailed(f"no training in {dtype}")
@@ -301,9 +347,25 @@ def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Map
         "zero_optimization": {"stage": max(zero_stage, 1), "overlap_comm": False},
         "bf16": {"enabled": dtype == torch.bfloat16},
     }
+    if offload:
+        base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        base["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW runs on a CPU too
     for key, value in extra.items():
         base[key] = {**base[key], **value} if isinstance(value, Mapping) and isinstance(base.get(key), dict) else value
     return base
+
+
+def tensors_in(things: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists and dictionaries, gradients of theirs too."""
+    if torch.is_tensor(things):
+        yield things
+        if things.is_leaf and things.grad is not None:
+            yield things.grad
+    elif isinstance(things, Mapping):
+        yield from tensors_in(list(things.values()))
+    elif isinstance(things, list | tuple):
+        for thing in things:
+            yield from tensors_in(thing)
 
 
 def set_environment() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlkit.engines import packed
 from rlkit.engines.base import checksum
+from rlkit.engines.parking import Parking
 from rlkit.errors import RunFailed, UserError
 from rlkit.ops import logprobs as ops_logprobs
 from rlkit.types import Request, Sample, Stop
@@ -148,16 +149,17 @@ class Reference:
         model = load_model(path, dtype, offline=offline).eval().requires_grad_(False)
         self.scorer = TokenScorer(model).to(device)
         self.temperature, self.device = temperature, device
+        self.parking = Parking(self.scorer.parameters if device.type == "cuda" else tuple)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             return score(self.scorer, samples, width, self.temperature, self.device)
 
     def park(self) -> None:
-        self.scorer.to("cpu")
+        self.parking.park()
 
     def resume(self) -> None:
-        self.scorer.to(self.device)
+        self.parking.resume()
 
 
 class HFEngine:
@@ -238,7 +240,9 @@ class HFEngine:
     def received(self) -> Mapping[str, Tensor]:
         return self._received
 
-    def wake(self) -> None: ...
+    def wake_weights(self) -> None: ...
+
+    def wake_cache(self) -> None: ...
 
     def sleep(self) -> None: ...
 

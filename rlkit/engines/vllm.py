@@ -42,6 +42,7 @@ class VLLMEngine:
         world: int,
         sleeps: bool,
         extra: Mapping[str, Any],
+        gpu: bool = False,
         tensor_parallel: int = 1,
         adapter_rank: int | None = None,
     ) -> None:
@@ -59,15 +60,15 @@ class VLLMEngine:
             "max_model_len": max_model_len,
             "logprobs_mode": "processed_logprobs",
             "enable_sleep_mode": sleeps,
-            "enforce_eager": not sleeps,
+            "enforce_eager": not gpu,
             "disable_log_stats": True,
             "seed": 0,
         }
-        if not sleeps:  # no GPU: see the module on partial prefills
+        if not gpu:  # see the module on partial prefills
             settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(MAX_BATCHED_TOKENS, max_model_len)}
         if world > 1:
             settings |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
-        self._segments = name_shared_memory() if tensor_parallel > 1 and not sleeps else None
+        self._segments = name_shared_memory() if tensor_parallel > 1 and not gpu else None
         if adapter_rank is not None:
             settings |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room_for(adapter_rank)}
         settings.update(extra)
@@ -162,9 +163,13 @@ class VLLMEngine:
     def received(self) -> Mapping[str, Tensor]:
         return self._received
 
-    def wake(self) -> None:
+    def wake_weights(self) -> None:
         if self.sleeps:
-            self.llm.wake_up()
+            self.llm.wake_up(tags=["weights"])
+
+    def wake_cache(self) -> None:
+        if self.sleeps:
+            self.llm.wake_up(tags=["kv_cache"])
 
     def sleep(self) -> None:
         if self.sleeps:

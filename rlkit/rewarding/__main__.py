@@ -1,12 +1,14 @@
 """Rewards by hand.
 
-python -m rlkit.rewarding try REWARD ... --rows FILE [--n 20]   what rewards say about rows of a JSONL file, in a table
-python -m rlkit.rewarding replay FILE                           call a reward once more on the sample that stopped a run, in this process
+python -m rlkit.rewarding try recipe=NAME [n=20] [samples=FILE] [key=value ...]   what a recipe's rewards say about rows of its data
+python -m rlkit.rewarding replay FILE                 call a reward once more on the sample that stopped a run, in this process
+
+`try` loads no model. Without `samples`, the samples.jsonl of a run, a row stands for the completions that it brings along: its answer in a
+box, the text that the answer was cut out of, and nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import faulthandler
 import json
@@ -14,29 +16,82 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
+from rlkit import recipe as recipes
+from rlkit import run
+from rlkit.collector import given
+from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, lookup
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
 from rlkit.rewarding import worker
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
-from rlkit.rewarding.trial import read_rows, trial
+from rlkit.rewarding.trial import trial
+from rlkit.sourcing import opened
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done; 1 where a replayed reward fails again; 2 for a mistake of the user's."""
-    given = _parser().parse_args(arguments)
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return replay(given.file) if given.command == "replay" else attempt(given.rewards, given.rows, given.n)
+        if command == "try":
+            return attempt(rest)
+        if command == "replay" and len(rest) == 1:
+            return replay(Path(rest[0]))
+        if command in ("-h", "--help"):
+            print(__doc__)
+            return EXIT_DONE
+        raise UserError(f"unknown: {' '.join([command, *rest])}; valid: try recipe=NAME ..., replay FILE")
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER
 
 
-def attempt(paths: list[str], file: Path, count: int) -> int:
+def attempt(arguments: list[str]) -> int:
     """Print the table of a trial."""
-    names = [path.rpartition(":")[2].rpartition(".")[2] for path in paths]
-    specs = [RewardSpec(name if names.count(name) == 1 else path, path) for name, path in zip(names, paths, strict=True)]
-    print(trial(specs, RewardSettings(), read_rows(file, count)))
+    own = {key: value for key, sign, value in (argument.partition("=") for argument in arguments) if key in ("n", "samples")}
+    overrides = [argument for argument in arguments if argument.partition("=")[0] not in own]
+    count = own.get("n", "20")
+    if not count.isdigit() or int(count) < 1:
+        raise UserError(f"n={count} is not valid: it should be a whole number of rows from 1 on")
+    recipe = recipes.read(run.compose(overrides, None))
+    settings = RewardSettings(**{**recipe.rewarding.model_dump(), "workers": recipe.rewarding.workers or os.cpu_count() or 1})
+    items = stored(recipe, Path(own["samples"]), int(count)) if "samples" in own else brought(recipe, int(count))
+    print(trial([RewardSpec(name=name, **reward.model_dump()) for name, reward in recipe.rewards.items()], settings, items))
     return EXIT_DONE
+
+
+def brought(recipe: recipes.Recipe, count: int) -> list[tuple[int, dict[str, Any]]]:
+    """The first rows of data.train, each with the completions that it stands for."""
+    reader = opened(recipe, "prompts", "train", recipe.data.train)[0]
+    items = []
+    for number in range(min(count, len(reader))):
+        row = reader.read(number)
+        texts = [text for column in ANSWER_COLUMNS if isinstance(text := lookup(row.columns, column), str) and text != row.answer]
+        items += [(number, given(row) | {"completion": said}) for said in (f"\\boxed{{{row.answer}}}", *texts, "")]
+    return items
+
+
+def stored(recipe: recipes.Recipe, file: Path, count: int) -> list[tuple[int, dict[str, Any]]]:
+    """The first samples of a run, with the columns of the rows that they answer."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            samples = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
+        places = [(sample["split"], sample["key"][0], sample["completion"], sample.get("stop")) for sample in samples]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"samples={file} cannot be read as the samples.jsonl of a run: {error}") from error
+    sources = {split: sources for split in ("train", "test") if (sources := getattr(recipe.data, split))}
+    readers = {split: opened(recipe, "prompts", split, sources[split]) for split in {place[0] for place in places}}
+    return [(row, given(row_of(readers[split], row)) | {"completion": text, "stop": stop}) for split, row, text, stop in places]
+
+
+def row_of(readers: list[Any], row: int) -> PromptRow:
+    """Row `row` of several sources, one after the other."""
+    for reader in readers:
+        if row < len(reader):
+            found: PromptRow = reader.read(row)
+            return found
+        row -= len(reader)
+    raise UserError(f"samples= is of another run: the data has {row} rows too few for it")
 
 
 def replay(file: Path) -> int:
@@ -54,18 +109,6 @@ def replay(file: Path) -> int:
     for outcome in outcomes:
         print(f"now: {outcome.kind.value} {'' if outcome.value is None else outcome.value} ({outcome.seconds:.3f} s)\n{outcome.detail}")
     return EXIT_FAILED if any(outcome.kind.failed for outcome in outcomes) else EXIT_DONE
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m rlkit.rewarding")
-    commands = parser.add_subparsers(dest="command", required=True)
-    trying = commands.add_parser("try", help="what rewards say about rows of a JSONL file")
-    trying.add_argument("rewards", nargs="+", help="a shipped name, my_rewards.py:function, or package.module:function")
-    trying.add_argument("--rows", type=Path, required=True, help="JSONL: data rows, or samples with a completion")
-    trying.add_argument("--n", type=int, default=20, help="how many rows (20)")
-    replaying = commands.add_parser("replay", help="call a reward again on the sample that stopped a run")
-    replaying.add_argument("file", type=Path)
-    return parser
 
 
 if __name__ == "__main__":

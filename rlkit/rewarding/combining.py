@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+from rlkit.metrics import Metrics, Quantile, over
 from rlkit.rewarding.outcome import Outcome, OutcomeKind, Verdict
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
@@ -73,37 +74,17 @@ def _entries(parts: Parts) -> dict[str, float]:
     return {f"{name}/{entry}": value for name, outcome in parts.items() for entry, value in outcome.metrics.items()}
 
 
-def stats(specs: Sequence[RewardSpec], outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, float]:
-    """Means, rates and latencies of these outcomes, by metric name. Seconds are named time/..., for they depend on the machine."""
-    numbers: dict[str, float] = {}
+def stats(specs: Sequence[RewardSpec], outcomes: Mapping[str, Sequence[Outcome]]) -> Metrics:
+    """Rates and latencies of these outcomes, and what functions returned beside scores. Seconds, which are the machine's, are time/... ."""
+    found: Metrics = {}
     for spec in specs:
         given = outcomes[spec.name]
         if not given:
             continue
-        counts = {kind: sum(outcome.kind is kind for outcome in given) for kind in OutcomeKind}
-        scores = [outcome.value for outcome in given if outcome.value is not None]
-        if scores:
-            mean = math.fsum(scores) / len(scores)
-            numbers[f"rewards/{spec.name}/mean"] = mean
-            numbers[f"rewards/{spec.name}/std"] = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
-        numbers[f"rewards/{spec.name}/failure_rate"] = sum(outcome.kind.failed for outcome in given) / len(given)
-        numbers[f"rewards/{spec.name}/timeout_rate"] = counts[OutcomeKind.TIMEOUT] / len(given)
-        numbers[f"rewards/{spec.name}/not_applicable_rate"] = counts[OutcomeKind.NOT_APPLICABLE] / len(given)
-        for entry, values in _by_entry(given).items():
-            numbers[f"rewards/{spec.name}/{entry}"] = math.fsum(values) / len(values)
-    return numbers | _latencies([outcome.seconds for given in outcomes.values() for outcome in given])
-
-
-def _by_entry(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = defaultdict(list)
-    for outcome in outcomes:
-        for entry, value in outcome.metrics.items():
-            values[entry].append(value)
-    return values
-
-
-def _latencies(seconds: Sequence[float]) -> dict[str, float]:
-    if not seconds:
-        return {}
-    ordered = sorted(seconds)
-    return {f"time/reward_p{percent}": ordered[math.ceil(percent / 100 * len(ordered)) - 1] for percent in (50, 99)}
+        found[f"rewards/{spec.name}/failure_rate"] = over(outcome.kind.failed for outcome in given)
+        found[f"rewards/{spec.name}/timeout_rate"] = over(outcome.kind is OutcomeKind.TIMEOUT for outcome in given)
+        found[f"rewards/{spec.name}/not_applicable_rate"] = over(outcome.kind is OutcomeKind.NOT_APPLICABLE for outcome in given)
+        for entry in dict.fromkeys(entry for outcome in given for entry in outcome.metrics):
+            found[f"rewards/{spec.name}/{entry}"] = over(outcome.metrics[entry] for outcome in given if entry in outcome.metrics)
+    seconds = tuple(outcome.seconds for given in outcomes.values() for outcome in given)
+    return found | ({f"time/reward_p{percent}": Quantile(seconds, percent) for percent in (50, 99)} if seconds else {})

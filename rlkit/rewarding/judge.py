@@ -18,13 +18,14 @@ import socket
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rlkit.errors import RunFailed, UserError
+from rlkit.metrics import Metrics
 from rlkit.rewarding import combining
 from rlkit.rewarding.failures import FailureWindow, write_replay
 from rlkit.rewarding.outcome import Outcome, Verdict
@@ -41,14 +42,27 @@ FIXED_ENVIRONMENT = {
 }
 SUPERVISE = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from rlkit.rewarding import supervisor; supervisor.main({}, {})"
 CLOSE_SECONDS = 20.0
+Seat = Callable[[Sequence[Mapping[str, Any]]], Sequence[Outcome]]
 
 
 class Judge:
-    """Rewards as a service: see the module. replay_folder is where samples that failed are written when the run stops for them."""
+    """Rewards as a service: see the module. replay_folder is where samples that failed are written when the run stops for them.
 
-    def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings | None = None, replay_folder: Path | None = None) -> None:
+    here: names of rewards that are not for workers; `seats` gets a function for each of them, which is given samples in this process when
+    they are collected.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[RewardSpec],
+        settings: RewardSettings | None = None,
+        replay_folder: Path | None = None,
+        here: Collection[str] = (),
+    ) -> None:
         settings = settings or RewardSettings()
         self._specs, self._settings = tuple(specs), settings
+        self._sent = tuple(spec for spec in specs if spec.name not in here)  # to the workers
+        self.seats: dict[str, Seat] = {}
         self._replay_folder = replay_folder or Path("replay")
         _check(self._specs, settings)
         self._kinds: list[tuple[bool, bool]] | None = None  # (takes groups?, is async?) of each reward; None until workers are ready
@@ -62,7 +76,7 @@ class Judge:
         self._unreported: dict[str, list[Outcome]] = {spec.name: [] for spec in self._specs}
         self._count = 0
         self._supervisor, self._connection = _start_supervisor(settings.env)
-        self._connection.send((self._specs, settings))
+        self._connection.send((self._sent, settings))
 
     def __enter__(self) -> Judge:
         return self
@@ -112,14 +126,15 @@ class Judge:
         self._advance()
         for group in dict.fromkeys(self._groups[key] for key in keys):
             self._ask_group(group)
+        self._ask_seats(keys)
         for key in keys:
             while len(self._told[key]) < len(self._specs):
                 self._listen(None)
         parts = {key: {spec.name: self._told[key][spec.name] for spec in self._specs} for key in keys}
         return combining.verdicts(self._specs, self._settings, parts, self._groups)
 
-    def stats(self) -> dict[str, float]:
-        """Means, failure rates and latencies of the samples collected since the last call, by metric name."""
+    def stats(self) -> Metrics:
+        """Failure rates and latencies of the samples collected since the last call, by metric name."""
         numbers = combining.stats(self._specs, self._unreported)
         self._unreported = {spec.name: [] for spec in self._specs}
         return numbers
@@ -169,6 +184,15 @@ class Judge:
             if batch and keys:
                 self._ask(index, keys)
 
+    def _ask_seats(self, keys: Sequence[Hashable]) -> None:
+        """The rewards of this process, on all samples that they have not seen; the workers go on meanwhile."""
+        for spec in self._specs:
+            if spec in self._sent:
+                continue
+            asked = [key for key in keys if spec.name not in self._told[key]]  # none is asked too: other ranks may have some
+            for key, outcome in zip(asked, self.seats[spec.name]([self._items[key] for key in asked]), strict=True):
+                self._told[key][spec.name] = outcome
+
     def _ask(self, index: int, keys: list[Hashable]) -> None:
         payloads = [_pickled(key, self._items[key]) for key in keys]
         self._count += 1
@@ -197,7 +221,7 @@ class Judge:
             case ("told", unit, outcomes):
                 index, keys = self._units.pop(unit)
                 for key, outcome in zip(keys, outcomes, strict=True):
-                    self._told[key][self._specs[index].name] = outcome
+                    self._told[key][self._sent[index].name] = outcome
 
     def _watch(self, spec: RewardSpec, outcomes: Sequence[tuple[Hashable, Outcome]]) -> None:
         self._unreported[spec.name] += [outcome for _, outcome in outcomes]
@@ -208,7 +232,7 @@ class Judge:
         key, outcome = next((key, outcome) for key, outcome in outcomes if outcome.kind.failed)
         group = [self._items[other] for other in _in_order([k for k in self._items if self._groups[k] == self._groups[key]])]
         assert self._kinds is not None
-        batch = self._kinds[self._specs.index(spec)][0]
+        batch = spec in self._sent and self._kinds[self._sent.index(spec)][0]
         file = write_replay(self._replay_folder, spec, self._settings, group if batch else [self._items[key]], key, outcome)
         raise UserError(window.message(spec, key, self._items[key], outcome, file))
 

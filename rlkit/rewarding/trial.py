@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rlkit.errors import UserError
 from rlkit.rewarding.judge import Judge
 from rlkit.rewarding.outcome import Outcome
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
@@ -15,44 +14,26 @@ from rlkit.rewarding.spec import RewardSettings, RewardSpec
 SHOWN = 40  # characters of a completion in the table
 
 
-def trial(specs: Sequence[RewardSpec], settings: RewardSettings, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of what the rewards say about these rows, and below it the first failure of each reward in full.
+def trial(specs: Sequence[RewardSpec], settings: RewardSettings, items: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
+    """A table of what the rewards say about these samples, and below it the first failure of each reward in full.
 
-    A row with a `completion` is judged as it is (lines of a run's samples.jsonl are such rows). One without stands for two samples: its
-    answer in a box, and an empty completion.
+    items: the number of the data row, whose samples are one group, and what a reward gets: prompt, completion, columns.
     """
-    items = [item for row in rows for item in _items(row)]
+    sizes = Counter(row for row, _ in items)
     with Judge(specs, settings) as judge:
-        for number, item in enumerate(items):
-            judge.submit(number, item, group=0, group_size=len(items))
+        for number, (row, item) in enumerate(items):
+            judge.submit(number, {"completion_length": len(item["completion"]), **item}, group=row, group_size=sizes[row])
         judged = judge.judged(range(len(items)))
     names = [spec.name for spec in specs]
-    lines = [["completion", *names, "reward", "seconds"]]
-    for number, item in enumerate(items):
+    lines = [["row", "completion", *names, "reward", "seconds"]]
+    for number, (row, item) in enumerate(items):
         parts = judged[number].parts
-        reward = judged[number].reward
         seconds = sum(outcome.seconds for outcome in parts.values())
-        lines.append([_short(item["completion"]), *(_said(parts[name]) for name in names), _number(reward), f"{seconds:.4f}"])
+        scores = [*(_said(parts[name]) for name in names), _number(judged[number].reward)]
+        lines.append([str(row + 1), _short(item["completion"]), *scores, f"{seconds:.4f}"])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*table, *_failures(names, [verdict.parts for verdict in judged.values()])])
-
-
-def read_rows(file: Path, count: int) -> list[dict[str, Any]]:
-    """The first rows of a JSONL file. Raises UserError where it cannot be read."""
-    try:
-        with file.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSONL, one object a line: {error}") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{file} holds no rows: it needs one JSON object a line")
-    return rows
-
-
-def _items(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    said = [row["completion"]] if "completion" in row else [f"\\boxed{{{row.get('answer', '')}}}", ""]
-    return [{"prompt": "", "completion_length": len(text), **row, "completion": text} for text in said]
 
 
 def _said(outcome: Outcome) -> str:

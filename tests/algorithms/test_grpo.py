@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -87,7 +88,11 @@ def test_clips_are_counted_by_side() -> None:
     mask = torch.tensor([[True, True, True], [True, True, True], [False, False, False]])
     rows = Rows(mask, ratios, torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3, 3), None, torch.tensor([[1.0], [-1.0], [1.0]]) * mask)
     seen = values(PLAIN.policy_loss(rows)[1])
-    assert seen == {"clip_ratio/low_mean": pytest.approx(1 / 6), "clip_ratio/high_mean": pytest.approx(2 / 6)}
+    assert seen == {
+        "ratio/max_deviation": pytest.approx(math.e - 1),
+        "clip_ratio/low_mean": pytest.approx(1 / 6),
+        "clip_ratio/high_mean": pytest.approx(2 / 6),
+    }
 
 
 def test_only_what_counts_is_watched() -> None:

@@ -102,6 +102,7 @@ def test_at_ratio_one_every_loss_is_the_policy_gradient(loss: str) -> None:
     losses.sum().backward()
     assert new.grad is not None and new.grad.flatten().tolist() == pytest.approx([-2.0] * 3, abs=1e-12)
     assert values(metrics) == {
+        "ratio/max_deviation": 0.0,
         "clip_ratio/low_mean": 0.0,
         "clip_ratio/high_mean": 0.0,
         "sampling/importance_sampling_ratio/mean": 1.0,
@@ -114,9 +115,9 @@ def test_the_clips_of_a_sequence_are_counted_on_its_side() -> None:
     """Log ratios 1 and -0.2: their mean is 0.4, past the upper bound, so both tokens are held above; as tokens one would be free."""
     new = torch.tensor([[1.0, -0.2]], dtype=torch.float64)
     rows = Rows(torch.ones(1, 2).bool(), new, new, new * 0, new * 0, None, new * 0 + 1)
-    for loss, high in (("gspo", 1.0), ("clipped", 0.5)):
+    for loss, high, apart in (("gspo", 1.0, math.exp(0.4) - 1), ("clipped", 0.5, math.e - 1)):
         seen = values(algorithm("grpo", loss=loss, correction="none").policy_loss(rows)[1])
-        assert seen == {"clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": high}
+        assert seen == {"ratio/max_deviation": pytest.approx(apart), "clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": high}
 
 
 def sampled(ratios: list[list[float]], **changes: Any) -> tuple[Tensor, Any]:

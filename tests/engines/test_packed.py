@@ -146,6 +146,37 @@ def wanted(tiny_model: Path) -> dict[str, Tensor]:
     return {name: weights.grad for name, weights in model.named_parameters()}
 
 
+class Full(torch.autograd.Function):
+    """Lets the forward pass through, and the backward pass find no memory."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor) -> Tensor:
+        return given.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError
+
+
+def memory_runs_out_in_a_trial(policy: DeepSpeedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First in the second layer's attention, then in its backward pass; then a trial ends well."""
+    attention = packed.one_by_one
+    for backwards in (False, True):
+        calls: list[int] = []
+
+        def full(*given: Any, backwards: bool = backwards, calls: list[int] = calls) -> Tensor:
+            calls.append(1)
+            if len(calls) == 2 and not backwards:
+                raise torch.OutOfMemoryError
+            return Full.apply(attention(*given)) if len(calls) == 2 else attention(*given)
+
+        monkeypatch.setattr(packed, "one_by_one", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            policy.trial(samples_of(200))
+    monkeypatch.setattr(packed, "one_by_one", attention)
+    policy.trial(samples_of(200))
+
+
 def calls_of_each_layer(model: Any) -> list[list[int]]:
     calls: list[list[int]] = [[] for _ in model.model.layers]
     for layer, mine in zip(model.model.layers, calls, strict=True):
@@ -182,6 +213,7 @@ def test_the_gradient_is_that_of_plain_torch_under_every_zero_stage(
         extra={},
         recompute=recompute,
     )
+    memory_runs_out_in_a_trial(policy, monkeypatch)
     kept = calls_of_each_layer(policy.model)
     before = [weights.clone() for _, weights in policy.weights()]
     samples = samples_of(200)

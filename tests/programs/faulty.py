@@ -2,6 +2,7 @@
 
 leaves_out: from the second sync on the tied head is not sent. keeps_old: from the second sync on one tensor is sent as it was at first.
 not_finite: the gradients of updates 2, 3 and 4 are not finite.
+dropout: the policy forgets a tenth of what it reads, at random.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from rlkit import run
+from rlkit.engines import deepspeed
 from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.vllm import VLLMEngine
 
@@ -42,6 +45,15 @@ def faulty_step(self: DeepSpeedPolicy, lr: float) -> object:
     return step(self, lr)
 
 
+class Forgetful(DeepSpeedPolicy):
+    def __init__(self, *args: object, **words: object) -> None:
+        super().__init__(*args, **words)
+        reader = self.engine.module.model.get_input_embeddings()
+        reader.register_forward_hook(lambda module, read, said: torch.nn.functional.dropout(said, 0.1))
+
+
+if fault == "dropout":
+    deepspeed.DeepSpeedPolicy = Forgetful
 VLLMEngine.load = faulty_load
 DeepSpeedPolicy.step = faulty_step
 run.leave(run.main(sys.argv[2:]))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rlkit.errors import RunFailed, UserError
+from rlkit.metrics import values
 from rlkit.rewarding import Judge, RewardSettings, RewardSpec
 
 from .conftest import TORTURE, judge_all
@@ -161,11 +162,9 @@ def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> 
         for number, completion in enumerate(["1", "0", "0", "3", "n", "e", "e", "e"]):
             judge.submit(number, {"prompt": "p", "completion": completion})
         judge.collect(range(8))
-        stats = judge.stats()
+        stats = values(judge.stats())
         assert judge.stats() == {}
     assert {name: value for name, value in stats.items() if not name.startswith("time/")} == {
-        "rewards/f/mean": 1.0,
-        "rewards/f/std": pytest.approx(1.5**0.5),
         "rewards/f/failure_rate": 0.375,
         "rewards/f/timeout_rate": 0.0,
         "rewards/f/not_applicable_rate": 0.125,

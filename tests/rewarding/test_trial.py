@@ -12,14 +12,18 @@ from rlkit.rewarding import RewardSettings, RewardSpec
 from rlkit.rewarding.trial import trial
 
 
-def test_table_of_rows_with_and_without_completions(write_rewards: Callable[[str], str]) -> None:
+def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def brief(completion): return 10 / len(completion)\n")
-    rows = [{"answer": "5"}, {"answer": "7", "completion": "it is 7"}]
-    table = trial([RewardSpec("accuracy", "accuracy"), RewardSpec("brief", f"{file}:brief", 0.5)], RewardSettings(), rows).splitlines()
-    assert table[0].split() == ["completion", "accuracy", "brief", "reward", "seconds"]
-    assert table[1].split()[:4] == ['"\\\\boxed{5}"', "1", "1.111", "1.556"]
-    assert table[2].split()[:4] == ['""', "0", "error", "-"]
-    assert table[3].rsplit(maxsplit=4)[1:4] == ["1", "1.429", "1.714"]
+    items = [
+        (0, {"answer": "5", "completion": "\\boxed{5}"}),
+        (0, {"answer": "5", "completion": ""}),
+        (6, {"answer": "7", "completion": "it is 7"}),
+    ]
+    table = trial([RewardSpec("accuracy", "accuracy"), RewardSpec("brief", f"{file}:brief", 0.5)], RewardSettings(), items).splitlines()
+    assert table[0].split() == ["row", "completion", "accuracy", "brief", "reward", "seconds"]
+    assert table[1].split()[:5] == ["1", '"\\\\boxed{5}"', "1", "1.111", "1.556"]
+    assert table[2].split()[:5] == ["1", '""', "0", "error", "-"]
+    assert table[3].split()[0] == "7" and table[3].rsplit(maxsplit=4)[1:4] == ["1", "1.429", "1.714"]
     assert table[5] == "brief: error" and table[-1] == "ZeroDivisionError: division by zero"
 
 
@@ -28,21 +32,58 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "rlkit.rewarding", *arguments], cwd=here, capture_output=True, text=True, timeout=100)
 
 
-def test_command_line(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"question": "q", "answer": str(n)}) + "\n" for n in range(30)))
-    done = command("try", "accuracy", "exact_match", "--rows", str(rows), "--n", "3")
-    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 7)
-    assert done.stdout.splitlines()[1].split()[:4] == ['"\\\\boxed{0}"', "1", "0", "1"]
+def lines(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-def test_mistakes_are_told_in_a_line(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("{broken\n")
+def test_the_rewards_of_a_recipe_on_rows_of_its_data(tmp_path: Path, write_rewards: Callable[[str], str]) -> None:
+    """Every signature sees what it will see in a run: the prompt as the recipe writes it, the answer cut out, the row's other columns."""
+    mine = write_rewards(
+        "def seen(prompts, completions, level, answer):\n"
+        "    return [float(p[0]['content'] == 'Q: 1+1' and l == 3 and a == '2') for p, l, a in zip(prompts, level, answer)]\n"
+    )
+    data = lines(tmp_path / "rows.jsonl", *({"question": "1+1", "answer": "so\n#### 2", "level": 3} for _ in range(9)))
+    asked = [f"data.train={data}", "data.template='Q: {{ question }}'", "data.answer_pattern='#### (.+)'", f"rewards.mine.path={mine}:seen"]
+    done = command("try", "recipe=grpo_math", "n=2", *asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    table = [line.split()[:-1] for line in done.stdout.splitlines()]
+    assert table == [
+        ["row", "completion", "accuracy", "mine", "reward"],
+        *(
+            [row, *rest]
+            for row in "12"
+            for rest in (['"\\\\boxed{2}"', "1", "1", "2"], ['"so\\n####', '2"', "1", "1", "2"], ['""', "0", "1", "1"])
+        ),
+    ]
+
+
+def test_stored_completions_of_a_run(tmp_path: Path) -> None:
+    """The row of each is found by its key: 38 + 57 is the built-in task's first test problem but two or so; its answer is looked up."""
+    from rlkit.builtin import task
+
+    rows = {split: task.rows(split, 5) for split in ("train", "test")}
+    samples = [
+        {"split": split, "key": [row, 0, 0, 0], "prompt": "?", "completion": f"\\boxed{{{rows[split][row]['answer']}}}", "stop": "eos"}
+        for split, row in (("test", 4), ("train", 2), ("train", 2))
+    ]
+    samples[2]["completion"] = "\\boxed{0}"
+    file = lines(tmp_path / "samples.jsonl", *samples)
+    done = command("try", "recipe=grpo_math", f"samples={file}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [(line.split()[0], line.split()[2]) for line in done.stdout.splitlines()[1:]] == [("5", "1"), ("3", "1"), ("3", "0")]
+
+
+def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
+    broken = lines(tmp_path / "broken.jsonl", {"completion": "no key"})
     for arguments, told in [
-        (("try", "acuracy", "--rows", str(rows)), "cannot be read as JSONL"),
-        (("try", "accuracy", "--rows", str(tmp_path / "none.jsonl")), "No such file"),
-        (("replay", str(rows)), "is no file that a run wrote to be replayed"),
+        (("try", "recipe=grpo_math", "rewards.accuracy.path=acuracy"), "unknown reward 'acuracy' (did you mean accuracy"),
+        (("try", "recipe=grpo_math", f"samples={broken}"), "cannot be read as the samples.jsonl of a run"),
+        (("try", "recipe=grpo_math", "n=none"), "n=none is not valid"),
+        (("try", "recipe=grpo_math", "sampels=x"), "unknown key sampels"),
+        (("try",), "choose a recipe"),
+        (("replay", str(broken)), "is no file that a run wrote to be replayed"),
+        (("rerun",), "valid: try recipe=NAME ..., replay FILE"),
     ]:
         done = command(*arguments)
-        assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+        assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) <= 10, done.stderr

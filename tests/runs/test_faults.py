@@ -27,6 +27,25 @@ def test_a_sync_with_a_fault_stops_the_run(fault: str, words: list[str], small: 
     assert not (folder / "model").exists()
 
 
+ON_POLICY = ["algorithm.kl_coef=0.01", "algorithm.kl_in=reward", "algorithm.kl_estimator=k1", "eval.every=0"]
+
+
+@pytest.mark.slow
+def test_the_first_step_is_on_policy_and_with_dropout_it_is_not(small: list[str], tmp_path: Path) -> None:
+    """Old log-probs are computed (the KL is in the reward) in the micro-batches that learn: the ratio is exactly 1, the KL 0."""
+    words = [*small, *ON_POLICY, "steps=1"]
+    ended = run("none", *words, f"output_dir={tmp_path / 'on'}", program="faulty.py")
+    assert ended.code == 0, ended.out + ended.err
+    row = json.loads((tmp_path / "on" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["ratio/max_deviation"] == 0.0 and abs(row["kl"]) <= 1e-8
+    ended = run("dropout", *words, f"output_dir={tmp_path / 'stopped'}", program="faulty.py")
+    assert ended.code == 1 and "does not sample from the policy" in ended.err
+    ended = run("dropout", *words, "engine.mismatch_limit=100.0", f"output_dir={tmp_path / 'off'}", program="faulty.py")
+    assert ended.code == 0, ended.out + ended.err
+    row = json.loads((tmp_path / "off" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["ratio/max_deviation"] > 1e-3 and abs(row["kl"]) > 1e-4
+
+
 @pytest.mark.slow
 def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run_after_several(small: list[str], tmp_path: Path) -> None:
     words = ["not_finite", *small, "steps=5", "eval.every=0"]

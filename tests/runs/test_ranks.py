@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,18 @@ def test_two_processes_are_one(alone: Any, small: list[str], tmp_path: Path, zer
     two = torch.cat([both["gradients"][name].flatten().double() for name in alone["gradients"]])
     assert one.norm() > 1e-3
     assert (one - two).norm() / one.norm() < 1e-6
+
+
+def test_reward_statistics_are_those_of_all_ranks(tmp_path: Path) -> None:
+    """Of four samples one fails, on the second rank; sizes 1, 2 and 6 are the first's."""
+    ended = run(str(tmp_path / "rates.json"), program="rates.py", ranks=2, OMP_NUM_THREADS="1")
+    assert ended.code == 0, ended.out + ended.err
+    rates = json.loads((tmp_path / "rates.json").read_text())
+    assert rates.pop("time/reward_p50") > 0 and rates.pop("time/reward_p99") > 0
+    assert rates == {
+        "rewards/f/failure_rate": 0.25,
+        "rewards/f/timeout_rate": 0.0,
+        "rewards/f/not_applicable_rate": 0.0,
+        "rewards/f/size": 3.0,
+        "counted": 4,
+    }

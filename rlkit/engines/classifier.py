@@ -1,0 +1,71 @@
+"""A Hugging Face sequence classifier with one label: one number for a whole sequence of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlkit.batching import micro_batches
+from rlkit.engines.hf import first_line
+from rlkit.errors import UserError
+from rlkit.ops.masking import padded
+
+
+class Classifier:
+    """A frozen classifier that leaves the device when it is parked. Raises UserError where `path` holds none with one label."""
+
+    def __init__(self, path: str, dtype: torch.dtype, *, device: torch.device, offline: bool, tokens_per_micro_batch: int = 16384) -> None:
+        from transformers import AutoModelForSequenceClassification
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        try:
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=dtype, local_files_only=offline, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"the reward model {path} cannot be loaded as a sequence classifier: {first_line(error)}") from error
+        if loaded["missing_keys"]:  # a plain language model, to which transformers would add a head of noise
+            missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+            raise UserError(
+                f"the reward model {path} is no sequence classifier: it has no weights for {missing}; take one that was trained"
+            )
+        if model.config.num_labels != 1:
+            raise UserError(f"the reward model {path} has {model.config.num_labels} labels; expected a classifier with one")
+        self.model = model.eval().requires_grad_(False)
+        self.device, self.tokens_per_micro_batch = device, tokens_per_micro_batch
+        self.longest: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """One number a row of token ids, in the order of the rows: what transformers says of each row alone."""
+        found = [0.0] * len(rows)
+        for batch in micro_batches([len(row) for row in rows], self.tokens_per_micro_batch):
+            for place, score in zip(batch, self._batch([torch.tensor(rows[i]) for i in batch]).tolist(), strict=True):
+                found[place] = score
+        return found
+
+    def park(self) -> None:
+        self.model.to("cpu")
+
+    def resume(self) -> None:
+        self.model.to(self.device)
+
+    def _batch(self, rows: list[Tensor]) -> Tensor:
+        """Rows of token ids -> [B] float32."""
+        config = self.model.config.get_text_config()
+        kept = pad = config.pad_token_id
+        if pad is None:
+            # transformers reads the score at the last token that is not padding, and alone at the last: take what no row ends with
+            ends = {int(row[-1]) for row in rows}
+            pad = next(token for token in range(len(ends) + 1) if token not in ends)
+        ids = padded(rows, max(len(row) for row in rows), pad).to(self.device)  # [B, S]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        mask = torch.arange(ids.shape[1], device=self.device) < lengths.unsqueeze(-1)  # [B, S]
+        config.pad_token_id = pad
+        try:
+            with torch.no_grad():
+                return self.model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
+        finally:
+            config.pad_token_id = kept

@@ -1,0 +1,256 @@
+"""How much memory a run takes, phase by phase, before anything is loaded: plain formulas, bytes of one process.
+
+Letters: P parameters, T those that are trained, b bytes of a weight, W processes, z ZeRO stage, n tokens of a micro-batch.
+
+Counted. Weights P b, over W with z = 3, but not less than one bucket gathered. Masters in float32 and two moments, 12 T / W (in float32
+too DeepSpeed keeps masters beside the weights). Gradients T b, over W from z = 2 on, and the bucket they are reduced in. Activations,
+kept for the backward pass (`activations`), or one layer's and the inputs of all with checkpointing. Head and loss: HEAD_COPIES floats a
+logit. A reference (weights) and a critic (as the policy, all of it trained). The engine: P b over its processes, its cache, and OVERHEAD.
+Not counted: what libraries take, which is measured (on a CPU) or a constant (CONTEXT on a GPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+GIB = 2**30
+CONTEXT = 1.5 * GIB  # CUDA, its kernels and NCCL
+OVERHEAD = 2.0 * GIB  # the rollout engine's own activations and CUDA graphs
+USABLE = 0.92  # of a GPU: the rest is fragments
+BLOCK = 2**25  # logits held at a time
+HEAD_COPIES = 4  # of them in float32: they, their log-softmax, its exponential, and a gradient
+REDUCED = 5e8  # elements in the bucket in which DeepSpeed reduces gradients, allocated whole
+GATHERED = 1 * GIB  # of weights on their way, twice: gathered and copied
+HOST_CACHE = 1 * GIB  # of the rollout engine on a CPU (VLLM_CPU_KVCACHE_SPACE)
+LEAST_ROWS = 32  # completions that should be written at once
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of the Llama and Qwen families: grouped attention, gated MLP, RMSNorm."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool  # the head is the embedding
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """(in, out) of a layer's linear maps: q, k, v, o, gate, up, down."""
+        h, q, kv, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
+        return [(h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)]
+
+    @property
+    def parameters(self) -> int:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = sum(into * out for into, out in self.linears) + 2 * self.hidden
+        layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    def adapters(self, rank: int) -> int:
+        """Weights of LoRA adapters on all linear layers but the head."""
+        return self.layers * rank * sum(into + out for into, out in self.linears)
+
+    def cache(self, width: int) -> int:
+        """Bytes of keys and values of one token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * width
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run asks of each of its processes."""
+
+    shape: Shape
+    width: int  # bytes of a weight
+    rank: int | None  # of LoRA adapters; None: all weights are trained
+    world: int
+    stage: int
+    tensor_parallel: int
+    tokens: int  # of a micro-batch
+    completions: int  # of its tokens, those that go through the head
+    longest: int  # tokens of a sample
+    rows: int  # completions that one rollout engine is asked for in a step
+    reference: bool
+    critic: bool
+    offload: bool  # optimizer state on the host
+    checkpointing: int  # every n-th layer is computed again; 0: none
+    samples: bool = True  # a rollout engine stands beside the trainer
+
+    @property
+    def trained(self) -> int:
+        return self.shape.parameters if self.rank is None else self.shape.adapters(self.rank)
+
+    @property
+    def parameters(self) -> int:
+        return self.shape.parameters + (self.trained if self.rank is not None else 0)
+
+
+def weights(job: Job) -> float:
+    """P b, or a part of it and what is gathered for the layer that works."""
+    whole = job.parameters * job.width
+    if job.stage < 3:
+        return whole
+    return min(whole, whole / job.world + 2 * sum(a * b for a, b in job.shape.linears) * job.width)
+
+
+def state(job: Job) -> float:
+    """float32 masters and two moments."""
+    return 12 * job.trained / job.world
+
+
+def gradients(job: Job) -> float:
+    kept = job.trained * job.width / (job.world if job.stage >= 2 else 1)
+    return kept + (min(REDUCED, job.trained) * job.width if job.world > 1 else 0.0)
+
+
+def of_layer(shape: Shape, width: int, rank: int | None = None) -> int:
+    """Bytes that a layer keeps of each token for its backward pass; letters b = width, h, i, q = heads x head_dim, kv.
+
+    Two norms: their input in float32, what it is normalised to and what comes out, h (4 + 2 b) each; where queries and keys are normalised
+    too, (q + kv)(4 + b). Queries, keys, values, the attention's result and its log-sums, (2 q + 2 kv) b and 4 a head. Gate, up, the
+    activated gate and its product with up, 4 i b. Adapters: what each A says, 7 rank b.
+    """
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = 2 * shape.hidden * (4 + 2 * width) + (q + kv) * (4 + width) * shape.qk_norm
+    return norms + (2 * q + 2 * kv + 4 * shape.intermediate + 7 * (rank or 0)) * width + 4 * shape.heads
+
+
+def activations(job: Job) -> float:
+    """Of all layers; of those that are recomputed only their input, and one whole at a time."""
+    layers, each = job.shape.layers, of_layer(job.shape, job.width, job.rank)
+    recomputed = -(-layers // job.checkpointing) if job.checkpointing else 0
+    inputs = recomputed * job.shape.hidden * job.width
+    return job.tokens * ((layers - recomputed + bool(recomputed)) * each + inputs)
+
+
+def head(job: Job) -> float:
+    return HEAD_COPIES * 4.0 * min(job.completions * job.shape.vocab, BLOCK)
+
+
+def others(job: Job) -> tuple[float, float]:
+    """(weights, training state) of a reference and a critic. With adapters the policy is its own reference."""
+    reference = job.shape.parameters * job.width if job.reference and job.rank is None else 0.0
+    critic = replace(job, rank=None)
+    return reference + (weights(critic) if job.critic else 0.0), state(critic) + gradients(critic) if job.critic else 0.0
+
+
+def engine_weights(job: Job) -> float:
+    return 0.0 if not job.samples else job.shape.parameters * job.width / job.tensor_parallel
+
+
+def cache(job: Job, rows: int) -> float:
+    """Keys and values of so many completions of full length."""
+    return rows * job.longest * job.shape.cache(job.width) / job.tensor_parallel
+
+
+def parts(job: Job) -> dict[str, float]:
+    more, more_state = others(job)
+    return {
+        "weights": weights(job) + more,
+        "training state": (0.0 if job.offload else state(job)) + more_state,
+        "gradients": gradients(job),
+        "activations": activations(job) + head(job),
+        "engine weights": engine_weights(job),
+        "engine cache": cache(job, min(job.rows, LEAST_ROWS)),
+    }
+
+
+MODES = ("resident", "slept", "swapped")  # the first that fits is the quickest
+
+
+def peaks(job: Job, mode: str) -> dict[str, float]:
+    """Bytes of GPU memory at the peak of each phase, the cache at its least. resident: all stays; slept: the engine leaves for training;
+    swapped: the training state leaves for a rollout too."""
+    p = parts(job)
+    engine = p["engine weights"] + p["engine cache"] + OVERHEAD
+    learning = p["weights"] + p["training state"] + p["gradients"] + p["activations"]
+    if not job.samples:
+        return {"train": CONTEXT + learning}
+    return {
+        "sync": CONTEXT + p["weights"] + (0.0 if mode == "swapped" else p["training state"]) + p["engine weights"] + 2 * GATHERED,
+        "rollout": CONTEXT + p["weights"] + (0.0 if mode == "swapped" else p["training state"]) + engine,
+        "train": CONTEXT + learning + (engine if mode == "resident" else 0.0),
+    }
+
+
+def host(job: Job, mode: str) -> float:
+    """Bytes of host memory a process: the weights while they load, and what is parked or offloaded."""
+    away = state(job) if job.offload or mode == "swapped" else 0.0
+    return max(job.shape.parameters * job.width, away) + 4 * GIB
+
+
+def left_for_rollout(job: Job, mode: str, gpu: float) -> float:
+    """Bytes of a GPU that the rollout engine may take for weights, cache and all it does."""
+    p = parts(job)
+    stays = CONTEXT + p["weights"] + (0.0 if mode == "swapped" else p["training state"]) + GATHERED
+    return USABLE * gpu - stays - (p["gradients"] + p["activations"] if mode == "resident" else 0.0)
+
+
+def on_host(job: Job) -> dict[str, float]:
+    """Bytes of host memory at the peak of each phase of a process without a GPU, where nothing moves: beside what libraries take."""
+    p = parts(job)
+    still = p["weights"] + p["training state"] + p["engine weights"] + (HOST_CACHE if job.samples else 0.0)
+    train = {"train": still + p["gradients"] + p["activations"]}
+    return {"rollout": still, **train} if job.samples else train
+
+
+@dataclass(frozen=True)
+class Plan:
+    mode: str
+    peaks: dict[str, float]
+    host: float
+    fits: bool
+    change: str | None  # what makes it fit, where it does not
+
+    @property
+    def fullest(self) -> str:
+        return max(self.peaks, key=lambda phase: self.peaks[phase])
+
+
+def planned(job: Job, gpu: float, mode: str = "auto") -> Plan:
+    """The quickest way that fits a GPU of so many bytes; where none does, the last one, and the first change that mends it."""
+    modes = MODES if mode == "auto" else (mode,)
+    for chosen in modes:
+        if fits(job, chosen, gpu):
+            return Plan(chosen, peaks(job, chosen), host(job, chosen), True, None)
+    last = modes[-1]
+    change = next((words for words, other, how in changes(job, last) if fits(other, how, gpu)), None)
+    return Plan(last, peaks(job, last), host(job, last), False, change)
+
+
+def fits(job: Job, mode: str, gpu: float) -> bool:
+    return max(peaks(job, mode).values()) <= USABLE * gpu
+
+
+def changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
+    """What could make it fit, the mildest first: (words, job, mode). Each keeps those before it."""
+    words: list[str] = []
+
+    def told(word: str) -> str:
+        words.append(word)
+        return " ".join(words)
+
+    if mode != "swapped":
+        mode = "swapped"
+        yield told("engine.memory=swapped"), job, mode
+    if job.tokens > job.longest:
+        job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest))
+        yield told(f"tokens_per_micro_batch={job.longest}"), job, mode
+    if job.stage < 3 and job.world > 1:
+        job = replace(job, stage=3)
+        yield told("engine.zero_stage=3"), job, mode
+    if not job.offload:
+        job = replace(job, offload=True)
+        yield told("engine.offload=optimizer"), job, mode
+    if job.rank is None:
+        job = replace(job, rank=32)
+        yield told("model.lora.rank=32"), job, mode
+    for gpus in (2 * job.world, 4 * job.world, 8 * job.world):
+        yield f"{' '.join(words)} and {gpus} GPUs", replace(job, world=gpus, stage=3, tensor_parallel=min(8, gpus)), mode

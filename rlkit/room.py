@@ -1,0 +1,87 @@
+"""Room for a micro-batch: the largest is tried before training, its token budget halved until it fits; memory that runs out later ends
+the attempt, and the next one begins with half. All ranks do the same work, so what does not fit on one fits on none."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from rlkit.engines.base import Learner
+from rlkit.errors import UserError
+from rlkit.types import Key, Sample, Stop
+
+KEPT = "tokens_per_micro_batch"  # the file in a run's folder that holds a budget smaller than the recipe's
+SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of torch's allocator on a CPU, of CUDA, of cuBLAS
+HINTS = "engine.checkpointing=1 and engine.zero_stage=3 need less, and so do shorter samples (max_completion_tokens)"
+
+
+def fitted(
+    models: Sequence[Learner], budget: int, prompt: int, completion: int, share: int, anyone: Callable[[bool], bool]
+) -> tuple[int, int | None]:
+    """The budget with which the largest micro-batch fits, and the one that did not, if any.
+
+    prompt, completion: tokens of the longest sample; share: tokens of a step that a rank can have at most; `anyone`: was it so on any
+    rank? Raises UserError where not even one sample fits.
+    """
+    least, failed = prompt + completion, None
+    while True:
+        tried = max(min(budget, share), least)
+        if not anyone(not fits(models, longest_samples(tried, prompt, completion))):
+            return budget, failed
+        if tried == least:
+            raise UserError(f"one sample of max_prompt_tokens + max_completion_tokens = {least} does not fit into memory; {HINTS}")
+        failed = budget if failed is None else failed
+        budget = max(tried // 2, least)
+
+
+def fits(models: Sequence[Learner], samples: Sequence[Sample]) -> bool:
+    try:
+        for model in models:
+            model.trial(samples)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    else:
+        return True
+    gc.collect()  # here the failed pass and its tensors are nobody's any more
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False
+
+
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
+
+
+def longest_samples(tokens: int, prompt: int, completion: int) -> list[Sample]:
+    """Samples as long as any can be, of so many tokens together."""
+    said = torch.zeros(completion)
+    ids, ones, versions = said.long(), torch.ones(completion, dtype=torch.bool), said.int()
+    return [Sample(Key(0, 0, i), (0,) * prompt, ids, ones, said, versions, Stop.LENGTH, "") for i in range(tokens // (prompt + completion))]
+
+
+def remembered(folder: Path, budget: int) -> int:
+    """The budget of a run in a folder: the recipe's, or the smaller one that an earlier attempt left there."""
+    kept = folder / KEPT
+    return min(budget, int(kept.read_text())) if kept.is_file() else budget
+
+
+def ended(folder: Path, phase: str, budget: int, least: int) -> str:
+    """What to say when memory ran out in a phase; where the budget is at fault the next attempt will find half of it in the folder."""
+    if phase not in ("observe", "update"):
+        return (
+            f"memory ran out in the phase {phase}: give the rollout engine less (engine.vllm.gpu_memory_utilization, "
+            f"engine.vllm.max_num_seqs); {HINTS}"
+        )
+    if budget <= least:
+        return f"memory ran out in the phase {phase}, with one sample a micro-batch; {HINTS}"
+    half = max(budget // 2, least)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / KEPT).write_text(str(half))
+    return (
+        f"memory ran out in the phase {phase} with tokens_per_micro_batch={budget}; start again with output_dir={folder}, and the run goes "
+        f"on from its last checkpoint with {half}"
+    )

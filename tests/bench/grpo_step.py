@@ -1,0 +1,133 @@
+"""How long a GRPO step takes: rlkit beside TRL's GRPOTrainer, or beside the floor (floor.py), on one machine in turn.
+
+    python -m tests.bench.grpo_step --trl-python PYTHON     an environment that has trl 1.16, torch and transformers
+    python -m tests.bench.grpo_step --floor
+
+Both sides get the same random model (the shape of the built-in one), prompts, number of samples and lengths, which are forced: each
+sample ends at a length drawn once from a seed. A process runs --steps steps of one optimizer step each, of which the first two warm up;
+processes of both sides alternate --rounds times. It fails where the two did not do the same work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+WARM = 2  # steps of each process that do not count
+PROMPT = 24  # bytes, of the built-in tokenizer a token each
+SIZES = {"ragged": (16, 16, 256), "short": (64, 16, 16)}  # prompts, samples of each, most tokens
+ENDS = 0.0075  # chance that a ragged completion ends at a token: a mean near 115
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    side = parser.add_mutually_exclusive_group(required=True)
+    side.add_argument("--trl-python", metavar="PYTHON")
+    side.add_argument("--floor", action="store_true")
+    parser.add_argument("--kind", choices=SIZES, default="ragged")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=1)
+    asked = parser.parse_args()
+    other = "floor" if asked.floor else "trl"
+    commands = {
+        "rlkit": [sys.executable, "-m", "tests.bench.ours"],
+        other: [asked.trl_python or sys.executable, "-m", f"tests.bench.{'floor' if asked.floor else 'theirs'}"],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        work = make_work(Path(folder), asked.kind, asked.steps)
+        seen: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+        for _ in range(asked.rounds):
+            for name, command in commands.items():
+                seen[name] += measured(command, work)
+    return told(asked.kind, seen)
+
+
+def make_work(folder: Path, kind: str, steps: int) -> Path:
+    """A file that says all that both sides are to do."""
+    prompts, samples, most = SIZES[kind]
+    rng = random.Random(1)
+    rows = ["".join(rng.choices("abcdefghij ", k=PROMPT)) for _ in range(prompts * steps)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": row, "answer": ""}) + "\n" for row in rows))
+    make_model(folder / "model")
+    work = {
+        "folder": str(folder),
+        "prompts": prompts,
+        "samples": samples,
+        "most": most,
+        "lengths": lengths(kind),
+        "steps": steps,
+        "prompt_tokens": PROMPT,
+        "tokens_per_micro_batch": 16384,
+        "lr": 1e-4,
+    }
+    (folder / "work.json").write_text(json.dumps(work))
+    return folder / "work.json"
+
+
+def lengths(kind: str) -> list[int]:
+    """Of the completions of every step."""
+    prompts, samples, most = SIZES[kind]
+    rng = random.Random(0)
+    if kind == "short":
+        return [rng.randint(1, most) for _ in range(prompts * samples)]
+    return [min(1 + int(math.log(1.0 - rng.random()) / math.log(1.0 - ENDS)), most) for _ in range(prompts * samples)]
+
+
+def make_model(folder: Path) -> None:
+    import torch
+
+    from rlkit.builtin.model import _initial_model, make_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    model = _initial_model(tokenizer).float()
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # vLLM would stop at it, unasked
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def measured(command: list[str], work: Path) -> list[dict[str, Any]]:
+    """The steps of one process that count: each with seconds, tokens, updates so far, and seconds by phase where it says so."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+    done = subprocess.run([*command, str(work)], capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
+    if done.returncode or not lines:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    steps = json.loads(work.read_text())["steps"]
+    if len(lines) != steps or lines[-1]["updates"] != steps:
+        raise SystemExit(f"{' '.join(command)} took {lines[-1]['updates']} optimizer steps in {len(lines)} steps, not {steps}")
+    return lines[WARM:]
+
+
+def told(kind: str, seen: dict[str, list[dict[str, Any]]]) -> int:
+    """Prints both sides and their ratio; returns the exit code."""
+    work = {name: {step["tokens"] for step in steps} for name, steps in seen.items()}
+    (ours, mine), (other, theirs) = work.items()
+    if len(mine) != 1 or mine != theirs:
+        print(f"not the same work: completion tokens a step {ours} {sorted(mine)}, {other} {sorted(theirs)}")
+        return 1
+    print(f"{kind}: {mine.pop():,} completion tokens a step, one optimizer step; {len(seen[ours])} steps of each side, medians")
+    medians = {name: statistics.median(step["seconds"] for step in steps) for name, steps in seen.items()}
+    for name, steps in seen.items():
+        print(f"  {name:6} {medians[name]:7.3f} s   {phases(steps)}")
+    print(f"  {ours} / {other} = {medians[ours] / medians[other]:.3f}   {other} / {ours} = {medians[other] / medians[ours]:.2f}")
+    return 0
+
+
+def phases(steps: list[dict[str, Any]]) -> str:
+    names = steps[0].get("phases", {})
+    return ", ".join(f"{name} {statistics.median(step['phases'][name] for step in steps):.3f}" for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Who has the memory when: the order of moves, the illegal ones, and that what was parked comes back to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+from rlkit.engines.hf import make_sample
+from rlkit.engines.parking import Parking, host_buffer
+from rlkit.engines.placement import MOVES, Colocated
+from rlkit.ranks import Ranks
+from rlkit.types import Key, Request, Sampling, Stop
+
+
+class Told:
+    """Policy, reference and rollout engine in one: writes down what it is asked. keeps: its weights, when asleep."""
+
+    def __init__(self, keeps: bool) -> None:
+        self.said: list[str] = []
+        self.version: int | None = None
+        self.keeps = keeps
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        return lambda: self.said.append(name)
+
+    def sleep(self) -> None:
+        self.said.append("sleep")
+        self.version = self.version if self.keeps else None
+
+    def send(self, policy: object, engine: object, version: int) -> None:
+        self.said.append(f"send {version}")
+        self.version = version
+
+    def take(self) -> list[str]:
+        said, self.said = self.said, []
+        return said
+
+
+def placed(keeps: bool = False, swaps: bool = True) -> tuple[Told, Colocated]:
+    told = Told(keeps)
+    return told, Colocated(told, told, (), lambda name: nullcontext(), told.send, swaps=swaps)  # type: ignore[arg-type]
+
+
+def one_step(placement: Colocated, version: int) -> None:
+    with placement.rollout():
+        pass
+    with placement.train():
+        pass
+    placement.version = version
+
+
+def test_the_order_of_a_step() -> None:
+    told, placement = placed()
+    one_step(placement, 1)
+    assert told.take() == ["send 0", "sleep", "resume"]  # the engine starts awake and without weights
+    one_step(placement, 2)
+    assert told.take() == ["park", "wake_weights", "send 1", "wake_cache", "sleep", "resume"]
+
+
+def test_an_evaluation_after_a_step_costs_no_second_sync() -> None:
+    told, placement = placed()
+    one_step(placement, 1)
+    told.take()
+    for _ in range(2):
+        with placement.rollout():
+            pass
+    assert told.take() == ["park", "wake_weights", "send 1", "wake_cache"]
+
+
+def test_an_engine_that_kept_the_newest_weights_gets_none() -> None:
+    told, placement = placed(keeps=True)
+    one_step(placement, 0)
+    told.take()
+    one_step(placement, 1)
+    assert told.take() == ["park", "wake_weights", "wake_cache", "sleep", "resume"]
+
+
+def test_where_all_fits_the_training_state_stays() -> None:
+    told, placement = placed(swaps=False)
+    one_step(placement, 1)
+    one_step(placement, 2)
+    assert not {"park", "resume"} & set(told.take())
+
+
+def test_every_other_move_raises() -> None:
+    moves = {move for _, move in MOVES}
+    states = {state for state, _ in MOVES} | set(MOVES.values())
+    assert (len(states), len(moves)) == (5, 6)
+    for state in states:
+        for move in moves:
+            _, placement = placed()
+            placement.state = state
+            if (state, move) in MOVES:
+                getattr(placement, move)()
+                assert placement.state == MOVES[state, move]
+            elif (state, move) != ("open", "wake_cache"):
+                with pytest.raises(RuntimeError, match=f"{move} while memory is in the state {state}; there: "):
+                    getattr(placement, move)()
+    _, placement = placed()
+    placement.state = "open"
+    with pytest.raises(RuntimeError, match="wake_cache while memory is in the state open; there: send"):
+        placement.wake_cache()  # its weights are not the policy's
+    with placement.train(), pytest.raises(RuntimeError, match="phase rollout was entered inside phase train"), placement.rollout():
+        pass
+
+
+def test_what_is_parked_comes_back_in_the_same_buffers_and_views() -> None:
+    flat = torch.randn(1000)
+    view, kept, grown = flat[100:200], torch.randn(50), torch.randn(10)
+    before, things = flat.clone(), [flat, view, kept]
+    made: list[int] = []
+    parking = Parking(lambda: things, keep=lambda: [kept[:3]], host=lambda size: made.append(size) or host_buffer(size))
+    parking.park()
+    assert parking.bytes == 4000 and flat.untyped_storage().nbytes() == 0  # once, though a view is named too
+    assert kept.untyped_storage().nbytes() == 200  # shared with what must stay
+    parking.park()
+    parking.resume()
+    parking.resume()
+    assert torch.equal(flat, before) and torch.equal(view, before[100:200])
+    view += 1
+    assert torch.equal(flat[100:200], before[100:200] + 1)  # still the same memory
+    things.append(grown)
+    parking.park()
+    parking.resume()
+    assert made == [4000, 40]  # a buffer that is there is used again
+    assert torch.equal(view, before[100:200] + 1)
+
+
+PARAMETERS = 58_880
+
+
+def policy_of(model: Path, stage: int, offload: bool = False) -> DeepSpeedPolicy:
+    optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0, offload=offload)
+    rest = {"temperature": 1.0, "device": torch.device("cpu"), "offline": True, "extra": {}}
+    return DeepSpeedPolicy(str(model), torch.float32, zero_stage=stage, optimizer=optimizer, **rest)
+
+
+def large_update(policy: DeepSpeedPolicy, sign: float) -> None:
+    asked = [Request(Key(i, 0, 0), (40 + i, 50, 60), Sampling(), 0) for i in range(4)]
+    samples = [make_sample(request, [70, 80 + i, 90], [0.0] * 3, Stop.LENGTH, 0) for i, request in enumerate(asked)]
+    with policy.training():
+        policy.backward(sign * policy.logprobs(samples, 3)[0].sum())
+    assert policy.step(0.01).applied
+
+
+def held(policy: DeepSpeedPolicy) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in policy.weights()}
+
+
+def alike(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], within: float = 0.0) -> bool:
+    return all(torch.allclose(tensor, two[name], rtol=0.0, atol=within) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_parked_optimizer_goes_on_as_if_nothing_was(stage: int, ranks: Ranks, tiny_model: Path) -> None:
+    moved, still = policy_of(tiny_model, stage), policy_of(tiny_model, stage)
+    for policy in (moved, still):
+        large_update(policy, 1.0)
+    moved.parking.park()
+    bytes_each = moved.parking.bytes / PARAMETERS
+    assert 12 <= bytes_each < 12.1 if stage < 3 else 16 <= bytes_each < 16.1  # masters and two moments; ZeRO 3 keeps gradients too
+    assert alike(held(moved), held(still))  # what is sent to the rollout engine stays
+    moved.parking.resume()
+    for policy in (moved, still):
+        large_update(policy, -1.0)
+    assert alike(held(moved), held(still))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_offloaded_optimizer_takes_the_same_steps(stage: int, ranks: Ranks, tiny_model: Path) -> None:
+    here, away = policy_of(tiny_model, stage), policy_of(tiny_model, stage, offload=True)
+    before = held(here)
+    for policy in (here, away):
+        large_update(policy, 1.0)
+        large_update(policy, 1.0)
+    assert alike(held(here), held(away), within=1e-6)
+    assert not alike(held(here), before, within=1e-3)

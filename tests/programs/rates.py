@@ -1,0 +1,28 @@
+"""Reward statistics of all ranks as metrics.jsonl gets them: rates.py FILE. Rank 0 judges three samples, rank 1 one, which fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from rlkit.metrics import values
+from rlkit.ranks import Ranks
+from rlkit.rewarding import Judge, RewardSettings, RewardSpec
+from rlkit.run import leave
+
+ranks = Ranks()
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder, "mine.py")
+    file.write_text("def f(completion): return {'score': 1 / len(completion), 'size': len(completion)}\n")
+    with Judge([RewardSpec("f", f"{file}:f")], RewardSettings(workers=1, max_failure_rate=1.0)) as judge:
+        said = ["a", "bb", "cccccc"] if ranks.main else [""]
+        for number, text in enumerate(said):
+            judge.submit(number, {"prompt": "p", "completion": text})
+        judge.collect(range(len(said)))
+        merged = ranks.merged(judge.stats())
+        seconds = merged["time/reward_p99"].numbers  # type: ignore[union-attr]
+if ranks.main:
+    Path(sys.argv[1]).write_text(json.dumps({**values(merged), "counted": len(seconds)}))
+leave(0)

@@ -1,0 +1,36 @@
+"""Memory that is not there, in real runs: the system's limit on the address space, and torch's own allocator that runs into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import run
+
+LONG = ["prompts_per_step=8", "max_completion_tokens=256", "steps=2", "eval.every=0", "data.test=null", "engine.rollout=hf"]
+
+
+def tokens_kept(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+
+
+def test_a_budget_far_too_large_is_found_at_start_and_halved(small: list[str], tmp_path: Path) -> None:
+    """32 samples of 304 tokens are the most that a step brings."""
+    folder = tmp_path / "run"
+    ended = run("trial", "60", *small, *LONG, "tokens_per_micro_batch=1000000", f"output_dir={folder}", program="starved.py")
+    assert ended.code == 0, ended.out + ended.err
+    assert "tokens_per_micro_batch=1000000 does not fit into memory; " in ended.out
+    fits = int(ended.out.split("does not fit into memory; ")[1].split()[0])
+    assert fits in (32 * 304 // 2**n for n in range(1, 5)) and tokens_kept(folder) == [1, 2]
+
+
+def test_memory_that_runs_out_later_ends_the_attempt_and_the_next_begins_with_half(small: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [*small, *LONG, "checkpoint.every=1", "tokens_per_micro_batch=9728", f"output_dir={folder}"]
+    ended = run("update", "16", *arguments, program="starved.py")
+    assert ended.code == 1 and "Traceback" not in ended.err, ended.out + ended.err
+    assert f"memory ran out in the phase update with tokens_per_micro_batch=9728; start again with output_dir={folder}" in ended.err
+    again = run(*arguments)
+    assert again.code == 0, again.out + again.err
+    assert "tokens_per_micro_batch=9728 ran out of memory before; 4864 is used" in again.out
+    assert "goes on after step 1" in again.out and tokens_kept(folder) == [1, 2]

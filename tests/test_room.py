@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlkit import room
+from rlkit.errors import UserError
+from rlkit.types import Sample
+
+
+class Model:
+    """Has room for so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, self.tried = tokens, list[int]()
+
+    def trial(self, samples: Sequence[Sample]) -> None:
+        self.tried.append(sum(len(s.prompt) + len(s.tokens) for s in samples))
+        if self.tried[-1] > self.tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def fitted(budget: int, share: int = 10**9, **rooms: int) -> tuple[tuple[int, int | None], list[list[int]]]:
+    models = [Model(tokens) for tokens in rooms.values()]
+    found = room.fitted(models, budget, 3, 7, share, bool)  # type: ignore[arg-type]
+    return found, [model.tried for model in models]
+
+
+def test_the_budget_is_halved_until_it_fits() -> None:
+    assert fitted(800, policy=800) == ((800, None), [[800]])
+    assert fitted(800, policy=350) == ((200, 800), [[800, 400, 200]])
+    assert fitted(800, policy=800, critic=500) == ((400, 800), [[800, 400], [800, 400]])  # both must find room
+    assert fitted(15, policy=10) == ((15, None), [[10]])  # one sample of 10 tokens, and no second
+
+
+def test_no_more_is_tried_than_a_step_can_bring() -> None:
+    assert fitted(10**9, share=200, policy=200) == ((10**9, None), [[200]])
+    assert fitted(10**9, share=200, policy=100) == ((100, 10**9), [[200, 100]])
+
+
+def test_one_sample_that_does_not_fit_is_said_so() -> None:
+    with pytest.raises(UserError, match=r"max_completion_tokens = 10 does not fit into memory; engine.checkpointing=1"):
+        fitted(40, policy=9)
+
+
+def test_what_fits_here_and_not_on_another_rank_is_halved_too() -> None:
+    answers = iter([True, False])
+    assert room.fitted([Model(800)], 800, 3, 7, 800, lambda mine: mine or next(answers)) == (400, 800)  # type: ignore[list-item]
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    class Broken(Model):
+        def trial(self, samples: Sequence[Sample]) -> None:
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        room.fitted([Broken(1)], 40, 3, 7, 40, bool)  # type: ignore[list-item]
+    assert room.out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"))
+
+
+def test_the_next_attempt_begins_with_half(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert room.remembered(folder, 800) == 800
+    assert "in the phase update with tokens_per_micro_batch=800; start again with output_dir" in room.ended(folder, "update", 800, 10)
+    assert room.remembered(folder, 800) == 400 and room.remembered(folder, 300) == 300
+    assert "engine.vllm.gpu_memory_utilization" in room.ended(folder, "rollout", 400, 10) and room.remembered(folder, 800) == 400
+    assert "one sample a micro-batch" in room.ended(folder, "observe", 10, 10)
