@@ -255,10 +255,11 @@ def test_a_pair_is_never_split_and_ranks_stay_in_lockstep() -> None:
 
 def test_a_mismatched_completion_belongs_to_another_prompt() -> None:
     """Half the rows further on, or the next after it with another prompt; whatever the order in which the rows come."""
+    ranks = together(1, lambda ranks: ranks)[0]
     rows = [Rated(i, 0, (i % 2,), (5 + i,), True) for i in range(4)]  # prompts 0, 1, 0, 1
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         units = [UNITS["rated"](rows[i]) for i in order]
-        asked = list(Work(reading_of(ALGORITHMS["kto"], None, None, Way()), units, None).asked())[4:]  # type: ignore[arg-type]
+        asked = list(Work(reading_of(ALGORITHMS["kto"], ranks, None, Way()), units, None).asked())[4:]
         assert {(s.key.prompt, s.prompt, s.tokens.item()) for s in asked} == {(0, (0,), 8), (1, (1,), 5), (2, (0,), 6), (3, (1,), 7)}
 
 

@@ -118,7 +118,7 @@ def alone(few: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "zero"), [("dpo", 0), ("dpo", 1), ("dpo", 2), ("dpo", 3), ("reward_model", 2), ("reward_model", 3)])
+@pytest.mark.parametrize(("name", "zero"), [("dpo", 0), ("dpo", 2), ("dpo", 3), ("reward_model", 2), ("reward_model", 3)])
 def test_two_processes_are_one(alone: Any, few: list[str], tmp_path: Path, name: str, zero: int) -> None:
     """The same gradient through DeepSpeed, the reference computed by both."""
     one, both = alone[name], first_gradient([*few, *CHANGES[name]], tmp_path, 2, zero)
