@@ -62,3 +62,16 @@ def test_two_processes_that_share_an_engine_agree_and_sample_what_one_does(alone
     check(both)
     assert list(Path("/dev/shm").glob("*rlkit-tp-9999*")) == []
     assert all(seen["tokens"] == alone["full-2"]["tokens"] for seen in both.values())
+
+
+@pytest.mark.slow
+def test_cycles_of_rollout_and_update_leak_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """Resident MiB and open files from the fifth cycle to the last, all weights merged and adapters sent as files."""
+    out = tmp_path / "leak.json"
+    ended = run(str(tiny_model), str(out), program="leak.py", timeout=290, OMP_NUM_THREADS="1")
+    assert ended.code == 0, ended.out + ended.err
+    for kind, cycles in json.loads(out.read_text()).items():
+        assert len(cycles) == 25
+        grown, files = cycles[-1][0] - cycles[4][0], {count for _, count in cycles[4:]}
+        print(f"{kind}: {grown:+.1f} MiB, files {files}")
+        assert grown <= 20 and len(files) == 1, (kind, cycles)

@@ -1,0 +1,33 @@
+"""The memory table of the README: python -m tests.bench.memory_table"""
+
+from __future__ import annotations
+
+from rlkit import memory, plan
+from rlkit.recipe import read
+from rlkit.run import compose
+
+TABLE = ("0_5b", "1_5b", "7b", "32b")  # of Qwen2.5
+
+
+def table() -> str:
+    """Predicted GiB of each GPU at the peak, for GRPO with samples of 1,536 tokens in micro-batches of 8,192: Markdown."""
+    rows = ["| model | trained | GPUs | ZeRO | kept apart | sync | rollout | train |", "|---|---|---|---|---|---|---|---|"]
+    for name in TABLE:
+        for rank in ("null", "32"):
+            for gpus in (1, 4, 8):
+                words = ["recipe=grpo_gsm8k", f"model=qwen2_5_{name}", f"model.lora.rank={rank}", "tokens_per_micro_batch=8192"]
+                words += [f"hardware.gpus={gpus}", "hardware.gpu_gib=80", "engine.checkpointing=1"]
+                words += [f"engine.zero_stage={2 if gpus == 1 else 3}", f"engine.tensor_parallel={gpus if name == '32b' else 1}"]
+                recipe = read(compose(words, None))
+                job, gpu = plan.job_of(recipe), plan.gpu_bytes(recipe)
+                assert job is not None and gpu is not None
+                found = memory.planned(job, gpu)
+                peaks = " | ".join(f"{size / 2**30:.0f}" for size in found.peaks.values())
+                kind = "all" if rank == "null" else f"LoRA {rank}"
+                mode_told = found.mode if found.fits else "too large"
+                rows.append(f"| Qwen2.5-{name.replace('_', '.').upper()} | {kind} | {gpus} | {job.stage} | {mode_told} | {peaks} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())
