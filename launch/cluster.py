@@ -14,7 +14,7 @@ from typing import Any
 
 from rlkit.errors import UserError
 from rlkit.plan import gpus
-from rlkit.recipe import LaunchSection
+from rlkit.sections import LaunchSection
 
 ANSWER_SECONDS = 5.0
 STORE_BYTES = 100_000_000  # of a cluster of our own: nothing but small messages goes through Ray

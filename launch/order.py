@@ -12,7 +12,8 @@ from pathlib import Path
 from rlkit import recipe as recipes
 from rlkit import run
 from rlkit.errors import UserError
-from rlkit.recipe import LaunchSection, Recipe, nearest
+from rlkit.recipe import Recipe, nearest
+from rlkit.sections import LaunchSection
 
 PASSED_ON = ("RLKIT_", "HF_", "NCCL_", "GLOO_", "VLLM_", "TORCH_", "WANDB_")  # beginnings of the names that go to the nodes
 PASSED_NAMES = ("OMP_NUM_THREADS", "CUDA_LAUNCH_BLOCKING", "NO_COLOR", "TOKENIZERS_PARALLELISM")

@@ -21,7 +21,7 @@ from launch.order import Order, door
 from launch.preflight import Trouble
 from launch.watch import Lost, Signals, Watch, ranks_on, say
 from rlkit.errors import RunFailed, Stopped, UserError
-from rlkit.recipe import LaunchSection
+from rlkit.sections import LaunchSection
 
 LOOK_SECONDS = 20.0  # for all nodes to be looked at
 PLACE_SECONDS = 20.0  # for the supervisors to be there

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, Protocol, TextIO
 
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped
-from rlkit.recipe import LaunchSection
+from rlkit.sections import LaunchSection
 
 POLL_SECONDS = 0.3
 SETTLE_SECONDS = 1.5  # after a rank's death, for others to end: the first to be seen is not always the one that began it

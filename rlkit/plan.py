@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import memory as sizes
-from rlkit.recipe import Recipe, SourceSection
+from rlkit.recipe import Recipe
+from rlkit.sections import SourceSection
 
 BYTES = {"float32": 4, "bfloat16": 2}
 

@@ -14,7 +14,8 @@ from rlkit.data.renderer import Renderer
 from rlkit.data.sources import open_rows
 from rlkit.data.stream import PromptSet, RowSet, Stream
 from rlkit.data.written import DemonstrationReader, PairReader, RatedReader
-from rlkit.recipe import Recipe, SourceSection
+from rlkit.recipe import Recipe
+from rlkit.sections import SourceSection
 
 Kind = Literal["prompts", "pairs", "rated", "demonstrations"]
 READERS: dict[Kind, Callable[..., RowReader[Any]]] = {

@@ -63,6 +63,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.reference": (4, "stories"),
     "rlkit.evaluate": (4, "stories"),
     "rlkit.recipe": (5, "assembly"),
+    "rlkit.sections": (5, "assembly"),
     "rlkit.plan": (5, "assembly"),
     "rlkit.run_folder": (5, "assembly"),
     "rlkit.sourcing": (5, "assembly"),

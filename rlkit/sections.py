@@ -1,0 +1,180 @@
+"""The sections of a recipe, with types and bounds. Defaults stand in recipes/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+NonNegative = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SamplingSection(Section):
+    temperature: Annotated[float, Field(strict=True, gt=0.0, le=2.0)]  # vLLM takes no more than 2
+    top_p: Annotated[float, Field(strict=True, gt=0.0, le=1.0)]
+    top_k: CountOrZero
+    min_p: Fraction
+
+
+class LoraSection(Section):
+    rank: Count | None
+    alpha: Positive
+    targets: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    dora: bool
+
+
+class ModelSection(Section):
+    path: str
+    dtype: Literal["auto", "float32", "bfloat16"]
+    lora: LoraSection
+    shape: dict[str, int | bool] | None
+    chat_template_kwargs: dict[str, Any]
+
+
+class ColumnsSection(Section):
+    prompt: str | None = None
+    answer: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    completion: str | None = None
+    label: str | None = None
+
+
+class SourceSection(Section):
+    """A place of rows; what it does not say of them, the section `data` does. Named by the user, so no file can hold its defaults."""
+
+    path: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    weight: Positive | None = None
+    columns: ColumnsSection | None = None
+    chat: bool | None = None
+    system: str | None = None
+    template: str | None = None
+    answer_pattern: str | None = None
+
+
+def named_sources(value: Any) -> Any:
+    """One place, which needs no name, or several under names -> by name."""
+    if isinstance(value, str):
+        return {"": {"path": value}}
+    if not isinstance(value, Mapping) or ("path" not in value and not all(isinstance(part, Mapping) for part in value.values())):
+        raise ValueError(f"data.train and data.test are a place, {{path: ...}}, or several, {{a: {{path: ...}}}}; this is none: {value}")
+    return {"": value} if isinstance(value.get("path"), str) else value
+
+
+Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidator(named_sources)]
+
+
+class HardwareSection(Section):
+    gpus: Count | None
+    gpu_gib: Positive | None
+
+
+class DataSection(Section):
+    train: Sources
+    test: Sources | None
+    curriculum: str | None
+    epochs: Positive | None
+    columns: ColumnsSection
+    chat: bool | None
+    system: str | None
+    template: str | None
+    answer_pattern: str | None
+    on_long: Literal["drop", "cut"]
+    on_bad_row: Literal["stop", "skip"]
+
+
+class RewardSection(Section):
+    """The one section with defaults of its own: its entries are the user's to name, so no file can hold them."""
+
+    path: str
+    weight: Annotated[float, Field(strict=True)] = 1.0
+    args: dict[str, Any] = Field(default_factory=dict)
+    deadline: Positive | None = None
+    gate: bool = False
+    concurrency: Count = 32
+
+    @model_validator(mode="after")
+    def has_model(self) -> RewardSection:
+        if self.path == "reward_model" and set(self.args) != {"model"}:
+            raise ValueError(f"path=reward_model takes args={{model: FOLDER}}, a folder or hub name of a classifier; here args={self.args}")
+        return self
+
+
+class RewardingSection(Section):
+    workers: Count | None
+    deadline: Positive
+    load_deadline: Positive
+    cpu_seconds: Positive | None
+    memory_gib: Positive
+    max_failure_rate: Fraction
+    combine: Literal["sum", "product", "gate"]
+    normalise: Literal["none", "each", "sum"]
+    env: tuple[str, ...]
+
+
+class OptimSection(Section):
+    lr: NonNegative
+    betas: tuple[Annotated[float, Field(strict=True, ge=0.0, lt=1.0)], Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]]
+    eps: Positive
+    weight_decay: NonNegative
+    warmup_steps: CountOrZero
+    schedule: Literal["constant", "linear", "cosine"]
+    max_grad_norm: Positive
+
+
+class EngineSection(Section):
+    rollout: Literal["vllm", "hf"]
+    zero_stage: Literal[0, 1, 2, 3]
+    checkpointing: CountOrZero
+    tensor_parallel: Count
+    memory: Literal["auto", "resident", "slept", "swapped"]
+    offload: Literal["none", "optimizer"]
+    lora_sync: Literal["merged", "adapter"]
+    mismatch_limit: Literal["auto"] | Positive
+    max_skipped_updates: Count
+    vllm: dict[str, Any]
+    deepspeed: dict[str, Any]
+
+
+class EvalSection(Section):
+    every: CountOrZero
+    problems: Count | None
+    samples: Count
+
+
+class CheckpointSection(Section):
+    every: CountOrZero
+    keep: Count
+    best: bool
+    export: Literal["merged", "adapter"]
+
+
+class ReportSection(Section):
+    table_every: Count
+    wandb: str | None
+
+
+class LaunchSection(Section):
+    address: str | None
+    nodes: Count
+    gpus_per_node: Count | None
+    workers_per_node: Count
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None
+    interface: str | None
+    env: tuple[str, ...]
+    watchdog_minutes: Positive
+    max_restarts: CountOrZero
+    wait_minutes: Positive
+    elastic: bool
