@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,3 +94,17 @@ def small(tiny_model: Path) -> list[str]:
         "checkpoint.every=2",
         f"rewards.accuracy.path={reward}:letters",
     ]
+
+
+@pytest.fixture(scope="session")
+def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the real GSM8K rows; where they are not, one with 40 rows of that form."""
+    beside = ROOT.parent / "shared" / "data" / "gsm8k"
+    folder = Path(os.environ.get("RLKIT_GSM8K", beside))
+    if (folder / "train.jsonl").exists():
+        return folder
+    warnings.warn(f"no GSM8K rows in {folder} (RLKIT_GSM8K): 40 rows of that form stand in for them", stacklevel=1)
+    folder = tmp_path_factory.mktemp("gsm8k")
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copy(ROOT / "tests" / "data" / "gsm8k_like.jsonl", folder / name)
+    return folder

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,17 +57,3 @@ def make_model(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, write
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the real GSM8K rows; where they are not, one with 40 rows of that form."""
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k"
-    folder = Path(os.environ.get("RLKIT_GSM8K", beside))
-    if (folder / "train.jsonl").exists():
-        return folder
-    warnings.warn(f"no GSM8K rows in {folder} (RLKIT_GSM8K): 40 rows of that form stand in for them", stacklevel=1)
-    folder = tmp_path_factory.mktemp("gsm8k")
-    for name in ("train.jsonl", "test.jsonl"):
-        shutil.copy(Path(__file__).with_name("gsm8k_like.jsonl"), folder / name)
-    return folder

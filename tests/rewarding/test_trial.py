@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from rlkit.rewarding import RewardSettings, RewardSpec
 from rlkit.rewarding.trial import trial
+from tests.conftest import ROOT, environment
 
 
 def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str], str]) -> None:
@@ -27,9 +29,9 @@ def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str],
     assert table[5] == "brief: error" and table[-1] == "ZeroDivisionError: division by zero"
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    here = Path(__file__).parents[2]
-    return subprocess.run([sys.executable, "-m", "rlkit.rewarding", *arguments], cwd=here, capture_output=True, text=True, timeout=100)
+def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    whole = [sys.executable, "-m", "rlkit.rewarding", *arguments]
+    return subprocess.run(whole, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=100)
 
 
 def lines(path: Path, *rows: dict[str, object]) -> Path:
@@ -72,6 +74,18 @@ def test_stored_completions_of_a_run(tmp_path: Path) -> None:
     done = command("try", "recipe=grpo_math", f"samples={file}")
     assert (done.returncode, done.stderr) == (0, "")
     assert [(line.split()[0], line.split()[2]) for line in done.stdout.splitlines()[1:]] == [("5", "1"), ("3", "1"), ("3", "0")]
+
+
+def test_the_example_of_the_readme(tmp_path: Path) -> None:
+    readme = (ROOT / "rewards" / "README.md").read_text()
+    [example] = re.findall(r"^    python -m rlkit\.rewarding (try .*)$", readme, re.MULTILINE)
+    [source] = re.findall(r"```python\n(def style.*?)```", readme, re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(source)
+    lines(tmp_path / "data.jsonl", {"question": "1+1?", "answer": "2", "solution": "It is 2."})
+    done = command(*example.split(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    scores = [line.split()[-4:-1] for line in done.stdout.splitlines()]  # accuracy, style (ends with a full stop), their sum
+    assert scores == [["accuracy", "style", "reward"], ["1", "0", "1"], ["1", "1", "2"], ["0", "0", "0"]]
 
 
 def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
