@@ -165,7 +165,8 @@ class Cluster:
         if self.settings.gpus_per_node:
             return self.settings.gpus_per_node, "GPU"
         counts = sorted((int(n["Resources"].get("GPU", 0)) for n in alive), reverse=True)[: self.settings.nodes]
-        return (min(counts), "GPU") if counts and min(counts) else (self.settings.workers_per_node, "CPU")
+        fewest = min(counts, default=0)
+        return (fewest, "GPU") if fewest else (self.settings.workers_per_node, "CPU")
 
     def _looked(self, nodes: list[Node], local: int) -> tuple[list[Node], list[Trouble]]:
         """Looks at each node: which are fit, and why the others are not. One that does not answer is not there."""
