@@ -161,7 +161,8 @@ def test_a_run_takes_what_was_predicted(tiny_model: Path, small: list[str], tmp_
         folder = tmp_path / f"run-{path.name}"
         size = ["steps=2", "prompts_per_step=8", "samples_per_prompt=4", "max_completion_tokens=96", "tokens_per_micro_batch=4096"]
         words = [*small, f"model.path={path}", *size, "eval.every=0", "eval.problems=1", "checkpoint.every=0", f"output_dir={folder}"]
-        ended = run(*words, timeout=290, OMP_NUM_THREADS="1")
+        # without the second variable the C library keeps freed blocks of under 32 MiB for itself
+        ended = run(*words, timeout=290, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
         assert ended.code == 0, ended.out + ended.err
         rows.append([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1])
     for phase in ("rollout", "train"):
