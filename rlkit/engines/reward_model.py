@@ -61,17 +61,14 @@ class DeepSpeedRewardModel(Learner):
     def scores(self, samples: Sequence[Sample]) -> Tensor:
         """[B] float32."""
         with hf.no_gradient(self._keep):
-            return self._scored(samples)[: len(samples)]
+            return self.said(self.engine, samples)[: len(samples)]
 
-    def idle(self) -> None:
-        self.engine.backward(self._scored([]).sum() * 0.0)
-
-    def _scored(self, samples: Sequence[Sample]) -> Tensor:
+    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
         """Of no samples one number, for nothing: sharded models are gathered on all ranks together."""
         row = packed.packed(samples, 0, self.device)
         parts = row.ids[0].cpu().tensor_split(row.bounds.cpu()[1:-1].long())
         last = row.bounds[:-1].cpu() + torch.tensor([last_place(part, self.pad) for part in parts])
-        return self.engine(row.ids, row.positions, row.bounds, row.longest, last.to(self.device))
+        return module(row.ids, row.positions, row.bounds, row.longest, last.to(self.device))
 
     def export(self, folder: Path) -> None:
         """A Hugging Face folder without tokenizer."""
