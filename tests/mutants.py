@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ["rlkit", "recipes", "rewards", "pyproject.toml", "tests/ops", "tests/algorithms"]
 TESTS = ["tests/ops", "tests/algorithms", *(f"tests/test_{name}.py" for name in ("batching", "collector", "metrics", "seeds", "schedule"))]
 SLOW = "not no_process"  # starts a Python of its own
+ABOUT_OFFLINE = ("offline.py", "reference.py", *(f"algorithms/{name}.py" for name in ("offline", "dpo", "kto", "sft", "reward_model")))
+AIMED = dict.fromkeys(ABOUT_OFFLINE, "tests/algorithms/test_offline.py")  # the tests to begin with, so that a fault is seen soon
 SEEN, UNSEEN = 1, 0  # pytest's exit codes: some test failed, all passed
 
 # file under rlkit/, what stands there (once), what stands there instead
@@ -218,14 +220,14 @@ def seen(copy: Path, file: str, before: str, after: str) -> bool:
     if text.count(before) != 1:
         raise SystemExit(f"rlkit/{file} holds {before!r} {text.count(before)} times, not once; mend the list in {Path(__file__).name}")
     place.write_text(text.replace(before, after))
-    code = tested(copy)
+    code = tested(copy, AIMED.get(file))
     place.write_text(text)
     print(f"{'seen  ' if code == SEEN else 'UNSEEN'} rlkit/{file}: {before}  ->  {after}", flush=True)
     return code == SEEN
 
 
-def tested(copy: Path) -> int:
-    """pytest's exit code over the copy, in a fork."""
+def tested(copy: Path, first: str | None = None) -> int:
+    """pytest's exit code over the copy, in a fork; `first`: the test file to begin with."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -240,7 +242,9 @@ def tested(copy: Path) -> int:
         import torch
 
         torch.set_num_threads(1)
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-c", "pyproject.toml", "-k", SLOW, *TESTS]))
+        code = int(
+            pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-c", "pyproject.toml", "-k", SLOW, *([first] if first else []), *TESTS])
+        )
         import rlkit
 
         assert rlkit.__file__ and Path(rlkit.__file__).is_relative_to(copy), "the tests ran on another rlkit"

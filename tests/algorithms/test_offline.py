@@ -129,13 +129,13 @@ def test_what_is_watched_of_pairs() -> None:
 
 
 def test_what_is_watched_of_rated_completions() -> None:
-    """z = 1: x = 2 and good, right; x = 0 and bad, right; x = 0.5 and good, wrong; x = 1, a tie."""
-    said = torch.tensor([[2.0], [0.0], [0.5], [1.0]])
+    """z = 1: x = 2 and good, right; x = -1 and bad, right; x = 0.5 and good, wrong; x = 1, a tie."""
+    said = torch.tensor([[2.0], [-1.0], [0.5], [1.0]])
     good = torch.tensor([True, False, True, False])
     rows = Written(torch.ones(4, 1).bool(), said, torch.zeros(4).double(), good, torch.tensor(1.0).double())
     seen = with_margins(values(algorithm("kto", beta=0.2).losses(rows)[1]))
     assert seen["rewards/accuracies"] == 0.625 and seen["kl"] == 1.0
-    assert seen["rewards/margins"] == pytest.approx(0.2 * (1.25 - 0.5))
+    assert seen["rewards/margins"] == pytest.approx(0.2 * (1.25 - 0.0))
 
 
 def test_what_it_asks_for() -> None:
