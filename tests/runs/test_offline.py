@@ -189,6 +189,10 @@ def test_a_reward_model_ranks_and_is_an_ordinary_classifier(tmp_path: Path) -> N
         margins.append(chosen - rejected)
     assert sum(m > 0 for m in margins) / len(margins) == pytest.approx(summary["accuracy_after"], abs=0.002)
     assert sum(margins) / len(margins) == pytest.approx(summary["held_out"]["eval/rewards/margins"], rel=1e-4)
+    judged = ["rewards.accuracy.weight=0", "rewards.rm.path=reward_model", f"rewards.rm.args.model={tmp_path / 'run' / 'model'}"]
+    learned = trained("ppo_math", tmp_path / "ppo", *judged, "steps=6", "optim.schedule=constant", "eval.every=0")
+    print(f"PPO on the reward model alone: {learned}")
+    assert learned["accuracy_after"] >= learned["accuracy_before"] + 0.3
 
 
 def gsm8k_pairs(folder: Path) -> tuple[Path, Path]:
