@@ -1,4 +1,4 @@
-"""Gradients of one update of every online algorithm through DeepSpeed: gradients.py FILE MODEL, alone or under torchrun.
+"""Gradients of one update of every algorithm through DeepSpeed: gradients.py FILE MODEL, alone or under torchrun.
 
 For each ZeRO stage, algorithm and way of cutting the same step up: the gradient of the policy (and of PPO's critic), to the precision of
 float32. The optimizer is plain gradient descent with so large a step that the weights after it are the gradient; then the weights are
@@ -7,22 +7,26 @@ put back. What models said before the update is made up, from the sample's key.
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlkit import run
+from rlkit import recipe, run
 from rlkit.algorithms import Needs
 from rlkit.engines.deepspeed import set_environment
 from rlkit.engines.probe import Probe
+from rlkit.offline import Reading, Unit
+from rlkit.offline import gradient as update_offline
 from rlkit.ops.masking import unit_totals
 from rlkit.ranks import Ranks
 from rlkit.schedule import Schedule
-from rlkit.types import Batch, Group, Signals
+from rlkit.types import Batch, Group, Sample, Signals
 from rlkit.update import Learning, gradient, observe
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, shuffled
@@ -39,6 +43,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reinforce_pp_baseline": {"kl_coef": 0.3},
     "ppo": {"kl_coef": 0.25, "gae_lambda": 0.9},
 }
+RECIPES = {"dpo": "dpo_math", "kto": "kto_math", "sft": "sft_math", "reward_model": "reward_model"}
 WAYS = {"whole": 10_000, "cut": 30, "shuffled": 40}  # tokens a micro-batch
 
 
@@ -109,6 +114,39 @@ def first_step(ranks: Ranks, policy: Any, groups: list[Group]) -> tuple[Tensor, 
     return gradients[0], gradients[1], apart
 
 
+class Remembered:
+    """A reference: log-probs of whole completions, made up from their keys."""
+
+    def of(self, samples: Sequence[Sample]) -> Tensor:
+        draws = [torch.Generator().manual_seed(500 + 10 * s.key.prompt + s.key.sample) for s in samples]
+        return torch.stack(
+            [OLD * len(s.tokens) + torch.randn((), generator=d, dtype=torch.float64) for s, d in zip(samples, draws, strict=True)]
+        )
+
+
+def offline(ranks: Ranks, learner: Any, name: str, way: str, groups: list[Group]) -> Tensor:
+    """The gradient of one update on written completions: of pairs the first two of each group."""
+    keys = recipe.read(run.compose([f"recipe={RECIPES[name]}"], None)).algorithm
+    groups = shuffled_whole(groups) if way == "shuffled" else groups
+    if keys.reads == "pairs":
+        units = [Unit(tuple(s.sample for s in g.samples[:2])) for g in groups]
+    else:
+        units = [Unit((s.sample,), desirable=(s.reward or 0.0) > 0.5) for g in groups for s in g.samples]
+    says = (
+        (lambda samples, width: learner.scores(samples).unsqueeze(-1))
+        if keys.learner == "reward_model"
+        else lambda s, w: learner.logprobs(s, w)[0]
+    )
+    reading = Reading(learner, says, keys, Schedule(0.1, "constant", 0, 10), ranks, 1, 1, WAYS[way], 3)
+    update_offline(reading, units, Remembered() if keys.reference else None)  # type: ignore[arg-type]
+    return moved(ranks, learner)
+
+
+def shuffled_whole(groups: list[Group]) -> list[Group]:
+    """The groups in another order, their samples as they were."""
+    return random.Random(8).sample(groups, len(groups))
+
+
 def moved(ranks: Ranks, learner: Any) -> Tensor:
     """Steps, measures how far, and steps back."""
     before = weights(learner)
@@ -137,6 +175,7 @@ def main(out: Path, model: str) -> None:
 
     torch.optim.AdamW = Descent  # type: ignore[misc]
     from rlkit.engines.deepspeed import DeepSpeedCritic, DeepSpeedPolicy, OptimizerSettings
+    from rlkit.engines.reward_model import DeepSpeedRewardModel
 
     ranks = Ranks()
     groups = greedily(groups_of(REWARDS))
@@ -154,6 +193,10 @@ def main(out: Path, model: str) -> None:
         for name in NAMES:
             for way in WAYS:
                 seen[stage, name, way] = one(ranks, policy, critic, name, way, groups)
+        judge = DeepSpeedRewardModel(model, torch.float32, pad=256, **settings)
+        for name in RECIPES:
+            for way in WAYS:
+                seen[stage, name, way] = offline(ranks, judge if name == "reward_model" else policy, name, way, groups)
         seen[stage, "first step"] = first_step(ranks, policy, groups)
     if ranks.main:
         torch.save(seen, out)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlkit.algorithms import OFFLINE
 from tests.algorithms.shipped import NAMES
 from tests.conftest import run
 
@@ -30,7 +31,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *sorted(OFFLINE)])
 def test_no_cut_changes_a_gradient(gradients: dict[int, Any], name: str) -> None:
     wanted = gradients[1][1, name, "whole"]
     assert wanted.norm() > 1e-3
