@@ -120,9 +120,12 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
     """The model after supervised training on demonstrations, in fp32 on the CPU."""
     import torch
 
-    from rlkit.ops.logprobs import predecessors
+    from rlkit.algorithms.sft import SFT
+    from rlkit.ops.logprobs import of_chosen, predecessors
+    from rlkit.ops.masking import even_weights, weighted_sum
+    from rlkit.types import Written
 
-    rng = random.Random(MODEL_SEED)
+    sft, rng = SFT(name="sft"), random.Random(MODEL_SEED)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
         torch.default_generator.manual_seed(MODEL_SEED)  # torch.manual_seed would also reach for the GPUs' generators
         model = _initial_model(tokenizer).float().train()
@@ -133,8 +136,9 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
             counted = labels != IGNORED  # [B, T], the completions
             firsts = counted.int().argmax(1) + torch.arange(len(labels)) * labels.shape[1]  # [B], flat
             where = predecessors(firsts.tolist(), counted.sum(1).tolist())
-            logits = model.lm_head(hidden.flatten(0, 1)[where])  # [completion tokens, V]
-            loss = torch.nn.functional.cross_entropy(logits, labels[counted])
+            said, _ = of_chosen(model.lm_head(hidden.flatten(0, 1)[where]), labels[counted], 1.0)  # [completion tokens]
+            losses, _ = sft.losses(Written(torch.ones(1, len(said), dtype=torch.bool), said.unsqueeze(0)))  # [1, completion tokens]
+            loss = weighted_sum(losses, even_weights(losses, len(said)))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
