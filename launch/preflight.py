@@ -26,8 +26,8 @@ class Trouble:
 def paths(order: Order) -> list[str]:
     """The files and folders of the recipe that every node needs: those that are here, and those that are named in full."""
     recipe = order.recipe
-    rewards = [reward.path.rpartition(":")[0] or reward.path for reward in recipe.rewards.values()]
-    sources = [source if isinstance(source, str) else str(source.get("path")) for source in (recipe.data.train, recipe.data.test) if source]
+    rewards = [reward.path.rpartition(":")[0] or reward.path for reward in (recipe.rewards or {}).values()]
+    sources = [source.path for split in (recipe.data.train, recipe.data.test) for source in (split or {}).values()]
     bare = [source.partition("@")[0].partition("#")[0] for source in sources]
     named = [recipe.model.path, *bare, *rewards]
     return sorted({str(Path(p).absolute()) for p in named if Path(p).exists() or p.startswith("/")})

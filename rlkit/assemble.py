@@ -71,19 +71,21 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         if judge is None:
             from rlkit import assemble_offline  # which takes its engines from here
 
-            yield assemble_offline.build(recipe, ranks, folder, model_path, renderer, (train, test), report, stopping)
-            return
-        run, close = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
-        stack.callback(close)
-        seat_models(recipe, judge, run.story.placement, ranks)
-        judge.ready()
+            run = assemble_offline.build(recipe, ranks, folder, model_path, renderer, (train, test), report, stopping)
+        else:
+            run, close = build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
+            stack.callback(close)
+            seat_models(recipe, judge, run.story.placement, ranks)
+            judge.ready()
         try:
             yield run
         except (RuntimeError, MemoryError) as error:
             if not room.out_of_memory(error):
                 raise
-            budget = run.story.learning.tokens_per_micro_batch
-            raise RunFailed(room.ended(folder, run.clock.phase, budget, plan.longest(recipe))) from error
+            engine = not offline and run.clock.phase not in ("observe", "update")
+            told = room.engine_ended(run.clock.phase) if engine else None
+            budget, least = run.story.tokens_per_micro_batch, recipe.longest_unit
+            raise RunFailed(told or room.ended(folder, run.clock.phase, budget, least)) from error
 
 
 def build(
@@ -128,8 +130,9 @@ def build(
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
     placement = make_placement(recipe, policy, engine, (reference, critic), clock)
+    learners = [policy, *([critic] if critic else [])]
     with placement.train():
-        learning = with_room(recipe, learning, folder, report)
+        learning = replace(learning, tokens_per_micro_batch=fitting(recipe, learners, ranks, folder, report))
     story = Online(
         placement=placement,
         collector=collector(recipe, desk, train, ranks, sampling),
@@ -141,25 +144,24 @@ def build(
         ranks=ranks,
         decode=renderer.decode,
     )
-    learners = [policy, *([critic] if critic else [])]
     export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
     run = made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping)
     run.training = story.placement.train
     return run, engine.close
 
 
-def with_room(recipe: Recipe, learning: Learning, folder: Path, report: Report) -> Learning:
-    """Learning with micro-batches that fit into memory."""
+def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: Path, report: Report) -> int:
+    """Tokens of a micro-batch that fits into memory."""
     report.phase("trying the largest micro-batch")
-    models = [learning.policy, *([learning.critic] if learning.critic else [])]
     budget = room.remembered(folder, recipe.tokens_per_micro_batch)
-    share = -(-recipe.samples_per_step // learning.ranks.world) * plan.longest(recipe)
-    fits, failed = room.fitted(models, budget, recipe.max_prompt_tokens, recipe.max_completion_tokens, share, learning.ranks.any)
+    share = -(-recipe.samples_per_step // ranks.world) * plan.longest(recipe)
+    sizes = (recipe.max_prompt_tokens, recipe.max_completion_tokens)
+    fits, failed = room.fitted(learners, budget, *sizes, share, ranks.any, least=recipe.longest_unit)
     if failed:
         report.note(f"tokens_per_micro_batch={failed} does not fit into memory; {fits} does and is used")
     elif budget < recipe.tokens_per_micro_batch:
         report.note(f"tokens_per_micro_batch={recipe.tokens_per_micro_batch} ran out of memory before; {budget} is used")
-    return replace(learning, tokens_per_micro_batch=fits)
+    return fits
 
 
 def made_run(

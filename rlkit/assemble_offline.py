@@ -48,7 +48,7 @@ def build(
         ranks=ranks,
         passes=recipe.passes_per_step,
         minibatches=recipe.minibatches,
-        tokens_per_micro_batch=recipe.tokens_per_micro_batch,
+        tokens_per_micro_batch=assemble.fitting(recipe, [learner], ranks, folder, report),
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
     units = [UNITS[algorithm.reads](item) for item in held_out]
@@ -56,7 +56,7 @@ def build(
     if algorithm.reference:
         report.phase("reference")
         asked = story.ahead(recipe.steps)
-        story.reference, computed = looked_up(learner, asked, ranks, recipe.tokens_per_micro_batch, default_cache())
+        story.reference, computed = looked_up(learner, asked, ranks, reading.tokens_per_micro_batch, default_cache())
         report.note(f"reference log-probs: {f'computed of {computed:,} completions' if computed else 'found in the cache'}")
     return assemble.made_run(recipe, story, [learner], export, renderer, folder, ranks, report, clock, stopping)
 

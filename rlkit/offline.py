@@ -113,6 +113,10 @@ class Offline:
         return self.reading.algorithm.measure
 
     @property
+    def tokens_per_micro_batch(self) -> int:
+        return self.reading.tokens_per_micro_batch
+
+    @property
     def evaluates(self) -> bool:
         return bool(self.held_out)
 

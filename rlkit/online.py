@@ -71,6 +71,10 @@ class Online:
         return Stepped(row, count, sum(len(s.prompt) + len(s.tokens) for s in scored))
 
     @property
+    def tokens_per_micro_batch(self) -> int:
+        return self.learning.tokens_per_micro_batch
+
+    @property
     def evaluates(self) -> bool:
         return self.evaluation is not None
 

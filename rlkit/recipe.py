@@ -126,10 +126,9 @@ class Recipe(Section):
             raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
         if any(source.weight for source in (self.data.test or {}).values()):
             raise ValueError("data.test takes its sources one after the other: leave their weights away")
-        together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1  # of a pair neither is learnt from alone
-        longest = together * (self.max_prompt_tokens + self.max_completion_tokens)
+        longest = self.longest_unit
         if self.tokens_per_micro_batch < longest:
-            what = "one pair, twice" if together == 2 else "one sample of"
+            what = "one pair, twice" if longest > self.max_prompt_tokens + self.max_completion_tokens else "one sample of"
             raise ValueError(
                 f"tokens_per_micro_batch={self.tokens_per_micro_batch} does not hold {what} max_prompt_tokens + "
                 f"max_completion_tokens = {longest}; set it to at least {longest}"
@@ -171,6 +170,12 @@ class Recipe(Section):
             yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM takes no adapters of DoRA; set engine.lora_sync=merged"
         if sent and self.engine.rollout != "vllm":
             yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
+
+    @property
+    def longest_unit(self) -> int:
+        """Tokens of what is never split: of a pair neither is learnt from alone."""
+        together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1
+        return together * (self.max_prompt_tokens + self.max_completion_tokens)
 
     @property
     def samples_per_step(self) -> int:

@@ -19,20 +19,22 @@ HINTS = "engine.checkpointing=1 and engine.zero_stage=3 need less, and so do sho
 
 
 def fitted(
-    models: Sequence[Learner], budget: int, prompt: int, completion: int, share: int, anyone: Callable[[bool], bool]
+    models: Sequence[Learner], budget: int, prompt: int, completion: int, share: int, anyone: Callable[[bool], bool], least: int
 ) -> tuple[int, int | None]:
     """The budget with which the largest micro-batch fits, and the one that did not, if any.
 
     prompt, completion: tokens of the longest sample; share: tokens of a step that a rank can have at most; `anyone`: was it so on any
-    rank? Raises UserError where not even one sample fits.
+    rank? least: tokens of what is never split, a sample or a pair. Raises UserError where not even that fits.
     """
-    least, failed = prompt + completion, None
+    failed = None
     while True:
         tried = max(min(budget, share), least)
         if not anyone(not fits(models, longest_samples(tried, prompt, completion))):
             return budget, failed
         if tried == least:
-            raise UserError(f"one sample of max_prompt_tokens + max_completion_tokens = {least} does not fit into memory; {HINTS}")
+            raise UserError(
+                f"the longest samples, max_prompt_tokens + max_completion_tokens, do not fit into memory ({least} tokens); {HINTS}"
+            )
         failed = budget if failed is None else failed
         budget = max(tried // 2, least)
 
@@ -69,13 +71,16 @@ def remembered(folder: Path, budget: int) -> int:
     return min(budget, int(kept.read_text())) if kept.is_file() else budget
 
 
+def engine_ended(phase: str) -> str:
+    """What to say when memory ran out in a phase of the rollout engine."""
+    return (
+        f"memory ran out in the phase {phase}: give the rollout engine less (engine.vllm.gpu_memory_utilization, "
+        f"engine.vllm.max_num_seqs); {HINTS}"
+    )
+
+
 def ended(folder: Path, phase: str, budget: int, least: int) -> str:
-    """What to say when memory ran out in a phase; where the budget is at fault the next attempt will find half of it in the folder."""
-    if phase not in ("observe", "update"):
-        return (
-            f"memory ran out in the phase {phase}: give the rollout engine less (engine.vllm.gpu_memory_utilization, "
-            f"engine.vllm.max_num_seqs); {HINTS}"
-        )
+    """What to say when memory ran out in a phase of the trainer; the next attempt will find half of the budget in the folder."""
     if budget <= least:
         return f"memory ran out in the phase {phase}, with one sample a micro-batch; {HINTS}"
     half = max(budget // 2, least)

@@ -38,6 +38,9 @@ class Story(Protocol):
     measure: str  # eval/<measure> says how good the model is: accuracy, or loss, of which less is better
     evaluates: bool  # whether there is anything held out
 
+    @property
+    def tokens_per_micro_batch(self) -> int: ...
+
     def step(self, number: int, count: Count) -> Stepped:
         """One batch and the updates on it. Raises Stopped where somebody asked for it before anything was learnt."""
         ...

@@ -23,9 +23,9 @@ class Model:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def fitted(budget: int, share: int = 10**9, **rooms: int) -> tuple[tuple[int, int | None], list[list[int]]]:
+def fitted(budget: int, share: int = 10**9, least: int = 10, **rooms: int) -> tuple[tuple[int, int | None], list[list[int]]]:
     models = [Model(tokens) for tokens in rooms.values()]
-    found = room.fitted(models, budget, 3, 7, share, bool)  # type: ignore[arg-type]
+    found = room.fitted(models, budget, 3, 7, share, bool, least)  # type: ignore[arg-type]
     return found, [model.tried for model in models]
 
 
@@ -42,13 +42,14 @@ def test_no_more_is_tried_than_a_step_can_bring() -> None:
 
 
 def test_one_sample_that_does_not_fit_is_said_so() -> None:
-    with pytest.raises(UserError, match=r"max_completion_tokens = 10 does not fit into memory; engine.checkpointing=1"):
+    assert fitted(45, least=20, policy=20) == ((22, 45), [[40, 20]])  # a pair is never split
+    with pytest.raises(UserError, match=r"do not fit into memory \(10 tokens\); engine.checkpointing=1"):
         fitted(40, policy=9)
 
 
 def test_what_fits_here_and_not_on_another_rank_is_halved_too() -> None:
     answers = iter([True, False])
-    assert room.fitted([Model(800)], 800, 3, 7, 800, lambda mine: mine or next(answers)) == (400, 800)  # type: ignore[list-item]
+    assert room.fitted([Model(800)], 800, 3, 7, 800, lambda mine: mine or next(answers), 10) == (400, 800)  # type: ignore[list-item]
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
@@ -57,7 +58,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
             raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        room.fitted([Broken(1)], 40, 3, 7, 40, bool)  # type: ignore[list-item]
+        room.fitted([Broken(1)], 40, 3, 7, 40, bool, 10)  # type: ignore[list-item]
     assert room.out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"))
 
 
@@ -66,5 +67,5 @@ def test_the_next_attempt_begins_with_half(tmp_path: Path) -> None:
     assert room.remembered(folder, 800) == 800
     assert "in the phase update with tokens_per_micro_batch=800; start again with output_dir" in room.ended(folder, "update", 800, 10)
     assert room.remembered(folder, 800) == 400 and room.remembered(folder, 300) == 300
-    assert "engine.vllm.gpu_memory_utilization" in room.ended(folder, "rollout", 400, 10) and room.remembered(folder, 800) == 400
+    assert "engine.vllm.gpu_memory_utilization" in room.engine_ended("rollout") and room.remembered(folder, 800) == 400
     assert "one sample a micro-batch" in room.ended(folder, "observe", 10, 10)
