@@ -56,9 +56,13 @@ class Ended:
     err: str
 
 
+PLACE = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # set here by tests of engines
+
+
 def environment(**more: str) -> dict[str, str]:
-    """Of a child: this checkout's rlkit, no colours."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **more}
+    """Of a child: this checkout's rlkit, no colours, no place among the ranks of another process."""
+    own = {name: value for name, value in os.environ.items() if name not in PLACE}
+    return {**own, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **more}
 
 
 def command(*arguments: str, program: str | None = None, ranks: int = 1) -> list[str]:
