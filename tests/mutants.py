@@ -1,6 +1,7 @@
 """Applies small faults to a copy of the maths, one at a time, and shows that the tests of the maths see each of them.
 
     python tests/mutants.py [word ...]      only those whose file or text holds one of the words
+    python tests/mutants.py 1/2             the first of two shares, to be run beside the other
 
 Exit code 0: every fault was seen. Each runs in a fork of a process that has torch loaded, so that a fault costs about a second.
 """
@@ -8,6 +9,7 @@ Exit code 0: every fault was seen. Each runs in a fork of a process that has tor
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -197,6 +199,8 @@ MUTANTS: list[tuple[str, str, str]] = [
 def main(words: list[str]) -> int:
     """Runs the faults; returns the exit code."""
     chosen = [m for m in MUTANTS if not words or any(word in part for word in words for part in m)]
+    if len(words) == 1 and (share := re.fullmatch(r"(\d+)/(\d+)", words[0])):
+        chosen = MUTANTS[int(share[1]) - 1 :: int(share[2])]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve()
         for name in [*COPIED, *(test for test in TESTS if test.endswith(".py"))]:

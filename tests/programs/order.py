@@ -31,7 +31,9 @@ ranks = Ranks()
 collector = Collector(Desk(), stream, ranks, told.prompts_per_step, told.samples_per_prompt, Sampling(), False)  # type: ignore[arg-type]
 steps = []
 for _ in range(told.steps or 0):
-    everyone = sorted(place for mine in ranks.gather(collector.take()) for place in mine)
+    taken = collector.take()
+    assert taken is not None
+    everyone = sorted(place for mine in ranks.gather(taken.groups) for place in mine)
     steps.append([[prompt.row, prompt.draw] for _, prompt in everyone])
 if ranks.main:
     Path(sys.argv[1]).write_text(json.dumps(steps))

@@ -22,9 +22,9 @@ calls: list[int] = []
 fitted, update = room.fitted, online.update
 
 
-def in_little_room(*given: Any) -> Any:
+def in_little_room(*given: Any, **named: Any) -> Any:
     starve()
-    found = fitted(*given)
+    found = fitted(*given, **named)
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return found
 
