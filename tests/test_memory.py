@@ -145,6 +145,7 @@ SIDES = {"hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 14,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(700)
 def test_a_run_takes_what_was_predicted(tiny_model: Path, small: list[str], tmp_path: Path) -> None:
     """Of two runs, one of a model of 100 million weights and one of next to none, so that what the libraries take is measured."""
     import shutil
@@ -162,7 +163,7 @@ def test_a_run_takes_what_was_predicted(tiny_model: Path, small: list[str], tmp_
         size = ["steps=2", "prompts_per_step=8", "samples_per_prompt=4", "max_completion_tokens=96", "tokens_per_micro_batch=4096"]
         words = [*small, f"model.path={path}", *size, "eval.every=0", "eval.problems=1", "checkpoint.every=0", f"output_dir={folder}"]
         # without the second variable the C library keeps freed blocks of under 32 MiB for itself
-        ended = run(*words, timeout=290, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
+        ended = run(*words, timeout=330, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
         assert ended.code == 0, ended.out + ended.err
         rows.append([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1])
     for phase in ("rollout", "train"):
