@@ -15,6 +15,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several workers, one runs a file's tests, and one all those that start hosts; files with slow tests come first."""
+    for item in items:
+        folder, file = item.path.parent.relative_to(ROOT), item.path.name
+        item.add_marker(pytest.mark.xdist_group("launch" if folder.name == "launch" else f"{folder.name}-{file}"))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.parent.name != "launch", item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 of 50,000 random weights with the built-in tokenizer and chat template, in float32."""

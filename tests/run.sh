@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests: bash tests/run.sh [--all] [arguments of pytest]. Those marked slow only with --all.
+# Runs the tests: bash tests/run.sh [--all] [arguments of pytest]. Those marked slow only with --all. Several at once, each on one thread.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/../launch/setup.sh"
@@ -11,4 +11,5 @@ for argument in "$@"; do
     if [[ $argument == --all ]]; then marks=(); else arguments+=("$argument"); fi
 done
 cd -- "$ROOT"
-exec "$PYTHON" -m pytest "${marks[@]}" "${arguments[@]}"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder "${marks[@]}" "${arguments[@]}"

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTEST = "-m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder"
 SCRIPTS = ["launch/setup.sh", "launch/local.sh", "tests/run.sh", ".ci/run"]
 
 # HOLD: a file; while it exists, `pip install` has begun and does not end. PIP_RC: how `pip install` ends. FAILS: the module that fails.
@@ -152,8 +153,8 @@ def test_tests_add_their_tools_to_the_same_environment(machine: Machine) -> None
         "-I -m pip --disable-pip-version-check --no-input install --editable .[cpu,test]"
     ]
     assert not any("venv" in line for line in first)
-    assert first[-1] == "-m pytest -m not slow -k a b"
-    assert (again.returncode, machine.asked()) == (0, ["-m pytest tests/ops"])
+    assert first[-1] == f"{PYTEST} -m not slow -k a b"
+    assert (again.returncode, machine.asked()) == (0, [f"{PYTEST} tests/ops"])
     machine.run()
     assert machine.asked() == ["-m rlkit.run"]
 
@@ -297,7 +298,7 @@ def test_ci_runs_every_check_in_a_fresh_environment_and_fails_with_any(machine: 
     assert not (machine.checkout / ".ci-venv").exists()
     asked = machine.asked()
     assert sum("--editable .[cpu,test]" in line for line in asked) == 1
-    assert asked[-4:] == ["-m ruff format --check .", "-m ruff check .", "-m mypy", "-m pytest"]
+    assert asked[-4:] == ["-m ruff format --check .", "-m ruff check .", "-m mypy", PYTEST]
 
 
 @pytest.fixture(scope="module")

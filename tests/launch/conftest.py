@@ -147,7 +147,7 @@ def two_hosts() -> Iterator[Hosts]:
 class Launch:
     """A launcher under way."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     folder: Path
 
     def ranks(self) -> list[int]:
@@ -173,17 +173,25 @@ class Launch:
             return until(lambda: condition() or (self.process.poll() is not None and pytest.fail("ended")), seconds)
         except BaseException:
             self.process.kill()
-            print(*self.process.communicate(), sep="\n")
+            print(*self.said(), sep="\n")
             raise
 
     def ended(self, seconds: float = 240) -> Ended:
         try:
-            out, err = self.process.communicate(timeout=seconds)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            out, err = self.process.communicate()
-            raise AssertionError(f"the launcher did not end in {seconds:g} s\n{out}\n{err}") from None
-        return Ended(self.process.returncode, out, err)
+            raise AssertionError("\n".join([f"the launcher did not end in {seconds:g} s", *self.said()])) from None
+        return Ended(self.process.returncode, *self.said())
+
+    def said(self) -> tuple[str, str]:
+        out, err = (told_in(self.folder, stream).read_text() for stream in ("out", "err"))
+        return out, err
+
+
+def told_in(folder: Path, stream: str) -> Path:
+    """Where a launcher's output goes: a pipe that nobody reads is full after 64 KiB, and then the launcher waits."""
+    return folder.with_name(f"{folder.name}.{stream}")
 
 
 def whole_lines(path: Path) -> list[str]:
@@ -194,42 +202,45 @@ def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = 
     """`python -m launch.KIND`, started, in a place of its own by which whatever it leaves behind is known."""
     place = folder.with_name(f"{folder.name}.cwd")
     place.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [*prefix, sys.executable, "-m", f"launch.{kind}", *words, f"output_dir={folder}"],
-        env=environment(OMP_NUM_THREADS="1") if env is None else env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        cwd=place,
-    )
+    with told_in(folder, "out").open("w") as out, told_in(folder, "err").open("w") as err:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", f"launch.{kind}", *words, f"output_dir={folder}"],
+            env=environment(OMP_NUM_THREADS="1") if env is None else env,
+            stdout=out,
+            stderr=err,
+            stdin=subprocess.DEVNULL,
+            cwd=place,
+        )
     return Launch(process, folder)
 
 
 @dataclass
 class Halt:
-    """Makes a rank wait as a phase begins, so that it can be struck there; tests/programs/halting does it."""
+    """Makes a rank wait as a phase begins or some seconds after, so that it can be struck there; tests/programs/halting does it."""
 
     file: Path
+    waiting: int = 0  # process id
 
     def environment(self, env: dict[str, str]) -> dict[str, str]:
         program = Path(__file__).resolve().parents[1] / "programs" / "halting"
         return env | {"PYTHONPATH": f"{program}:{env['PYTHONPATH']}", "RLKIT_HALT": str(self.file)}
 
-    def at(self, phase: str, count: int, rank: int) -> Halt:
+    def at(self, phase: str, count: int, rank: int, seconds: float = 0.0) -> Halt:
         """Of ranks that start from now on."""
-        self.file.write_text(f"{phase} {count} {rank}")
+        self.file.write_text(f"{phase} {count} {rank} {seconds}")
         return self
 
     def reached(self, launch: Launch) -> int:
         """The process id of the rank, once it waits. Nobody halts after this until `at` is called again."""
         halted = self.file.with_suffix(".halted")
-        pid = int(launch.until(lambda: halted.exists() and halted.read_text()))
+        self.waiting = int(launch.until(lambda: halted.exists() and halted.read_text()))
         self.file.unlink()
-        return pid
+        return self.waiting
 
     def release(self) -> None:
         self.file.with_suffix(".halted").unlink(missing_ok=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.waiting, signal.SIGCONT)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

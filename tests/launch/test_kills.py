@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,13 +29,9 @@ def kill_node(host: Host, pid: int) -> None:
 
 
 Kill = Callable[[Host, int], None]
-PHASES = [("rollout", 2), ("reward", 3), ("update", 2), ("sync", 3), ("checkpoint", 1)]
-KILLS: list[tuple[Kill, str, int, int]] = [  # how, the phase, how often it had begun in that attempt, the rank
-    *((kill_rank, phase, count, 1) for phase, count in PHASES),
-    *((kill_raylet, phase, count, 1) for phase, count in PHASES),
-    *((kill_rank, phase, count, 0) for phase, count in PHASES),
-    *((kill_node, phase, count, 1) for phase, count in PHASES),
-]
+PHASES = [("rollout", 2), ("reward", 3), ("update", 2), ("sync", 3), ("checkpoint", 1)]  # how often it had begun in that attempt
+LENGTHS = {"rollout": 0.04, "reward": 0.01, "update": 0.03, "sync": 0.002, "checkpoint": 0.03}  # seconds, about, of this run
+KILLS: list[tuple[Kill, int]] = [(kill_rank, 1), (kill_raylet, 1), (kill_rank, 0), (kill_node, 1)]  # how, the rank
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +40,36 @@ def cluster() -> Iterator[Hosts]:
         yield made
 
 
-def struck(cluster: Hosts, words: list[str], kills: list[tuple[Kill, str, int, int]], folder: Path) -> None:
+@dataclass
+class Strike:
+    kill: Kill
+    phase: str
+    count: int
+    rank: int
+    seconds: float  # into the phase
+
+    def prepared(self, halt: Halt) -> Halt:
+        return halt.at(self.phase, self.count, self.rank, self.seconds)
+
+
+def strikes(seed: int) -> list[Strike]:
+    """Each way in each phase, at a random moment of it."""
+    draw = random.Random(seed)
+    return [Strike(kill, phase, count, rank, draw.uniform(0.0, LENGTHS[phase])) for kill, rank in KILLS for phase, count in PHASES]
+
+
+def struck(cluster: Hosts, words: list[str], kills: list[Strike], folder: Path) -> None:
     """Launches a run and strikes it again and again, each time in the attempt that followed the last; lost hosts come back meanwhile."""
-    halt = Halt(folder.with_name("halt")).at(*kills[0][1:])
+    halt = kills[0].prepared(Halt(folder.with_name("halt")))
     launch = launcher("ray", f"address={cluster.address}", *words, folder=folder, env=halt.environment(cluster.env))
-    for number, (kill, *_) in enumerate(kills):
+    for strike, following in zip(kills, [*kills[1:], None], strict=True):
         pid = halt.reached(launch)
-        if number + 1 < len(kills):
-            halt.at(*kills[number + 1][1:])
+        if following:
+            following.prepared(halt)
         host = cluster.of(pid)
-        kill(host, pid)
+        strike.kill(host, pid)
         halt.release()
-        if kill is not kill_rank:
+        if strike.kill is not kill_rank:
             cluster.revive(host)
     ended = launch.ended()
     print(ended.err)
@@ -67,10 +83,10 @@ def struck(cluster: Hosts, words: list[str], kills: list[tuple[Kill, str, int, i
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_twenty_kills_in_a_row_lose_nothing(cluster: Hosts, on_two: list[str], tmp_path: Path) -> None:
-    more = ["steps=40", "eval.every=20", "checkpoint.every=1", "max_restarts=40"]
+    more = ["steps=80", "eval.every=40", "checkpoint.every=1", "max_restarts=40"]  # a lost raylet's ranks go on until it is noticed
     whole = launcher("local", *on_two, "workers_per_node=2", "nodes=1", *more, folder=tmp_path / "whole").ended()
     assert whole.code == 0, whole.err
-    struck(cluster, [*on_two, *more], KILLS, tmp_path / "run")
+    struck(cluster, [*on_two, *more], strikes(seed=0), tmp_path / "run")
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     spare = [row["on"] for row in restarts(tmp_path / "run") if row["cause"].startswith("node 127.0.0.3 is lost")]
     assert "2 ranks on 127.0.0.2, 127.0.0.4" in spare

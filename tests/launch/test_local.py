@@ -221,7 +221,7 @@ def test_a_launcher_that_ends_leaves_nothing(way: str, on_two: list[str], tmp_pa
     assert len(launch.ranks()) == 2 and len(left_behind(folder)) > 4
     if way == "SIGKILL":
         launch.process.kill()
-        launch.process.communicate()
+        launch.process.wait()
     else:
         assert interrupted(launch) < 10
     until(lambda: left_behind(folder) == [], 10, lambda: str(left_behind(folder)))
