@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import run
 
-STAGES = ["full-0", "full-2", "full-3", "lora-0", "lora-2", "lora-3", "dora-2", "dora-3"]
+STAGES = ["full-0", "full-1", "full-2", "full-3", "lora-0", "lora-2", "lora-3", "dora-2", "dora-3"]
 MERGED, SENT, SHARED = STAGES, [*STAGES, "adapter-2", "adapter-3"], ["full-2", "full-3", "lora-3"]
 TRAINED = {"full": 58_880, "lora": 6_528, "dora": 7_360, "adapter": 6_528}
 # rank 4 on 7 layers of each of 2 blocks: 4 x (in + out) = 4 x (112 + 80 + 80 + 112 + 144 + 144 + 144) = 3,264 a block;
