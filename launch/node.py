@@ -106,6 +106,8 @@ class Supervisor:
         each = environments(base, order["first"], order["local"], order["world"], order["master"], order["port"])
         command = [sys.executable, *order["arguments"]]
         os.chdir(order["cwd"])
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, 0)  # Ray runs its workers at niceness 15; ranks are no work for when nobody else has any
         self._crew = Crew(order["address"], command, each, Path(order["folder"]), lease=LEASE_SECONDS)
 
     def poll(self) -> dict[str, Any]:

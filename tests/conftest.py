@@ -9,18 +9,27 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several workers, one runs a file's tests, and one all those that start hosts."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "launch" if nodeid.startswith("tests/launch/") else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several workers, one runs a file's tests, and one all those that start hosts; files with slow tests come first."""
-    for item in items:
-        folder, file = item.path.parent.relative_to(ROOT), item.path.name
-        item.add_marker(pytest.mark.xdist_group("launch" if folder.name == "launch" else f"{folder.name}-{file}"))
+    """Files with slow tests first, so that no worker is left with one of them at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path.parent.name != "launch", item.path not in slow))
 

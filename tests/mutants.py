@@ -19,8 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ["rlkit", "recipes", "rewards", "pyproject.toml", "tests/ops", "tests/algorithms"]
 TESTS = ["tests/ops", "tests/algorithms", *(f"tests/test_{name}.py" for name in ("batching", "collector", "metrics", "seeds", "schedule"))]
 SLOW = "not no_process"  # starts a Python of its own
-ABOUT_OFFLINE = ("offline.py", "reference.py", *(f"algorithms/{name}.py" for name in ("offline", "dpo", "kto", "sft", "reward_model")))
-AIMED = dict.fromkeys(ABOUT_OFFLINE, "tests/algorithms/test_offline.py")  # the tests to begin with, so that a fault is seen soon
+ONLINE = ["tests/algorithms/test_online.py", "tests/algorithms/test_grpo.py"]
+OFFLINE = ["tests/algorithms/test_offline.py"]
+# The tests that a fault in these meets first, beside those named like the file.
+AIMED = {
+    **dict.fromkeys(("grpo", "rloo", "remax", "reinforce_pp", "ppo", "update", "collate", "values", "credit", "objective"), ONLINE),
+    **dict.fromkeys(("offline", "reference", "dpo", "kto", "sft", "reward_model"), OFFLINE),
+    "surrogate": ["tests/ops/test_policy_losses.py"],
+}
 SEEN, UNSEEN = 1, 0  # pytest's exit codes: some test failed, all passed
 
 # file under rlkit/, what stands there (once), what stands there instead
@@ -209,7 +215,7 @@ def main(words: list[str]) -> int:
             shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__")) if source.is_dir() else shutil.copy(
                 source, copy / name
             )
-        if tested(copy) != UNSEEN:
+        if tested(copy, TESTS) != UNSEEN:
             print("the tests of the maths fail without any fault; run them first", file=sys.stderr)
             return 2
         unseen = [mutant for mutant in chosen if not seen(copy, *mutant)]
@@ -224,14 +230,22 @@ def seen(copy: Path, file: str, before: str, after: str) -> bool:
     if text.count(before) != 1:
         raise SystemExit(f"rlkit/{file} holds {before!r} {text.count(before)} times, not once; mend the list in {Path(__file__).name}")
     place.write_text(text.replace(before, after))
-    code = tested(copy, AIMED.get(file))
+    first = [name for name in [*named(copy, place.stem), *AIMED.get(place.stem, [])] if (copy / name).is_file()]
+    code = tested(copy, first) if first else UNSEEN
+    if code == UNSEEN:
+        code = tested(copy, TESTS)
     place.write_text(text)
     print(f"{'seen  ' if code == SEEN else 'UNSEEN'} rlkit/{file}: {before}  ->  {after}", flush=True)
     return code == SEEN
 
 
-def tested(copy: Path, first: str | None = None) -> int:
-    """pytest's exit code over the copy, in a fork; `first`: the test file to begin with."""
+def named(copy: Path, stem: str) -> list[str]:
+    """The test files called like a file."""
+    return [str(path.relative_to(copy)) for path in sorted((copy / "tests").rglob(f"test_{stem}.py"))]
+
+
+def tested(copy: Path, tests: list[str]) -> int:
+    """pytest's exit code over the copy, in a fork."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -246,9 +260,7 @@ def tested(copy: Path, first: str | None = None) -> int:
         import torch
 
         torch.set_num_threads(1)
-        code = int(
-            pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-c", "pyproject.toml", "-k", SLOW, *([first] if first else []), *TESTS])
-        )
+        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-c", "pyproject.toml", "-k", SLOW, *tests]))
         import rlkit
 
         assert rlkit.__file__ and Path(rlkit.__file__).is_relative_to(copy), "the tests ran on another rlkit"

@@ -12,4 +12,4 @@ for argument in "$@"; do
 done
 cd -- "$ROOT"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder "${marks[@]}" "${arguments[@]}"
+exec "$PYTHON" -m pytest --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder "${marks[@]}" "${arguments[@]}"

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTEST = "-m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder"
+PYTEST = "-m pytest --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder"
 SCRIPTS = ["launch/setup.sh", "launch/local.sh", "tests/run.sh", ".ci/run"]
 
 # HOLD: a file; while it exists, `pip install` has begun and does not end. PIP_RC: how `pip install` ends. FAILS: the module that fails.
