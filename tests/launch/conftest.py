@@ -219,7 +219,7 @@ class Halt:
     """Makes a rank wait as a phase begins or some seconds after, so that it can be struck there; tests/programs/halting does it."""
 
     file: Path
-    waiting: int = 0  # process id
+    _stopped: int | None = None  # process id of a rank that stopped itself
 
     def environment(self, env: dict[str, str]) -> dict[str, str]:
         program = Path(__file__).resolve().parents[1] / "programs" / "halting"
@@ -233,14 +233,16 @@ class Halt:
     def reached(self, launch: Launch) -> int:
         """The process id of the rank, once it waits. Nobody halts after this until `at` is called again."""
         halted = self.file.with_suffix(".halted")
-        self.waiting = int(launch.until(lambda: halted.exists() and halted.read_text()))
+        pid, how = launch.until(lambda: halted.exists() and halted.read_text()).split()
+        self._stopped = int(pid) if how == "stopped" else None
         self.file.unlink()
-        return self.waiting
+        return int(pid)
 
     def release(self) -> None:
         self.file.with_suffix(".halted").unlink(missing_ok=True)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.waiting, signal.SIGCONT)
+        if self._stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._stopped, signal.SIGCONT)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

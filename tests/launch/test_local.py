@@ -182,7 +182,7 @@ def interrupted(launch: Launch) -> float:
 def test_hung_then_stopped_then_gone_on_with(on_two: list[str], undisturbed: Path, tmp_path: Path) -> None:
     """A rank that is stopped in an update is found; the restart is asked to stop in a rollout; the next run ends as if nothing had been."""
     folder, halt = tmp_path / "run", Halt(tmp_path / "halt").at("update", 3, 1)
-    words = [*on_two, *HERE, "max_restarts=1", "watchdog_minutes=0.3"]
+    words = [*on_two, *HERE, "max_restarts=1", "watchdog_minutes=0.6"]
     launch = launcher("local", *words, folder=folder, env=halt.environment(environment(OMP_NUM_THREADS="1")))
     pid = halt.reached(launch)
     halt.at("rollout", 2, 0)

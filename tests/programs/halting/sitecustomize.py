@@ -1,7 +1,8 @@
 """With this folder on PYTHONPATH, a rank halts as a phase begins, or later, as the file named by RLKIT_HALT says: PHASE COUNT RANK SECONDS.
 
-It writes its process id into FILE.halted, and goes on when somebody removes that; SECONDS after the phase began, wherever it then is, it
-stops itself by a signal instead. COUNT is of this process. A rank that starts when FILE is not there does not halt.
+It writes its process id (and `waits` or `stopped`) into FILE.halted, and goes on when somebody removes that; where it is to halt SECONDS
+after the phase began, it stops itself by a signal, wherever it then is. COUNT is of this process. A rank that starts when FILE is not
+there does not halt.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 PATIENCE = 60.0
 
 
-def announce(file: Path) -> Path:
+def announce(file: Path, how: str) -> Path:
     new = file.with_suffix(".new")
-    new.write_text(str(os.getpid()))
+    new.write_text(f"{os.getpid()} {how}")
     return new.rename(file.with_suffix(".halted"))
 
 
 def stop(file: Path) -> None:
-    announce(file)
+    announce(file, "stopped")
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -33,7 +34,7 @@ def halt(file: Path, seconds: float) -> None:
     if seconds:
         threading.Timer(seconds, stop, [file]).start()
         return
-    halted = announce(file)
+    halted = announce(file, "waits")
     until = time.monotonic() + PATIENCE
     while halted.exists() and time.monotonic() < until:
         time.sleep(0.02)
