@@ -1,7 +1,6 @@
 """Applies small faults to a copy of the maths, one at a time, and shows that the tests of the maths see each of them.
 
     python tests/mutants.py [word ...]      only those whose file or text holds one of the words
-    python tests/mutants.py 1/2             the first of two shares, to be run beside the other
 
 Exit code 0: every fault was seen. Each runs in a fork of a process that has torch loaded, so that a fault costs about a second.
 """
@@ -9,7 +8,6 @@ Exit code 0: every fault was seen. Each runs in a fork of a process that has tor
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -26,6 +24,8 @@ AIMED = {
     **dict.fromkeys(("grpo", "rloo", "remax", "reinforce_pp", "ppo", "update", "collate", "values", "credit", "objective"), ONLINE),
     **dict.fromkeys(("offline", "reference", "dpo", "kto", "sft", "reward_model"), OFFLINE),
     "surrogate": ["tests/ops/test_policy_losses.py"],
+    "returns": ["tests/ops/test_credit.py"],
+    **dict.fromkeys(("masking", "metrics"), OFFLINE),
 }
 SEEN, UNSEEN = 1, 0  # pytest's exit codes: some test failed, all passed
 
@@ -205,8 +205,6 @@ MUTANTS: list[tuple[str, str, str]] = [
 def main(words: list[str]) -> int:
     """Runs the faults; returns the exit code."""
     chosen = [m for m in MUTANTS if not words or any(word in part for word in words for part in m)]
-    if len(words) == 1 and (share := re.fullmatch(r"(\d+)/(\d+)", words[0])):
-        chosen = MUTANTS[int(share[1]) - 1 :: int(share[2])]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve()
         for name in [*COPIED, *(test for test in TESTS if test.endswith(".py"))]:
