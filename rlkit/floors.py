@@ -74,26 +74,26 @@ def shortest(work: Callable[[], object], device: torch.device) -> float:
     return min(seconds[1:])
 
 
-def operations(shape: Shape, read: int, said: int) -> float:
-    """Of a forward pass over `read` tokens of one sample, of which `said` outputs go through the head.
+def operations(shape: Shape, read: Sequence[int], said: int) -> float:
+    """Of a forward pass over samples of so many tokens, of which `said` outputs go through the head.
 
     2 a weight and token; attention 4 a layer, a number of a query, and a pair of tokens of which the second sees the first.
     """
     layer = sum(into * out for into, out in shape.linears)
-    pairs = read * (read + 1) / 2
-    return (
-        2.0 * (shape.layers * layer * read + shape.hidden * shape.vocab * said) + 4.0 * shape.layers * shape.heads * shape.head_dim * pairs
-    )
+    pairs = sum(n * (n + 1) // 2 for n in read)
+    computed = 2.0 * (shape.layers * layer * sum(read) + shape.hidden * shape.vocab * said)
+    return computed + 4.0 * shape.layers * shape.heads * shape.head_dim * pairs
 
 
 def forward(shape: Shape, lengths: Sequence[Length], head: bool = True) -> float:
     """Operations that samples need."""
-    return sum(operations(shape, max(p + n - 1, 0), n * head) for p, n in lengths)
+    return operations(shape, [max(p + n - 1, 0) for p, n in lengths], sum(n for _, n in lengths) * head)
 
 
 def nominal(shape: Shape, lengths: Sequence[Length]) -> float:
     """Operations of samples as publications count them: every token through every weight but the embedding."""
-    return sum(operations(shape, p + n, p + n) for p, n in lengths)
+    read = [p + n for p, n in lengths]
+    return operations(shape, read, sum(read))
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class Floors:
 
     def _operations(self, asked: Sequence[Asked]) -> float:
         shape = self.job.shape
-        prompts = sum(operations(shape, p, 0) for p, _ in asked)
-        completions = sum(forward(shape, [(p, n)]) - operations(shape, p, 0) for p, lengths in asked for n in lengths if n)
-        return (prompts + completions) / self.job.tensor_parallel
+        every = [(p, n) for p, lengths in asked for n in lengths if n]
+        again = operations(shape, [p for p, _ in every], 0) - operations(shape, [p for p, _ in asked], 0)
+        return (forward(shape, every) - again) / self.job.tensor_parallel
 
     def observe(self, lengths: Sequence[Length], models: int, values: bool) -> float:
         """Log-probs by so many models, and values."""

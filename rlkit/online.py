@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -138,7 +139,8 @@ class Online:
         unused = [s for g in left_out for s in g.samples]
         advantages = [*self.ranks.everywhere(mine, batch.index, batch.size).tolist(), *[None] * len(unused)]
         scored = [s for g in groups for s in g.samples] + unused
-        self.report.samples(step, [rows.of_sample(s, a, self.decode, "train") for s, a in zip(scored, advantages, strict=True)])
+        decode = cache(self.decode)  # of a group's prompt once
+        self.report.samples(step, [rows.of_sample(s, a, decode, "train") for s, a in zip(scored, advantages, strict=True)])
 
 
 def not_asked(stream: dict[str, Any]) -> dict[str, float]:

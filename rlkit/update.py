@@ -151,7 +151,10 @@ def gradient(
 
 def learned_from(run: Learning, credit: Credit, rows: Sequence[int]) -> list[int]:
     """Those of the rows that move anything."""
-    return [i for i in rows if not run.algorithm.inert_without_advantage or bool(credit.advantages[i].any())]
+    if not run.algorithm.inert_without_advantage:
+        return list(rows)
+    moves = credit.advantages.any(-1).tolist()  # [B]
+    return [i for i in rows if moves[i]]
 
 
 def in_step(lengths: list[int], budget: int, ranks: Ranks) -> list[list[int]]:

@@ -26,8 +26,8 @@ def made(job: Any = JOB, machine: Machine = UNIT, **more: bool) -> Floors:
 
 def test_operations_by_hand() -> None:
     # 2 (336 x 3 + 40 x 2), and 4 operations x 2 layers x 6 numbers of a query x (1 + 2 + 3) pairs
-    assert floors.operations(TINY, read=3, said=2) == 2 * (1008 + 80) + 48 * 6
-    assert floors.forward(TINY, [(2, 3), (0, 0)]) == floors.operations(TINY, 4, 3)  # the last token is never read
+    assert floors.operations(TINY, read=[3], said=2) == 2 * (1008 + 80) + 48 * 6
+    assert floors.forward(TINY, [(2, 3), (0, 0)]) == floors.operations(TINY, [4], 3)  # the last token is never read
     assert floors.nominal(TINY, [(2, 3)]) == 2 * 5 * 376 + 48 * 15
 
 
@@ -75,7 +75,7 @@ def test_torch_counts_as_many_operations_in_the_real_model(tiny_model: Path) -> 
         logits = model(input_ids=torch.arange(n)[None], use_cache=False).logits
     forward = counted.get_total_flops()
     masked = 4 * shape.layers * shape.heads * shape.head_dim * n * (n - 1) / 2
-    assert forward == floors.operations(shape, read=n, said=n) + masked
+    assert forward == floors.operations(shape, read=[n], said=n) + masked
     with FlopCounterMode(display=False) as counted:
         logits.sum().backward()
     assert counted.get_total_flops() == 2 * forward
