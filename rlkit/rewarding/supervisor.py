@@ -36,6 +36,7 @@ LOCK_SECONDS = 5.0  # for a pool's lock, which only its one worker takes: past i
 POLL_SECONDS = 0.05  # how often pebble looks at deadlines and dead workers
 GRACE_SECONDS = 3.0  # past the deadline: if pebble has not acted by then, the pool is broken and is thrown away
 BROKEN_POOLS = 3  # in a row, for the same unit
+LUMP_SECONDS = 1.0  # in which a lump of quick calls ends, or each of them gets a try, and the deadline, of its own
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Agenda:
         """What came of a call; None: it ended its worker."""
         self._lumps[index] = min(2 * self._lumps[index], LUMP) if outcomes is not None and quick(outcomes) else 1
 
+    def deadline(self, index: int) -> float:
+        """Seconds for one sample."""
+        return worker.deadline_of(self._specs[index], self._settings)
+
     def take(self) -> Unit:
         with self._changed:
             while not self._waiting:
@@ -86,8 +91,10 @@ class Agenda:
                 parts += list(same.items())[: limit - 1]
                 chosen = {number for number, _ in parts}
                 self._waiting = deque(entry for entry in self._waiting if entry[0] not in chosen)
-            deadline = worker.deadline_of(self._specs[index], self._settings)
-        return Unit(index, parts, deadline if together else deadline * max(len(payloads) for _, payloads in parts), together)
+            deadline = self.deadline(index) * (1 if together else len(payloads))
+            if len(parts) > 1 and not together:
+                deadline = min(deadline, LUMP_SECONDS)
+        return Unit(index, parts, deadline, together)
 
 
 class Slot(threading.Thread):
@@ -125,7 +132,8 @@ class Slot(threading.Thread):
         self._agenda.told(unit.index, outcomes)
         if outcomes is None and len(unit.parts) > 1:
             for part in unit.parts:  # the one that blocked or killed the worker took others with it: each gets its own try
-                self._score(replace(unit, parts=[part]))
+                deadline = unit.deadline if unit.together else self._agenda.deadline(unit.index) * len(part[1])
+                self._score(replace(unit, parts=[part], deadline=deadline))
             return
         told = iter(outcomes or [self._last_failure] * sum(map(len, unit.calls)))
         self._out.put(("told", [(number, [next(told) for _ in payloads]) for number, payloads in unit.parts]))
