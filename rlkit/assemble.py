@@ -26,6 +26,7 @@ from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
 from rlkit.errors import RunFailed, UserError
 from rlkit.evaluate import Evaluation
+from rlkit.floors import Floors, machine
 from rlkit.model_reward import ModelReward
 from rlkit.online import Online
 from rlkit.ranks import Ranks
@@ -143,11 +144,11 @@ def build(
         clock=clock,
         ranks=ranks,
         decode=renderer.decode,
+        floors=made_floors(recipe, ranks),
     )
     export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
     run = made_run(recipe, story, learners, export, renderer, folder, ranks, report, clock, stopping)
-    run.training = story.placement.train
-    return run, engine.close
+    return replace(run, training=story.placement.train), engine.close
 
 
 def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: Path, report: Report) -> int:
@@ -162,6 +163,17 @@ def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: P
     elif budget < recipe.tokens_per_micro_batch:
         report.note(f"tokens_per_micro_batch={recipe.tokens_per_micro_batch} ran out of memory before; {budget} is used")
     return fits
+
+
+def made_floors(recipe: Recipe, ranks: Ranks) -> Floors | None:
+    """On the rank that reports, where the shape of the model is known."""
+    job = plan.job_of(recipe)
+    if job is None or not (ranks.main and recipe.report.floors):
+        return None
+    if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
+        job = replace(job, shape=replace(job.shape, vocab=1))  # its head says one number
+    adapter = recipe.engine.lora_sync == "adapter" and job.rank is not None
+    return Floors(job, machine(ranks.device, dtype_of(recipe, ranks.device)), adapter, swaps=plan.mode(recipe) == "swapped")
 
 
 def made_run(

@@ -52,7 +52,7 @@ def build(
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
     units = [UNITS[algorithm.reads](item) for item in held_out]
-    story = Offline(stream, recipe.prompts_per_step, units, reading, None, clock, stopping)
+    story = Offline(stream, recipe.prompts_per_step, units, reading, None, clock, stopping, assemble.made_floors(recipe, ranks))
     if algorithm.reference:
         report.phase("reference")
         asked = story.ahead(recipe.steps)

@@ -119,8 +119,12 @@ class Taken:
     """What a step's rollout gave this rank."""
 
     groups: list[Group]  # to learn from
-    left_out: list[Group] = field(default_factory=list)  # without signal
-    refills: int = 0
+    left_out: list[Group]  # without signal
+    rounds: list[list[Group]]  # what was sampled now: a step's prompts, then what replaces those without signal
+
+    @property
+    def refills(self) -> int:
+        return max(len(self.rounds) - 1, 0)
 
 
 @dataclass
@@ -146,7 +150,7 @@ class Collector:
         """This rank's scored groups of the next step; None where somebody was asked to stop."""
         if self.max_refills is None:
             groups = self._asked(0, self.prompts_per_step)
-            return None if groups is None else Taken(groups)
+            return None if groups is None else Taken(groups, [], [groups])
         return self._with_signal(self.max_refills)
 
     def _with_signal(self, max_refills: int) -> Taken | None:
@@ -154,8 +158,8 @@ class Collector:
         kept, left_out = self.surplus, []
         numbers = sorted(n for part in self.ranks.gather([g.number for g in kept]) for n in part)  # of the kept groups of all ranks
         carried = asked = len(numbers)
-        rounds = 0
-        while len(numbers) < self.prompts_per_step and rounds <= max_refills:
+        rounds: list[list[Group]] = []
+        while len(numbers) < self.prompts_per_step and len(rounds) <= max_refills:
             wanted = self._enough(self.prompts_per_step - len(numbers), len(numbers) - carried, asked - carried)
             groups = self._asked(asked, wanted)
             if groups is None:
@@ -163,10 +167,11 @@ class Collector:
             kept = kept + [g for g in groups if has_signal(g)]
             left_out += [g for g in groups if not has_signal(g)]
             numbers = sorted(n for part in self.ranks.gather([g.number for g in kept]) for n in part)
-            asked, rounds = asked + wanted, rounds + 1
+            asked += wanted
+            rounds.append(groups)
         later = {number: place for place, number in enumerate(numbers[self.prompts_per_step :])}
         self.surplus = [replace(g, number=later[g.number]) for g in kept if g.number in later]
-        return Taken([g for g in kept if g.number not in later], left_out, max(rounds - 1, 0))
+        return Taken([g for g in kept if g.number not in later], left_out, rounds)
 
     def _enough(self, missing: int, found: int, asked: int) -> int:
         """Prompts of which `missing` will have a signal, if as many do as did; never more than a step's."""

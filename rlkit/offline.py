@@ -20,6 +20,7 @@ from rlkit.clock import Clock
 from rlkit.data.preferences import Demonstration, Pair, Rated
 from rlkit.engines.base import Learner
 from rlkit.errors import Stopped
+from rlkit.floors import Floors, Length, ratios
 from rlkit.metrics import Mean, Metrics, Sum, merge, values, wilson
 from rlkit.ops.masking import even_weights, padded, token_weights, weighted_sum
 from rlkit.ops.preference import kto_baseline
@@ -41,7 +42,11 @@ class Unit:
 
     @property
     def tokens(self) -> int:
-        return sum(len(s.prompt) + len(s.tokens) for s in self.samples)
+        return sum(p + n for p, n in self.lengths)
+
+    @property
+    def lengths(self) -> list[Length]:
+        return [(len(s.prompt), len(s.tokens)) for s in self.samples]
 
 
 def written(row: int, draw: int, number: int, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Sample:
@@ -107,6 +112,7 @@ class Offline:
     reference: Reference | None
     clock: Clock
     stopping: Stopping
+    floors: Floors | None = None
 
     @property
     def measure(self) -> str:
@@ -133,7 +139,7 @@ class Offline:
         tokens = sum(u.tokens for u in units)
         left_out = {f"rows/{name}": float(self.rows.state()[name]) for name in ("too_long", "bad_row", "cut")}
         row = {**with_margins(values(merge(seen))), **left_out, "throughput/tokens_per_second": tokens / self.clock.seconds}
-        return Stepped(row, count, tokens)
+        return Stepped(row | self._floors(units), count, tokens)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """The loss on held-out rows and all that is watched with it; of an accuracy its 95 % interval."""
@@ -159,6 +165,14 @@ class Offline:
     def load(self, state: dict[str, Any], step: int) -> None:
         self.rows.load(state["rows"])
 
+    def _floors(self, units: list[Unit]) -> dict[str, float]:
+        if self.floors is None:
+            return {}
+        cut = self.reading.cut(units)
+        lengths = [length for part in cut for i in share(part, self.reading.ranks) for length in part[i].lengths] * self.reading.passes
+        clock = self.clock.metrics()
+        return ratios({"update": self.floors.update(lengths)}, clock) | {"throughput/mfu": self.floors.mfu(lengths, clock["time/update"])}
+
     def _next(self) -> list[Unit]:
         return [UNITS[self.reading.algorithm.reads](item) for item in self.rows.take(self.rows_per_step)]
 
@@ -172,14 +186,19 @@ class Offline:
         yield from Work(self.reading, self.held_out, None).asked()
 
 
+def share(units: list[Unit], ranks: Ranks) -> list[int]:
+    """Numbers of those that this rank works on."""
+    owner = deal([u.tokens for u in units], ranks.world)
+    return [i for i, rank in enumerate(owner) if rank == ranks.rank]
+
+
 class Work:
     """A minibatch, or the held-out rows: what is looked at together, and this rank's share of it."""
 
     def __init__(self, reading: Reading, units: list[Unit], reference: Reference | None) -> None:
         self.reading, self.units, self.reference = reading, units, reference
         ranks = reading.ranks
-        owner = deal([u.tokens for u in units], ranks.world)
-        self.mine = [i for i, rank in enumerate(owner) if rank == ranks.rank]
+        self.mine = share(units, ranks)
         tokens = sum(int(s.mask.sum()) for u in units for s in u.samples)
         self.totals = torch.tensor([tokens, sum(len(u.samples) for u in units)], dtype=torch.float64)  # as of unit_totals
         self.baseline = self._baseline() if reading.algorithm.baseline and reference else None

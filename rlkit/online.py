@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,16 +13,17 @@ from rlkit import rows
 from rlkit.algorithms import State
 from rlkit.clock import Clock
 from rlkit.collate import collate
-from rlkit.collector import Collector
+from rlkit.collector import Collector, Taken
 from rlkit.engines.placement import Colocated
 from rlkit.errors import Stopped
 from rlkit.evaluate import Evaluation
+from rlkit.floors import Floors, ratios
 from rlkit.metrics import values
 from rlkit.ranks import Ranks
 from rlkit.report import Report
 from rlkit.trainer import Stepped
 from rlkit.types import Batch, Credit, Group
-from rlkit.update import Count, Learning, observe, update
+from rlkit.update import Count, Learning, learned_from, observe, update
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Online:
     clock: Clock
     ranks: Ranks
     decode: Callable[[Sequence[int]], str]
+    floors: Floors | None = None
     measure: str = "accuracy"
 
     def step(self, number: int, count: Count) -> Stepped:
@@ -52,7 +55,7 @@ class Online:
                 signals, seen = observe(learning, batch)
                 credit, self.remembered, given = learning.algorithm.assign(batch, signals, self.remembered, self.ranks)
             with self.clock("update"):
-                learned, count = update(learning, batch, signals, credit, count)
+                learned, after = update(learning, batch, signals, credit, count)
         self.placement.version = number
         left_out = sorted((g for part in self.ranks.gather(taken.left_out) for g in part), key=lambda g: g.number)
         self._write_samples(number, groups, left_out, batch, credit)
@@ -67,8 +70,9 @@ class Online:
         if self.collector.max_refills is not None:
             row |= self._refilled(number, len(groups), len(left_out), taken.refills)
         scored = [s.sample for g in judged for s in g.samples]
+        row |= self._floors(taken, batch, credit, count)
         row["throughput/tokens_per_second"] = sum(len(s.tokens) for s in scored) / self.clock.seconds
-        return Stepped(row, count, sum(len(s.prompt) + len(s.tokens) for s in scored))
+        return Stepped(row, after, sum(len(s.prompt) + len(s.tokens) for s in scored))
 
     @property
     def tokens_per_micro_batch(self) -> int:
@@ -112,6 +116,22 @@ class Online:
         surplus = int(self.ranks.sum(torch.tensor(len(self.collector.surplus))))
         return {"groups/kept": kept, "groups/left_out": left_out, "groups/refills": refills, "groups/surplus": surplus}
 
+    def _floors(self, taken: Taken, batch: Batch, credit: Credit, count: Count) -> dict[str, float]:
+        """How far the phases of this step were from the least that they could take, evaluation aside."""
+        if self.floors is None:
+            return {}
+        floors, learning, needs, clock = self.floors, self.learning, self.learning.needs, self.clock.metrics()
+        everything = [(len(s.prompt), len(s.tokens)) for s in batch.samples]
+        learned = [everything[i] for i in learned_from(learning, credit, range(len(everything)))] * learning.passes
+        policy, critic = count.updates >= learning.policy_waits, learning.critic is not None
+        least = {
+            "sync": floors.sync(self.placement.parked, self.placement.sent),
+            "rollout": floors.rollout([[asked(g) for g in groups] for groups in taken.rounds]),
+            "observe": floors.observe(everything, needs.old_logprobs + needs.reference, critic),
+            "update": floors.update(learned, policy, critic),
+        }
+        return ratios(least, clock) | {"throughput/mfu": floors.mfu(learned if policy else [], clock["time/update"])}
+
     def _write_samples(self, step: int, groups: list[Group], left_out: list[Group], batch: Batch, credit: Credit) -> None:
         """The step's samples, with their advantages where they were learned from."""
         counts = batch.mask.sum(-1).clamp(min=1)
@@ -119,9 +139,16 @@ class Online:
         unused = [s for g in left_out for s in g.samples]
         advantages = [*self.ranks.everywhere(mine, batch.index, batch.size).tolist(), *[None] * len(unused)]
         scored = [s for g in groups for s in g.samples] + unused
-        self.report.samples(step, [rows.of_sample(s, a, self.decode, "train") for s, a in zip(scored, advantages, strict=True)])
+        decode = cache(self.decode)  # of a group's prompt once
+        self.report.samples(step, [rows.of_sample(s, a, decode, "train") for s, a in zip(scored, advantages, strict=True)])
 
 
 def not_asked(stream: dict[str, Any]) -> dict[str, float]:
     """Rows so far that gave nothing to learn from, or were cut."""
     return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
+
+
+def asked(group: Group) -> tuple[int, list[int]]:
+    """Tokens of its prompt, and of each completion."""
+    every = [*group.samples, *([group.greedy] if group.greedy else [])]
+    return len(every[0].sample.prompt), [len(s.sample.tokens) for s in every]

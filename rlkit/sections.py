@@ -163,6 +163,7 @@ class CheckpointSection(Section):
 
 class ReportSection(Section):
     table_every: Count
+    floors: bool
     wandb: str | None
 
 

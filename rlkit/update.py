@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,7 +134,7 @@ def gradient(
 
     `waits`: the policy does not learn yet, only the critic.
     """
-    active = [i for i in rows if bool(credit.advantages[i].any())] if run.algorithm.inert_without_advantage else rows
+    active = learned_from(run, credit, rows)
     lengths = [len(batch.samples[i].prompt) + len(batch.samples[i].tokens) for i in active]
     seen: list[Metrics] = []
     for places in in_step(lengths, run.tokens_per_micro_batch, run.ranks):
@@ -147,6 +147,14 @@ def gradient(
             with run.critic.training():
                 seen.append(one_of_critic(run, run.critic, batch, signals, credit, chosen, totals) if chosen else idled(run.critic))
     return run.ranks.merged(merge(seen)) if seen else None
+
+
+def learned_from(run: Learning, credit: Credit, rows: Sequence[int]) -> list[int]:
+    """Those of the rows that move anything."""
+    if not run.algorithm.inert_without_advantage:
+        return list(rows)
+    moves = credit.advantages.any(-1).tolist()  # [B]
+    return [i for i in rows if moves[i]]
 
 
 def in_step(lengths: list[int], budget: int, ranks: Ranks) -> list[list[int]]:

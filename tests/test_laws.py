@@ -51,6 +51,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.checkpoint": (3, "checkpoint"),
     "rlkit.report": (3, "report"),
     "rlkit.ranks": (3, "ranks"),
+    "rlkit.floors": (3, "floors"),
     "rlkit.collector": (4, "stories"),
     "rlkit.model_reward": (4, "stories"),
     "rlkit.collate": (4, "stories"),

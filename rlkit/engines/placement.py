@@ -56,6 +56,7 @@ class Colocated:
         self.peaks: dict[str, float] = {}  # bytes, of the last time in a phase
         self.version = 0  # of the policy's weights: the number of steps that were trained into them
         self.state = "rollout"
+        self.parked = self.sent = False  # by the last rollout, as it began
         self._inside: str | None = None
 
     @contextmanager
@@ -63,6 +64,7 @@ class Colocated:
         """Inside, the engine samples from the policy as it is now."""
         with self._alone("rollout"):
             with self.phase("sync"):
+                self.parked, self.sent = self.state == "training", self.engine.version != self.version
                 if self.state == "training":
                     self.park()
                     self.wake_weights()

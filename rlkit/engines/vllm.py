@@ -88,8 +88,7 @@ class VLLMEngine:
         return len(self._requests)
 
     def add(self, request: Request) -> None:
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         if self.version is None:
             raise RunFailed("the rollout engine was asked to sample before its first weights arrived")
@@ -110,7 +109,7 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._requests[name] = request
-        self.engine.add_request(name, TokensPrompt(prompt_token_ids=list(request.tokens)), params, lora_request=self._adapter)
+        self.engine.add_request(name, {"prompt_token_ids": list(request.tokens)}, params, lora_request=self._adapter)
 
     def advance(self) -> list[Sample]:
         return [self._sample(output) for output in self.engine.step() if output.finished]

@@ -12,6 +12,7 @@ from rlkit.errors import UserError
 from rlkit.report.console import open_console
 from rlkit.report.environment import environment
 from rlkit.report.folder import METRICS, RunFolder, read_metrics
+from rlkit.report.names import floors
 from rlkit.report.trackers import TensorBoard, Tracker
 from rlkit.report.wandb import WandB, require_wandb
 
@@ -98,7 +99,7 @@ class Report:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report one finished step, once; an evaluation after it brings its eval/ names in the same call (one row a step).
 
-        Step 0 is the evaluation before training. Every `table_every` steps some of its samples are shown.
+        Step 0 is the evaluation before training. Every `table_every` steps some of its samples are shown, and its floors.
         """
         if self._folder is None:
             return
@@ -109,6 +110,8 @@ class Report:
         self._console.step(step, metrics)
         if self._shown and step % self._table_every == 0:
             self._console.samples(step, self._shown)
+        if step % self._table_every == 0:
+            self._tell_floors(f"  floors of step {step}", [metrics])
         self._shown = []
 
     def finish(
@@ -131,6 +134,7 @@ class Report:
         summary |= {f"{measure}_before": before, f"{measure}_after": after} | ({"held_out": dict(held_out)} if held_out else {})
         self._folder.write_json("summary.json", summary)
         self._survive("report.png", self._draw)
+        self._tell_floors("floors", read_metrics(self._folder.path / METRICS))
         self._console.finish(status, before, after, wall_seconds, steps, self._folder.path, measure)
 
     def close(self) -> None:
@@ -158,6 +162,10 @@ class Report:
         self._survive("TensorBoard", tensorboard)
         if project is not None:
             self._survive("W&B", wandb)
+
+    def _tell_floors(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if told := floors(rows):
+            self._console.note(f"{label}  {told}")
 
     def _draw(self) -> None:
         from rlkit.report.picture import draw

@@ -28,7 +28,7 @@ from rlkit.errors import RunFailed, UserError
 from rlkit.metrics import Metrics
 from rlkit.rewarding import combining
 from rlkit.rewarding.failures import FailureWindow, write_replay
-from rlkit.rewarding.outcome import Outcome, Verdict
+from rlkit.rewarding.outcome import LUMP, Outcome, Verdict, quick
 from rlkit.rewarding.spec import RewardSettings, RewardSpec, locate
 
 # Without these ordinary programs do not work; everything else a reward needs is listed in rewarding.env.
@@ -68,9 +68,10 @@ class Judge:
         self._kinds: list[tuple[bool, bool]] | None = None  # (takes groups?, is async?) of each reward; None until workers are ready
         self._items: dict[Hashable, Mapping[str, Any]] = {}
         self._groups: dict[Hashable, Hashable] = {}
-        self._early: list[tuple[Hashable, Hashable | None, int | None]] = []  # submitted before the workers were ready
+        self._early: list[tuple[Hashable, Hashable | None, int | None]] = []  # not handed out yet
         self._members: dict[Hashable, list[Hashable]] = defaultdict(list)  # groups that are not complete yet
         self._units: dict[int, tuple[int, list[Hashable]]] = {}  # under way: unit -> (reward index, keys)
+        self._quick = False  # the last that were judged
         self._told: dict[Hashable, dict[str, Outcome]] = {}
         self._windows = {spec.name: FailureWindow(settings.max_failure_rate) for spec in self._specs}
         self._unreported: dict[str, list[Outcome]] = {spec.name: [] for spec in self._specs}
@@ -90,7 +91,8 @@ class Judge:
             self._listen(None)
 
     def submit(self, key: Hashable, item: Mapping[str, Any], group: Hashable | None = None, group_size: int | None = None) -> None:
-        """Have a finished sample judged. Functions that take groups get theirs when group_size of it are here, at the latest in collect.
+        """Have a finished sample judged: at once, or where that takes next to no time, with the next that finish, at the latest in collect.
+        Functions that take groups get theirs when group_size of it are here.
 
         item: `prompt` (text or messages), `completion` (text), the columns of the data row, and where known `completion_length` (tokens)
         and `stop`. key names the sample; samples of one group are handed over in the order of their keys.
@@ -101,7 +103,8 @@ class Judge:
         self._groups[key] = group if group is not None else ("alone", key)
         self._told[key] = {}
         self._early.append((key, group, group_size))
-        self._advance()
+        if not self._quick or len(self._early) >= LUMP:
+            self._advance()
 
     def done(self, keys: Iterable[Hashable]) -> bool:
         """Whether collect(keys) would return at once. Never waits."""
@@ -124,8 +127,7 @@ class Judge:
         """Verdicts as collect gives them, without forgetting the samples or stopping for their failures."""
         self.ready()
         self._advance()
-        for group in dict.fromkeys(self._groups[key] for key in keys):
-            self._ask_group(group)
+        self._ask([unit for group in dict.fromkeys(self._groups[key] for key in keys) for unit in self._of_group(group)])
         self._ask_seats(keys)
         for key in keys:
             while len(self._told[key]) < len(self._specs):
@@ -167,22 +169,20 @@ class Judge:
         if self._kinds is None:
             return
         early, self._early = self._early, []
+        units: list[tuple[int, list[Hashable]]] = []  # (reward index, keys)
         for key, group, group_size in early:
-            for index, (batch, _) in enumerate(self._kinds):
-                if not batch:
-                    self._ask(index, [key])
+            units += [(index, [key]) for index, (batch, _) in enumerate(self._kinds) if not batch]
             if any(batch for batch, _ in self._kinds):
                 place = self._groups[key]
                 self._members[place].append(key)
                 if group is None or len(self._members[place]) == group_size:
-                    self._ask_group(place)
+                    units += self._of_group(place)
+        self._ask(units)
 
-    def _ask_group(self, group: Hashable) -> None:
+    def _of_group(self, group: Hashable) -> list[tuple[int, list[Hashable]]]:
         assert self._kinds is not None
         keys = _in_order(self._members.pop(group, []))
-        for index, (batch, _) in enumerate(self._kinds):
-            if batch and keys:
-                self._ask(index, keys)
+        return [(index, keys) for index, (batch, _) in enumerate(self._kinds) if batch and keys]
 
     def _ask_seats(self, keys: Sequence[Hashable]) -> None:
         """The rewards of this process, on all samples that they have not seen; the workers go on meanwhile."""
@@ -193,12 +193,15 @@ class Judge:
             for key, outcome in zip(asked, self.seats[spec.name]([self._items[key] for key in asked]), strict=True):
                 self._told[key][spec.name] = outcome
 
-    def _ask(self, index: int, keys: list[Hashable]) -> None:
-        payloads = [_pickled(key, self._items[key]) for key in keys]
-        self._count += 1
-        self._units[self._count] = (index, keys)
+    def _ask(self, units: Sequence[tuple[int, list[Hashable]]]) -> None:
+        if not units:
+            return
+        numbered = dict(enumerate(units, self._count + 1))
+        message = [(number, index, [_pickled(key, self._items[key]) for key in keys]) for number, (index, keys) in numbered.items()]
+        self._units |= numbered
+        self._count += len(units)
         try:
-            self._connection.send((self._count, index, payloads))
+            self._connection.send(message)
         except OSError:
             while True:  # it may have said why before it went; _listen raises that, or that it is gone
                 self._listen(None)
@@ -218,10 +221,12 @@ class Judge:
                 raise UserError(trouble)
             case ("crashed", trace):
                 raise RunFailed(f"the reward supervisor stopped on a fault of its own; the run can be resumed\n{trace}")
-            case ("told", unit, outcomes):
-                index, keys = self._units.pop(unit)
-                for key, outcome in zip(keys, outcomes, strict=True):
-                    self._told[key][self._sent[index].name] = outcome
+            case ("told", units):
+                self._quick = all(quick(outcomes) for _, outcomes in units)
+                for unit, outcomes in units:
+                    index, keys = self._units.pop(unit)
+                    for key, outcome in zip(keys, outcomes, strict=True):
+                        self._told[key][self._sent[index].name] = outcome
 
     def _watch(self, spec: RewardSpec, outcomes: Sequence[tuple[Hashable, Outcome]]) -> None:
         self._unreported[spec.name] += [outcome for _, outcome in outcomes]

@@ -4,8 +4,8 @@ It is a child subreaper: whatever a worker left, however it detached itself, com
 pebble pool of its own, so that one that dies while it holds a lock harms no other. It ends with the trainer, even when that is killed:
 the end of the connection and the end of the process are both watched.
 
-Said by the trainer:   (specs, settings) first; then (unit, reward index, [pickled items]) ...
-Said to the trainer:   ("ready", [(takes groups?, is async?) ...]) or ("broken", message) first; then ("told", unit, [Outcome ...]) ...
+Said by the trainer:   (specs, settings) first; then [(unit, reward index, [pickled items]) ...] again and again
+Said to the trainer:   ("ready", [(takes groups?, is async?) ...]) or ("broken", message) first; then ("told", [(unit, [Outcome ...]) ...])
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from rlkit.rewarding import processes, worker
-from rlkit.rewarding.outcome import Outcome, OutcomeKind
+from rlkit.rewarding.outcome import LUMP, Outcome, OutcomeKind, quick
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
 SWEEP_SECONDS = 1.0  # how often orphans are looked for while nothing goes wrong
@@ -36,34 +36,47 @@ LOCK_SECONDS = 5.0  # for a pool's lock, which only its one worker takes: past i
 POLL_SECONDS = 0.05  # how often pebble looks at deadlines and dead workers
 GRACE_SECONDS = 3.0  # past the deadline: if pebble has not acted by then, the pool is broken and is thrown away
 BROKEN_POOLS = 3  # in a row, for the same unit
+LUMP_SECONDS = 1.0  # in which a lump of quick calls ends, or each of them gets a try, and the deadline, of its own
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One call of a reward function, or several at once of an async one: parts are (unit number, pickled items)."""
+    """What one worker does before it answers: parts are (unit number, pickled items), `calls` what the function is given of them."""
 
     index: int
     parts: Sequence[tuple[int, Sequence[bytes]]]
     deadline: float
+    together: bool  # an async function is asked for all at once
 
     @property
-    def payloads(self) -> list[bytes]:
-        return [payload for _, payloads in self.parts for payload in payloads]
+    def calls(self) -> list[Sequence[bytes]]:
+        each = [payloads for _, payloads in self.parts]
+        return [[payload for payloads in each for payload in payloads]] if self.together else each
 
 
 class Agenda:
-    """Units that wait for a worker. Those of an async reward that wait together are handed out together."""
+    """Units that wait for a worker. Those of an async reward that wait together are handed out together, and those of a quick one: one at
+    first, then twice as many each time, until one of them was slow or killed its worker."""
 
     def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings) -> None:
         self._specs, self._settings = specs, settings
         self._waiting: deque[tuple[int, int, Sequence[bytes]]] = deque()
         self._changed = threading.Condition()
         self.together = [False] * len(specs)
+        self._lumps = [1] * len(specs)
 
-    def put(self, unit: int, index: int, payloads: Sequence[bytes]) -> None:
+    def put(self, units: Sequence[tuple[int, int, Sequence[bytes]]]) -> None:
         with self._changed:
-            self._waiting.append((unit, index, payloads))
-            self._changed.notify()
+            self._waiting.extend(units)
+            self._changed.notify(len(units))
+
+    def told(self, index: int, outcomes: Sequence[Outcome] | None) -> None:
+        """What came of a call; None: it ended its worker."""
+        self._lumps[index] = min(2 * self._lumps[index], LUMP) if outcomes is not None and quick(outcomes) else 1
+
+    def deadline(self, index: int) -> float:
+        """Seconds for one sample."""
+        return worker.deadline_of(self._specs[index], self._settings)
 
     def take(self) -> Unit:
         with self._changed:
@@ -71,14 +84,17 @@ class Agenda:
                 self._changed.wait()
             unit, index, payloads = self._waiting.popleft()
             parts = [(unit, payloads)]
-            if self.together[index]:
-                limit = self._specs[index].concurrency
+            together = self.together[index]
+            limit = self._specs[index].concurrency if together else self._lumps[index]
+            if limit > 1:
                 same = {other: its for other, at, its in self._waiting if at == index}
                 parts += list(same.items())[: limit - 1]
                 chosen = {number for number, _ in parts}
                 self._waiting = deque(entry for entry in self._waiting if entry[0] not in chosen)
-            deadline = worker.deadline_of(self._specs[index], self._settings)
-        return Unit(index, parts, deadline if self.together[index] else deadline * len(payloads))
+            deadline = self.deadline(index) * (1 if together else len(payloads))
+            if len(parts) > 1 and not together:
+                deadline = min(deadline, LUMP_SECONDS)
+        return Unit(index, parts, deadline, together)
 
 
 class Slot(threading.Thread):
@@ -113,25 +129,25 @@ class Slot(threading.Thread):
 
     def _score(self, unit: Unit) -> None:
         outcomes = self._ask(unit)
+        self._agenda.told(unit.index, outcomes)
         if outcomes is None and len(unit.parts) > 1:
-            # An async function that blocked or killed the worker took others with it: each gets its own try.
-            for part in unit.parts:
-                self._score(Unit(unit.index, [part], unit.deadline))
+            for part in unit.parts:  # the one that blocked or killed the worker took others with it: each gets its own try
+                deadline = unit.deadline if unit.together else self._agenda.deadline(unit.index) * len(part[1])
+                self._score(replace(unit, parts=[part], deadline=deadline))
             return
-        told = iter(outcomes or [self._last_failure] * len(unit.payloads))
-        for number, payloads in unit.parts:
-            self._out.put(("told", number, [next(told) for _ in payloads]))
+        told = iter(outcomes or [self._last_failure] * sum(map(len, unit.calls)))
+        self._out.put(("told", [(number, [next(told) for _ in payloads]) for number, payloads in unit.parts]))
 
     def _ask(self, unit: Unit) -> list[Outcome] | None:
         """Outcomes, or None with self._last_failure set where the worker was killed or died."""
         deaths = 0
-        hard_limit = unit.deadline + (1.0 if self._agenda.together[unit.index] else 0.0)  # an async worker keeps the deadlines itself
+        hard_limit = unit.deadline + (1.0 if unit.together else 0.0)  # an async worker keeps the deadlines itself
         for _ in range(BROKEN_POOLS):
             if not self._loaded:
                 self._load()
             started = time.monotonic()
             try:
-                future = self._pool.schedule(worker.run, args=(unit.index, unit.payloads), timeout=hard_limit)
+                future = self._pool.schedule(worker.run_each, args=(unit.index, unit.calls), timeout=hard_limit)
                 concurrent.futures.wait([future], timeout=hard_limit + GRACE_SECONDS)
                 if not future.done():
                     raise RuntimeError("the pool did not keep its deadline")
@@ -146,7 +162,7 @@ class Slot(threading.Thread):
                 self._fail(OutcomeKind.ERROR, f"its worker process {_cause(code)}", started)
                 self._renew()  # pebble would replace the worker, but not the locks that it may have held when it died
                 # Once more: what killed the worker may have been left over from an earlier call.
-                if code is not None and (deaths := deaths + 1) > 1:
+                if code is not None and ((deaths := deaths + 1) > 1 or len(unit.parts) > 1):
                     return None
         return None
 
@@ -270,10 +286,10 @@ def _listen(connection: Connection, alive: int, agenda: Agenda, orphans: Orphans
             return
         if connection in ready:
             try:
-                unit, index, payloads = connection.recv()
+                units = connection.recv()
             except (EOFError, OSError):
                 return
-            agenda.put(unit, index, payloads)
+            agenda.put(units)
         if time.monotonic() - swept >= SWEEP_SECONDS:
             orphans.sweep()
             swept = time.monotonic()

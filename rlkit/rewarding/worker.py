@@ -66,6 +66,11 @@ def load() -> tuple[list[tuple[bool, bool]], str]:
     return [(reward.batch, reward.is_async) for reward in _State.rewards], ""
 
 
+def run_each(index: int, calls: Sequence[Sequence[bytes]]) -> list[Outcome]:
+    """Several calls, one after the other; their outcomes in one list."""
+    return [outcome for payloads in calls for outcome in run(index, payloads)]
+
+
 def run(index: int, payloads: Sequence[bytes]) -> list[Outcome]:
     """Ask reward `index` about samples (pickled items): one, a group, or several for an async function. Never raises."""
     before = set(threading.enumerate())

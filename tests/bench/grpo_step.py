@@ -125,8 +125,16 @@ def told(kind: str, seen: dict[str, list[dict[str, Any]]]) -> int:
 
 
 def phases(steps: list[dict[str, Any]]) -> str:
-    names = steps[0].get("phases", {})
-    return ", ".join(f"{name} {statistics.median(step['phases'][name] for step in steps):.3f}" for name in names)
+    """Seconds of each, and how many times the least that the machine needs where the steps tell."""
+
+    def median(kind: str, name: str) -> float:
+        return statistics.median(step[kind][name] for step in steps)
+
+    floors = steps[0].get("floors", {})
+    return ", ".join(
+        f"{name} {median('phases', name):.3f}" + (f" ({median('floors', name):.1f}x its least)" if name in floors else "")
+        for name in steps[0].get("phases", {})
+    )
 
 
 if __name__ == "__main__":

@@ -51,5 +51,7 @@ for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines() if c
     if "reward" in row:
         spent = {name.removeprefix("time/"): seconds for name, seconds in row.items() if name.startswith("time/")}
         tokens = round(row["completions/mean_length"] * work["prompts"] * work["samples"])
-        print(json.dumps({"seconds": spent.pop("step"), "tokens": tokens, "updates": row["step"], "phases": spent}), flush=True)
+        floors = {name.removeprefix("floor/"): times for name, times in row.items() if name.startswith("floor/")}
+        told = {"seconds": spent.pop("step"), "tokens": tokens, "updates": row["step"], "phases": spent, "floors": floors}
+        print(json.dumps(told), flush=True)
 run.leave(code)

@@ -28,16 +28,16 @@ def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[st
         report.write_text("recipe.yaml", "seed: 0\n")
         report.step(0, {"eval/accuracy": 0.25})
         report.samples(1, samples)
-        report.step(1, {"reward": 0.5})
+        report.step(1, {"reward": 0.5, "floor/update": 3.0})
         report.samples(2, samples)
-        report.step(2, {"reward": 0.75, "eval/accuracy": 0.5})
+        report.step(2, {"reward": 0.75, "eval/accuracy": 0.5, "floor/update": 2.0})
         report.finish("done", 0.25, 0.5, 12.5, 2)
 
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [
         {"step": 0, "attempt": 1, "eval/accuracy": 0.25},
-        {"step": 1, "attempt": 1, "reward": 0.5},
-        {"step": 2, "attempt": 1, "reward": 0.75, "eval/accuracy": 0.5},
+        {"step": 1, "attempt": 1, "reward": 0.5, "floor/update": 3.0},
+        {"step": 2, "attempt": 1, "reward": 0.75, "eval/accuracy": 0.5, "floor/update": 2.0},
     ]
     assert read_rows(tmp_path / "samples.jsonl") == [{"step": step, "attempt": 1} | sample for step in (1, 2) for sample in samples]
     summary = {"status": "done", "steps": 2, "wall_seconds": 12.5, "accuracy_before": 0.25, "accuracy_after": 0.5}
@@ -46,8 +46,10 @@ def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert (tmp_path / "recipe.yaml").read_text() == "seed: 0\n"
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
     assert len(list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))) == 1
-    shown = [line for line in capfd.readouterr().out.splitlines() if "sample of step" in line]
+    lines = capfd.readouterr().out.splitlines()
+    shown = [line for line in lines if "sample of step" in line]
     assert [line.rsplit(" ", 1)[1] for line in shown] == ["r1.0", "r0.25", "rNone"]  # of step 2 alone: best, middle, last
+    assert [line for line in lines if "floors" in line] == ["  floors of step 2  update 2.0x", "floors  update 2.5x"]
 
 
 def test_other_ranks_touch_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,9 @@ import pytest
 
 from rlkit.errors import RunFailed, UserError
 from rlkit.metrics import values
-from rlkit.rewarding import Judge, RewardSettings, RewardSpec
+from rlkit.rewarding import Judge, RewardSettings, RewardSpec, outcome
+from rlkit.rewarding.outcome import Outcome, OutcomeKind
+from rlkit.rewarding.supervisor import LUMP_SECONDS, Agenda
 
 from .conftest import TORTURE, judge_all
 
@@ -56,6 +58,45 @@ def test_samples_are_scored_while_others_are_still_to_come() -> None:
         assert judge.done(["early"])
         judge.submit("late", items(2)[1])
         assert [verdict.reward for verdict in judge.collect(["late", "early"]).values()] == [1.0, 1.0]
+
+
+def test_quick_calls_go_together_twice_as_many_each_time_until_one_is_slow() -> None:
+    quick, slow = (Outcome(OutcomeKind.SCORE, 1.0, seconds=seconds) for seconds in (1e-5, 0.5))
+    agenda = Agenda([RewardSpec("a", "accuracy"), RewardSpec("b", "accuracy")], RewardSettings(deadline=10.0))
+    agenda.put([(number, 0, [b"x"]) for number in range(200)])
+    seen: list[int] = []
+    for outcomes in ([quick], [quick] * 2, [quick] * 4, [quick] * 8, [quick] * 16, [quick] * 32, [quick, slow], [quick], None, [slow]):
+        unit = agenda.take()
+        seen.append(len(unit.parts))
+        assert unit.deadline == (10.0 if len(unit.parts) == 1 else LUMP_SECONDS) and unit.calls == [[b"x"]] * len(unit.parts)
+        agenda.told(0, outcomes)
+    assert seen == [1, 2, 4, 8, 16, 32, 32, 1, 2, 1]
+    agenda.put([(200, 1, [b"y", b"z"])])
+    left = [agenda.take() for _ in range(200 - sum(seen) + 1)]
+    assert [n for unit in left for n, _ in unit.parts] == list(range(sum(seen), 201))  # none is lost, none comes twice
+    assert left[-1].deadline == 20.0 and left[-1].calls == [[b"y", b"z"]]
+
+
+def test_quick_samples_wait_for_each_other_and_none_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them ends the worker of a whole lump."""
+    monkeypatch.setattr(outcome, "QUICK_SECONDS", 60.0)  # here, not in the supervisor: a busy machine makes a quick call slow
+    words = ["x" * (n % 5) for n in range(200)]
+    words[150] = "hard exit"
+    with Judge([RewardSpec("tortured", TORTURE)], RewardSettings(workers=1, max_failure_rate=1.0)) as judge:
+        judge.ready()
+        told = []
+        send = judge._connection.send
+        judge._connection.send = lambda message: told.append(len(message)) or send(message)  # type: ignore[method-assign, func-returns-value]
+        for number, word in enumerate(words):
+            judge.submit(number, {"prompt": "p", "completion": word})
+            if number == 20:
+                judge.judged(range(21))  # from here on they are known to be quick
+        waiting = len(judge._early)
+        verdicts = judge.collect(range(200))
+    assert sum(told) == 200 and told[-6:] == [32] * 5 + [19]
+    assert waiting == 19
+    assert [number for number, verdict in verdicts.items() if verdict.reward is None] == [150]
+    assert all(verdicts[number].reward == number % 5 for number in range(200) if number != 150)
 
 
 def test_constructing_returns_at_once_and_imports_no_reward_here() -> None:

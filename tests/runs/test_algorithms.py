@@ -64,6 +64,8 @@ def test_ppo_trains_a_critic_that_is_resumed(small: list[str], tmp_path: Path) -
     assert first["critic/grad_norm"] > 0 and second["grad_norm"] > 0
     assert first["critic/squared_error"] > third["critic/squared_error"] > 0  # it learns to foresee the reward
     assert first["kl"] < 1e-8  # the policy is its reference still
+    assert all(row[f"floor/{phase}"] >= 1 for row in (first, second, third) for phase in ("rollout", "observe", "update"))
+    assert first["throughput/mfu"] == 0 < second["throughput/mfu"]
     stopped = run("SIGTERM", "rollout", "3", *words, f"output_dir={tmp_path / 'cut'}", program="struck.py")
     assert stopped.code == 75, stopped.err
     ended = run(*words, f"output_dir={tmp_path / 'cut'}")

@@ -66,6 +66,8 @@ def test_dpo_starts_at_ln_2_and_learns(undisturbed: Path) -> None:
     assert all(row["grad_norm"] > 0 and row["updates_skipped"] == 0 for row in rows[1:])
     assert rows[4]["eval/loss"] < rows[2]["eval/loss"] < rows[0]["eval/loss"]
     assert rows[4]["eval/rewards/margins"] == pytest.approx(rows[4]["eval/rewards/chosen"] - rows[4]["eval/rewards/rejected"])
+    floors = [{n: v for n, v in row.items() if n.startswith("floor/")} for row in read_metrics(undisturbed / "metrics.jsonl")]
+    assert floors[0] == {} and all(list(row) == ["floor/update"] and 1.0 <= row["floor/update"] < 1e6 for row in floors[1:])
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["accuracy_after"] == rows[4]["eval/accuracy"]
     held_out = summary["held_out"]

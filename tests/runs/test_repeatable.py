@@ -55,6 +55,26 @@ def test_the_run_learns_and_leaves_what_it_promises(undisturbed: Path) -> None:
         assert s["advantage"] == pytest.approx((s["reward"] - mean) / max(std, 1e-6), abs=1e-5)
 
 
+def test_every_phase_says_how_far_it_is_from_its_floor(undisturbed: Path) -> None:
+    rows = read_metrics(undisturbed / "metrics.jsonl")
+    found = [{name: value for name, value in row.items() if name.startswith("floor/")} for row in rows]
+    assert found[0] == {}
+    for floors in found[1:]:
+        assert {
+            "floor/rollout",
+            "floor/update",
+        } <= floors.keys() and "floor/observe" not in floors  # the update itself says the old log-probs
+        assert all(1.0 <= times < 1e6 for times in floors.values()), floors
+    assert ["floor/sync" in floors for floors in found] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]  # an evaluation before a step has sent the weights
+    assert all(0.0 < row["throughput/mfu"] <= 1.0 for row in rows[1:])
+
+
 def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(undisturbed: Path, small: list[str], tmp_path: Path) -> None:
     succeeded(run(*small, f"output_dir={tmp_path / 'again'}"))
     assert metrics(tmp_path / "again") == metrics(undisturbed)
