@@ -53,7 +53,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
     stopping.install()
     heartbeat.start()
     with ExitStack() as stack:
-        ranks = Ranks(recipe.engine.tensor_parallel)
+        ranks = Ranks(recipe.engine.tensor_parallel, recipe.engine.sequence_parallel)
         folder = open_folder(recipe, text, ranks)
         offline = recipe.offline_algorithm
         judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay", seated(recipe)))
@@ -85,7 +85,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
                 raise
             engine = not offline and run.clock.phase not in ("observe", "update")
             told = room.engine_ended(run.clock.phase) if engine else None
-            budget, least = run.story.tokens_per_micro_batch, recipe.longest_unit
+            budget, least = run.story.tokens_per_micro_batch, recipe.least_budget
             raise RunFailed(told or room.ended(folder, run.clock.phase, budget, least)) from error
 
 
@@ -155,9 +155,11 @@ def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: P
     """Tokens of a micro-batch that fits into memory."""
     report.phase("trying the largest micro-batch")
     budget = room.remembered(folder, recipe.tokens_per_micro_batch)
-    share = -(-recipe.samples_per_step // ranks.world) * plan.longest(recipe)
+    crews = ranks.world // ranks.crew_size
+    share = -(-recipe.samples_per_step // crews) * plan.longest(recipe) // ranks.crew_size
     sizes = (recipe.max_prompt_tokens, recipe.max_completion_tokens)
-    fits, failed = room.fitted(learners, budget, *sizes, share, ranks.any, least=recipe.longest_unit)
+    least, crew = recipe.least_budget, (ranks.crew_size, ranks.rank % ranks.crew_size)
+    fits, failed = room.fitted(learners, budget, *sizes, share, ranks.any, least, crew)
     if failed:
         report.note(f"tokens_per_micro_batch={failed} does not fit into memory; {fits} does and is used")
     elif budget < recipe.tokens_per_micro_batch:
@@ -297,19 +299,26 @@ def check_length(recipe: Recipe, path: str) -> None:
         )
 
 
+def crew_of(ranks: Ranks) -> Any:
+    """Whom this rank's models share their rows with; None: nobody."""
+    from rlkit.engines.ulysses import Crew
+
+    return Crew(ranks.crew) if ranks.crew else None
+
+
 def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
     from rlkit.engines.deepspeed import DeepSpeedPolicy
 
     temperature = recipe.sampling.temperature if recipe.sampling else 1.0
     chosen = recipe.model.lora
     lora = LoraSettings(chosen.rank, chosen.alpha, chosen.targets, chosen.dora, recipe.seed) if chosen.rank else None
-    return DeepSpeedPolicy(path, dtype, temperature=temperature, lora=lora, **learner_settings(recipe, ranks))
+    return DeepSpeedPolicy(path, dtype, temperature=temperature, lora=lora, crew=crew_of(ranks), **learner_settings(recipe, ranks))
 
 
 def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
     from rlkit.engines.deepspeed import DeepSpeedCritic
 
-    return DeepSpeedCritic(path, dtype, **learner_settings(recipe, ranks))
+    return DeepSpeedCritic(path, dtype, crew=crew_of(ranks), **learner_settings(recipe, ranks))
 
 
 def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
@@ -356,7 +365,8 @@ def make_reference(recipe: Recipe, policy: Any, path: str, dtype: torch.dtype, r
     if policy.adapters is not None:
         return BaseOfPolicy(policy)
 
-    return Reference(path, dtype, temperature=recipe.sampling.temperature, device=ranks.device, offline=recipe.offline)
+    temperature = recipe.sampling.temperature
+    return Reference(path, dtype, temperature=temperature, device=ranks.device, offline=recipe.offline, crew=crew_of(ranks))
 
 
 def make_probe(recipe: Recipe, policy: Any, engine: Any, dtype: torch.dtype, sampling: Sampling) -> Probe:

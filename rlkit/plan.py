@@ -38,7 +38,7 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
         ("step", f"{recipe.prompts_per_step} {unit}{each} = {samples:,} {'completions' if offline else 'samples'}"),
         (
             "tokens",
-            f"at most {longest(recipe):,} a sample, {samples * longest(recipe):,} a step, {recipe.tokens_per_micro_batch:,} a micro-batch",
+            f"at most {longest(recipe):,} a sample, {samples * longest(recipe):,} a step, {micro_batch(recipe)}",
         ),
         ("update", f"{recipe.updates_per_step} a step{passes}, on {minibatch} {unit} each"),
         ("engines", f"{trainer if offline else f'{recipe.engine.rollout} and {trainer}'}, {processes(world)}, {device()}"),
@@ -49,6 +49,11 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
 
 def longest(recipe: Recipe) -> int:
     return recipe.max_prompt_tokens + recipe.max_completion_tokens
+
+
+def micro_batch(recipe: Recipe) -> str:
+    crew = recipe.engine.sequence_parallel
+    return f"{recipe.tokens_per_micro_batch:,} a micro-batch" + (f" and process, {crew} of which share a row" if crew > 1 else "")
 
 
 def processes(world: int) -> str:

@@ -22,10 +22,11 @@ TIMEOUT = timedelta(hours=2)  # a rank may wait for another's longest rollout
 class Ranks:
     """This process among the others; alone where the environment names no others.
 
-    A team is the ranks that share one rollout engine: they ask for the same completions, and its first rank hands them on.
+    A team is the ranks that share one rollout engine: they ask for the same completions, and its first rank hands them on. A crew is the
+    ranks that share each row of packed samples: they cut micro-batches together (rlkit/engines/ulysses.py).
     """
 
-    def __init__(self, team_size: int = 1) -> None:
+    def __init__(self, team_size: int = 1, crew_size: int = 1) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -36,7 +37,8 @@ class Ranks:
             torch.cuda.set_device(self.device)
         self._connect("cpu:gloo,cuda:nccl" if cuda else "gloo")
         self.team_size, self.teams, self.team = team_size, self.world // team_size, self.rank // team_size
-        self._team = self._made_team() if team_size > 1 else None
+        self._team = self._made(team_size, "engine.tensor_parallel", "gloo")
+        self.crew_size, self.crew = crew_size, self._made(crew_size, "engine.sequence_parallel")
 
     def _connect(self, backend: str) -> None:
         """Must come before DeepSpeed and vLLM, which find the group made and take it."""
@@ -49,13 +51,15 @@ class Ranks:
         store = dist.HashStore()  # in memory: takes no port
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
 
-    def _made_team(self) -> Any:
-        """This rank's team; all ranks make all of them."""
-        if self.world % self.team_size:
-            raise UserError(f"engine.tensor_parallel={self.team_size} does not divide the {self.world} process(es) of this run")
-        size = self.team_size
-        made = [dist.new_group(list(range(t * size, (t + 1) * size)), timeout=TIMEOUT, backend="gloo") for t in range(self.teams)]
-        return made[self.team]
+    def _made(self, size: int, key: str, backend: str | None = None) -> Any:
+        """The torch group of this rank and its neighbours, `size` together; None where it would be alone. All ranks make all of them."""
+        if self.world % size:
+            raise UserError(f"{key}={size} does not divide the {self.world} process(es) of this run")
+        if size == 1:
+            return None
+        firsts = range(0, self.world, size)
+        made = [dist.new_group(list(range(first, first + size)), timeout=TIMEOUT, backend=backend) for first in firsts]
+        return made[self.rank // size]
 
     @property
     def leads(self) -> bool:
@@ -73,6 +77,15 @@ class Ranks:
         things = [thing]
         dist.broadcast_object_list(things, src=self.team * self.team_size, group=self._team)
         return things[0]
+
+    def of_crew(self, things: Sequence[Thing]) -> tuple[list[Thing], int]:
+        """The things of all of this crew, and where this rank's begin."""
+        if self.crew is None:
+            return list(things), 0
+        theirs: list[Any] = [None] * self.crew_size
+        dist.all_gather_object(theirs, list(things), group=self.crew)
+        before = theirs[: self.rank % self.crew_size]
+        return [thing for part in theirs for thing in part], sum(len(part) for part in before)
 
     def any_of_team(self, flag: bool) -> bool:
         if self._team is None:

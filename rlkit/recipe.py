@@ -127,11 +127,13 @@ class Recipe(Section):
         if any(source.weight for source in (self.data.test or {}).values()):
             raise ValueError("data.test takes its sources one after the other: leave their weights away")
         longest = self.longest_unit
-        if self.tokens_per_micro_batch < longest:
+        if self.tokens_per_micro_batch < self.least_budget:
             what = "one pair, twice" if longest > self.max_prompt_tokens + self.max_completion_tokens else "one sample of"
+            crew = self.engine.sequence_parallel
+            shared = f", shared by engine.sequence_parallel={crew} processes" if crew > 1 else ""
             raise ValueError(
                 f"tokens_per_micro_batch={self.tokens_per_micro_batch} does not hold {what} max_prompt_tokens + "
-                f"max_completion_tokens = {longest}; set it to at least {longest}"
+                f"max_completion_tokens = {longest}{shared}; set it to at least {self.least_budget}"
             )
         return self
 
@@ -148,6 +150,8 @@ class Recipe(Section):
                 reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
             if self.algorithm.learner == "reward_model" and self.model.lora.rank is not None:
                 reasons.append(f"model.lora.rank={self.model.lora.rank}: algorithm={name} trains all weights; set it to null")
+            if self.algorithm.learner == "reward_model" and self.engine.sequence_parallel > 1:
+                reasons.append(f"algorithm={name} says one score a text and does not share rows yet; set engine.sequence_parallel=1")
             return reasons
         missing = [word for word, value in own.items() if not value]
         if missing:
@@ -176,6 +180,11 @@ class Recipe(Section):
         """Tokens of what is never split: of a pair neither is learnt from alone."""
         together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1
         return together * (self.max_prompt_tokens + self.max_completion_tokens)
+
+    @property
+    def least_budget(self) -> int:
+        """The smallest tokens_per_micro_batch: a crew's ranks hold the longest unit together."""
+        return -(-self.longest_unit // self.engine.sequence_parallel)
 
     @property
     def samples_per_step(self) -> int:

@@ -54,7 +54,7 @@ def looked_up(policy: Initial, asked: Iterable[Sample], ranks: Ranks, budget: in
     """The reference for these completions, and how many were scored for it now: 0 where the cache has them."""
     samples = {name_of(s): s for s in asked}
     names = sorted(samples)
-    file = cache / "reference" / f"{key(policy.weights(), names, ranks.world, budget)}.npy"
+    file = cache / "reference" / f"{key(policy.weights(), names, (ranks.world, ranks.crew_size), budget)}.npy"
     found = ranks.gather(stored(file, len(names)) if ranks.main else None)[0]
     if found is not None:
         return Reference(names, found.tolist()), 0
@@ -64,10 +64,10 @@ def looked_up(policy: Initial, asked: Iterable[Sample], ranks: Ranks, budget: in
     return Reference(names, numbers.tolist()), len(names)
 
 
-def key(weights: Iterator[tuple[str, Tensor]], names: Sequence[bytes], world: int, budget: int) -> str:
+def key(weights: Iterator[tuple[str, Tensor]], names: Sequence[bytes], ranks: tuple[int, int], budget: int) -> str:
     """A hash of all that the numbers depend on."""
     versions = (rlkit.__version__, version("torch"), version("transformers"))
-    digest = blake2b(repr((versions, world, budget, len(names))).encode(), digest_size=16)
+    digest = blake2b(repr((versions, ranks, budget, len(names))).encode(), digest_size=16)
     for name in names:
         digest.update(name)
     for name, tensor in weights:  # on every rank: sharded weights are gathered on all

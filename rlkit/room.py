@@ -15,21 +15,33 @@ from rlkit.types import Key, Sample, Stop
 
 KEPT = "tokens_per_micro_batch"  # the file in a run's folder that holds a budget smaller than the recipe's
 SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of torch's allocator on a CPU, of CUDA, of cuBLAS
-HINTS = "engine.checkpointing=1 and engine.zero_stage=3 need less, and so do shorter samples (max_completion_tokens)"
+HINTS = (
+    "engine.checkpointing=1, engine.zero_stage=3 and, with several processes, engine.sequence_parallel need less, "
+    "and so do shorter samples (max_completion_tokens)"
+)
 
 
 def fitted(
-    models: Sequence[Learner], budget: int, prompt: int, completion: int, share: int, anyone: Callable[[bool], bool], least: int
+    models: Sequence[Learner],
+    budget: int,
+    prompt: int,
+    completion: int,
+    share: int,
+    anyone: Callable[[bool], bool],
+    least: int,
+    crew: tuple[int, int] = (1, 0),
 ) -> tuple[int, int | None]:
     """The budget with which the largest micro-batch fits, and the one that did not, if any.
 
     prompt, completion: tokens of the longest sample; share: tokens of a step that a rank can have at most; `anyone`: was it so on any
-    rank? least: tokens of what is never split, a sample or a pair. Raises UserError where not even that fits.
+    rank? least: a rank's tokens of what is never split, a sample or a pair; crew: how many ranks share each row, and which of them
+    this is. Raises UserError where not even that fits.
     """
     failed = None
     while True:
         tried = max(min(budget, share), least)
-        if not anyone(not fits(models, longest_samples(tried, prompt, completion))):
+        size, place = crew
+        if not anyone(not fits(models, longest_samples(tried * size, prompt, completion)[place::size])):
             return budget, failed
         if tried == least:
             raise UserError(

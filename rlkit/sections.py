@@ -139,6 +139,7 @@ class EngineSection(Section):
     zero_stage: Literal[0, 1, 2, 3]
     checkpointing: CountOrZero
     tensor_parallel: Count
+    sequence_parallel: Count
     memory: Literal["auto", "resident", "slept", "swapped"]
     offload: Literal["none", "optimizer"]
     lora_sync: Literal["merged", "adapter"]

@@ -158,8 +158,13 @@ def learned_from(run: Learning, credit: Credit, rows: Sequence[int]) -> list[int
 
 
 def in_step(lengths: list[int], budget: int, ranks: Ranks) -> list[list[int]]:
-    """Micro-batches of this rank's items, equally many on all ranks: empty ones where it has fewer than others."""
-    plan = micro_batches(lengths, budget)
+    """Micro-batches of this rank's items, equally many on all ranks: empty ones where it has fewer than others.
+
+    A crew cuts the items of all its ranks together, `budget` tokens a rank; of each micro-batch a rank gets those that are its own.
+    """
+    everyones, first = ranks.of_crew(lengths)
+    plan = micro_batches(everyones, budget * ranks.crew_size)
+    plan = [[i - first for i in items if 0 <= i - first < len(lengths)] for items in plan]
     return plan + [[] for _ in range(ranks.most(len(plan)) - len(plan))]
 
 

@@ -8,6 +8,7 @@ import torch
 from rlkit.batching import deal, micro_batches, minibatch_of_group
 from rlkit.collate import collate
 from rlkit.errors import RunFailed
+from rlkit.update import in_step
 from tests.algorithms.tiny import Ranks, groups_of, together
 
 
@@ -59,6 +60,25 @@ def test_micro_batches_hold_the_budget_and_everything_once() -> None:
     assert micro_batches([3, 9, 4, 4], 8) == [[1], [2, 3], [0]]  # 9 alone past the budget, 4 + 4, then 3
     assert micro_batches([1, 5, 3, 2], 7) == [[1, 3], [2, 0]]  # 5 + 2, since 3 does not fit beside 5
     assert micro_batches([4, 4], 7) == [[0], [1]] and micro_batches([4, 4], 8) == [[0, 1]]
+
+
+class Crew(Ranks):
+    """All ranks share their rows."""
+
+    @property
+    def crew_size(self) -> int:  # type: ignore[override]
+        return self.world
+
+    def of_crew(self, things: list[int]) -> tuple[list[int], int]:
+        everyones = self.gather(things)
+        return [thing for part in everyones for thing in part], sum(len(part) for part in everyones[: self.rank])
+
+
+def test_a_crew_cuts_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 has 9 and 1 tokens, rank 1 has 4 and 5, 5 tokens a rank: 9 + 1, then 5 + 4."""
+    monkeypatch.setattr("tests.algorithms.tiny.Ranks", Crew)
+    lengths = [[9, 1], [4, 5]]
+    assert together(2, lambda ranks: in_step(lengths[ranks.rank], 5, ranks)) == [[[0, 1], []], [[], [1, 0]]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

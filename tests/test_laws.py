@@ -76,7 +76,7 @@ PLACES: dict[str, tuple[int, str]] = {
 }
 OWNERS = {  # heavy library -> the only files that may import it
     "vllm": {"rlkit/engines/vllm.py"},
-    "deepspeed": {"rlkit/engines/deepspeed.py"},
+    "deepspeed": {"rlkit/engines/deepspeed.py", "rlkit/engines/ulysses.py"},
     "peft": {"rlkit/engines/lora.py"},
     "wandb": {"rlkit/report/wandb.py"},
     "hydra": {"rlkit/run.py"},

@@ -129,6 +129,7 @@ REFUSED = {
     "passes_per_step=2": "updates_per_step=1 counts the updates of all passes_per_step=2 passes and must be a multiple of it",
     "updates_per_step=49": "asks for more minibatches than there are groups: prompts_per_step=48",
     "tokens_per_micro_batch=100": "does not hold one sample of max_prompt_tokens + max_completion_tokens = 112; set it to at least 112",
+    "engine.sequence_parallel=0": "engine.sequence_parallel=0 is not valid: it should be greater than or equal to 1",
     "algorithm=grop": "there is no algorithm 'grop' (did you mean grpo",
     "model=gpt": "there is no model 'gpt'; valid: builtin, hf",
     "data=gsm8": "there is no data 'gsm8' (did you mean gsm8k",
@@ -157,6 +158,16 @@ def test_a_mistake_is_told_in_few_lines_with_the_mend(argument: str, capsys: pyt
     told = capsys.readouterr()
     assert REFUSED[argument] in told.err and told.out == ""
     assert len(told.err.splitlines()) <= 10 and "Traceback" not in told.err and told.err.startswith("rlkit: ")
+
+
+def test_processes_that_share_rows_hold_a_sample_together(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recipe=grpo_math", *SIZES, "dry_run=true", "engine.sequence_parallel=4"]
+    assert run.main([*words, "tokens_per_micro_batch=28"]) == 0
+    assert "28 a micro-batch and process, 4 of which share a row" in capsys.readouterr().out
+    assert run.main([*words, "tokens_per_micro_batch=27"]) == 2
+    assert "= 112, shared by engine.sequence_parallel=4 processes; set it to at least 28" in capsys.readouterr().err
+    assert run.main(["recipe=reward_model", "dry_run=true", "engine.sequence_parallel=4"]) == 2
+    assert "does not share rows yet; set engine.sequence_parallel=1" in capsys.readouterr().err
 
 
 REFUSED_OFFLINE = {

@@ -41,6 +41,16 @@ def test_no_more_is_tried_than_a_step_can_bring() -> None:
     assert fitted(10**9, share=200, policy=100) == ((100, 10**9), [[200, 100]])
 
 
+def test_ranks_that_share_rows_try_them_together() -> None:
+    """Two ranks with 25 tokens each: five samples of 10, three of them the first's; with 12 each two samples."""
+    tried = []
+    for place in (0, 1):
+        models = [Model(100), Model(10)]
+        found = room.fitted(models, 25, 3, 7, 10**9, bool, 5, (2, place))  # type: ignore[arg-type]
+        tried.append((found, models[1].tried))
+    assert tried == [((12, 25), [30, 10]), ((12, 25), [20, 10])]
+
+
 def test_one_sample_that_does_not_fit_is_said_so() -> None:
     assert fitted(45, least=20, policy=20) == ((22, 45), [[40, 20]])  # a pair is never split
     with pytest.raises(UserError, match=r"do not fit into memory \(10 tokens\); engine.checkpointing=1"):

@@ -27,6 +27,7 @@ from rlkit.engines import hf, weights
 from rlkit.engines.base import Update
 from rlkit.engines.lora import Adapters, LoraSettings
 from rlkit.engines.parking import Parking
+from rlkit.engines.ulysses import Crew
 from rlkit.errors import RunFailed
 from rlkit.types import Sample
 
@@ -229,20 +230,22 @@ class DeepSpeedPolicy(Learner):
         extra: Mapping[str, Any],
         recompute: int = 0,
         lora: LoraSettings | None = None,
+        crew: Crew | None = None,
     ) -> None:
         set_environment()
-        self.path, self.dtype, self.temperature = path, dtype, temperature
+        self.path, self.dtype, self.temperature, self.crew = path, dtype, temperature, crew
         self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute)
         self.names = hf.checkpoint_names(self.model)
         self.adapters = Adapters(self.model, lora) if lora else None
-        super().__init__(hf.TokenScorer(self.model), dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
+        scorer = hf.TokenScorer(self.model, crew)
+        super().__init__(scorer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
         with hf.no_gradient(self._keep):
-            return hf.score(self.engine, samples, width, self.temperature, self.device)
+            return hf.score(self.engine, samples, width, self.temperature, self.device, self.crew)
 
     def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
-        return torch.cat(hf.score(module, samples, longest(samples), self.temperature, self.device))
+        return torch.cat(hf.score(module, samples, longest(samples), self.temperature, self.device, self.crew))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
@@ -317,17 +320,19 @@ class DeepSpeedCritic(Learner):
         offline: bool,
         extra: Mapping[str, Any],
         recompute: int = 0,
+        crew: Crew | None = None,
     ) -> None:
         set_environment()
-        valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline, recompute=recompute))
+        self.crew = crew
+        valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline, recompute=recompute), crew)
         super().__init__(valuer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
     def values(self, samples: Sequence[Sample], width: int) -> Tensor:
         with hf.no_gradient(self._keep):
-            return hf.value(self.engine, samples, width, self.device)
+            return hf.value(self.engine, samples, width, self.device, self.crew)
 
     def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
-        return hf.value(module, samples, longest(samples), self.device)
+        return hf.value(module, samples, longest(samples), self.device, self.crew)
 
 
 def longest(samples: Sequence[Sample]) -> int:

@@ -6,7 +6,7 @@ plus seeded Gumbel noise (Gumbel-max): each request has a generator of its own, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rlkit.engines import packed
 from rlkit.engines.base import checksum
 from rlkit.engines.parking import Parking
+from rlkit.engines.ulysses import Crew
 from rlkit.errors import RunFailed, UserError
 from rlkit.ops import logprobs as ops_logprobs
 from rlkit.types import Request, Sample, Stop
@@ -79,9 +80,9 @@ class TokenScorer(nn.Module):
     only inside their module's forward.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, crew: Crew | None = None) -> None:
         super().__init__()
-        packed.keep_apart(model)
+        packed.keep_apart(model, crew)
         self.model = model
         self.speaks = speaking(model.get_output_embeddings())
 
@@ -112,9 +113,9 @@ def speaking(head: nn.Module) -> bool:
 class TokenValuer(nn.Module):
     """The same architecture with one number a position in place of the head: what is still to come, before token t is written."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, crew: Crew | None = None) -> None:
         super().__init__()
-        packed.keep_apart(model)
+        packed.keep_apart(model, crew)
         self.model = model.get_decoder()
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False, dtype=model.dtype)
         nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0
@@ -125,35 +126,46 @@ class TokenValuer(nn.Module):
         return self.head(hidden[0].index_select(0, where)).squeeze(-1).float()
 
 
-def score(scorer: nn.Module, samples: Sequence[Sample], width: int, temperature: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def score(
+    scorer: nn.Module, samples: Sequence[Sample], width: int, temperature: float, device: torch.device, crew: Crew | None = None
+) -> tuple[Tensor, Tensor]:
     """Runs `scorer` on samples and lays what it says on the grid: log-probs and entropy [B, width], 0 beyond a completion."""
-    *row, tokens, place = packed.packed(samples, width, device)
-    chosen, entropy = scorer(*row, tokens, temperature)
-    return on_grid(chosen, place, len(samples), width), on_grid(entropy, place, len(samples), width)
+    chosen, entropy = laid_out(lambda row: scorer(*row[:-1], temperature), samples, width, device, crew)
+    return chosen, entropy
 
 
-def value(valuer: nn.Module, samples: Sequence[Sample], width: int, device: torch.device) -> Tensor:
+def value(valuer: nn.Module, samples: Sequence[Sample], width: int, device: torch.device, crew: Crew | None = None) -> Tensor:
     """Runs `valuer` on samples: values [B, width], 0 beyond a completion."""
-    *row, _, place = packed.packed(samples, width, device)
-    return on_grid(valuer(*row), place, len(samples), width)
+    (values,) = laid_out(lambda row: (valuer(*row[:-2]),), samples, width, device, crew)
+    return values
 
 
-def on_grid(flat: Tensor, place: Tensor, rows: int, width: int) -> Tensor:
-    return flat.new_zeros(rows * width).index_put((place,), flat[: len(place)]).view(rows, width)
+def laid_out(
+    say: Callable[[packed.Packed], tuple[Tensor, ...]], samples: Sequence[Sample], width: int, device: torch.device, crew: Crew | None
+) -> list[Tensor]:
+    """What `say` tells of the completion tokens of packed samples, each on the grid [B, width]."""
+    if crew:
+        told, place = crew.said(say, samples, width, device)
+    else:
+        row = packed.packed(samples, width, device)
+        told, place = say(row), row.place
+    return [flat.new_zeros(len(samples) * width).index_put((place,), flat[: len(place)]).view(len(samples), width) for flat in told]
 
 
 class Reference:
     """A frozen model that only scores."""
 
-    def __init__(self, path: str, dtype: torch.dtype, *, temperature: float, device: torch.device, offline: bool) -> None:
+    def __init__(
+        self, path: str, dtype: torch.dtype, *, temperature: float, device: torch.device, offline: bool, crew: Crew | None = None
+    ) -> None:
         model = load_model(path, dtype, offline=offline).eval().requires_grad_(False)
-        self.scorer = TokenScorer(model).to(device)
-        self.temperature, self.device = temperature, device
+        self.scorer = TokenScorer(model, crew).to(device)
+        self.temperature, self.device, self.crew = temperature, device, crew
         self.parking = Parking(self.scorer.parameters if device.type == "cuda" else tuple)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return score(self.scorer, samples, width, self.temperature, self.device)
+            return score(self.scorer, samples, width, self.temperature, self.device, self.crew)
 
     def park(self) -> None:
         self.parking.park()

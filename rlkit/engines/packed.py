@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from inspect import signature
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,19 @@ from rlkit.errors import UserError
 from rlkit.ops.logprobs import predecessors
 from rlkit.types import Sample
 
+if TYPE_CHECKING:
+    from rlkit.engines.ulysses import Crew
+
 NAME = "rlkit_packed"  # of the attention, as transformers knows it
 KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 LATE_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of configurations: what comes after the head
+
+
+class Text(NamedTuple):
+    """What a model reads of a sample."""
+
+    prompt: Sequence[int]
+    tokens: Tensor  # [L] of the completion
 
 
 class Packed(NamedTuple):
@@ -36,7 +46,7 @@ class Packed(NamedTuple):
     place: Tensor  # [n] their flat positions on the grid [B, width]
 
 
-def packed(samples: Sequence[Sample], width: int, device: torch.device) -> Packed:
+def packed(samples: Sequence[Sample | Text], width: int, device: torch.device) -> Packed:
     """Samples one after the other. Without samples one token, for nothing: sharded models are gathered on all ranks together, so a rank
     without work goes along."""
     if not samples:
@@ -54,9 +64,15 @@ def packed(samples: Sequence[Sample], width: int, device: torch.device) -> Packe
         list(chain.from_iterable(s.prompt for s in samples)), dtype=torch.int64
     )
     positions = torch.cat([torch.arange(n) for n in sizes])  # [S]
-    place = torch.cat([torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)])  # [n]
-    ids, positions, where, tokens, place = (t.to(device, non_blocking=True) for t in (ids, positions, where, tokens, place))
+    parts = (ids, positions, where, tokens, places(lengths, width))
+    ids, positions, where, tokens, place = (t.to(device, non_blocking=True) for t in parts)
     return Packed(ids[None], positions[None], torch.tensor(bounds, dtype=torch.int32, device=device), max(sizes), where, tokens, place)
+
+
+def places(lengths: Sequence[int], width: int) -> Tensor:
+    """Flat positions on the grid [B, width] of completions of these lengths; [n]."""
+    spans = [torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)]
+    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
 
 
 def arguments(ids: Tensor, positions: Tensor, bounds: Tensor, longest: int) -> dict[str, Any]:
@@ -70,8 +86,9 @@ def arguments(ids: Tensor, positions: Tensor, bounds: Tensor, longest: int) -> d
     }
 
 
-def keep_apart(model: Any) -> None:
-    """Gives a model the attention that keeps packed samples apart. Raises UserError where that would not be the same model."""
+def keep_apart(model: Any, crew: Crew | None = None) -> None:
+    """Gives a model the attention that keeps packed samples apart, in rows that a crew may share. Raises UserError where that would not
+    be the same model."""
     config = model.config.get_text_config()
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS)
     found = [
@@ -86,8 +103,9 @@ def keep_apart(model: Any) -> None:
         raise UserError(f"models of type {config.model_type} cannot be trained here: {'; '.join(reasons)}; choose another model.path")
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, attention)
-    model.set_attn_implementation(NAME)
+    name, how = (NAME, attention) if crew is None else crew.around(attention, config)
+    AttentionInterface.register(name, how)
+    model.set_attn_implementation(name)
 
 
 def attention(

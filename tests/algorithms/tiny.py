@@ -58,7 +58,10 @@ class Ranks:
     def most(self, number: int) -> int:
         return max(self.gather(number))
 
-    leads = True
+    crew_size, leads = 1, True
+
+    def of_crew(self, things: list[Any]) -> tuple[list[Any], int]:
+        return things, 0
 
     def dealt(self, things: list[Any]) -> list[Any]:
         return things[self.rank :: self.world]

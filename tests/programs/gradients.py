@@ -1,8 +1,8 @@
-"""Gradients of one update of every algorithm through DeepSpeed: gradients.py FILE MODEL, alone or under torchrun.
+"""Gradients of one update of every algorithm through DeepSpeed: gradients.py FILE MODEL [CREW], alone or under torchrun.
 
 For each ZeRO stage, algorithm and way of cutting the same step up: the gradient of the policy (and of PPO's critic), to the precision of
 float32. The optimizer is plain gradient descent with so large a step that the weights after it are the gradient; then the weights are
-put back. What models said before the update is made up, from the sample's key.
+put back. What models said before the update is made up, from the sample's key. With CREW ranks sharing each row: some of the algorithms.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ppo": {"kl_coef": 0.25, "gae_lambda": 0.9},
 }
 RECIPES = {"dpo": "dpo_math", "kto": "kto_math", "sft": "sft_math", "reward_model": "reward_model"}
+SHARING = ("grpo", "ppo")
 WAYS = {"whole": 10_000, "cut": 30, "shuffled": 40}  # tokens a micro-batch
 
 
@@ -169,18 +170,20 @@ def weights(learner: Any) -> Tensor:
     return torch.cat(parts)
 
 
-def main(out: Path, model: str) -> None:
+def main(out: Path, model: str, crew_size: int = 1) -> None:
     set_environment()
     import deepspeed  # noqa: F401  derives classes from the true AdamW
 
     torch.optim.AdamW = Descent  # type: ignore[misc]
     from rlkit.engines.deepspeed import DeepSpeedCritic, DeepSpeedPolicy, OptimizerSettings
     from rlkit.engines.reward_model import DeepSpeedRewardModel
+    from rlkit.engines.ulysses import Crew
 
-    ranks = Ranks()
+    ranks = Ranks(1, crew_size)
+    crew = Crew(ranks.crew) if ranks.crew else None
     groups = greedily(groups_of(REWARDS))
     seen: dict[Any, Any] = {}
-    for stage in (0, 1, 2, 3):
+    for stage in (0, 2, 3) if crew else (0, 1, 2, 3):
         settings: dict[str, Any] = {
             "zero_stage": stage,
             "optimizer": OptimizerSettings((0.9, 0.95), 1e-8, 0.0, 1e9),
@@ -188,11 +191,14 @@ def main(out: Path, model: str) -> None:
             "offline": True,
             "extra": {},
         }
-        policy = DeepSpeedPolicy(model, torch.float32, temperature=1.0, **settings)
-        critic = DeepSpeedCritic(model, torch.float32, **settings)
-        for name in NAMES:
-            for way in WAYS:
+        policy = DeepSpeedPolicy(model, torch.float32, temperature=1.0, crew=crew, **settings)
+        critic = DeepSpeedCritic(model, torch.float32, crew=crew, **settings)
+        for name in SHARING if crew else NAMES:
+            for way in ("cut",) if crew else WAYS:
                 seen[stage, name, way] = one(ranks, policy, critic, name, way, groups)
+        if crew:
+            seen[stage, "dpo", "cut"] = offline(ranks, policy, "dpo", "cut", groups)
+            continue
         judge = DeepSpeedRewardModel(model, torch.float32, pad=256, **settings)
         for name in RECIPES:
             for way in WAYS:
@@ -203,5 +209,5 @@ def main(out: Path, model: str) -> None:
     ranks.barrier()
 
 
-main(Path(sys.argv[1]), sys.argv[2])
+main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
 run.leave(0)

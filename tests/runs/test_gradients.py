@@ -20,11 +20,14 @@ def gradients(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     folder = tmp_path_factory.mktemp("gradients")
     seen = {}
     for ranks in (1, 2):
-        out = folder / f"{ranks}.pt"
-        ended = run(str(out), str(tiny_model), program="gradients.py", ranks=ranks, OMP_NUM_THREADS="1")
-        assert ended.code == 0, ended.out + ended.err
-        seen[ranks] = torch.load(out)
+        seen[ranks] = seen_by(folder / f"{ranks}.pt", tiny_model, ranks)
     return seen
+
+
+def seen_by(out: Path, model: Path, ranks: int, *more: str) -> Any:
+    ended = run(str(out), str(model), *more, program="gradients.py", ranks=ranks, OMP_NUM_THREADS="1")
+    assert ended.code == 0, ended.out + ended.err
+    return torch.load(out)
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -39,6 +42,15 @@ def test_no_cut_changes_a_gradient(gradients: dict[int, Any], name: str) -> None
         apart(gradients[ranks][stage, name, way], wanted) for ranks in (1, 2) for stage in STAGES for way in ("whole", "cut", "shuffled")
     )
     print(f"{name}: {worst:.1e}")
+    assert worst < 1e-6
+
+
+def test_sharing_rows_changes_no_gradient(gradients: dict[int, Any], tiny_model: Path, tmp_path: Path) -> None:
+    """Of the policy, PPO's critic and DPO, under ZeRO 1, 2 and 3."""
+    shared = seen_by(tmp_path / "crew.pt", tiny_model, 2, "2")
+    assert len(shared) == 9
+    worst = max(apart(found, gradients[1][1, name, "whole"]) for (_, name, _), found in shared.items())
+    print(f"in shared rows: {worst:.1e}")
     assert worst < 1e-6
 
 

@@ -82,6 +82,15 @@ def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(undisturbe
     assert metrics(tmp_path / "other")[1]["reward"] != metrics(undisturbed)[1]["reward"]
 
 
+def test_two_processes_that_share_rows_and_engine_are_one_to_rounding(undisturbed: Path, small: list[str], tmp_path: Path) -> None:
+    """With budgets that hold the longest sample, 48 + 16 tokens, only together."""
+    words = ["engine.sequence_parallel=2", "engine.tensor_parallel=2", "tokens_per_micro_batch=32", f"output_dir={tmp_path / 'run'}"]
+    succeeded(run(*small, *words, ranks=2, OMP_NUM_THREADS="1"))
+    both, alone = metrics(tmp_path / "run"), metrics(undisturbed)
+    assert [row.keys() for row in both] == [row.keys() for row in alone]
+    assert both == [pytest.approx(row, rel=1e-5, abs=1e-5) for row in alone]
+
+
 def resumed_equals(undisturbed: Path, small: list[str], folder: Path) -> None:
     succeeded(run(*small, f"output_dir={folder}"))
     assert metrics(folder) == metrics(undisturbed)
