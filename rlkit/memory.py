@@ -181,9 +181,9 @@ def peaks(job: Job, mode: str) -> dict[str, float]:
 
 
 def host(job: Job, mode: str) -> float:
-    """Bytes of host memory a process: the weights while they load, and what is parked or offloaded."""
+    """Bytes of host memory a process: the weights while they load, its part of them under ZeRO 3, and what is parked or offloaded."""
     away = state(job) if job.offload or mode == "swapped" else 0.0
-    return max(job.shape.parameters * job.width, away) + 4 * GIB
+    return max(job.shape.parameters * job.width / (job.world if job.stage == 3 else 1), away) + 4 * GIB
 
 
 def left_for_rollout(job: Job, mode: str, gpu: float) -> float:

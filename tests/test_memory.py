@@ -71,6 +71,12 @@ def test_the_training_state_by_hand() -> None:
     assert memory.cache(JOB, 3) == 3 * 20 * 24
 
 
+def test_the_host_holds_what_loads_and_what_is_parked() -> None:
+    many = replace(JOB, world=4)
+    assert memory.host(many, "resident") - 4 * GIB == 872 and memory.host(replace(many, stage=3), "resident") - 4 * GIB == 218
+    assert memory.host(many, "swapped") - 4 * GIB == memory.state(many) == 1308
+
+
 def test_recomputed_layers_keep_their_input_alone() -> None:
     each = memory.of_layer(TINY, 2)
     assert each == 2 * 4 * 8 + (12 + 6 + 32) * 2 + 8

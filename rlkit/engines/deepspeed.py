@@ -234,9 +234,10 @@ class DeepSpeedPolicy(Learner):
     ) -> None:
         set_environment()
         self.path, self.dtype, self.temperature, self.crew = path, dtype, temperature, crew
-        self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute)
-        self.names = hf.checkpoint_names(self.model)
-        self.adapters = Adapters(self.model, lora) if lora else None
+        with in_parts(config(zero_stage, dtype, optimizer.max_grad_norm, extra)):
+            self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute)
+            self.names = hf.checkpoint_names(self.model)
+            self.adapters = Adapters(self.model, lora) if lora else None
         scorer = hf.TokenScorer(self.model, crew)
         super().__init__(scorer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
@@ -324,7 +325,8 @@ class DeepSpeedCritic(Learner):
     ) -> None:
         set_environment()
         self.crew = crew
-        valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline, recompute=recompute), crew)
+        with in_parts(config(zero_stage, dtype, optimizer.max_grad_norm, extra)):
+            valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline, recompute=recompute), crew)
         super().__init__(valuer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
     def values(self, samples: Sequence[Sample], width: int) -> Tensor:
@@ -358,6 +360,19 @@ def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Map
     for key, value in extra.items():
         base[key] = {**base[key], **value} if isinstance(value, Mapping) and isinstance(base.get(key), dict) else value
     return base
+
+
+@contextmanager
+def in_parts(settings: dict[str, Any]) -> Iterator[None]:
+    """Inside it, under ZeRO 3, transformers loads a model layer by layer, and each rank keeps its part alone."""
+    if settings["zero_optimization"]["stage"] < 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    held = HfDeepSpeedConfig(settings)  # transformers and peft look for it through a weak reference
+    yield
+    del held
 
 
 def tensors_in(things: Any) -> Iterator[Tensor]:
