@@ -168,9 +168,9 @@ def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: P
 
 
 def made_floors(recipe: Recipe, ranks: Ranks) -> Floors | None:
-    """On the rank that reports, where the shape of the model is known."""
+    """On the rank that reports, where the shape of the model is known; of a crew none, whose ranks compute each other's samples."""
     job = plan.job_of(recipe)
-    if job is None or not (ranks.main and recipe.report.floors):
+    if job is None or ranks.crew or not (ranks.main and recipe.report.floors):
         return None
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         job = replace(job, shape=replace(job.shape, vocab=1))  # its head says one number
@@ -312,7 +312,8 @@ def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> 
     temperature = recipe.sampling.temperature if recipe.sampling else 1.0
     chosen = recipe.model.lora
     lora = LoraSettings(chosen.rank, chosen.alpha, chosen.targets, chosen.dora, recipe.seed) if chosen.rank else None
-    return DeepSpeedPolicy(path, dtype, temperature=temperature, lora=lora, crew=crew_of(ranks), **learner_settings(recipe, ranks))
+    more = {**learner_settings(recipe, ranks), "four_bits": recipe.model.load_in_4bit}
+    return DeepSpeedPolicy(path, dtype, temperature=temperature, lora=lora, crew=crew_of(ranks), **more)
 
 
 def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:

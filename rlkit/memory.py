@@ -20,6 +20,7 @@ OVERHEAD = 2.0 * GIB  # the rollout engine's own activations and CUDA graphs
 USABLE = 0.92  # of a GPU: the rest is fragments
 BLOCK = 2**25  # logits held at a time
 HEAD_COPIES = 4  # of them in float32: they, their log-softmax, its exponential, and a gradient
+FOUR_BITS = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes: a byte of scale for 64 weights, 4 of scale for 256 of those
 REDUCED = 5e8  # elements in the bucket in which DeepSpeed reduces gradients, allocated whole
 GATHERED = 1 * GIB  # of weights on their way, twice: gathered and copied
 HOST_CACHE = 1 * GIB  # of the rollout engine on a CPU (VLLM_CPU_KVCACHE_SPACE)
@@ -81,6 +82,7 @@ class Job:
     critic: bool
     offload: bool  # optimizer state on the host
     checkpointing: int  # every n-th layer is computed again; 0: none
+    four_bits: bool = False  # the linear layers of what adapters stand on
     samples: bool = True  # a rollout engine stands beside the trainer
 
     @property
@@ -94,7 +96,8 @@ class Job:
 
 def weights(job: Job) -> float:
     """P b, or a part of it and what is gathered for the layer that works."""
-    whole = job.parameters * job.width
+    linears = job.shape.layers * sum(a * b for a, b in job.shape.linears) if job.four_bits else 0
+    whole = job.parameters * job.width - linears * (job.width - FOUR_BITS)
     if job.stage < 3:
         return whole
     return min(whole, whole / job.world + 2 * sum(a * b for a, b in job.shape.linears) * job.width)
@@ -137,7 +140,7 @@ def head(job: Job) -> float:
 def others(job: Job) -> tuple[float, float]:
     """(weights, training state) of a reference and a critic. With adapters the policy is its own reference."""
     reference = job.shape.parameters * job.width if job.reference and job.rank is None else 0.0
-    critic = replace(job, rank=None)
+    critic = replace(job, rank=None, four_bits=False)
     return reference + (weights(critic) if job.critic else 0.0), state(critic) + gradients(critic) if job.critic else 0.0
 
 
@@ -243,9 +246,10 @@ def changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
     if job.tokens > job.longest:
         job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest))
         yield told(f"tokens_per_micro_batch={job.longest}"), job, mode
-    if job.stage < 3 and job.world > 1:
-        job = replace(job, stage=3)
-        yield told("engine.zero_stage=3"), job, mode
+    sharded = 2 if job.four_bits else 3
+    if job.stage < sharded and job.world > 1:
+        job = replace(job, stage=sharded)
+        yield told(f"engine.zero_stage={sharded}"), job, mode
     if not job.offload:
         job = replace(job, offload=True)
         yield told("engine.offload=optimizer"), job, mode
@@ -253,4 +257,4 @@ def changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
         job = replace(job, rank=32)
         yield told("model.lora.rank=32"), job, mode
     for gpus in (2 * job.world, 4 * job.world, 8 * job.world):
-        yield f"{' '.join(words)} and {gpus} GPUs", replace(job, world=gpus, stage=3, tensor_parallel=min(8, gpus)), mode
+        yield f"{' '.join(words)} and {gpus} GPUs", replace(job, world=gpus, stage=sharded, tensor_parallel=min(8, gpus)), mode

@@ -168,6 +168,7 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
         reference=needs is not None and needs.reference,  # offline it is gone before the first step
         critic=needs is not None and needs.values,
         samples=not offline,
+        four_bits=recipe.model.load_in_4bit,
         offload=recipe.engine.offload == "optimizer",
         checkpointing=int(getattr(recipe.engine, "checkpointing", 0)),
     )

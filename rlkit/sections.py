@@ -35,6 +35,7 @@ class LoraSection(Section):
 class ModelSection(Section):
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
+    load_in_4bit: bool
     lora: LoraSection
     shape: dict[str, int | bool] | None
     chat_template_kwargs: dict[str, Any]

@@ -78,6 +78,7 @@ OWNERS = {  # heavy library -> the only files that may import it
     "vllm": {"rlkit/engines/vllm.py"},
     "deepspeed": {"rlkit/engines/deepspeed.py", "rlkit/engines/ulysses.py"},
     "peft": {"rlkit/engines/lora.py"},
+    "bitsandbytes": {"rlkit/engines/four_bit.py"},
     "wandb": {"rlkit/report/wandb.py"},
     "hydra": {"rlkit/run.py"},
     "omegaconf": {"rlkit/run.py"},

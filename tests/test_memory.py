@@ -65,6 +65,8 @@ def test_the_training_state_by_hand() -> None:
     assert memory.weights(replace(many, stage=3)) == min(872, 218 + 2 * 168 * 2)  # its part, and a gathered layer with its copy
     lora = replace(JOB, rank=2)
     assert memory.weights(lora) == 872 + 560 and memory.state(lora) == 12 * 280
+    four = replace(lora, four_bits=True)  # 2 x 168 weights of linear layers in 4 bits and their scales
+    assert memory.weights(four) == pytest.approx(872 + 560 - 336 * 2 + 336 * (0.5 + 1 / 64 + 4 / 64 / 256))
     assert memory.others(replace(lora, reference=True)) == (0.0, 0.0)  # with its adapters off it is its own reference
     assert memory.others(replace(JOB, reference=True)) == (872, 0.0)
     assert memory.head(JOB) == 4 * 4 * 50 * 10

@@ -129,6 +129,7 @@ REFUSED = {
     "passes_per_step=2": "updates_per_step=1 counts the updates of all passes_per_step=2 passes and must be a multiple of it",
     "updates_per_step=49": "asks for more minibatches than there are groups: prompts_per_step=48",
     "tokens_per_micro_batch=100": "does not hold one sample of max_prompt_tokens + max_completion_tokens = 112; set it to at least 112",
+    "model.load_in_4bit=true": "weights in 4 bits are not trained, only adapters on them are; set model.lora.rank",
     "engine.sequence_parallel=0": "engine.sequence_parallel=0 is not valid: it should be greater than or equal to 1",
     "algorithm=grop": "there is no algorithm 'grop' (did you mean grpo",
     "model=gpt": "there is no model 'gpt'; valid: builtin, hf",
@@ -168,6 +169,13 @@ def test_processes_that_share_rows_hold_a_sample_together(capsys: pytest.Capture
     assert "= 112, shared by engine.sequence_parallel=4 processes; set it to at least 28" in capsys.readouterr().err
     assert run.main(["recipe=reward_model", "dry_run=true", "engine.sequence_parallel=4"]) == 2
     assert "does not share rows yet; set engine.sequence_parallel=1" in capsys.readouterr().err
+
+
+def test_shards_of_a_base_in_4_bits_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recipe=grpo_math", *SIZES, "dry_run=true", "model.load_in_4bit=true", "model.lora.rank=4"]
+    assert run.main([*words, "engine.zero_stage=2"]) == 0
+    assert run.main([*words, "engine.zero_stage=3"]) == 2
+    assert "weights in 4 bits are not cut into shards; set engine.zero_stage=2" in capsys.readouterr().err
 
 
 REFUSED_OFFLINE = {

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlkit.engines import hf, weights
+from rlkit.engines import four_bit, hf, weights
 from rlkit.engines.base import Update
 from rlkit.engines.lora import Adapters, LoraSettings
 from rlkit.engines.parking import Parking
@@ -231,11 +231,12 @@ class DeepSpeedPolicy(Learner):
         recompute: int = 0,
         lora: LoraSettings | None = None,
         crew: Crew | None = None,
+        four_bits: bool = False,
     ) -> None:
         set_environment()
         self.path, self.dtype, self.temperature, self.crew = path, dtype, temperature, crew
         with in_parts(config(zero_stage, dtype, optimizer.max_grad_norm, extra)):
-            self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute)
+            self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute, four_bits=four_bits)
             self.names = hf.checkpoint_names(self.model)
             self.adapters = Adapters(self.model, lora) if lora else None
         scorer = hf.TokenScorer(self.model, crew)
@@ -280,7 +281,7 @@ class DeepSpeedPolicy(Learner):
         """By name of the checkpoint what the model holds, and what is sent of it."""
         state = self.model.state_dict(keep_vars=True)
         held = {name: state[self.adapters.held(name) if self.adapters else name] for name in self.names}
-        return {name: [tensor] for name, tensor in held.items()}, lambda name: weights.sendable(held[name], self.dtype)
+        return {name: [tensor] for name, tensor in held.items()}, lambda name: weights.sendable(four_bit.plain(held[name]), self.dtype)
 
     def _stream(self, parts: Mapping[str, Sequence[Tensor]], whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         return weights.stream(parts, self._gathered, whole, weights.BUCKET[self.device.type])

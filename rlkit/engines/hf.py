@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlkit.engines import packed
+from rlkit.engines import four_bit, packed
 from rlkit.engines.base import checksum
 from rlkit.engines.parking import Parking
 from rlkit.engines.ulysses import Crew
@@ -22,17 +22,20 @@ from rlkit.ops import logprobs as ops_logprobs
 from rlkit.types import Request, Sample, Stop
 
 
-def load_model(path: str, dtype: torch.dtype, *, offline: bool, recompute: int = 0) -> Any:
+def load_model(path: str, dtype: torch.dtype, *, offline: bool, recompute: int = 0, four_bits: bool = False) -> Any:
     """A causal LM in training shape: no dropout, no cache. Every `recompute`-th layer keeps no activations, but makes them again in the
     backward pass; 0: all layers keep them. Raises UserError where `path` holds no such model."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    held = four_bit.loading(dtype) if four_bits else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=offline)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=offline, **held)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path {path} cannot be loaded as a causal language model: {first_line(error)}") from error
+    if four_bits:
+        four_bit.settle(model)
     model.config.use_cache = False
     switch_off_dropout(model)
     if recompute:
@@ -69,8 +72,8 @@ def first_line(error: BaseException) -> str:
 
 
 def checkpoint_names(model: Any) -> list[str]:
-    """Every tensor of the model's checkpoint, the tied ones too."""
-    return list(model.state_dict())
+    """Every tensor of the model's checkpoint, the tied ones too; not what 4 bits are taken back with."""
+    return [name for name in model.state_dict() if ".weight." not in name]
 
 
 class TokenScorer(nn.Module):
