@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ["rlkit", "recipes", "rewards", "pyproject.toml", "tests/ops", "tests/algorithms"]
 TESTS = ["tests/ops", "tests/algorithms", *(f"tests/test_{name}.py" for name in ("batching", "collector", "metrics", "seeds", "schedule"))]
 SLOW = "not no_process"  # starts a Python of its own
-ONLINE = ["tests/algorithms/test_online.py", "tests/algorithms/test_grpo.py"]
+ONLINE = [f"tests/algorithms/test_{name}.py" for name in ("online", "grpo", "objective")]
 OFFLINE = ["tests/algorithms/test_offline.py"]
 # The tests that a fault in these meets first, beside those named like the file.
 AIMED = {
-    **dict.fromkeys(("grpo", "rloo", "remax", "reinforce_pp", "ppo", "update", "collate", "values", "credit", "objective"), [*ONLINE, "tests/algorithms/test_objective.py"]),
+    **dict.fromkeys(("grpo", "rloo", "remax", "reinforce_pp", "ppo", "update", "collate", "values", "credit", "objective"), ONLINE),
     **dict.fromkeys(("offline", "reference", "dpo", "kto", "sft", "reward_model"), OFFLINE),
     "surrogate": ["tests/ops/test_policy_losses.py"],
     "returns": ["tests/ops/test_credit.py"],
