@@ -52,11 +52,20 @@ def read(arguments: list[str]) -> Order | int:
     config = run.compose(overrides, extra)
     recipe = recipes.read(config)
     if recipe.dry_run:
-        ranks = recipe.launch.nodes * (recipe.launch.gpus_per_node or recipe.launch.workers_per_node)
-        os.environ.setdefault("WORLD_SIZE", str(ranks))
-        return run.main(words)
+        return planned(words, recipe.launch.nodes * (recipe.launch.gpus_per_node or recipe.launch.workers_per_node))
     folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").absolute()
     return Order(recipe, folder, [*words, f"output_dir={run.quoted(folder)}"])
+
+
+def planned(words: list[str], ranks: int) -> int:
+    """The plan of so many ranks, told; an exit code. They are in the environment only meanwhile."""
+    if "WORLD_SIZE" in os.environ:
+        return run.main(words)
+    os.environ["WORLD_SIZE"] = str(ranks)
+    try:
+        return run.main(words)
+    finally:
+        del os.environ["WORLD_SIZE"]
 
 
 def full(word: str) -> str:

@@ -312,8 +312,15 @@ def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> 
     temperature = recipe.sampling.temperature if recipe.sampling else 1.0
     chosen = recipe.model.lora
     lora = LoraSettings(chosen.rank, chosen.alpha, chosen.targets, chosen.dora, recipe.seed) if chosen.rank else None
-    more = {**learner_settings(recipe, ranks), "four_bits": recipe.model.load_in_4bit}
-    return DeepSpeedPolicy(path, dtype, temperature=temperature, lora=lora, crew=crew_of(ranks), **more)
+    return DeepSpeedPolicy(
+        path,
+        dtype,
+        temperature=temperature,
+        lora=lora,
+        four_bits=recipe.model.load_in_4bit,
+        crew=crew_of(ranks),
+        **learner_settings(recipe, ranks),
+    )
 
 
 def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:

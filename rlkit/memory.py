@@ -5,7 +5,8 @@ Letters: P parameters, T those that are trained, b bytes of a weight, W processe
 Counted. Weights P b, over W with z = 3, but not less than one bucket gathered. Masters in float32 and two moments, 12 T / W (in float32
 too DeepSpeed keeps masters beside the weights). Gradients T b, over W from z = 2 on, and the bucket they are reduced in. Activations,
 kept for the backward pass (`activations`), or one layer's and the inputs of all with checkpointing. Head and loss: HEAD_COPIES floats a
-logit. A reference (weights) and a critic (as the policy, all of it trained). The engine: P b over its processes, its cache, and OVERHEAD.
+logit. A reference (weights) and a critic (as the policy, all of it trained). The engine: P b over its processes, its cache, and OVERHEAD
+(on a CPU `prefill`).
 Not counted: what libraries take, which is measured (on a CPU) or a constant (CONTEXT on a GPU).
 """
 
@@ -24,6 +25,7 @@ FOUR_BITS = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes: a byte of scale for 64 weights
 REDUCED = 5e8  # elements in the bucket in which DeepSpeed reduces gradients, allocated whole
 GATHERED = 1 * GIB  # of weights on their way, twice: gathered and copied
 HOST_CACHE = 1 * GIB  # of the rollout engine on a CPU (VLLM_CPU_KVCACHE_SPACE)
+HOST_BATCH = 8192  # tokens of one forward pass of it
 LEAST_ROWS = 32  # completions that should be written at once
 
 
@@ -153,6 +155,13 @@ def cache(job: Job, rows: int) -> float:
     return rows * job.longest * job.shape.cache(job.width) / job.tensor_parallel
 
 
+def prefill(job: Job) -> float:
+    """What a forward pass of the rollout engine on a CPU holds at its widest: the residual and its norm, gate, up and their product."""
+    if not job.samples:
+        return 0.0
+    return min(HOST_BATCH, job.rows * job.longest) * (2 * job.shape.hidden + 3 * job.shape.intermediate) * job.width
+
+
 def parts(job: Job) -> dict[str, float]:
     more, more_state = others(job)
     return {
@@ -201,7 +210,7 @@ def on_host(job: Job) -> dict[str, float]:
     p = parts(job)
     still = p["weights"] + p["training state"] + p["engine weights"] + (HOST_CACHE if job.samples else 0.0)
     train = {"train": still + p["gradients"] + p["activations"]}
-    return {"rollout": still, **train} if job.samples else train
+    return {"rollout": still + prefill(job), **train} if job.samples else train
 
 
 @dataclass(frozen=True)

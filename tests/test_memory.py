@@ -165,11 +165,24 @@ def test_a_run_takes_what_was_predicted(tiny_model: Path, small: list[str], tmp_
     config = AutoConfig.from_pretrained(tiny_model)
     config.update({**SIDES, "head_dim": 64, "layer_types": ["full_attention"] * SIDES["num_hidden_layers"]})
     AutoModelForCausalLM.from_config(config).save_pretrained(large)
+    # long prompts, short completions, no group without signal: a micro-batch is full whatever a random model writes
+    problems = [json.dumps({"prompt": " + ".join(str(n) for n in range(k, k + 19)), "answer": "0"}) for k in range(100, 116)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(problems))
+    size = [
+        "steps=2",
+        "prompts_per_step=8",
+        "samples_per_prompt=4",
+        "max_completion_tokens=12",
+        "max_prompt_tokens=128",
+        "tokens_per_micro_batch=4096",
+    ]
+    data = [f"data.train={tmp_path / 'problems.jsonl'}", f"data.test={tmp_path / 'problems.jsonl'}"]
+    reward = f"rewards.accuracy.path={ROOT / 'tests' / 'programs' / 'toy_reward.py'}:distinct"
     rows = []
     for path in (tiny_model, large):
         folder = tmp_path / f"run-{path.name}"
-        size = ["steps=2", "prompts_per_step=8", "samples_per_prompt=4", "max_completion_tokens=96", "tokens_per_micro_batch=4096"]
-        words = [*small, f"model.path={path}", *size, "eval.every=0", "eval.problems=1", "checkpoint.every=0", f"output_dir={folder}"]
+        rest = ["eval.every=0", "eval.problems=1", "checkpoint.every=0", f"output_dir={folder}"]
+        words = [*small, f"model.path={path}", *size, *data, reward, *rest]
         # without the second variable the C library keeps freed blocks of under 32 MiB for itself
         ended = run(*words, timeout=330, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
         assert ended.code == 0, ended.out + ended.err

@@ -18,12 +18,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from rlkit import memory
 from rlkit.engines.base import checksum
 from rlkit.engines.hf import check_names, make_sample
 from rlkit.errors import RunFailed, UserError
 from rlkit.types import Request, Sample, Stop
 
-MAX_BATCHED_TOKENS = 8192  # of one forward pass on a CPU
 SEGMENT = "rlkit-tp-"  # names of shared memory begin with it, and with the process that made them
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room
 
@@ -65,7 +65,7 @@ class VLLMEngine:
             "seed": 0,
         }
         if not gpu:  # see the module on partial prefills
-            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(MAX_BATCHED_TOKENS, max_model_len)}
+            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(memory.HOST_BATCH, max_model_len)}
         if world > 1:
             settings |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
         self._segments = name_shared_memory() if tensor_parallel > 1 and not gpu else None
@@ -150,8 +150,8 @@ class VLLMEngine:
 
         own = dict(tensors)
         self._received |= {name: checksum(tensor) for name, tensor in own.items()}
-        memory = Path("/dev/shm")
-        with TemporaryDirectory(prefix="rlkit-adapter-", dir=memory if memory.is_dir() else None) as folder:
+        ram = Path("/dev/shm")
+        with TemporaryDirectory(prefix="rlkit-adapter-", dir=ram if ram.is_dir() else None) as folder:
             write(Path(folder), own)
             # in place: without it an adapter of a number that is known stays as it was, silently
             self.engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
@@ -212,7 +212,7 @@ def set_environment(world: int) -> None:
     """What vLLM reads from the environment, before it is imported; a value that is set already stays."""
     defaults = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(memory.HOST_CACHE // memory.GIB),
     }
     if world > 1:
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

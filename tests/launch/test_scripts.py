@@ -184,6 +184,7 @@ COMMANDS = sorted(set(re.findall(r"python -m (launch\.\w+|rlkit\.run) ([^`\n]*)"
 def test_the_commands_of_the_readme_are_understood(module: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert order.read([*words.split(), "dry_run=true"]) == 0
     assert "grpo_math" in capsys.readouterr().out
+    assert "WORLD_SIZE" not in os.environ  # the next plan in this process is one of its own ranks
 
 
 def test_the_readme_names_every_file_and_only_keys_that_are_there() -> None:
