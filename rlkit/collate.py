@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlkit.batching import deal, minibatch_of_group
+from rlkit.batching import deal_samples, minibatch_of_group, size_of
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import padded
 from rlkit.ranks import Ranks
@@ -25,8 +25,8 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
     owner = [0] * len(flat)
     for m in range(minibatches):
         members = [i for i, (_, part, _) in enumerate(flat) if part == m]
-        costs = [len(flat[i][2].sample.prompt) + len(flat[i][2].sample.tokens) for i in members]
-        for i, rank in zip(members, deal(costs, ranks.world), strict=True):
+        sizes = [size_of(flat[i][2].sample) for i in members]
+        for i, rank in zip(members, deal_samples(sizes, ranks.world), strict=True):
             owner[i] = rank
     chosen = [i for i, rank in enumerate(owner) if rank == ranks.rank]
     samples = tuple(flat[i][2].sample for i in chosen)

@@ -17,7 +17,6 @@ import torch
 
 from rlkit.memory import Job, Shape, state
 
-Length = tuple[int, int]  # P, L
 Asked = tuple[int, Sequence[int]]  # P of a prompt, and L of each of its completions
 
 
@@ -85,20 +84,27 @@ def operations(shape: Shape, read: Sequence[int], said: int) -> float:
     return computed + 4.0 * shape.layers * shape.heads * shape.head_dim * pairs
 
 
-def forward(shape: Shape, lengths: Sequence[Length], head: bool = True) -> float:
-    """Operations that samples need."""
-    return operations(shape, [max(p + n - 1, 0) for p, n in lengths], sum(n for _, n in lengths) * head)
+def forward(shape: Shape, asked: Sequence[Asked], head: bool = True) -> float:
+    """Operations that completions need, a prompt computed once for all its own."""
+    said = sum(n for _, lengths in asked for n in lengths)
+    return once(shape, [(p, [n - 1 for n in lengths if n]) for p, lengths in asked], said * head)
 
 
-def nominal(shape: Shape, lengths: Sequence[Length]) -> float:
-    """Operations of samples as publications count them: every token through every weight but the embedding."""
-    read = [p + n for p, n in lengths]
-    return operations(shape, read, sum(read))
+def nominal(shape: Shape, asked: Sequence[Asked]) -> float:
+    """Operations of samples as publications count them, every token through every weight but the embedding; of a shared prompt once."""
+    return once(shape, asked, sum(p + sum(lengths) for p, lengths in asked))
+
+
+def once(shape: Shape, asked: Sequence[Asked], said: int) -> float:
+    """Operations where all completions of a prompt look back on one computation of it."""
+    every = [p + n for p, lengths in asked for n in lengths]
+    again = [p for p, lengths in asked for _ in lengths[1:]]
+    return operations(shape, every, said) - operations(shape, again, 0)
 
 
 @dataclass(frozen=True)
 class Floors:
-    """Of one process, seconds; lengths are those of the samples that it works on."""
+    """Of one process, seconds, for the completions that it works on."""
 
     job: Job
     machine: Machine
@@ -121,26 +127,23 @@ class Floors:
         return (steps * read * job.width + looked_back * shape.cache(job.width)) / job.tensor_parallel
 
     def _operations(self, asked: Sequence[Asked]) -> float:
-        shape = self.job.shape
-        every = [(p, n) for p, lengths in asked for n in lengths if n]
-        again = operations(shape, [p for p, _ in every], 0) - operations(shape, [p for p, _ in asked], 0)
-        return (forward(shape, every) - again) / self.job.tensor_parallel
+        return forward(self.job.shape, asked) / self.job.tensor_parallel
 
-    def observe(self, lengths: Sequence[Length], models: int, values: bool) -> float:
+    def observe(self, asked: Sequence[Asked], models: int, values: bool) -> float:
         """Log-probs by so many models, and values."""
         shape = self.job.shape
-        return (models * forward(shape, lengths) + values * forward(shape, lengths, head=False)) / self.machine.operations
+        return (models * forward(shape, asked) + values * forward(shape, asked, head=False)) / self.machine.operations
 
-    def update(self, lengths: Sequence[Length], policy: bool = True, critic: bool = False) -> float:
+    def update(self, asked: Sequence[Asked], policy: bool = True, critic: bool = False) -> float:
         """Forward, and backward for inputs and for weights, each as much; of adapters' base weights no gradient is made."""
         shape, passes = self.job.shape, 3 if self.job.rank is None else 2
-        learned = policy * passes * forward(shape, lengths) + critic * 3 * forward(shape, lengths, head=False)
+        learned = policy * passes * forward(shape, asked) + critic * 3 * forward(shape, asked, head=False)
         return learned / self.machine.operations
 
-    def mfu(self, lengths: Sequence[Length], seconds: float) -> float:
+    def mfu(self, asked: Sequence[Asked], seconds: float) -> float:
         """Model FLOP utilisation of an update (Chowdhery et al. 2022, "PaLM", appendix B): recomputed activations do not count."""
         passes = 3 if self.job.rank is None else 2
-        return passes * nominal(self.job.shape, lengths) / (seconds * self.machine.operations)
+        return passes * nominal(self.job.shape, asked) / (seconds * self.machine.operations)
 
     def sync(self, parked: bool, sent: bool) -> float:
         """What is sent is read once and written once; what is parked goes over the bus."""

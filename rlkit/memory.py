@@ -78,6 +78,7 @@ class Job:
     tensor_parallel: int
     tokens: int  # of a micro-batch
     completions: int  # of its tokens, those that go through the head
+    looked_at: int  # keys, of which a prompt has its own once a sample: no less than tokens
     longest: int  # tokens of a sample
     rows: int  # completions that one rollout engine is asked for in a step
     reference: bool
@@ -132,7 +133,8 @@ def activations(job: Job) -> float:
     layers, each = job.shape.layers, of_layer(job.shape, job.width, job.rank)
     recomputed = -(-layers // job.checkpointing) if job.checkpointing else 0
     inputs = recomputed * job.shape.hidden * job.width
-    return job.tokens * ((layers - recomputed + bool(recomputed)) * each + inputs)
+    again = (job.looked_at - job.tokens) * job.shape.cache(job.width) / layers  # keys and values of prompts that samples share
+    return (layers - recomputed + bool(recomputed)) * (job.tokens * each + again) + job.tokens * inputs
 
 
 def head(job: Job) -> float:
@@ -253,7 +255,7 @@ def changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
         mode = "swapped"
         yield told("engine.memory=swapped"), job, mode
     if job.tokens > job.longest:
-        job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest))
+        job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest), looked_at=job.longest)
         yield told(f"tokens_per_micro_batch={job.longest}"), job, mode
     sharded = 2 if job.four_bits else 3
     if job.stage < sharded and job.world > 1:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from rlkit.algorithms import OfflineAlgorithm
 from rlkit.algorithms.offline import Kind
-from rlkit.batching import deal, minibatch_of_group
+from rlkit.batching import Size, deal, minibatch_of_group, size_of, total
 from rlkit.clock import Clock
 from rlkit.data.preferences import Demonstration, Pair, Rated
 from rlkit.engines.base import Learner
 from rlkit.errors import Stopped
-from rlkit.floors import Floors, Length, ratios
+from rlkit.floors import Asked, Floors, ratios
 from rlkit.metrics import Mean, Metrics, Sum, merge, values, wilson
 from rlkit.ops.masking import even_weights, padded, token_weights, weighted_sum
 from rlkit.ops.preference import kto_baseline
@@ -42,11 +42,12 @@ class Unit:
 
     @property
     def tokens(self) -> int:
-        return sum(p + n for p, n in self.lengths)
+        """Those of its prompt once."""
+        return total([size_of(s) for s in self.samples])
 
     @property
-    def lengths(self) -> list[Length]:
-        return [(len(s.prompt), len(s.tokens)) for s in self.samples]
+    def asked(self) -> Asked:
+        return len(self.samples[0].prompt), [len(s.tokens) for s in self.samples]
 
 
 def written(row: int, draw: int, number: int, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Sample:
@@ -169,9 +170,9 @@ class Offline:
         if self.floors is None:
             return {}
         cut = self.reading.cut(units)
-        lengths = [length for part in cut for i in share(part, self.reading.ranks) for length in part[i].lengths] * self.reading.passes
+        asked = [part[i].asked for part in cut for i in share(part, self.reading.ranks)] * self.reading.passes
         clock = self.clock.metrics()
-        return ratios({"update": self.floors.update(lengths)}, clock) | {"throughput/mfu": self.floors.mfu(lengths, clock["time/update"])}
+        return ratios({"update": self.floors.update(asked)}, clock) | {"throughput/mfu": self.floors.mfu(asked, clock["time/update"])}
 
     def _next(self) -> list[Unit]:
         return [UNITS[self.reading.algorithm.reads](item) for item in self.rows.take(self.rows_per_step)]
@@ -212,8 +213,8 @@ class Work:
 
     def micro_batches(self) -> list[list[int]]:
         """Numbers of units, equally many lists on all ranks."""
-        costs = [self.units[i].tokens for i in self.mine]
-        return [[self.mine[k] for k in part] for part in in_step(costs, self.reading.tokens_per_micro_batch, self.reading.ranks)]
+        sizes = [Size(i, 0, self.units[i].tokens) for i in self.mine]
+        return [[self.mine[k] for k in part] for part in in_step(sizes, self.reading.tokens_per_micro_batch, self.reading.ranks)]
 
     def look(self, chosen: list[int]) -> tuple[Tensor, Metrics]:
         """The share of some units in the loss, and what is watched."""
@@ -255,9 +256,8 @@ class Work:
         assert self.reference is not None
         samples = list(self._mismatched(self.mine))
         total = torch.zeros(2, dtype=torch.float64)
-        lengths = [len(s.prompt) + len(s.tokens) for s in samples]
         with torch.no_grad():
-            for chosen in in_step(lengths, self.reading.tokens_per_micro_batch, self.reading.ranks):
+            for chosen in in_step([size_of(s) for s in samples], self.reading.tokens_per_micro_batch, self.reading.ranks):
                 part = [samples[i] for i in chosen]
                 said = self.reading.said(part, max((len(s.tokens) for s in part), default=0))
                 if part:

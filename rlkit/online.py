@@ -17,12 +17,12 @@ from rlkit.collector import Collector, Taken
 from rlkit.engines.placement import Colocated
 from rlkit.errors import Stopped
 from rlkit.evaluate import Evaluation
-from rlkit.floors import Floors, ratios
+from rlkit.floors import Asked, Floors, ratios
 from rlkit.metrics import values
 from rlkit.ranks import Ranks
 from rlkit.report import Report
 from rlkit.trainer import Stepped
-from rlkit.types import Batch, Credit, Group
+from rlkit.types import Batch, Credit, Group, Sample
 from rlkit.update import Count, Learning, learned_from, observe, update
 
 
@@ -121,8 +121,8 @@ class Online:
         if self.floors is None:
             return {}
         floors, learning, needs, clock = self.floors, self.learning, self.learning.needs, self.clock.metrics()
-        everything = [(len(s.prompt), len(s.tokens)) for s in batch.samples]
-        learned = [everything[i] for i in learned_from(learning, credit, range(len(everything)))] * learning.passes
+        active = learned_from(learning, credit, range(len(batch.samples)))
+        everything, learned = by_prompt(batch.samples), by_prompt([batch.samples[i] for i in active]) * learning.passes
         policy, critic = count.updates >= learning.policy_waits, learning.critic is not None
         least = {
             "sync": floors.sync(self.placement.parked, self.placement.sent),
@@ -148,7 +148,15 @@ def not_asked(stream: dict[str, Any]) -> dict[str, float]:
     return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
 
 
-def asked(group: Group) -> tuple[int, list[int]]:
+def by_prompt(samples: Sequence[Sample]) -> list[Asked]:
+    """Tokens of prompts, and of each completion of theirs."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for sample in samples:
+        found.setdefault(sample.prompt, []).append(len(sample.tokens))
+    return [(len(prompt), lengths) for prompt, lengths in found.items()]
+
+
+def asked(group: Group) -> Asked:
     """Tokens of its prompt, and of each completion."""
     every = [*group.samples, *([group.greedy] if group.greedy else [])]
     return len(every[0].sample.prompt), [len(s.sample.tokens) for s in every]

@@ -154,6 +154,8 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
     world = int(os.environ.get("WORLD_SIZE") or recipe.hardware.gpus or 1)
     offline = recipe.offline_algorithm
     needs = None if offline else recipe.algorithm.needs(recipe.updates_per_step)
+    together = recipe.samples_of_a_prompt
+    family = recipe.max_prompt_tokens + together * recipe.max_completion_tokens
     return sizes.Job(
         shape=shape,
         width=BYTES[dtype(recipe)],
@@ -162,7 +164,8 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
         stage=max(recipe.engine.zero_stage, 1),
         tensor_parallel=recipe.engine.tensor_parallel,
         tokens=recipe.tokens_per_micro_batch,
-        completions=recipe.tokens_per_micro_batch * recipe.max_completion_tokens // longest(recipe),
+        completions=recipe.tokens_per_micro_batch * together * recipe.max_completion_tokens // family,
+        looked_at=recipe.tokens_per_micro_batch * together * longest(recipe) // family,
         longest=longest(recipe),
         rows=-(-recipe.samples_per_step * recipe.engine.tensor_parallel // world),
         reference=needs is not None and needs.reference,  # offline it is gone before the first step

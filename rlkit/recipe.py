@@ -191,8 +191,12 @@ class Recipe(Section):
         return -(-self.longest_unit // self.engine.sequence_parallel)
 
     @property
+    def samples_of_a_prompt(self) -> int:
+        return COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt
+
+    @property
     def samples_per_step(self) -> int:
-        return self.prompts_per_step * (COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt)
+        return self.prompts_per_step * self.samples_of_a_prompt
 
     @property
     def minibatches(self) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import rlkit
-from rlkit.batching import deal
+from rlkit.batching import deal_samples, size_of
 from rlkit.engines.base import Scores, Source
 from rlkit.ranks import Ranks
 from rlkit.types import Sample
@@ -78,10 +78,10 @@ def key(weights: Iterator[tuple[str, Tensor]], names: Sequence[bytes], ranks: tu
 
 def scored(policy: Scores, samples: list[Sample], ranks: Ranks, budget: int) -> Tensor:
     """Log-probs of whole completions, each rank's share by the policy as it is now; [N] float64."""
-    lengths = [len(s.prompt) + len(s.tokens) for s in samples]
-    mine = [i for i, rank in enumerate(deal(lengths, ranks.world)) if rank == ranks.rank]
+    sizes = [size_of(s) for s in samples]
+    mine = [i for i, rank in enumerate(deal_samples(sizes, ranks.world)) if rank == ranks.rank]
     numbers = torch.zeros(len(samples), dtype=torch.float64)
-    for part in in_step([lengths[i] for i in mine], budget, ranks):
+    for part in in_step([sizes[i] for i in mine], budget, ranks):
         chosen = [mine[k] for k in part]
         said, _ = policy.logprobs([samples[i] for i in chosen], max((len(samples[i].tokens) for i in chosen), default=0))
         numbers[chosen] = said.double().sum(-1).cpu()

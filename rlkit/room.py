@@ -26,6 +26,7 @@ def fitted(
     budget: int,
     prompt: int,
     completion: int,
+    together: int,
     share: int,
     anyone: Callable[[bool], bool],
     least: int,
@@ -33,15 +34,15 @@ def fitted(
 ) -> tuple[int, int | None]:
     """The budget with which the largest micro-batch fits, and the one that did not, if any.
 
-    prompt, completion: tokens of the longest sample; share: tokens of a step that a rank can have at most; `anyone`: was it so on any
-    rank? least: a rank's tokens of what is never split, a sample or a pair; crew: how many ranks share each row, and which of them
-    this is. Raises UserError where not even that fits.
+    prompt, completion: tokens of the longest sample; together: samples of a prompt; share: tokens of a step that a rank can have at most;
+    `anyone`: was it so on any rank? least: a rank's tokens of what is never split, a sample or a pair; crew: how many ranks share each
+    row, and which of them this is. Raises UserError where not even that fits.
     """
     failed = None
     while True:
         tried = max(min(budget, share), least)
         size, place = crew
-        if not anyone(not fits(models, longest_samples(tried * size, prompt, completion)[place::size])):
+        if not anyone(not fits(models, longest_samples(tried * size, prompt, completion, together)[place::size])):
             return budget, failed
         if tried == least:
             raise UserError(
@@ -70,11 +71,21 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
-def longest_samples(tokens: int, prompt: int, completion: int) -> list[Sample]:
-    """Samples as long as any can be, of so many tokens together."""
+def longest_samples(tokens: int, prompt: int, completion: int, together: int) -> list[Sample]:
+    """Samples as long as any can be, so many of a prompt and of so many tokens with each prompt once."""
     said = torch.zeros(completion)
     ids, ones, versions = said.long(), torch.ones(completion, dtype=torch.bool), said.int()
-    return [Sample(Key(0, 0, i), (0,) * prompt, ids, ones, said, versions, Stop.LENGTH, "") for i in range(tokens // (prompt + completion))]
+    whole, left = divmod(tokens, prompt + together * completion)
+    count = whole * together + max(left - prompt, 0) // completion
+    return [
+        Sample(Key(i // together, 0, i), (*numbered(i // together), *(0,) * prompt)[:prompt], ids, ones, said, versions, Stop.LENGTH, "")
+        for i in range(count)
+    ]
+
+
+def numbered(prompt: int) -> tuple[int, int]:
+    """Tokens that set prompts apart, in any vocabulary."""
+    return prompt % 100, prompt // 100 % 100
 
 
 def remembered(folder: Path, budget: int) -> int:

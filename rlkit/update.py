@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlkit import heartbeat
 from rlkit.algorithms import Algorithm, Needs
-from rlkit.batching import micro_batches
+from rlkit.batching import Size, micro_batches, size_of
 from rlkit.engines.base import Critic, Learner, Policy, Scores
 from rlkit.engines.probe import Probe
 from rlkit.errors import RunFailed
@@ -85,7 +85,7 @@ def scored(run: Learning, batch: Batch, model: Scores) -> Tensor:
 def on_batch(run: Learning, batch: Batch, said: Callable[[list[Sample], int], Tensor]) -> Tensor:
     """What a model says of the batch [B, T], micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
     grid = torch.zeros(batch.mask.shape)
-    for chosen in in_step([len(s.prompt) + len(s.tokens) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
+    for chosen in in_step([size_of(s) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
         heartbeat.beat()
         grid[chosen] = said([batch.samples[i] for i in chosen], batch.mask.shape[1]).cpu()
     return grid
@@ -135,9 +135,8 @@ def gradient(
     `waits`: the policy does not learn yet, only the critic.
     """
     active = learned_from(run, credit, rows)
-    lengths = [len(batch.samples[i].prompt) + len(batch.samples[i].tokens) for i in active]
     seen: list[Metrics] = []
-    for places in in_step(lengths, run.tokens_per_micro_batch, run.ranks):
+    for places in in_step([size_of(batch.samples[i]) for i in active], run.tokens_per_micro_batch, run.ranks):
         heartbeat.beat()
         chosen = [active[i] for i in places]
         if not waits:
@@ -157,14 +156,14 @@ def learned_from(run: Learning, credit: Credit, rows: Sequence[int]) -> list[int
     return [i for i in rows if moves[i]]
 
 
-def in_step(lengths: list[int], budget: int, ranks: Ranks) -> list[list[int]]:
+def in_step(sizes: list[Size], budget: int, ranks: Ranks) -> list[list[int]]:
     """Micro-batches of this rank's items, equally many on all ranks: empty ones where it has fewer than others.
 
     A crew cuts the items of all its ranks together, `budget` tokens a rank; of each micro-batch a rank gets those that are its own.
     """
-    everyones, first = ranks.of_crew(lengths)
+    everyones, first = ranks.of_crew(sizes)
     plan = micro_batches(everyones, budget * ranks.crew_size)
-    plan = [[i - first for i in items if 0 <= i - first < len(lengths)] for items in plan]
+    plan = [[i - first for i in items if 0 <= i - first < len(sizes)] for items in plan]
     return plan + [[] for _ in range(ranks.most(len(plan)) - len(plan))]
 
 

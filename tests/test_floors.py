@@ -27,8 +27,11 @@ def made(job: Any = JOB, machine: Machine = UNIT, **more: bool) -> Floors:
 def test_operations_by_hand() -> None:
     # 2 (336 x 3 + 40 x 2), and 4 operations x 2 layers x 6 numbers of a query x (1 + 2 + 3) pairs
     assert floors.operations(TINY, read=[3], said=2) == 2 * (1008 + 80) + 48 * 6
-    assert floors.forward(TINY, [(2, 3), (0, 0)]) == floors.operations(TINY, [4], 3)  # the last token is never read
-    assert floors.nominal(TINY, [(2, 3)]) == 2 * 5 * 376 + 48 * 15
+    assert floors.forward(TINY, [(2, [3]), (0, [0])]) == floors.operations(TINY, [4], 3)  # the last token is never read
+    # of two completions the second computes 1 token more, which looks back on 3
+    assert floors.forward(TINY, [(2, [3, 2])]) == floors.operations(TINY, [4], 5) + 2 * 336 + 48 * 3
+    assert floors.nominal(TINY, [(2, [3])]) == 2 * 5 * 376 + 48 * 15
+    assert floors.nominal(TINY, [(2, [3, 1])]) == 2 * 6 * 376 + 48 * (15 + 3)
 
 
 def test_a_rollout_by_hand() -> None:
@@ -46,13 +49,13 @@ def test_a_rollout_by_hand() -> None:
 
 
 def test_passes_and_updates_by_hand() -> None:
-    lengths = [(2, 3)]
+    asked = [(2, [3])]
     whole, body = 2 * (336 * 4 + 40 * 3) + 48 * 10, 2 * 336 * 4 + 48 * 10
-    assert made().observe(lengths, models=2, values=True) == 2 * whole + body
-    assert made().update(lengths) == 3 * whole
-    assert made(replace(JOB, rank=2)).update(lengths, critic=True) == 2 * whole + 3 * body
-    assert made().update(lengths, policy=False) == 0.0
-    assert made(machine=replace(UNIT, operations=1000.0)).mfu(lengths, seconds=8.0) == 3 * (2 * 5 * 376 + 48 * 15) / 8000
+    assert made().observe(asked, models=2, values=True) == 2 * whole + body
+    assert made().update(asked) == 3 * whole
+    assert made(replace(JOB, rank=2)).update(asked, critic=True) == 2 * whole + 3 * body
+    assert made().update(asked, policy=False) == 0.0
+    assert made(machine=replace(UNIT, operations=1000.0)).mfu(asked, seconds=8.0) == 3 * (2 * 5 * 376 + 48 * 15) / 8000
 
 
 def test_a_sync_by_hand() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlkit.batching import micro_batches
+from rlkit.batching import Size, micro_batches
 from rlkit.engines.hf import first_line
 from rlkit.errors import UserError
 from rlkit.ops.masking import padded
@@ -41,7 +41,7 @@ class Classifier:
     def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """One number a row of token ids, in the order of the rows: what transformers says of each row alone."""
         found = [0.0] * len(rows)
-        for batch in micro_batches([len(row) for row in rows], self.tokens_per_micro_batch):
+        for batch in micro_batches([Size(i, 0, len(row)) for i, row in enumerate(rows)], self.tokens_per_micro_batch):
             for place, score in zip(batch, self._batch([torch.tensor(rows[i]) for i in batch]).tolist(), strict=True):
                 found[place] = score
         return found

@@ -90,10 +90,10 @@ class TokenScorer(nn.Module):
         self.speaks = speaking(model.get_output_embeddings())
 
     def forward(
-        self, ids: Tensor, positions: Tensor, bounds: Tensor, longest: int, where: Tensor, tokens: Tensor, temperature: float
+        self, ids: Tensor, positions: Tensor, looks: packed.Looks, where: Tensor, tokens: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Packed samples (see packed.Packed) -> log-probs [n], entropy [n]."""
-        hidden = self.model.get_decoder()(**packed.arguments(ids, positions, bounds, longest)).last_hidden_state  # [1, S, H]
+        hidden = self.model.get_decoder()(**packed.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         chosen = hidden[0].index_select(0, where)  # [n, H]
         head = self.model.get_output_embeddings()
         return head(chosen, tokens, temperature) if self.speaks else ops_logprobs.of_chosen(head(chosen), tokens, temperature)
@@ -123,9 +123,9 @@ class TokenValuer(nn.Module):
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False, dtype=model.dtype)
         nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0
 
-    def forward(self, ids: Tensor, positions: Tensor, bounds: Tensor, longest: int, where: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, looks: packed.Looks, where: Tensor) -> Tensor:
         """Packed samples (see packed.Packed) -> values [n] float32."""
-        hidden = self.model(**packed.arguments(ids, positions, bounds, longest)).last_hidden_state  # [1, S, H]
+        hidden = self.model(**packed.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         return self.head(hidden[0].index_select(0, where)).squeeze(-1).float()
 
 
@@ -133,13 +133,13 @@ def score(
     scorer: nn.Module, samples: Sequence[Sample], width: int, temperature: float, device: torch.device, crew: Crew | None = None
 ) -> tuple[Tensor, Tensor]:
     """Runs `scorer` on samples and lays what it says on the grid: log-probs and entropy [B, width], 0 beyond a completion."""
-    chosen, entropy = laid_out(lambda row: scorer(*row[:-1], temperature), samples, width, device, crew)
+    chosen, entropy = laid_out(lambda row: scorer(*row[:5], temperature), samples, width, device, crew)
     return chosen, entropy
 
 
 def value(valuer: nn.Module, samples: Sequence[Sample], width: int, device: torch.device, crew: Crew | None = None) -> Tensor:
     """Runs `valuer` on samples: values [B, width], 0 beyond a completion."""
-    (values,) = laid_out(lambda row: (valuer(*row[:-2]),), samples, width, device, crew)
+    (values,) = laid_out(lambda row: (valuer(*row[:4]),), samples, width, device, crew)
     return values
 
 

@@ -28,9 +28,9 @@ class LastTokenScorer(nn.Module):
         packed.keep_apart(model)
         self.model = model
 
-    def forward(self, ids: Tensor, positions: Tensor, bounds: Tensor, longest: int, last: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, looks: packed.Looks, last: Tensor) -> Tensor:
         """Packed samples (see packed.Packed), last [B] positions in ids -> scores [B] float32."""
-        hidden = self.model.base_model(**packed.arguments(ids, positions, bounds, longest)).last_hidden_state  # [1, S, H]
+        hidden = self.model.base_model(**packed.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         return self.model.score(hidden[0].index_select(0, last)).squeeze(-1).float()
 
 
@@ -66,9 +66,8 @@ class DeepSpeedRewardModel(Learner):
     def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
         """Of no samples one number, for nothing: sharded models are gathered on all ranks together."""
         row = packed.packed(samples, 0, self.device)
-        parts = row.ids[0].cpu().tensor_split(row.bounds.cpu()[1:-1].long())
-        last = row.bounds[:-1].cpu() + torch.tensor([last_place(part, self.pad) for part in parts])
-        return module(row.ids, row.positions, row.bounds, row.longest, last.to(self.device))
+        last = [last_place(s, self.pad, *begin) for s, begin in zip(samples, row.begins, strict=True)]
+        return module(row.ids, row.positions, row.looks, torch.tensor(last or [0], device=self.device))
 
     def export(self, folder: Path) -> None:
         """A Hugging Face folder without tokenizer."""
@@ -82,9 +81,12 @@ class DeepSpeedRewardModel(Learner):
         dist.barrier()
 
 
-def last_place(text: Tensor, pad: int) -> int:
-    """The last token of [L] that is not padding; many models pad with the end token, and then a text's own end does not count either."""
-    return int(torch.nonzero(text != pad).max()) if bool((text != pad).any()) else 0
+def last_place(sample: Sample, pad: int, prompt: int, completion: int) -> int:
+    """Where the last token of a sample is that is not padding, its prompt and its completion being at these places of a row; many models
+    pad with the end token, and then a text's own end does not count either."""
+    text = torch.cat([torch.tensor(sample.prompt, dtype=torch.int64), sample.tokens])  # [P + L]
+    place = int(torch.nonzero(text != pad).max()) if bool((text != pad).any()) else 0
+    return prompt + place if place < len(sample.prompt) else completion + place - len(sample.prompt)
 
 
 def load_classifier(path: str, dtype: torch.dtype, pad: int, *, offline: bool) -> Any:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlkit.engines.packed import Packed, Text, packed, places
+from rlkit.engines.packed import Looks, Packed, Text, packed, places
 from rlkit.errors import UserError
 from rlkit.types import Sample
 
@@ -44,7 +44,7 @@ class Crew:
         dist.all_gather_object(theirs, [Text(s.prompt, s.tokens) for s in samples], group=self.group)
         row = evened(packed([text for texts in theirs for text in texts], 0, CPU), self.size)
         inside, part = self._part(row)
-        told = torch.stack(say(Packed(*(t.to(device) if torch.is_tensor(t) else t for t in part))))  # [k, n of the part]
+        told = torch.stack(say(moved(part, device)))  # [k, n of the part]
         everything = told.new_zeros(len(told), len(row.where)).index_copy(1, inside.to(device), told)  # [k, n]
         counts = [sum(len(text.tokens) for text in texts) for texts in theirs]
         first = [0, *accumulate(counts)][self.rank]
@@ -88,14 +88,26 @@ class Crew:
         return f"over_{self.size}_{heads}x{shared}x{width}", traded
 
 
+def moved(row: Packed, device: torch.device) -> Packed:
+    def there(thing: Any) -> Any:
+        return thing.to(device) if torch.is_tensor(thing) else thing
+
+    return Packed(*map(there, row))._replace(looks=Looks(*map(there, row.looks)))
+
+
 def evened(row: Packed, parts: int) -> Packed:
     """The row, lengthened by a sample of no use to a multiple of `parts`."""
-    more = -row.ids.shape[1] % parts
+    size = row.ids.shape[1]
+    more = -size % parts
     if not more:
         return row
-    positions = torch.cat([row.positions, torch.arange(more)[None]], dim=1)
-    bounds = torch.cat([row.bounds, row.bounds[-1:] + more])
-    return row._replace(ids=pad(row.ids, (0, more)), positions=positions, bounds=bounds, longest=max(row.longest, more))
+    looks = row.looks
+    longer = Looks(
+        *(torch.cat([ends, ends[-1:] + more]) for ends in (looks.queries, looks.keys)),
+        *(max(most, more) for most in (looks.most_queries, looks.most_keys)),
+        None if looks.seen is None else torch.cat([looks.seen, torch.arange(size, size + more)]),
+    )
+    return row._replace(ids=pad(row.ids, (0, more)), positions=torch.cat([row.positions, torch.arange(more)[None]], dim=1), looks=longer)
 
 
 class Sum(torch.autograd.Function):

@@ -22,12 +22,13 @@ from rlkit.ranks import Ranks
 from rlkit.types import Sample
 from tests.engines.test_packed import CPU, TEMPERATURE, alone, apart, model_of, samples_of
 
-MODELS: list[tuple[str, dict[str, Any], int]] = [  # kind, what is different, every n-th layer recomputed
-    ("qwen3", {}, 0),
-    ("qwen3", {"num_key_value_heads": 1}, 1),  # fewer heads of keys than ranks
-    ("qwen2", {}, 0),
-    ("mistral", {}, 0),
-    ("llama", {}, 2),
+MODELS: list[tuple[str, bool, dict[str, Any], int]] = [  # kind, do samples share a prompt, what is different, every n-th layer recomputed
+    ("qwen3", False, {}, 0),
+    ("qwen3", True, {}, 1),
+    ("qwen3", False, {"num_key_value_heads": 1}, 1),  # fewer heads of keys than ranks
+    ("qwen2", False, {}, 0),
+    ("mistral", False, {}, 0),
+    ("llama", False, {}, 2),
 ]
 DEALS: dict[str, Callable[[int, int], bool]] = {  # does sample i fall to a rank?
     "in turn": lambda i, rank: i % 2 == rank,
@@ -54,10 +55,10 @@ def gradient(model: Any) -> list[Tensor]:
 
 
 def main(out: Path) -> None:
-    ranks, seen, samples = Ranks(1, 2), {}, samples_of()
+    ranks, seen = Ranks(1, 2), {}
     crew = Crew(ranks.crew)
-    for kind, more, recompute in MODELS:
-        model = model_of(kind, **more)
+    for kind, shared, more, recompute in MODELS:
+        model, samples = model_of(kind, **more), samples_of(shared=shared)
         told = on_own(model, samples)
         loss_of(told, list(range(5))).backward()
         wanted = gradient(model)
@@ -73,7 +74,7 @@ def main(out: Path) -> None:
             for slope in found:
                 dist.all_reduce(slope)
             far = apart(wanted, found) if deal != "nothing" else float(torch.cat([slope.flatten() for slope in found]).abs().max())
-            seen[kind, tuple(more.items()), deal] = ranks.gather((worst, far, passed[0]))
+            seen[kind, shared, tuple(more.items()), deal] = ranks.gather((worst, far, passed[0]))
             passed.clear()
     if ranks.main:
         torch.save(seen, out)
