@@ -77,33 +77,29 @@ def packed(samples: Sequence[Sample | Text], width: int, device: torch.device) -
     for prompt, members in of_prompt.items():
         begin, size = queries[-1], len(prompt)
         ids.append(torch.tensor(prompt, dtype=torch.int64))
-        for n, i in enumerate(i for place, i in enumerate(members) if lengths[i] or not place):
-            own = lengths[i] + size * (n == 0)
-            start = queries[-1] + own - lengths[i]
+        for i in members:
+            first, n = i == members[0], lengths[i]
+            start = begin + size if first else queries[-1]
             begins[i] = begin, start
-            ids.append(samples[i].tokens)
-            positions.append(torch.arange(size + lengths[i] - own, size + lengths[i]))
-            seen += [torch.arange(begin, begin + size), torch.arange(start, start + lengths[i])]
-            queries.append(queries[-1] + own)
-            keys.append(keys[-1] + size + lengths[i])
+            if first or n:
+                ids.append(samples[i].tokens)
+                positions.append(torch.arange(0 if first else size, size + n))
+                seen += [torch.arange(begin, begin + size), torch.arange(start, start + n)]
+                queries.append(start + n)
+                keys.append(keys[-1] + size + n)
     where = predecessors([start for _, start in begins], lengths)  # [n]
-    first = [0, *accumulate(lengths)]
-    spoken = [i for i, n in enumerate(lengths) if n]
-    where[[first[i] for i in spoken]] = torch.tensor([begins[i][0] + len(samples[i].prompt) - 1 for i in spoken], dtype=torch.int64)
+    said = [i for i, n in enumerate(lengths) if n]
+    firsts = [0, *accumulate(lengths)]
+    # the first token of any completion is predicted at the end of its prompt
+    where[[firsts[i] for i in said]] = torch.tensor([begins[i][0] + len(samples[i].prompt) - 1 for i in said], dtype=torch.int64)
     shared = keys[-1] > queries[-1]
     bounds = [torch.tensor(ends, dtype=torch.int32) for ends in (queries, keys)]
-    parts = (
-        torch.cat(ids)[None],
-        torch.cat(positions)[None],
-        *bounds,
-        where,
-        torch.cat([s.tokens for s in samples]),
-        places(lengths, width),
-    )
-    row, place_in, ends, key_ends, where, tokens, place = (t.to(device, non_blocking=True) for t in parts)
-    most = (max(b - a for a, b in pairwise(ends)) for ends in (queries, keys))
+    row, tokens = torch.cat([torch.cat(ids)[None], torch.cat(positions)[None]]), torch.cat([s.tokens for s in samples])
+    parts = (row, *bounds, where, tokens, places(lengths, width))
+    row, ends, key_ends, where, tokens, place = (t.to(device, non_blocking=True) for t in parts)
+    most = (max(b - a for a, b in pairwise(each)) for each in (queries, keys))
     looks = Looks(ends, key_ends, *most, torch.cat(seen).to(device) if shared else None)
-    return Packed(row, place_in, looks, where, tokens, place, begins)
+    return Packed(row[:1], row[1:], looks, where, tokens, place, begins)
 
 
 def places(lengths: Sequence[int], width: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlkit.engines import packed
 from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings, set_environment
 from rlkit.engines.hf import TokenScorer, TokenValuer, make_sample, score, value
+from rlkit.engines.reward_model import LastTokenScorer, last_place
 from rlkit.errors import UserError
 from rlkit.ops import logprobs
 from rlkit.ranks import Ranks
@@ -94,9 +95,9 @@ def test_the_layout_in_numbers() -> None:
 
 
 def test_a_prompt_stands_once() -> None:
-    """Completions 5 6, 4, none, 3 3 of 7 8, and 2 of 9 in their midst: 7 8 5 6 4 3 3 9 2. The run 4 looks at 7 8 4, the run 3 3 at 7 8 3 3;
-    token 4 is predicted at 8, and so is the first 3."""
-    made = [((7, 8), [5, 6]), ((7, 8), [4]), ((9,), [2]), ((7, 8), []), ((7, 8), [3, 3])]
+    """Of 7 8 the completions 5 6, 4, none, 3 3, and of 9 in their midst 2 and none: 7 8 5 6 4 3 3 9 2. The run 4 looks at 7 8 4, the run
+    3 3 at 7 8 3 3; token 4 is predicted at 8, and so is the first 3."""
+    made = [((7, 8), [5, 6]), ((7, 8), [4]), ((9,), [2]), ((7, 8), []), ((7, 8), [3, 3]), ((9,), [])]
     row = packed.packed([packed.Text(prompt, torch.tensor(said, dtype=torch.int64)) for prompt, said in made], 2, CPU)
     assert row.ids.tolist() == [[7, 8, 5, 6, 4, 3, 3, 9, 2]] and row.positions.tolist() == [[0, 1, 2, 3, 2, 2, 3, 0, 1]]
     queries, keys, *most, seen = row.looks
@@ -104,7 +105,7 @@ def test_a_prompt_stands_once() -> None:
     assert seen is not None and seen.tolist() == [0, 1, 2, 3, 0, 1, 4, 0, 1, 5, 6, 7, 8]
     assert row.where.tolist() == [1, 2, 1, 7, 1, 5] and row.tokens.tolist() == [5, 6, 4, 2, 3, 3]
     assert row.place.tolist() == [0, 1, 2, 4, 8, 9]
-    assert [row.begins[i] for i in (0, 1, 2, 4)] == [(0, 2), (0, 4), (7, 8), (0, 5)]
+    assert row.begins == [(0, 2), (0, 4), (7, 8), (0, 5), (0, 5), (7, 9)]
 
 
 @pytest.mark.parametrize("block", [2**25, 250])
@@ -134,6 +135,24 @@ def test_values_are_those_of_each_sample_alone() -> None:
     together = value(valuer, samples, 9, CPU)
     for row, sample in zip(together, samples, strict=True):
         assert torch.allclose(row[None, : len(sample.tokens)], value(valuer, [sample], len(sample.tokens), CPU), atol=1e-6)
+
+
+def test_scores_are_those_of_each_sample_alone() -> None:
+    """Samples of shared prompts, also with nothing written, and with padding at their end."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = AutoConfig.for_model("qwen3", **SMALL, num_labels=1)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float64)
+        torch.nn.init.normal_(model.score.weight)
+    made = [((9, 8), [5, 6]), ((7, 3, 4), [2]), ((7, 3, 4), []), ((9, 8), [3, 0]), ((7, 3, 0), []), ((7, 3, 4), [0])]
+    samples = [make_sample(Request(Key(i, 0, 0), p, Sampling(), 0), t, [0.0] * len(t), Stop.EOS, 0) for i, (p, t) in enumerate(made)]
+    wanted = [model(input_ids=torch.tensor([[*p, *t]])).logits.item() for p, t in made]
+    row = packed.packed(samples, 0, CPU)
+    last = [last_place(s, 0, *begin) for s, begin in zip(samples, row.begins, strict=True)]
+    found = LastTokenScorer(model)(row.ids, row.positions, row.looks, torch.tensor(last))
+    assert found.tolist() == pytest.approx(wanted, rel=1e-6) and len({round(x, 6) for x in wanted}) == 5  # one ends twice in its prompt
 
 
 @pytest.mark.parametrize(
