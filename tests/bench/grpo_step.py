@@ -1,11 +1,12 @@
-"""How long a GRPO step takes: rlkit beside TRL's GRPOTrainer, or beside the floor (floor.py), on one machine in turn.
+"""How long a GRPO step takes: rlkit beside TRL's GRPOTrainer, the floor (floor.py) or bare vLLM (bare.py), on one machine in turn.
 
     python -m tests.bench.grpo_step --trl-python PYTHON     an environment that has trl 1.16, torch and transformers
     python -m tests.bench.grpo_step --floor
+    python -m tests.bench.grpo_step --vllm --kind 1.5b      only rollouts are compared; this kind, 1.5b-long and 7b are for a GPU
 
-Both sides get the same random model (the shape of the built-in one), prompts, number of samples and lengths, which are forced: each
-sample ends at a length drawn once from a seed. A process runs --steps steps of one optimizer step each, of which the first two warm up;
-processes of both sides alternate --rounds times. It fails where the two did not do the same work.
+Both sides get the same random model (the shape of the built-in one, or of Qwen2.5), prompts, number of samples and lengths, which are
+forced: each sample ends at a length drawn once from a seed. A process runs --steps steps of one optimizer step each, of which the first
+two warm up; processes of both sides alternate --rounds times. It fails where the two did not do the same work.
 """
 
 from __future__ import annotations
@@ -19,14 +20,33 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM = 2  # steps of each process that do not count
-PROMPT = 24  # bytes, of the built-in tokenizer a token each
-SIZES = {"ragged": (16, 16, 256), "short": (64, 16, 16)}  # prompts, samples of each, most tokens
 ENDS = 0.0075  # chance that a ragged completion ends at a token: a mean near 115
+SPREAD = 0.6  # of the logarithm of a length
+
+
+@dataclass(frozen=True)
+class Kind:
+    prompts: int
+    samples: int  # of each prompt
+    most: int  # tokens of a completion
+    prompt: int = 24  # bytes, of the built-in tokenizer a token each
+    model: str | None = None  # of recipes/model; None: the shape of the built-in one
+    mean: float = 0.0  # tokens of a completion where lengths are log-normal, before the longest are cut
+
+
+KINDS = {
+    "ragged": Kind(16, 16, 256),
+    "short": Kind(64, 16, 16),
+    "1.5b": Kind(64, 8, 512, 150, "qwen2_5_1_5b", 250.0),
+    "1.5b-long": Kind(64, 8, 2048, 150, "qwen2_5_1_5b", 700.0),
+    "7b": Kind(64, 8, 512, 150, "qwen2_5_7b", 250.0),
+}
 
 
 def main() -> int:
@@ -34,14 +54,15 @@ def main() -> int:
     side = parser.add_mutually_exclusive_group(required=True)
     side.add_argument("--trl-python", metavar="PYTHON")
     side.add_argument("--floor", action="store_true")
-    parser.add_argument("--kind", choices=SIZES, default="ragged")
+    side.add_argument("--vllm", action="store_true")
+    parser.add_argument("--kind", choices=KINDS, default="ragged")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=1)
     asked = parser.parse_args()
-    other = "floor" if asked.floor else "trl"
+    other, program = ("floor", "floor") if asked.floor else ("vllm", "bare") if asked.vllm else ("trl", "theirs")
     commands = {
         "rlkit": [sys.executable, "-m", "tests.bench.ours"],
-        other: [asked.trl_python or sys.executable, "-m", f"tests.bench.{'floor' if asked.floor else 'theirs'}"],
+        other: [asked.trl_python or sys.executable, "-m", f"tests.bench.{program}"],
     }
     with tempfile.TemporaryDirectory() as folder:
         work = make_work(Path(folder), asked.kind, asked.steps)
@@ -54,21 +75,23 @@ def main() -> int:
 
 def make_work(folder: Path, kind: str, steps: int) -> Path:
     """A file that says all that both sides are to do."""
-    prompts, samples, most = SIZES[kind]
+    chosen = KINDS[kind]
     rng = random.Random(1)
-    rows = ["".join(rng.choices("abcdefghij ", k=PROMPT)) for _ in range(prompts * steps)]
+    rows = ["".join(rng.choices("abcdefghij ", k=chosen.prompt)) for _ in range(chosen.prompts * steps)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": row, "answer": ""}) + "\n" for row in rows))
-    make_model(folder / "model")
+    make_model(folder / "model", chosen.model)
     work = {
         "folder": str(folder),
-        "prompts": prompts,
-        "samples": samples,
-        "most": most,
+        "prompts": chosen.prompts,
+        "samples": chosen.samples,
+        "most": chosen.most,
         "lengths": lengths(kind),
         "steps": steps,
-        "prompt_tokens": PROMPT,
+        "prompt_tokens": chosen.prompt,
         "tokens_per_micro_batch": 16384,
         "lr": 1e-4,
+        "reward": "letters" if chosen.model is None else "distinct",  # most tokens of a real vocabulary are no text here
+        "words": [] if chosen.model is None else ["engine.checkpointing=1"],
     }
     (folder / "work.json").write_text(json.dumps(work))
     return folder / "work.json"
@@ -76,24 +99,49 @@ def make_work(folder: Path, kind: str, steps: int) -> Path:
 
 def lengths(kind: str) -> list[int]:
     """Of the completions of every step."""
-    prompts, samples, most = SIZES[kind]
-    rng = random.Random(0)
+    chosen = KINDS[kind]
+    rng, count = random.Random(0), range(chosen.prompts * chosen.samples)
+    if chosen.mean:
+        middle = math.log(chosen.mean) - SPREAD**2 / 2
+        return [min(1 + int(rng.lognormvariate(middle, SPREAD)), chosen.most) for _ in count]
     if kind == "short":
-        return [rng.randint(1, most) for _ in range(prompts * samples)]
-    return [min(1 + int(math.log(1.0 - rng.random()) / math.log(1.0 - ENDS)), most) for _ in range(prompts * samples)]
+        return [rng.randint(1, chosen.most) for _ in count]
+    return [min(1 + int(math.log(1.0 - rng.random()) / math.log(1.0 - ENDS)), chosen.most) for _ in count]
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, name: str | None) -> None:
     import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from rlkit.builtin.model import _initial_model, make_tokenizer
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    model = _initial_model(tokenizer).float()
+    if name is None:
+        model = _initial_model(tokenizer).float()
+    else:
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            model = Qwen2ForCausalLM(Qwen2Config(**sides(name), dtype=torch.bfloat16))
     model.config.eos_token_id = model.generation_config.eos_token_id = None  # vLLM would stop at it, unasked
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def sides(name: str) -> dict[str, Any]:
+    """The configuration of a model of recipes/model."""
+    from rlkit import plan, recipe, run
+
+    shape = plan.shape_of(recipe.read(run.compose(["recipe=grpo_gsm8k", f"model={name}"], None)))
+    assert shape is not None and shape.qkv_bias and not shape.qk_norm, "the Qwen2 family"
+    return {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocab,
+        "tie_word_embeddings": shape.tied,
+    }
 
 
 def measured(command: list[str], work: Path) -> list[dict[str, Any]]:
@@ -116,10 +164,15 @@ def told(kind: str, seen: dict[str, list[dict[str, Any]]]) -> int:
     if len(mine) != 1 or mine != theirs:
         print(f"not the same work: completion tokens a step {ours} {sorted(mine)}, {other} {sorted(theirs)}")
         return 1
-    print(f"{kind}: {mine.pop():,} completion tokens a step, one optimizer step; {len(seen[ours])} steps of each side, medians")
+    tokens = mine.pop()
+    print(f"{kind}: {tokens:,} completion tokens a step, one optimizer step; {len(seen[ours])} steps of each side, medians")
     medians = {name: statistics.median(step["seconds"] for step in steps) for name, steps in seen.items()}
     for name, steps in seen.items():
-        print(f"  {name:6} {medians[name]:7.3f} s   {phases(steps)}")
+        print(f"  {name:6} {medians[name]:7.3f} s   {tokens / medians[name]:,.0f} tokens/s   {phases(steps)}")
+        if "memory" in steps[0]:
+            print(f"         {also(steps)}")
+    if other == "vllm":  # it does nothing but roll out
+        medians = {name: statistics.median(step["phases"]["rollout"] for step in steps) for name, steps in seen.items()}
     print(f"  {ours} / {other} = {medians[ours] / medians[other]:.3f}   {other} / {ours} = {medians[other] / medians[ours]:.2f}")
     return 0
 
@@ -135,6 +188,13 @@ def phases(steps: list[dict[str, Any]]) -> str:
         f"{name} {median('phases', name):.3f}" + (f" ({median('floors', name):.1f}x its least)" if name in floors else "")
         for name in steps[0].get("phases", {})
     )
+
+
+def also(steps: list[dict[str, Any]]) -> str:
+    """The model FLOP utilisation of the update, and the most memory of each phase in GiB."""
+    peaks = {name: max(step["memory"][name] for step in steps) for name in steps[0]["memory"]}
+    told = ", ".join(f"{name.replace('_peak_gib', '')} {gib:.1f}" for name, gib in peaks.items())
+    return f"mfu {statistics.median(step['mfu'] for step in steps):.1%}   peak GiB {told}"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ code = run.main(
         f"model.path={folder / 'model'}",
         f"data.train={folder / 'prompts.jsonl'}",
         "data.test=null",
-        f"rewards.accuracy.path={reward}:letters",
+        f"rewards.accuracy.path={reward}:{work['reward']}",
         f"steps={work['steps']}",
         f"prompts_per_step={work['prompts']}",
         f"samples_per_prompt={work['samples']}",
@@ -44,6 +44,7 @@ code = run.main(
         "eval.every=0",
         "checkpoint.every=0",
         f"output_dir={out}",
+        *work["words"],
         *sys.argv[2:],
     ]
 )
@@ -52,6 +53,10 @@ for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines() if c
         spent = {name.removeprefix("time/"): seconds for name, seconds in row.items() if name.startswith("time/")}
         tokens = round(row["completions/mean_length"] * work["prompts"] * work["samples"])
         floors = {name.removeprefix("floor/"): times for name, times in row.items() if name.startswith("floor/")}
+        peaks = {
+            name.removeprefix("memory/"): gib for name, gib in row.items() if name.startswith("memory/") and name.endswith("_peak_gib")
+        }
         told = {"seconds": spent.pop("step"), "tokens": tokens, "updates": row["step"], "phases": spent, "floors": floors}
+        told |= {"memory": peaks, "mfu": row["throughput/mfu"]}
         print(json.dumps(told), flush=True)
 run.leave(code)
