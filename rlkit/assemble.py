@@ -157,7 +157,7 @@ def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: P
     budget = room.remembered(folder, recipe.tokens_per_micro_batch)
     crews = ranks.world // ranks.crew_size
     mine, together = -(-recipe.samples_per_step // crews), recipe.samples_of_a_prompt
-    prompts = min(mine, -(-mine // together) + 1)  # of which two may be another's too
+    prompts = min(mine, -(-mine // together) + (crews > 1))  # of several crews, some share a prompt
     share = (prompts * recipe.max_prompt_tokens + mine * recipe.max_completion_tokens) // ranks.crew_size
     sizes = (recipe.max_prompt_tokens, recipe.max_completion_tokens, together)
     least, crew = recipe.least_budget, (ranks.crew_size, ranks.rank % ranks.crew_size)

@@ -80,7 +80,8 @@ class TokenScorer(nn.Module):
     """A causal LM as a function from packed samples to the log-probs and entropies of their completion tokens.
 
     Only the outputs that predict completion tokens go through the head, and the head says log-probs itself: sharded weights are there
-    only inside their module's forward.
+    only inside their module's forward. Both say one tensor: DeepSpeed gathers again for each tensor that a gradient comes back to, and
+    all ranks must gather alike, whatever their losses depend on.
     """
 
     def __init__(self, model: Any, crew: Crew | None = None) -> None:
@@ -89,14 +90,12 @@ class TokenScorer(nn.Module):
         self.model = model
         self.speaks = speaking(model.get_output_embeddings())
 
-    def forward(
-        self, ids: Tensor, positions: Tensor, looks: packed.Looks, where: Tensor, tokens: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Packed samples (see packed.Packed) -> log-probs [n], entropy [n]."""
+    def forward(self, ids: Tensor, positions: Tensor, looks: packed.Looks, where: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """Packed samples (see packed.Packed) -> log-probs and entropy [2, n]."""
         hidden = self.model.get_decoder()(**packed.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         chosen = hidden[0].index_select(0, where)  # [n, H]
         head = self.model.get_output_embeddings()
-        return head(chosen, tokens, temperature) if self.speaks else ops_logprobs.of_chosen(head(chosen), tokens, temperature)
+        return head(chosen, tokens, temperature) if self.speaks else torch.stack(ops_logprobs.of_chosen(head(chosen), tokens, temperature))
 
 
 def speaking(head: nn.Module) -> bool:
@@ -104,10 +103,10 @@ def speaking(head: nn.Module) -> bool:
     if type(head) is not nn.Linear:
         return False
 
-    def forward(hidden: Tensor, tokens: Tensor | None = None, temperature: float = 1.0) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(hidden: Tensor, tokens: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         if tokens is None:
             return nn.functional.linear(hidden, head.weight, head.bias)
-        return ops_logprobs.of_hidden(hidden, head.weight, head.bias, tokens, temperature)
+        return torch.stack(ops_logprobs.of_hidden(hidden, head.weight, head.bias, tokens, temperature))
 
     head.forward = forward
     return True
@@ -133,7 +132,7 @@ def score(
     scorer: nn.Module, samples: Sequence[Sample], width: int, temperature: float, device: torch.device, crew: Crew | None = None
 ) -> tuple[Tensor, Tensor]:
     """Runs `scorer` on samples and lays what it says on the grid: log-probs and entropy [B, width], 0 beyond a completion."""
-    chosen, entropy = laid_out(lambda row: scorer(*row[:5], temperature), samples, width, device, crew)
+    chosen, entropy = laid_out(lambda row: scorer(*row[:5], temperature).unbind(), samples, width, device, crew)
     return chosen, entropy
 
 

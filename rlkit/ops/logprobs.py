@@ -85,6 +85,8 @@ class Blockwise(torch.autograd.Function):
     def backward(ctx: Any, by_chosen: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, top, log_mass, entropy = ctx.saved_tensors
         one = torch.zeros_like(top) if by_chosen is None else by_chosen  # [n]
+        if by_entropy is not None and not by_entropy.any():
+            by_entropy = None  # no loss asked for it
         to_hidden = torch.zeros_like(hidden, dtype=top.dtype) if ctx.needs_input_grad[0] else None
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         to_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None

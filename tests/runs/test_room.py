@@ -15,13 +15,13 @@ def tokens_kept(folder: Path) -> list[int]:
 
 
 def test_a_budget_far_too_large_is_found_at_start_and_halved(small: list[str], tmp_path: Path) -> None:
-    """32 samples of 304 tokens are the most that a step brings."""
+    """8 prompts of 48 tokens and 32 completions of 256 are the most that a step brings."""
     folder = tmp_path / "run"
     ended = run("trial", "60", *small, *LONG, "tokens_per_micro_batch=1000000", f"output_dir={folder}", program="starved.py")
     assert ended.code == 0, ended.out + ended.err
     assert "tokens_per_micro_batch=1000000 does not fit into memory; " in ended.out
     fits = int(ended.out.split("does not fit into memory; ")[1].split()[0])
-    assert fits in (32 * 304 // 2**n for n in range(1, 5)) and tokens_kept(folder) == [1, 2]
+    assert fits in ((8 * 48 + 32 * 256) // 2**n for n in range(1, 5)) and tokens_kept(folder) == [1, 2]
 
 
 def test_memory_that_runs_out_later_ends_the_attempt_and_the_next_begins_with_half(small: list[str], tmp_path: Path) -> None:
