@@ -171,7 +171,8 @@ def attention(
 
 
 def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, looks: Looks, scaling: float, window: int | None) -> Tensor:
-    """Flash attention puts the last query of a run over its last key, as it must be here (Dao 2023, arXiv 2307.08691)."""
+    """Flash attention, since its version 2.1, puts the last query of a run over its last key, as it must be here. Not run yet where prompts
+    are shared."""
     from torch.nn.attention.varlen import varlen_attn
 
     shared = query.shape[1] // key.shape[1]
