@@ -161,7 +161,8 @@ def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: P
     share = (prompts * recipe.max_prompt_tokens + mine * recipe.max_completion_tokens) // ranks.crew_size
     sizes = (recipe.max_prompt_tokens, recipe.max_completion_tokens, together)
     least, crew = recipe.least_budget, (ranks.crew_size, ranks.rank % ranks.crew_size)
-    fits, failed = room.fitted(learners, budget, *sizes, share, ranks.any, least, crew)
+    anyone = room.asked_together(ranks.meet, ranks.any, folder, budget, least)
+    fits, failed = room.fitted(learners, budget, *sizes, share, anyone, least, crew)
     if failed:
         report.note(f"tokens_per_micro_batch={failed} does not fit into memory; {fits} does and is used")
     elif budget < recipe.tokens_per_micro_batch:
@@ -170,9 +171,10 @@ def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: P
 
 
 def made_floors(recipe: Recipe, ranks: Ranks) -> Floors | None:
-    """On the rank that reports, where the shape of the model is known; of a crew none, whose ranks compute each other's samples."""
+    """On the rank that reports, where the shape of the model is known. In a crew, whose ranks compute each other's samples, by its own:
+    all have about as many tokens."""
     job = plan.job_of(recipe)
-    if job is None or ranks.crew or not (ranks.main and recipe.report.floors):
+    if job is None or not (ranks.main and recipe.report.floors):
         return None
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         job = replace(job, shape=replace(job.shape, vocab=1))  # its head says one number
@@ -332,7 +334,7 @@ def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> 
 
 
 def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
-    from rlkit.engines.deepspeed import OptimizerSettings
+    from rlkit.engines.zero import OptimizerSettings
 
     optim = recipe.optim
     return {
@@ -387,12 +389,10 @@ def make_probe(recipe: Recipe, policy: Any, engine: Any, dtype: torch.dtype, sam
 
 def make_placement(recipe: Recipe, policy: Any, engine: Any, others: tuple[Any, ...], clock: Clock) -> Colocated:
     movables = tuple(other for other in others if other)
-    swaps = plan.mode(recipe) == "swapped"
-    return Colocated(policy, engine, movables, clock, SENDS[recipe.engine.lora_sync], swaps=swaps, predicted=plan.predicted(recipe))
+    send, mode = SENDS[recipe.engine.lora_sync], plan.mode(recipe)
+    return Colocated(policy, engine, movables, clock, send, mode, predicted=plan.predicted(recipe))
 
 
-def schedule(recipe: Recipe, lr: float | None = None) -> Schedule:
-    updates = recipe.updates_per_step
-    return Schedule(
-        recipe.optim.lr if lr is None else lr, recipe.optim.schedule, recipe.optim.warmup_steps * updates, recipe.steps * updates
-    )
+def schedule(recipe: Recipe, lr: float | None = None, waits: int = 0) -> Schedule:
+    updates, peak = recipe.updates_per_step, recipe.optim.lr if lr is None else lr
+    return Schedule(peak, recipe.optim.schedule, recipe.optim.warmup_steps * updates, recipe.steps * updates - waits)

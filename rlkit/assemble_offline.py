@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit import assemble
+from rlkit import assemble, plan
 from rlkit.builtin.model import default_cache
 from rlkit.clock import Clock
 from rlkit.data.renderer import Renderer
@@ -52,7 +52,8 @@ def build(
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
     units = [UNITS[algorithm.reads](item) for item in held_out]
-    story = Offline(stream, recipe.prompts_per_step, units, reading, None, clock, stopping, assemble.made_floors(recipe, ranks))
+    floors, predicted = assemble.made_floors(recipe, ranks), plan.predicted(recipe)
+    story = Offline(stream, recipe.prompts_per_step, units, reading, None, clock, stopping, floors, predicted)
     if algorithm.reference:
         report.phase("reference")
         asked = story.ahead(recipe.steps)

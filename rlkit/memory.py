@@ -3,10 +3,10 @@
 Letters: P parameters, T those that are trained, b bytes of a weight, W processes, z ZeRO stage, n tokens of a micro-batch.
 
 Counted. Weights P b, over W with z = 3, but not less than one bucket gathered. Masters in float32 and two moments, 12 T / W (in float32
-too DeepSpeed keeps masters beside the weights). Gradients T b, over W from z = 2 on, and the bucket they are reduced in. Activations,
-kept for the backward pass (`activations`), or one layer's and the inputs of all with checkpointing. Head and loss: HEAD_COPIES floats a
-logit. A reference (weights) and a critic (as the policy, all of it trained). The engine: P b over its processes, its cache, and OVERHEAD
-(on a CPU `prefill`).
+too DeepSpeed keeps masters beside the weights). Gradients T b, over W from z = 2 on. In a backward pass the bucket in which they are
+reduced, and activations: those of all layers (`activations`), or one layer's and the inputs of all with checkpointing; head and loss,
+HEAD_COPIES floats a logit. Once these are gone, what the optimizer's step makes (`stepping`). A reference (weights) and a critic (as the
+policy, all of it trained). The engine: P b over its processes, its cache, and OVERHEAD (on a CPU `prefill`).
 Not counted: what libraries take, which is measured (on a CPU) or a constant (CONTEXT on a GPU).
 """
 
@@ -22,7 +22,8 @@ USABLE = 0.92  # of a GPU: the rest is fragments
 BLOCK = 2**25  # logits held at a time
 HEAD_COPIES = 4  # of them in float32: they, their log-softmax, its exponential, and a gradient
 FOUR_BITS = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes: a byte of scale for 64 weights, 4 of scale for 256 of those
-REDUCED = 5e8  # elements in the bucket in which DeepSpeed reduces gradients, allocated whole
+REDUCED = 500_000_000  # gradients in the bucket in which DeepSpeed reduces them, at most
+STEPPED = 2**28  # weights that the optimizer steps at a time, where a tensor does not have more
 GATHERED = 1 * GIB  # of weights on their way, twice: gathered and copied
 HOST_CACHE = 1 * GIB  # of the rollout engine on a CPU (VLLM_CPU_KVCACHE_SPACE)
 HOST_BATCH = 8192  # tokens of one forward pass of it
@@ -112,8 +113,29 @@ def state(job: Job) -> float:
 
 
 def gradients(job: Job) -> float:
-    kept = job.trained * job.width / (job.world if job.stage >= 2 else 1)
-    return kept + (min(REDUCED, job.trained) * job.width if job.world > 1 else 0.0)
+    return job.trained * job.width / (job.world if job.stage >= 2 else 1)
+
+
+def bucket(job: Job) -> float:
+    return min(REDUCED, job.trained) * job.width
+
+
+def backward(job: Job) -> float:
+    """Activations, the bucket, and with z = 2 the gradients of a micro-batch before they are added to those before it."""
+    return activations(job) + head(job) + bucket(job) + (gradients(job) if job.stage == 2 else 0.0)
+
+
+def stepping(job: Job) -> float:
+    """Gradients of what the optimizer steps at a time, end to end and then in float32; with z = 3 the bucket stays."""
+    largest = job.shape.vocab * job.shape.hidden if job.rank is None else 0
+    copied = min(job.trained, max(STEPPED, largest)) / job.world * (job.width + (4 if job.width < 4 else 0))
+    return copied + (bucket(job) if job.stage == 3 else 0.0)
+
+
+def stage(zero_stage: int, world: int) -> int:
+    """What runs as a ZeRO stage: not 0, which does not notice gradients that are not finite, and in one process not 2, which cuts nothing
+    there and holds gradients twice."""
+    return max(1, zero_stage if world > 1 or zero_stage == 3 else 1)
 
 
 def of_layer(shape: Shape, width: int, rank: int | None = None) -> int:
@@ -170,7 +192,7 @@ def parts(job: Job) -> dict[str, float]:
         "weights": weights(job) + more,
         "training state": (0.0 if job.offload else state(job)) + more_state,
         "gradients": gradients(job),
-        "activations": activations(job) + head(job),
+        "update": max(backward(job), stepping(job)),
         "engine weights": engine_weights(job),
         "engine cache": cache(job, min(job.rows, LEAST_ROWS)),
     }
@@ -184,7 +206,7 @@ def peaks(job: Job, mode: str) -> dict[str, float]:
     swapped: the training state leaves for a rollout too."""
     p = parts(job)
     engine = p["engine weights"] + p["engine cache"] + OVERHEAD
-    learning = p["weights"] + p["training state"] + p["gradients"] + p["activations"]
+    learning = p["weights"] + p["training state"] + p["gradients"] + p["update"]
     if not job.samples:
         return {"train": CONTEXT + learning}
     return {
@@ -195,23 +217,25 @@ def peaks(job: Job, mode: str) -> dict[str, float]:
 
 
 def host(job: Job, mode: str) -> float:
-    """Bytes of host memory a process: the weights while they load, its part of them under ZeRO 3, and what is parked or offloaded."""
+    """Bytes of host memory a process: the weights while they load, its part of them under ZeRO 3 (not of 4 bits), and what is parked or
+    offloaded."""
     away = state(job) if job.offload or mode == "swapped" else 0.0
-    return max(job.shape.parameters * job.width / (job.world if job.stage == 3 else 1), away) + 4 * GIB
+    in_parts = job.stage == 3 and not job.four_bits
+    return max(job.shape.parameters * job.width / (job.world if in_parts else 1), away) + 4 * GIB
 
 
 def left_for_rollout(job: Job, mode: str, gpu: float) -> float:
     """Bytes of a GPU that the rollout engine may take for weights, cache and all it does."""
     p = parts(job)
     stays = CONTEXT + p["weights"] + (0.0 if mode == "swapped" else p["training state"]) + GATHERED
-    return USABLE * gpu - stays - (p["gradients"] + p["activations"] if mode == "resident" else 0.0)
+    return USABLE * gpu - stays - (p["gradients"] + p["update"] if mode == "resident" else 0.0)
 
 
 def on_host(job: Job) -> dict[str, float]:
     """Bytes of host memory at the peak of each phase of a process without a GPU, where nothing moves: beside what libraries take."""
     p = parts(job)
     still = p["weights"] + p["training state"] + p["engine weights"] + (HOST_CACHE if job.samples else 0.0)
-    train = {"train": still + p["gradients"] + p["activations"]}
+    train = {"train": still + p["gradients"] + p["update"]}
     return {"rollout": still + prefill(job), **train} if job.samples else train
 
 
@@ -257,10 +281,9 @@ def changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
     if job.tokens > job.longest:
         job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest), looked_at=job.longest)
         yield told(f"tokens_per_micro_batch={job.longest}"), job, mode
-    sharded = 2 if job.four_bits else 3
-    if job.stage < sharded and job.world > 1:
-        job = replace(job, stage=sharded)
-        yield told(f"engine.zero_stage={sharded}"), job, mode
+    if job.stage < 3 and job.world > 1:
+        job = replace(job, stage=3)
+        yield told("engine.zero_stage=3"), job, mode
     if not job.offload:
         job = replace(job, offload=True)
         yield told("engine.offload=optimizer"), job, mode
@@ -268,4 +291,4 @@ def changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
         job = replace(job, rank=32)
         yield told("model.lora.rank=32"), job, mode
     for gpus in (2 * job.world, 4 * job.world, 8 * job.world):
-        yield f"{' '.join(words)} and {gpus} GPUs", replace(job, world=gpus, stage=sharded, tensor_parallel=min(8, gpus)), mode
+        yield f"{' '.join(words)} and {gpus} GPUs", replace(job, world=gpus, stage=3, tensor_parallel=min(8, gpus)), mode

@@ -6,8 +6,8 @@ A unit is what is never split: the two completions of a pair, or one completion.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from rlkit.data.preferences import Demonstration, Pair, Rated
 from rlkit.engines.base import Learner
 from rlkit.errors import Stopped
 from rlkit.floors import Asked, Floors, ratios
+from rlkit.gauge import Gauge, told
 from rlkit.metrics import Mean, Metrics, Sum, merge, values, wilson
 from rlkit.ops.masking import even_weights, padded, token_weights, weighted_sum
 from rlkit.ops.preference import kto_baseline
@@ -114,6 +115,8 @@ class Offline:
     clock: Clock
     stopping: Stopping
     floors: Floors | None = None
+    predicted: Mapping[str, float] = field(default_factory=dict)  # bytes at the peak of its one phase
+    gauge: Gauge = field(default_factory=Gauge)
 
     @property
     def measure(self) -> str:
@@ -129,6 +132,7 @@ class Offline:
 
     def step(self, number: int, count: Count) -> Stepped:
         """The next rows and the updates on them."""
+        self.gauge.start()
         with self.clock("read"):
             units = self._next()
         seen: list[Metrics] = []
@@ -140,6 +144,7 @@ class Offline:
         tokens = sum(u.tokens for u in units)
         left_out = {f"rows/{name}": float(self.rows.state()[name]) for name in ("too_long", "bad_row", "cut")}
         row = {**with_margins(values(merge(seen))), **left_out, "throughput/tokens_per_second": tokens / self.clock.seconds}
+        row |= told({"train": self.gauge.peak()}, self.predicted)
         return Stepped(row | self._floors(units), count, tokens)
 
     def evaluate(self, step: int) -> dict[str, float]:

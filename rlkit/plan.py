@@ -28,7 +28,7 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
     unit = recipe.algorithm.reads if offline else "prompts"
     each = f" x {recipe.samples_per_prompt}" if recipe.samples_per_prompt else ""
     rewards = [(name, f"{r.path}, weight {r.weight:g}") for name, r in (recipe.rewards or {}).items()]
-    trainer = f"DeepSpeed ZeRO {max(recipe.engine.zero_stage, 1)}"
+    trainer = f"DeepSpeed ZeRO {sizes.stage(recipe.engine.zero_stage, world)}"
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", model(recipe)),
@@ -161,7 +161,7 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
         width=BYTES[dtype(recipe)],
         rank=recipe.model.lora.rank,
         world=world,
-        stage=max(recipe.engine.zero_stage, 1),
+        stage=sizes.stage(recipe.engine.zero_stage, world),
         tensor_parallel=recipe.engine.tensor_parallel,
         tokens=recipe.tokens_per_micro_batch,
         completions=recipe.tokens_per_micro_batch * together * recipe.max_completion_tokens // family,

@@ -17,6 +17,7 @@ from rlkit.metrics import Metrics, merge
 
 Thing = TypeVar("Thing")
 TIMEOUT = timedelta(hours=2)  # a rank may wait for another's longest rollout
+PATIENCE = timedelta(minutes=2)  # with ranks that do the same at the same time
 
 
 class Ranks:
@@ -36,6 +37,7 @@ class Ranks:
         if cuda:
             torch.cuda.set_device(self.device)
         self._connect("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        self._meeting = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
         self.team_size, self.teams, self.team = team_size, self.world // team_size, self.rank // team_size
         self._team = self._made(team_size, "engine.tensor_parallel", "gloo")
         self.crew_size, self.crew = crew_size, self._made(crew_size, "engine.sequence_parallel")
@@ -115,6 +117,15 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         return bool(self.most(int(flag)))
+
+    def meet(self) -> bool:
+        """Whether all ranks come here in time; False where one is held by a collective that this rank has left."""
+        try:
+            if self._meeting is not None:
+                dist.monitored_barrier(self._meeting)
+        except RuntimeError:
+            return False
+        return True
 
     def gather(self, thing: Any) -> list[Any]:
         """Everybody's thing, in the order of the ranks."""

@@ -174,8 +174,6 @@ class Recipe(Section):
             yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM takes no adapters of DoRA; set engine.lora_sync=merged"
         if self.model.load_in_4bit and lora.rank is None:
             yield "model.load_in_4bit=true: weights in 4 bits are not trained, only adapters on them are; set model.lora.rank"
-        if self.model.load_in_4bit and self.engine.zero_stage == 3:
-            yield "model.load_in_4bit=true and engine.zero_stage=3: weights in 4 bits are not cut into shards; set engine.zero_stage=2"
         if sent and self.engine.rollout != "vllm":
             yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
 

@@ -1,5 +1,5 @@
 """Room for a micro-batch: the largest is tried before training, its token budget halved until it fits; memory that runs out later ends
-the attempt, and the next one begins with half. All ranks do the same work, so what does not fit on one fits on none."""
+the attempt, and the next one begins with half. All ranks do the same work, so what does not fit on one fits on none, mostly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from rlkit.engines.base import Learner
-from rlkit.errors import UserError
+from rlkit.errors import RunFailed, UserError
 from rlkit.types import Key, Sample, Stop
 
 KEPT = "tokens_per_micro_batch"  # the file in a run's folder that holds a budget smaller than the recipe's
@@ -50,6 +50,19 @@ def fitted(
             )
         failed = budget if failed is None else failed
         budget = max(tried // 2, least)
+
+
+def asked_together(
+    meet: Callable[[], bool], anyone: Callable[[bool], bool], folder: Path, budget: int, least: int
+) -> Callable[[bool], bool]:
+    """`anyone`, of ranks that all `meet` first: those that share weights or rows wait where one of them has run out of memory alone."""
+
+    def asked(failed: bool) -> bool:
+        if not meet() and failed:
+            raise RunFailed(ended(folder, "trying the largest micro-batch, and on this process alone,", budget, least))
+        return anyone(failed)
+
+    return asked
 
 
 def fits(models: Sequence[Learner], samples: Sequence[Sample]) -> bool:
@@ -108,7 +121,9 @@ def ended(folder: Path, phase: str, budget: int, least: int) -> str:
         return f"memory ran out in the phase {phase}, with one sample a micro-batch; {HINTS}"
     half = max(budget // 2, least)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / KEPT).write_text(str(half))
+    whole = folder / f".{KEPT}.tmp"  # a kill while it is written leaves no half of a number
+    whole.write_text(str(half))
+    whole.replace(folder / KEPT)
     return (
         f"memory ran out in the phase {phase} with tokens_per_micro_batch={budget}; start again with output_dir={folder}, and the run goes "
         f"on from its last checkpoint with {half}"

@@ -110,12 +110,9 @@ def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(assemble, "machine", refused)
     words = ["recipe=grpo_math", f"model.path={tiny_model}"]
-    main, other, sharing = (
-        SimpleNamespace(main=here, crew=crew, device=torch.device("cpu")) for here, crew in ((True, None), (False, None), (True, "a group"))
-    )
+    main, other = (SimpleNamespace(main=here, device=torch.device("cpu")) for here in (True, False))
     assert assemble.made_floors(composed(*words, "report.floors=false"), main) is None  # type: ignore[arg-type]
     assert assemble.made_floors(composed(*words), other) is None  # type: ignore[arg-type]
-    assert assemble.made_floors(composed(*words), sharing) is None  # type: ignore[arg-type]
     assert assemble.made_floors(composed("recipe=grpo_math", "model.path=some/model"), main) is None  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="measured"):
         assemble.made_floors(composed(*words), main)  # type: ignore[arg-type]
@@ -123,7 +120,7 @@ def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPat
 
 def test_a_reward_model_has_a_head_of_one_number(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     monkeypatch.setattr(assemble, "machine", lambda device, dtype: UNIT)
-    main = SimpleNamespace(main=True, crew=None, device=torch.device("cpu"))
+    main = SimpleNamespace(main=True, device=torch.device("cpu"))
     for recipe, vocab in (("reward_model", 1), ("sft_math", 259)):
         found = assemble.made_floors(composed(f"recipe={recipe}", f"model.path={tiny_model}"), main)  # type: ignore[arg-type]
         assert found is not None and found.job.shape.vocab == vocab, recipe

@@ -171,13 +171,6 @@ def test_processes_that_share_rows_hold_a_sample_together(capsys: pytest.Capture
     assert "does not share rows yet; set engine.sequence_parallel=1" in capsys.readouterr().err
 
 
-def test_shards_of_a_base_in_4_bits_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["recipe=grpo_math", *SIZES, "dry_run=true", "model.load_in_4bit=true", "model.lora.rank=4"]
-    assert run.main([*words, "engine.zero_stage=2"]) == 0
-    assert run.main([*words, "engine.zero_stage=3"]) == 2
-    assert "weights in 4 bits are not cut into shards; set engine.zero_stage=2" in capsys.readouterr().err
-
-
 REFUSED_OFFLINE = {
     "samples_per_prompt=4": "samples_per_prompt: of no use to algorithm=dpo, which learns from what is written in the data; leave it out",
     "sampling={temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0}": "sampling: of no use to algorithm=dpo",

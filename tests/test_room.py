@@ -8,7 +8,7 @@ import torch
 
 from rlkit import room
 from rlkit.engines.packed import packed
-from rlkit.errors import UserError
+from rlkit.errors import RunFailed, UserError
 from rlkit.types import Sample
 
 
@@ -70,6 +70,14 @@ def test_one_sample_that_does_not_fit_is_said_so() -> None:
 def test_what_fits_here_and_not_on_another_rank_is_halved_too() -> None:
     answers = iter([True, False])
     assert room.fitted([Model(800)], 800, 3, 7, 1, 800, lambda mine: mine or next(answers), 10) == (400, 800)  # type: ignore[list-item]
+
+
+def test_ranks_that_do_not_come_are_not_waited_for_by_one_without_memory(tmp_path: Path) -> None:
+    apart, together = (room.asked_together(lambda came=came: came, bool, tmp_path, 800, 10) for came in (False, True))
+    assert (together(True), together(False), apart(False)) == (True, False, False)
+    with pytest.raises(RunFailed, match=r"on this process alone, with tokens_per_micro_batch=800; .* with 400$"):
+        apart(True)
+    assert room.remembered(tmp_path, 800) == 400
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:

@@ -1,20 +1,17 @@
 """DeepSpeed: the policy being trained. The only file that imports deepspeed, and the only one that knows that it averages over ranks.
 
 Traps this file knows (DeepSpeed 0.19): gradients are averaged over ranks, so losses are multiplied by the world size; ZeRO 0 in fp32
-neither reports a gradient norm nor notices a non-finite one, so stage 0 runs as stage 1; optimizer state exists only after a first
-step; after a full-precision parameter is set, the parameter itself must be set too, or the next gradient is silently wrong.
+neither reports a gradient norm nor notices a non-finite one, so stage 0 runs as stage 1; ZeRO 2 holds the gradients of a micro-batch
+beside their sum, so that one process does better with stage 1; optimizer state exists only after a first step; after a full-precision
+parameter is set, the parameter itself must be set too, or the next gradient is silently wrong.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlkit import memory
 from rlkit.engines import four_bit, hf, weights
 from rlkit.engines.base import Update
 from rlkit.engines.lora import Adapters, LoraSettings
 from rlkit.engines.parking import Parking
 from rlkit.engines.ulysses import Crew
-from rlkit.errors import RunFailed
+from rlkit.engines.zero import OptimizerSettings, config, in_parts, set_environment
 from rlkit.types import Sample
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -36,15 +34,6 @@ STATE = (  # of DeepSpeed's optimizers: masters and gradients of ZeRO 1 and 2, t
     *("single_partition_of_fp32_groups", "averaged_gradients", "all_grad_tensors"),
     *("fp32_partitioned_groups_flat", "grad_partitions_flat_buffer"),
 )
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    max_grad_norm: float
-    offload: bool = False  # state and step on the host
 
 
 class Learner(ABC):
@@ -65,19 +54,25 @@ class Learner(ABC):
         import deepspeed
 
         self.device = device
-        trained = [p for p in module.parameters() if p.requires_grad]
+        self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        sizes = {name: weights.elements(parameter) for name, parameter in self.named.items()}
         adam = torch.optim.AdamW(
-            trained, lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay, fused=optimizer.offload
+            # stepped one after the other: DeepSpeed copies the gradients of a group, in float32 too
+            [{"params": [self.named[name] for name in group]} for group in weights.buckets(sizes, memory.STEPPED)],
+            lr=0.0,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            fused=True,  # one kernel, and nothing the size of the weights beside them
         )
         with redirect_stdout(StringIO()):  # what it built
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=adam,
-                config=config(zero_stage, dtype, optimizer.max_grad_norm, extra, optimizer.offload),
+                config=config(zero_stage, dtype, optimizer, extra, sum(sizes.values())),
                 dist_init_required=False,
             )
-        self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        self.stage = max(zero_stage, 1)
+        self.stage = memory.stage(zero_stage, dist.get_world_size())
         self._keep = False
         self.parking = Parking(
             self.training_state, keep=lambda: tensors_in([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
@@ -235,7 +230,7 @@ class DeepSpeedPolicy(Learner):
     ) -> None:
         set_environment()
         self.path, self.dtype, self.temperature, self.crew = path, dtype, temperature, crew
-        with in_parts(config(zero_stage, dtype, optimizer.max_grad_norm, extra)):
+        with nullcontext() if four_bits else in_parts(config(zero_stage, dtype, optimizer, extra)):  # 4 bits are cut later, by DeepSpeed
             self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute, four_bits=four_bits)
             self.names = hf.checkpoint_names(self.model)
             self.adapters = Adapters(self.model, lora) if lora else None
@@ -326,7 +321,7 @@ class DeepSpeedCritic(Learner):
     ) -> None:
         set_environment()
         self.crew = crew
-        with in_parts(config(zero_stage, dtype, optimizer.max_grad_norm, extra)):
+        with in_parts(config(zero_stage, dtype, optimizer, extra)):
             valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline, recompute=recompute), crew)
         super().__init__(valuer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
@@ -342,40 +337,6 @@ def longest(samples: Sequence[Sample]) -> int:
     return max((len(s.tokens) for s in samples), default=0)
 
 
-def config(zero_stage: int, dtype: torch.dtype, max_grad_norm: float, extra: Mapping[str, Any], offload: bool = False) -> dict[str, Any]:
-    """DeepSpeed's own configuration; what `extra` says wins, section by section."""
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise RunFailed(f"no training in {dtype}")
-    base: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "zero_allow_untested_optimizer": True,
-        "gradient_clipping": max_grad_norm,
-        "zero_optimization": {"stage": max(zero_stage, 1), "overlap_comm": False},
-        "bf16": {"enabled": dtype == torch.bfloat16},
-    }
-    if offload:
-        base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-        base["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW runs on a CPU too
-    for key, value in extra.items():
-        base[key] = {**base[key], **value} if isinstance(value, Mapping) and isinstance(base.get(key), dict) else value
-    return base
-
-
-@contextmanager
-def in_parts(settings: dict[str, Any]) -> Iterator[None]:
-    """Inside it, under ZeRO 3, transformers loads a model layer by layer, and each rank keeps its part alone."""
-    if settings["zero_optimization"]["stage"] < 3:
-        yield
-        return
-    from transformers.integrations import HfDeepSpeedConfig
-
-    held = HfDeepSpeedConfig(settings)  # transformers and peft look for it through a weak reference
-    yield
-    del held
-
-
 def tensors_in(things: Any) -> Iterator[Tensor]:
     """The tensors in nested lists and dictionaries, gradients of theirs too."""
     if torch.is_tensor(things):
@@ -387,10 +348,3 @@ def tensors_in(things: Any) -> Iterator[Tensor]:
     elif isinstance(things, list | tuple):
         for thing in things:
             yield from tensors_in(thing)
-
-
-def set_environment() -> None:
-    """Before deepspeed is imported. Its compiler wants ninja on the path, which is beside the interpreter, activated or not."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

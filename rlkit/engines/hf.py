@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlkit.engines import four_bit, packed
+from rlkit.engines import four_bit, liger, packed
 from rlkit.engines.base import checksum
 from rlkit.engines.parking import Parking
 from rlkit.engines.ulysses import Crew
@@ -106,6 +106,8 @@ def speaking(head: nn.Module) -> bool:
     def forward(hidden: Tensor, tokens: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         if tokens is None:
             return nn.functional.linear(hidden, head.weight, head.bias)
+        if liger.serves(hidden, head.bias):
+            return torch.stack(liger.of_hidden(hidden, head.weight, tokens, temperature))
         return torch.stack(ops_logprobs.of_hidden(hidden, head.weight, head.bias, tokens, temperature))
 
     head.forward = forward
@@ -279,8 +281,9 @@ def make_sample(request: Request, tokens: list[int], logprobs: list[float], stop
 
 def check_names(expected: Mapping[str, Any] | Sequence[str], received: Mapping[str, Any]) -> None:
     """Raises RunFailed where a load left out a tensor of the model, or brought one that it does not have."""
+    known = set(expected)
     missing = [name for name in expected if name not in received]
-    unknown = [name for name in received if name not in set(expected)]
+    unknown = [name for name in received if name not in known]
     if missing or unknown:
         raise RunFailed(
             "the weights sent to the rollout engine are not the model's: "

@@ -10,15 +10,14 @@ being sent, and only then its cache. Any other move raises. Where all fits at on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
 
 from rlkit.engines.base import Movable, RolloutEngine, Source
+from rlkit.gauge import Gauge, told
 
-GIB = 2**30
 MOVES = {  # (where memory is, move) -> where it is then
     ("training", "park"): "parked",
     ("parked", "wake_weights"): "open",
@@ -37,8 +36,8 @@ class Trained(Source, Movable, Protocol):
 class Colocated:
     """Policy and rollout engine take turns on the same devices; `phase` names and times what is done on the way.
 
-    It begins as the engines are built: the training state parked, the rollout engine awake and without weights. swaps: training state
-    leaves the device for a rollout.
+    It begins as the engines are built: the training state parked, the rollout engine awake and without weights. mode (rlkit/memory.py):
+    swapped, the training state leaves the device for a rollout; resident, nobody leaves, and freed memory waits for who needs it next.
     """
 
     def __init__(
@@ -48,11 +47,12 @@ class Colocated:
         others: tuple[Movable, ...],
         phase: Callable[[str], AbstractContextManager[None]],
         send: Callable[[Trained, RolloutEngine, int], None],
-        swaps: bool = True,
+        mode: str = "swapped",
         predicted: Mapping[str, float] | None = None,
     ) -> None:
         self.policy, self.engine, self.others, self.phase = policy, engine, others, phase
-        self.sender, self.swaps, self.predicted = send, swaps, dict(predicted or {})
+        self.sender, self.mode, self.predicted = send, mode, dict(predicted or {})
+        self.gauge = Gauge()
         self.peaks: dict[str, float] = {}  # bytes, of the last time in a phase
         self.version = 0  # of the policy's weights: the number of steps that were trained into them
         self.state = "rollout"
@@ -67,6 +67,7 @@ class Colocated:
                 self.parked, self.sent = self.state == "training", self.engine.version != self.version
                 if self.state == "training":
                     self.park()
+                    self.gauge.start()  # what has left is no part of this phase
                     self.wake_weights()
                 self._fill()
             yield
@@ -94,6 +95,7 @@ class Colocated:
             with self.phase("resume"):
                 if self.state == "rollout":
                     self.sleep()
+                    self.gauge.start()
                     self.resume()
             yield
 
@@ -101,27 +103,30 @@ class Colocated:
         self._move("park")
         for movable in self._movables():
             movable.park()
-        empty_cache()
+        self._give_back()
 
     def wake_weights(self) -> None:
         self._move("wake_weights")
-        self.engine.wake_weights()
+        with self.gauge.behind_torch():
+            self.engine.wake_weights()
 
     def send(self) -> None:
         self._move("send")
         self.sender(self.policy, self.engine, self.version)
-        empty_cache()
+        self._give_back()
 
     def wake_cache(self) -> None:
         if self.state == "open" and self.engine.version == self.version:
             self.state = "filled"  # it kept its weights, and they are the policy's
         self._move("wake_cache")
-        self.engine.wake_cache()
+        with self.gauge.behind_torch():
+            self.engine.wake_cache()
 
     def sleep(self) -> None:
         self._move("sleep")
-        self.engine.sleep()
-        empty_cache()
+        with self.gauge.behind_torch():
+            self.engine.sleep()
+        self._give_back()
 
     def resume(self) -> None:
         self._move("resume")
@@ -129,7 +134,12 @@ class Colocated:
             movable.resume()
 
     def _movables(self) -> tuple[Movable, ...]:
-        return (self.policy, *self.others) if self.swaps else ()
+        return (self.policy, *self.others) if self.mode == "swapped" else ()
+
+    def _give_back(self) -> None:
+        """What was freed, to the device: the two engines have allocators of their own."""
+        if self.mode != "resident" and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _move(self, move: str) -> None:
         if (self.state, move) not in MOVES:
@@ -142,37 +152,13 @@ class Colocated:
         if self._inside is not None:
             raise RuntimeError(f"phase {phase} was entered inside phase {self._inside}")
         self._inside = phase
-        reset_peak()
+        self.gauge.start()
         try:
             yield
         finally:
-            self.peaks[phase] = peak_memory()
+            self.peaks[phase] = self.gauge.peak()
             self._inside = None
 
     def memory(self) -> dict[str, float]:
         """GiB at the peak of each phase, measured and predicted."""
-        measured = {f"memory/{phase}_peak_gib": size / GIB for phase, size in self.peaks.items()}
-        return measured | {f"memory/{phase}_predicted_gib": size / GIB for phase, size in self.predicted.items()}
-
-
-def reset_peak() -> None:
-    """Peaks are counted from here: of the device, or of this process where there is none."""
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with suppress(OSError):  # a container may forbid it: then the peak is that of the whole run
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> float:
-    """Bytes since `reset_peak`."""
-    if torch.cuda.is_initialized():
-        return float(torch.cuda.max_memory_reserved())
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def empty_cache() -> None:
-    """Gives freed memory back to the device: the two engines have allocators of their own."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        return told(self.peaks, self.predicted)

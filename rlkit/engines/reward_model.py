@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlkit.engines import hf, packed
-from rlkit.engines.deepspeed import Learner, OptimizerSettings, set_environment
+from rlkit.engines.deepspeed import Learner
+from rlkit.engines.zero import OptimizerSettings, set_environment
 from rlkit.errors import UserError
 from rlkit.types import Sample
 

@@ -71,6 +71,7 @@ class VLLMEngine:
         self._segments = name_shared_memory() if tensor_parallel > 1 and not gpu else None
         if adapter_rank is not None:
             settings |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room_for(adapter_rank)}
+            load_beneath_adapters()
         settings.update(extra)
         try:
             self.llm = LLM(**settings)
@@ -196,6 +197,19 @@ def name_shared_memory() -> str:
         if maker.isdigit() and not Path("/proc", maker).exists():
             left.unlink(missing_ok=True)
     return named[0]
+
+
+def load_beneath_adapters() -> None:
+    """In vLLM 0.26 what adapters stand on does not go by its own name: a checkpoint would find no place for its tensors."""
+    from vllm.lora.layers import BaseLayerWithLoRA
+    from vllm.model_executor.models.utils import AutoWeightsLoader
+
+    def load(layer: Any, weights: Any) -> Any:
+        beneath = layer.base_layer
+        return (beneath if hasattr(beneath, "load_weights") else AutoWeightsLoader(beneath)).load_weights(weights)
+
+    if not hasattr(BaseLayerWithLoRA, "load_weights"):
+        BaseLayerWithLoRA.load_weights = load
 
 
 def room_for(rank: int) -> int:

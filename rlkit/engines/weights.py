@@ -25,9 +25,9 @@ def buckets(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     return cut
 
 
-def full_size(tensor: Any) -> int:
-    """Bytes of a tensor as a whole: a shard says its own size, and of the whole only under another name."""
-    return int(getattr(tensor, "ds_numel", tensor.numel())) * tensor.element_size()
+def elements(tensor: Any) -> int:
+    """Of a tensor as a whole: a shard says its own number, and that of the whole only under another name."""
+    return int(getattr(tensor, "ds_numel", tensor.numel()))
 
 
 def stream(
@@ -41,7 +41,7 @@ def stream(
     parts: by name what must be gathered for it; whole: called inside `gathered`, gives what is sent. That must be a copy wherever a
     tensor is sharded: the receiver keeps tensors until it has all of a layer, and the gathered storage is gone by then.
     """
-    sizes = {name: sum(full_size(part) for part in tensors) for name, tensors in parts.items()}
+    sizes = {name: sum(elements(part) * part.element_size() for part in tensors) for name, tensors in parts.items()}
     for names in buckets(sizes, limit):
         wanted = {id(part): part for name in names for part in parts[name]}  # a tied tensor has two names
         with gathered(list(wanted.values())), torch.no_grad():

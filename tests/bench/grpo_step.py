@@ -1,8 +1,10 @@
 """How long a GRPO step takes: rlkit beside TRL's GRPOTrainer, the floor (floor.py) or bare vLLM (bare.py), on one machine in turn.
 
-    python -m tests.bench.grpo_step --trl-python PYTHON     an environment that has trl 1.16, torch and transformers
+    python -m tests.bench.grpo_step --trl-python PYTHON     an environment with trl 1.16, on a GPU with a vLLM of 0.22 to 0.31 too
     python -m tests.bench.grpo_step --floor
-    python -m tests.bench.grpo_step --vllm --kind 1.5b      only rollouts are compared; this kind, 1.5b-long and 7b are for a GPU
+    python -m tests.bench.grpo_step --vllm                  only rollouts are compared
+
+The kinds 1.5b, 1.5b-long and 7b (--kind) are for a GPU. There TRL rolls out with vLLM in its own process.
 
 Both sides get the same random model (the shape of the built-in one, or of Qwen2.5), prompts, number of samples and lengths, which are
 forced: each sample ends at a length drawn once from a seed. A process runs --steps steps of one optimizer step each, of which the first
@@ -20,7 +22,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +41,19 @@ class Kind:
     prompt: int = 24  # bytes, of the built-in tokenizer a token each
     model: str | None = None  # of recipes/model; None: the shape of the built-in one
     mean: float = 0.0  # tokens of a completion where lengths are log-normal, before the longest are cut
+    words: tuple[str, ...] = ()  # settings of rlkit's that it needs on one GPU of 140 GB
+    trl: Mapping[str, Any] = field(default_factory=dict)  # of TRL's GRPOConfig, for the same
 
 
+PARTED = {"per_device_train_batch_size": 8, "vllm_gpu_memory_utilization": 0.4}
+# Beside vLLM, 16 bytes a weight of 7B would not fit: bfloat16 alone, which is less than rlkit holds.
+LEAN = {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": True, "vllm_enable_sleep_mode": True}
 KINDS = {
     "ragged": Kind(16, 16, 256),
     "short": Kind(64, 16, 16),
-    "1.5b": Kind(64, 8, 512, 150, "qwen2_5_1_5b", 250.0),
-    "1.5b-long": Kind(64, 8, 2048, 150, "qwen2_5_1_5b", 700.0),
-    "7b": Kind(64, 8, 512, 150, "qwen2_5_7b", 250.0),
+    "1.5b": Kind(64, 8, 512, 150, "qwen2_5_1_5b", 250.0, trl=PARTED),
+    "1.5b-long": Kind(64, 8, 2048, 150, "qwen2_5_1_5b", 700.0, trl=PARTED | {"gradient_checkpointing": True}),
+    "7b": Kind(64, 8, 512, 150, "qwen2_5_7b", 250.0, ("engine.checkpointing=1", "tokens_per_micro_batch=8192"), PARTED | LEAN),
 }
 
 
@@ -91,7 +99,8 @@ def make_work(folder: Path, kind: str, steps: int) -> Path:
         "tokens_per_micro_batch": 16384,
         "lr": 1e-4,
         "reward": "letters" if chosen.model is None else "distinct",  # most tokens of a real vocabulary are no text here
-        "words": [] if chosen.model is None else ["engine.checkpointing=1"],
+        "words": chosen.words,
+        "trl": dict(chosen.trl),
     }
     (folder / "work.json").write_text(json.dumps(work))
     return folder / "work.json"
@@ -191,10 +200,11 @@ def phases(steps: list[dict[str, Any]]) -> str:
 
 
 def also(steps: list[dict[str, Any]]) -> str:
-    """The model FLOP utilisation of the update, and the most memory of each phase in GiB."""
+    """The model FLOP utilisation of the update where it is told, and the most memory of each phase in GiB."""
     peaks = {name: max(step["memory"][name] for step in steps) for name in steps[0]["memory"]}
     told = ", ".join(f"{name.replace('_peak_gib', '')} {gib:.1f}" for name, gib in peaks.items())
-    return f"mfu {statistics.median(step['mfu'] for step in steps):.1%}   peak GiB {told}"
+    mfu = f"mfu {statistics.median(step['mfu'] for step in steps):.1%}   " if "mfu" in steps[0] else ""
+    return f"{mfu}peak GiB {told}"
 
 
 if __name__ == "__main__":

@@ -37,13 +37,14 @@ def test_sides_that_do_not_do_the_same_are_not_compared(capsys: pytest.CaptureFi
         for s in (2.0, 4.0)
     )
     ours = [fast | {"memory": {"train_peak_gib": 1.5}, "mfu": 0.25}, slow | {"memory": {"train_peak_gib": 2.5}, "mfu": 0.35}]
-    theirs = [{"seconds": 9.0, "tokens": 100}]
+    theirs = [{"seconds": 9.0, "tokens": 100, "phases": {"rollout": 6.0}, "memory": {"whole_peak_gib": 3.5}}]
     assert grpo_step.told("ragged", {"rlkit": ours, "trl": theirs}) == 0
     said = capsys.readouterr().out
     assert (
         "100 completion tokens a step" in said
         and "3.000 s   33 tokens/s   rollout 2.500 (5.0x its least), resume 0.100\n" in said
         and "mfu 30.0%   peak GiB train 2.5\n" in said
+        and "9.000 s   11 tokens/s   rollout 6.000\n         peak GiB whole 3.5\n" in said
         and "trl / rlkit = 3.00" in said
     )
     bare = [{"seconds": 2.0, "tokens": 100, "phases": {"rollout": 2.0}}]

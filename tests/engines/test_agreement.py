@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from tests.conftest import run
 
 STAGES = ["full-0", "full-1", "full-2", "full-3", "lora-0", "lora-2", "lora-3", "dora-2", "dora-3"]
 MERGED, SENT, SHARED = STAGES, [*STAGES, "adapter-2", "adapter-3"], ["full-2", "full-3", "lora-3"]
-TRAINED = {"full": 58_880, "lora": 6_528, "dora": 7_360, "adapter": 6_528}
+TRAINED = {"full": 58_880, "lora": 6_528, "dora": 7_360, "adapter": 6_528, "qlora": 8_192}
 # rank 4 on 7 layers of each of 2 blocks: 4 x (in + out) = 4 x (112 + 80 + 80 + 112 + 144 + 144 + 144) = 3,264 a block;
+# 4 x (128 + 96 + 96 + 128 + 192 + 192 + 192) = 4,096 where rows are 64 and 128 long;
 # DoRA adds the outputs: 64 + 32 + 32 + 48 + 96 + 96 + 48 = 416 a block
 
 
@@ -42,7 +44,8 @@ def check(found: dict[str, Any]) -> None:
         assert seen["fresh"] < 1e-4, word
         if kind != "full":
             assert seen["moved"] > 0.1, word
-            assert seen["reference"] < 1e-6, word  # with its adapters off the policy is the model it began as
+            assert seen["reference"] < 1e-6, word  # with its adapters off the policy is what it began as
+            assert kind == "qlora" or seen["loaded"] < 1e-6, word  # which is the model on the disk
 
 
 def test_one_process_agrees(alone: dict[str, Any]) -> None:
@@ -52,6 +55,19 @@ def test_one_process_agrees(alone: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_two_processes_agree_and_adapters_sent_as_such(tiny_model: Path, tmp_path: Path) -> None:
     check(agreement(tiny_model, tmp_path, SENT, ranks=2))
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_on_a_base_in_4_bits(ranks: int, tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="4 bits need bitsandbytes: the extras test and four_bit bring it")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    even = tmp_path / "even"  # a CPU takes back rows of multiples of 64 alone
+    shutil.copytree(tiny_model, even, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.update({"hidden_size": 64, "intermediate_size": 128})
+    AutoModelForCausalLM.from_config(config).save_pretrained(even)
+    check(agreement(even, tmp_path, ["qlora-0", "qlora-2", "qlora-3"], ranks))
 
 
 @pytest.mark.slow
@@ -75,3 +91,16 @@ def test_cycles_of_rollout_and_update_leak_nothing(tiny_model: Path, tmp_path: P
         grown, files = cycles[-1][0] - cycles[4][0], {count for _, count in cycles[4:]}
         print(f"{kind}: {grown:+.1f} MiB, files {files}")
         assert grown <= 20 and len(files) == 1, (kind, cycles)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_ranks_without_work_go_along_whatever_a_loss_asks_for(stage: int, tiny_model: Path, tmp_path: Path) -> None:
+    """Sharded weights are gathered on all ranks together, and gradients reduced, in each of three micro-batches that one rank has."""
+    found = []
+    for ranks in (1, 2):
+        out = tmp_path / f"{ranks}.json"
+        ended = run(str(tiny_model), str(stage), str(out), program="idling.py", ranks=ranks, timeout=100, OMP_NUM_THREADS="1")
+        assert ended.code == 0, ended.out + ended.err
+        found.append(json.loads(out.read_text()))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[0][0] == found[0][3] != found[0][2] and min(found[0]) > 1e-4

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.hf import HFEngine
 from rlkit.engines.probe import Probe
-from rlkit.engines.vllm import VLLMEngine
+from rlkit.engines.vllm import VLLMEngine, load_beneath_adapters
+from rlkit.engines.zero import OptimizerSettings
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import padded
 from rlkit.ranks import Ranks
@@ -151,15 +152,37 @@ def test_a_sync_that_sends_an_old_tensor_is_caught_and_the_tensor_named(vllm: VL
     good = asked(vllm, 16, sampling)
     probe.check(probe.compare(trained(policy, good), said(good), said(good) != 0))
     large_update(policy, good, -1.0)
+    old = ("model.embed_tokens.weight", "lm_head.weight")  # two names of one tensor, of which vLLM reads the one or the other
 
     def one_old() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in policy.weights():
-            yield name, kept[name] if name == "lm_head.weight" else tensor
+            yield name, kept[name] if name in old else tensor
 
     vllm.load(one_old(), 9)
     bad = asked(vllm, 16, sampling)
-    with pytest.raises(RunFailed, match=r"tensors that differ from the policy's: lm_head\.weight$"):
+    with pytest.raises(RunFailed, match=r"tensors that differ from the policy's: model\.embed_tokens\.weight, lm_head\.weight$"):
         probe.check(probe.compare(trained(policy, bad), said(bad), said(bad) != 0))
+
+
+def test_what_adapters_stand_on_is_loaded_by_its_own_name(vllm: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM 0.26 leaves it to us: by the layer's own way, or where it has none by vLLM's."""
+    from vllm.lora.layers import BaseLayerWithLoRA
+
+    class Packed(torch.nn.Linear):
+        def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> set[str]:
+            return {f"packed {name}" for name, _ in weights}
+
+    monkeypatch.delattr(BaseLayerWithLoRA, "load_weights", raising=False)
+    load_beneath_adapters()
+    try:
+        seen = []
+        for beneath in (torch.nn.Linear(3, 2, bias=False), Packed(3, 2, bias=False)):
+            layer = BaseLayerWithLoRA()
+            layer.base_layer = beneath
+            seen.append((set(layer.load_weights([("weight", torch.ones(2, 3))])), bool((beneath.weight == 1).all())))
+    finally:
+        del BaseLayerWithLoRA.load_weights
+    assert seen == [({"weight"}, True), ({"packed weight"}, False)]
 
 
 def test_aborted_requests_leave_the_engine_ready(vllm: VLLMEngine, policy: DeepSpeedPolicy) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from rlkit.engines import four_bit
-from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.hf import Reference, checkpoint_names, load_model
 from rlkit.engines.lora import BaseOfPolicy, LoraSettings
+from rlkit.engines.zero import OptimizerSettings
 from rlkit.errors import UserError
 from rlkit.ranks import Ranks
 from tests.engines.test_packed import CPU, TEMPERATURE, model_of, samples_of
@@ -40,7 +41,7 @@ def test_rows_that_a_cpu_takes_back_wrongly_are_refused(library: None, tiny_mode
         load_model(str(tiny_model), torch.float32, offline=True, four_bits=True)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 3])
 def test_what_is_exported_is_what_the_trainer_says(stage: int, library: None, ranks: Ranks, even_model: str, tmp_path: Path) -> None:
     policy = DeepSpeedPolicy(
         even_model,
@@ -56,7 +57,7 @@ def test_what_is_exported_is_what_the_trainer_says(stage: int, library: None, ra
     )
     plain = load_model(even_model, torch.float32, offline=True)
     linear = policy.model.model.layers[0].mlp.up_proj.base_layer.weight
-    assert linear.dtype == torch.uint8 and linear.numel() == 128 * 64 // 2  # two weights a byte
+    assert linear.dtype == torch.uint8 and getattr(linear, "ds_numel", linear.numel()) == 128 * 64 // 2  # two a byte
     base = {name: tensor.clone() for name, tensor in policy.base_weights()}
     assert list(base) == checkpoint_names(plain)
     far_off = {name: float((tensor - plain.state_dict()[name]).norm() / tensor.norm()) for name, tensor in base.items()}

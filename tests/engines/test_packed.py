@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from rlkit.engines import packed
-from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings, set_environment
+from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.hf import TokenScorer, TokenValuer, make_sample, score, value
 from rlkit.engines.reward_model import LastTokenScorer, last_place
+from rlkit.engines.zero import OptimizerSettings, set_environment
 from rlkit.errors import UserError
 from rlkit.ops import logprobs
 from rlkit.ranks import Ranks

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+from rlkit.engines import placement as placement_file
+from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.hf import make_sample
 from rlkit.engines.parking import Parking, host_buffer
 from rlkit.engines.placement import MOVES, Colocated
+from rlkit.engines.zero import OptimizerSettings
 from rlkit.ranks import Ranks
 from rlkit.types import Key, Request, Sampling, Stop
 
@@ -41,9 +44,9 @@ class Told:
         return said
 
 
-def placed(keeps: bool = False, swaps: bool = True) -> tuple[Told, Colocated]:
+def placed(keeps: bool = False, mode: str = "swapped") -> tuple[Told, Colocated]:
     told = Told(keeps)
-    return told, Colocated(told, told, (), lambda name: nullcontext(), told.send, swaps=swaps)  # type: ignore[arg-type]
+    return told, Colocated(told, told, (), lambda name: nullcontext(), told.send, mode)  # type: ignore[arg-type]
 
 
 def one_step(placement: Colocated, version: int) -> None:
@@ -80,11 +83,19 @@ def test_an_engine_that_kept_the_newest_weights_gets_none() -> None:
     assert told.take() == ["park", "wake_weights", "wake_cache", "sleep", "resume"]
 
 
-def test_where_all_fits_the_training_state_stays() -> None:
-    told, placement = placed(swaps=False)
+@pytest.mark.parametrize("mode", ["resident", "slept", "swapped"])
+def test_who_leaves(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[str] = []
+    monkeypatch.setattr(
+        placement_file.torch, "cuda", SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: given_back.append(""))
+    )
+    monkeypatch.setattr(placement_file, "Gauge", lambda: SimpleNamespace(start=int, peak=int, behind_torch=nullcontext))
+    told, placement = placed(mode=mode)
     one_step(placement, 1)
     one_step(placement, 2)
-    assert not {"park", "resume"} & set(told.take())
+    assert ({"park", "resume"} <= set(told.take())) == (mode == "swapped")
+    assert placement.peaks.keys() == {"rollout", "train"}
+    assert bool(given_back) == (mode != "resident")  # where all fits, what was freed is waited for, not asked for again
 
 
 def test_every_other_move_raises() -> None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from rlkit.engines import weights
-from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.hf import Reference
 from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
 from rlkit.engines.vllm import VLLMEngine
+from rlkit.engines.zero import OptimizerSettings
 from rlkit.ops.masking import padded
 from rlkit.ranks import Ranks
 from rlkit.run import leave
@@ -46,6 +47,7 @@ def policy_of(kind: str, stage: int) -> DeepSpeedPolicy:
         offline=True,
         extra=SHARDED,
         lora=lora,
+        four_bits=kind == "qlora",
     )
 
 
@@ -87,6 +89,7 @@ def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
         if version == 0:
             found["first"] = apart(policy, samples)
             found["tokens"] = [s.tokens.tolist() for s in samples]
+            begun = samples, policy.logprobs(samples, SAMPLING.max_tokens)[0]  # adapters begin as nothing
         large_update(policy, samples, 1.0 if version % 2 else -1.0)
     found["stale"] = apart(policy, asked(engine, 32, 7))
     send(policy, engine, 3)
@@ -94,10 +97,12 @@ def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
     found["fresh"] = apart(policy, last)
     found["shards"] = sum(p.numel() == 0 for p in policy.model.parameters())
     if policy.adapters is not None:
+        ours = BaseOfPolicy(policy).logprobs(begun[0], SAMPLING.max_tokens)[0]
+        found["reference"] = float((ours - begun[1]).abs().max())
+        found["moved"] = float((policy.logprobs(begun[0], SAMPLING.max_tokens)[0] - ours).abs().max())
+    if policy.adapters is not None and kind != "qlora":
         alone = Reference(model, torch.float32, temperature=TEMPERATURE, device=ranks.device, offline=True)
-        ours, theirs = (r.logprobs(last, SAMPLING.max_tokens)[0] for r in (BaseOfPolicy(policy), alone))
-        found["reference"] = float((ours - theirs).abs().max())
-        found["moved"] = float((policy.logprobs(last, SAMPLING.max_tokens)[0] - theirs).abs().max())
+        found["loaded"] = float((ours - alone.logprobs(begun[0], SAMPLING.max_tokens)[0]).abs().max())
     return found
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from rlkit import assemble, recipe, run
 from rlkit.collate import collate
-from rlkit.engines.deepspeed import set_environment
+from rlkit.engines.zero import set_environment
 from rlkit.offline import UNITS, Offline, Work
 from rlkit.offline import gradient as offline_gradient
 from rlkit.online import Online

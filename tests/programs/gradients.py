@@ -19,8 +19,8 @@ from torch import Tensor
 
 from rlkit import recipe, run
 from rlkit.algorithms import Needs
-from rlkit.engines.deepspeed import set_environment
 from rlkit.engines.probe import Probe
+from rlkit.engines.zero import set_environment
 from rlkit.offline import Reading, Unit
 from rlkit.offline import gradient as update_offline
 from rlkit.ops.masking import unit_totals
@@ -175,9 +175,10 @@ def main(out: Path, model: str, crew_size: int = 1) -> None:
     import deepspeed  # noqa: F401  derives classes from the true AdamW
 
     torch.optim.AdamW = Descent  # type: ignore[misc]
-    from rlkit.engines.deepspeed import DeepSpeedCritic, DeepSpeedPolicy, OptimizerSettings
+    from rlkit.engines.deepspeed import DeepSpeedCritic, DeepSpeedPolicy
     from rlkit.engines.reward_model import DeepSpeedRewardModel
     from rlkit.engines.ulysses import Crew
+    from rlkit.engines.zero import OptimizerSettings
 
     ranks = Ranks(1, crew_size)
     crew = Crew(ranks.crew) if ranks.crew else None

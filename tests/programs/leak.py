@@ -13,10 +13,11 @@ import psutil
 import torch
 
 from rlkit.data.renderer import Renderer
-from rlkit.engines.deepspeed import DeepSpeedPolicy, OptimizerSettings
+from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.lora import LoraSettings, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.vllm import VLLMEngine
+from rlkit.engines.zero import OptimizerSettings
 from rlkit.ranks import Ranks
 from rlkit.run import leave
 from rlkit.types import Key, Request, Sampling

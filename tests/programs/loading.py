@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from rlkit.engines import hf
-from rlkit.engines.deepspeed import config, in_parts, set_environment
+from rlkit.engines.zero import OptimizerSettings, config, in_parts, set_environment
 from rlkit.ranks import Ranks
 from rlkit.run import leave
 
 set_environment()
 ranks = Ranks()
-with in_parts(config(3, torch.float32, 1.0, {})):
+with in_parts(config(3, torch.float32, OptimizerSettings((0.9, 0.95), 1e-8, 0.0, 1.0), {})):
     model = hf.load_model(sys.argv[1], torch.float32, offline=True)
 nothing = torch.empty(0)
 found = ranks.gather(sum(p.numel() + getattr(p, "ds_tensor", nothing).numel() for p in model.parameters()))

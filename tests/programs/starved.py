@@ -1,16 +1,22 @@
-"""rlkit.run in an address space that ends so many MiB above what is in use: starved.py (trial|update) MIB arguments...
+"""rlkit.run in an address space that ends so many MiB above what is in use: starved.py (trial|alone|update) MIB arguments...
 
-trial: while the largest micro-batch is tried; update: from the second update of the run on.
+trial: while the largest micro-batch is tried; alone: so for the second process only, and processes wait 10 s for each other; update: from
+the second update of the run on.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import resource
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rlkit import online, room, run
+from rlkit import online, ranks, room, run
+
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def starve() -> None:
@@ -36,8 +42,11 @@ def second_update(*given: Any) -> Any:
     return update(*given)
 
 
-if sys.argv[1] == "trial":
+ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed goes back: the heap keeps no room that the limit would not see
+if sys.argv[1] == "alone":
+    ranks.PATIENCE = timedelta(seconds=10)
+if sys.argv[1] == "trial" or (sys.argv[1] == "alone" and os.environ["RANK"] == "1"):
     room.fitted = in_little_room
-else:
+elif sys.argv[1] == "update":
     online.update = second_update
 run.leave(run.main(sys.argv[3:]))

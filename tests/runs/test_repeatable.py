@@ -89,6 +89,8 @@ def test_two_processes_that_share_rows_and_engine_are_one_to_rounding(undisturbe
     both, alone = metrics(tmp_path / "run"), metrics(undisturbed)
     assert [row.keys() for row in both] == [row.keys() for row in alone]
     assert both == [pytest.approx(row, rel=1e-5, abs=1e-5) for row in alone]
+    phases = [{name for name in row if name.startswith("floor/")} for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert all({"floor/rollout", "floor/update"} <= told for told in phases[1:])  # a crew is timed too
 
 
 def resumed_equals(undisturbed: Path, small: list[str], folder: Path) -> None:

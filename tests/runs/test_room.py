@@ -34,3 +34,17 @@ def test_memory_that_runs_out_later_ends_the_attempt_and_the_next_begins_with_ha
     assert again.code == 0, again.out + again.err
     assert "tokens_per_micro_batch=9728 ran out of memory before; 4864 is used" in again.out
     assert "goes on after step 1" in again.out and tokens_kept(folder) == [1, 2]
+
+
+def test_a_process_that_alone_runs_out_of_memory_says_so(small: list[str], tmp_path: Path) -> None:
+    """Under ZeRO 3 the other waits for it in a gathering of weights."""
+    folder = tmp_path / "run"
+    sharded = ["engine.zero_stage=3", "engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"]
+    arguments = [*small, *LONG, *sharded, "tokens_per_micro_batch=9728", f"output_dir={folder}"]
+    ended = run("alone", "16", *arguments, program="starved.py", ranks=2, OMP_NUM_THREADS="1")
+    assert ended.code == 1, ended.out + ended.err
+    assert (
+        "memory ran out in the phase trying the largest micro-batch, and on this process alone, with tokens_per_micro_batch=9728; "
+        in ended.err
+    )
+    assert (folder / "tokens_per_micro_batch").read_text() == "4864"

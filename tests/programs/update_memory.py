@@ -1,0 +1,83 @@
+"""What an update of a policy in bfloat16 takes: update_memory.py MODEL STAGE OUT [STEPPED]. Beside MODEL lies a folder `small`, a model of
+next to no weights. Writes bytes at the peak beside what was there before it was built, and what is predicted; STEPPED: weights that the
+optimizer steps at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from rlkit import memory, plan
+from rlkit.engines.deepspeed import DeepSpeedPolicy
+from rlkit.engines.zero import OptimizerSettings
+from rlkit.gauge import peak_memory, reset_peak
+from rlkit.ranks import Ranks
+from rlkit.room import longest_samples
+from rlkit.run import leave
+
+TOKENS, PROMPT, SAID = 64, 8, 8
+model, zero_stage, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+if sys.argv[4:]:
+    memory.STEPPED = int(sys.argv[4])
+ranks = Ranks()
+optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+rest = {"zero_stage": zero_stage, "optimizer": optimizer, "temperature": 1.0, "device": ranks.device, "offline": True, "extra": {}}
+
+
+def policy_of(path: str) -> DeepSpeedPolicy:
+    """Built and stepped once, so that libraries are there, and the optimizer's state."""
+    policy = DeepSpeedPolicy(path, torch.bfloat16, **rest)
+    update(policy, 1)
+    return policy
+
+
+def update(policy: DeepSpeedPolicy, micro_batches: int) -> None:
+    samples = longest_samples(TOKENS, PROMPT, SAID, 1)
+    with policy.training():
+        for _ in range(micro_batches):
+            policy.backward(policy.logprobs(samples, SAID)[0].sum() / 1000)
+    assert policy.step(1e-3).applied
+
+
+def settle() -> float:
+    """Bytes now, after the C library has given back what nobody holds."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    reset_peak()
+    return peak_memory()
+
+
+small = policy_of(str(Path(model).parent / "small"))
+before = settle()
+policy = policy_of(model)
+settle()
+update(policy, 3)
+peak = peak_memory() - before
+job = memory.Job(
+    shape=plan.shape_from(json.loads((Path(model) / "config.json").read_text())),
+    width=2,
+    rank=None,
+    world=ranks.world,
+    stage=memory.stage(zero_stage, ranks.world),
+    tensor_parallel=1,
+    tokens=TOKENS,
+    completions=TOKENS // 2,
+    looked_at=TOKENS,
+    longest=PROMPT + SAID,
+    rows=0,
+    reference=False,
+    critic=False,
+    offload=False,
+    checkpointing=0,
+    samples=False,
+)
+if ranks.main:
+    out.write_text(json.dumps({"peak": peak, "parameters": job.shape.parameters, "predicted": memory.on_host(job)["train"]}))
+dist.barrier()
+leave(0)
