@@ -1,13 +1,14 @@
 r"""Is the final answer right? Mathematical equality as math-verify sees it: 1/2 is 0.5, 1,000 is 1000, {1, 2} is {2, 1}.
 
-The answer is what stands in the last \boxed{}; where there is none, what math-verify finds in the end of the text. math-verify's own time
-limits are off: they need signals of the main thread, and rlkit ends a worker that takes too long.
+The answer is what stands in the last \boxed{}; where there is none, in the last <answer></answer>; else what math-verify finds in the end
+of the text. math-verify's own time limits are off: they need signals of the main thread, and rlkit ends a worker that takes too long.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -15,23 +16,46 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtra
 
 LONGEST_ANSWER = 2000  # characters; no answer is that long, and a parser may need minutes for what is
 SEARCHED_TAIL = 3000  # characters at the end in which an answer without a box is looked for
+CLOSE, SMALL, NOISE = 0.005, 1e-3, 1e-100  # below SMALL: three significant digits must agree; below NOISE an exact 0 that was reckoned
 CHOICES = "ABCDEFGHIJ"
 MATHEMATICS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 CHOICE_LETTERS = (StringExtractionConfig(strings=tuple(CHOICES)),)
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off, which is meant
 
+# What cannot be written out in time: sympy reckons powers, factorials and products exactly. An answer with one of these, or to a reference
+# with one, is right only to the letter. The bound is four digits; two where a sum of symbols is multiplied out; none for powers of powers.
+HUGE = re.compile(
+    r"""\^[\s{(+-]*\d{5,}                                                                       # 2^{10000}, \prod_{n=1}^{10000}
+      | \^\s*(?:\d+\s*|(?:[{(]\s*)+(?:[^{}()^a-zA-Z\\]|\\(?:cdot|times)(?![a-z]))*\d\s*)\^[\s{(]*\d      # 9^{9^9}, 2^{3\cdot9^{9}}
+      | \d{5,}[\s)}]*! | ![\s)}]*! | \d\s*\^[^()a-zA-Z]*\)\s*!                                 # 10000!, (9!)!, (10^9)!
+      | \\[dt]?binom\s*\{\s*(?:\d{5,}|\d+\s*\^) | (?:\d{5,}|\d\s*\^[\s{]*\d+)[\s}]*\\choose  # \binom{10^9}{10^8}
+      | \([^()]*(?<![\\a-zA-Z])[a-zA-Z][^()]*\)\s*\^[\s{]*\d{3,}                               # (x+1)^{100}""",
+    re.VERBOSE,
+)
+TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>", re.DOTALL)
 BRACES = re.compile(r"\\\\|\\[{}]|\\f?box(?:ed)?\s*\{|[{}]")
 PLAIN_NUMBER = r"-?(?:0|[1-9]\d{0,8})(?:\.\d{1,6})?"
 ASSIGNED_OR_LISTED = re.compile(
     rf"(?:(?P<name>[a-z])\s*=\s*|(?P<open>[(\[]|\\\{{))?(?P<numbers>\s*{PLAIN_NUMBER}\s*(?:,\s*{PLAIN_NUMBER}\s*)*)(?P<close>[)\]]|\\\}})?"
 )
-GROUPED_DIGITS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,|\{,\}|\\,|\\ |\\!|,\\!|~| )\d{3})+(?![\d,])")
+SEPARATOR = r"\{,\}|\\,|\\ |\\!|,\\!|~| "  # of thousands
+GROUPED_DIGITS = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:(?:,|{SEPARATOR})\d{{3}})+(?![\d,])")
+GROUPED_IN_A_LIST = re.compile(rf"(?<![\d.])\d{{1,3}}(?:(?:{SEPARATOR})\d{{3}})+(?!\d)")  # (100,200): a bare comma parts two numbers
+LIST = re.compile(r"(?:[(\[]|\\\{)[^()\[\]]*,")
 DOLLAR = re.compile(r"\\?[$€£¥]")
 WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 NUMBER_WITH_WORDS = re.compile(r"(-?[\d.,/]*\d)\s+([A-Za-z]{2,}(?:[ /-][A-Za-z]+)*)\.?")
-SCALES = re.compile(r"\b(?:hundred|thousand|million|billion|trillion|dozen|percent|pct|pi|squared|cubed|and|or)\b", re.IGNORECASE)
+MAGNITUDES = re.compile(  # no quarters and halves: three quarters may be three coins
+    r"\b(?:(?:hundred|thousand|lakh|million|crore|billion|trillion|dozen)s?"
+    r"|(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth|millionth|billionth)(?:s\b|$))",
+    re.IGNORECASE,
+)
+NO_UNITS = re.compile(rf"{MAGNITUDES.pattern}|\b(?:percent|pct|pi|squared|cubed|and|or)\b", re.IGNORECASE)
+LETTERS = re.compile(r"[^\W\d_](?:[ -]?[^\W\d_])+")
+SURELY_WORDS = re.compile(r"[^\W\d_]{4}|^(?:no|on)$", re.IGNORECASE)  # shorter ones may be products: ab is ba
 CHOICE = re.compile(rf"\(?([{CHOICES}{CHOICES.lower()}])\)?(?:[.:)]?|[.:)]\s*\S.*)", re.DOTALL)
 BRACKETED_CHOICE = re.compile(rf"\(([{CHOICES}])\)")
+ARTICLE = re.compile(r"\b(?:A|I)(?=[ \t]+(?!(?:because|since|as|and|or|is|for)\b)[a-z]|['’])")  # "A cat", "I think": no choices
 
 
 def accuracy(completion: str, answer: Any, **columns: Any) -> float:
@@ -39,15 +63,21 @@ def accuracy(completion: str, answer: Any, **columns: Any) -> float:
 
     Raises ValueError where the reference itself cannot be read: that is a fault of the data, not of the completion.
     """
-    references = [_tidy(str(one)) for one in (answer if isinstance(answer, (list, tuple)) else [answer])]
-    if not references or not all(references):
+    references = [_text(one) for one in (answer if isinstance(answer, (list, tuple)) else [answer])]
+    if not references or not all(map(_tidy, references)):
         raise ValueError(f"the reference answer is empty: {answer!r}")
-    boxed = last_boxed(completion)
-    if boxed is None:
-        return float(any(_found_in_text(completion[-SEARCHED_TAIL:], reference) for reference in references))
-    if len(boxed) > LONGEST_ANSWER:
-        return 0.0
-    return float(any(_same(reference, _tidy(boxed)) for reference in references))
+    given = last_boxed(completion)
+    if given is not None:
+        return float(any(_right(reference, given) for reference in references))
+    if tagged := TAGGED.findall(completion):  # a bare answer, or a sentence that holds it
+        completion = tagged[-1]
+        if any(_right(reference, completion.strip()) for reference in references):
+            return 1.0
+    return float(any(_found_in_text(completion[-SEARCHED_TAIL:], _tidy(reference)) for reference in references))
+
+
+def _text(answer: Any) -> str:
+    return f"{Decimal(repr(answer)):f}" if isinstance(answer, float) else str(answer)  # 1e-07 would read as e times 1, less 7
 
 
 def last_boxed(text: str) -> str | None:
@@ -64,16 +94,40 @@ def last_boxed(text: str) -> str | None:
     return text[slice(*last)].strip() if last else None
 
 
-def _tidy(answer: str) -> str:
-    """The same answer without what carries no meaning: currency signs, separators of thousands, a box or text command around it."""
+def _right(reference: str, given: str) -> bool:
+    if len(given) > LONGEST_ANSWER:
+        return False
+    words, said = _words(reference), _words(given)
+    if words and said and (words[1] or said[1]):
+        return words[0] == said[0]  # math-verify takes letters for symbols whose order is free: east is seat
+    return _same(_tidy(reference), _tidy(given))
+
+
+def _words(answer: str) -> tuple[str, bool] | None:
+    """An answer of letters alone: casefolded, and whether it must be words: by a text command, or too long for a product of symbols."""
+    answer = _bare(answer)
+    wrapped = WRAPPED.fullmatch(answer)
+    plain = " ".join((wrapped[1] if wrapped else answer).removesuffix(".").split())
+    return (plain.casefold(), bool(wrapped or SURELY_WORDS.search(plain))) if LETTERS.fullmatch(plain) else None
+
+
+def _bare(answer: str) -> str:
+    """The same answer without currency signs and a box around it."""
     answer = answer.strip()
     if answer.startswith(("\\boxed", "\\fbox")) and (inner := last_boxed(answer)) is not None:
         answer = inner
-    answer = DOLLAR.sub("", answer).strip()
+    return DOLLAR.sub("", answer).strip()
+
+
+def _tidy(answer: str) -> str:
+    """The same answer without what carries no meaning: what _bare takes away, separators of thousands, a text command around it."""
+    answer = _bare(answer)
     if wrapped := WRAPPED.fullmatch(answer):
         answer = wrapped[1].strip()
-    answer = GROUPED_DIGITS.sub(lambda match: re.sub(r"\D", "", match[0]), answer)
-    if (counted := NUMBER_WITH_WORDS.fullmatch(answer)) and not SCALES.search(counted[2]):
+    grouped = GROUPED_IN_A_LIST if LIST.search(answer) else GROUPED_DIGITS
+    answer = grouped.sub(lambda match: re.sub(r"\D", "", match[0]), answer)
+    answer = WRAPPED.sub(lambda match: f" {match[1].strip()} " if MAGNITUDES.search(match[1].strip()) else match[0], answer).strip()
+    if (counted := NUMBER_WITH_WORDS.fullmatch(answer)) and not NO_UNITS.search(counted[2]):
         answer = rf"{counted[1]}\text{{ {counted[2]}}}"  # math-verify knows a unit by its being text
     return answer
 
@@ -87,6 +141,8 @@ def _same(reference: str, given: str) -> bool:
         return expected == found  # what math-verify says as well, a hundred times faster: it compares six decimal places
     if choice := _choice(reference):
         return _choice(given) == choice
+    if HUGE.search(reference) or HUGE.search(given):
+        return False
     return _equal(_parsed(reference), _parse(f"${given}$", MATHEMATICS))
 
 
@@ -113,7 +169,9 @@ def _choice(answer: str) -> str | None:
 
 def _found_in_text(text: str, reference: str) -> bool:
     if choice := _choice(reference):
-        return _equal((choice.lower(),), _parse(BRACKETED_CHOICE.sub(r" \1 ", text), CHOICE_LETTERS))
+        return _equal((choice.lower(),), _parse(ARTICLE.sub("", BRACKETED_CHOICE.sub(r" \1 ", text)), CHOICE_LETTERS))
+    if HUGE.search(reference) or HUGE.search(text):
+        return False
     return _equal(_parsed(reference), _parse(text, MATHEMATICS))
 
 
@@ -126,7 +184,17 @@ def _parsed(reference: str) -> tuple[Any, ...]:
 
 
 def _equal(reference: tuple[Any, ...], given: list[Any]) -> bool:
-    return bool(verify(list(reference), given, timeout_seconds=None))
+    return any(verify(right, found, timeout_seconds=None) and _alike(right, found) for right in reference for found in given)
+
+
+def _alike(right: Any, found: Any) -> bool:
+    """False for two small numbers that differ: math-verify rounds to six decimal places, and to it 9.1e-31 is 1.6e-19."""
+    try:
+        expected, given = (float(getattr(one, "rhs", one)) for one in (right, found))  # rhs: of x = 9.1e-31
+    except (TypeError, ValueError, OverflowError):  # no real numbers: math-verify's word holds
+        return True
+    largest = max(abs(expected), abs(given))
+    return not NOISE < largest < SMALL or abs(expected - given) <= CLOSE * largest
 
 
 def _parse(text: str, targets: tuple[Any, ...]) -> list[Any]:

@@ -1,25 +1,54 @@
 """Does the code do what its tests ask? It is run in a locked-down process: no network, no files but its own, bounded time and memory.
 
-The code is the last fenced block of the completion (or all of it where there is none). tests: a list of {"input": ..., "output": ...} (what
-goes in on stdin and what must come out on stdout), a list of assert lines, or one text of code that fails where the code is wrong.
+The code is the last block of the completion that is fenced as Python, else the last of no language, else all of it. tests: a list of
+{"input": ..., "output": ...} (what goes in on stdin and what must come out on stdout), {"inputs": ..., "outputs": ...} as APPS and TACO
+have it, with "fn_name" where a function is called, a list of assert lines, or one text of code that fails where the code is wrong.
+
+The code and its asserts share a process: code that looks through the frames of that process finds the word that proves a pass, and an
+object that says it equals everything passes. What stdin and fn_name tests expect never enters the process.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import secrets
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlkit.rewarding import sandbox
 
-FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+FENCED = re.compile(r"^[^\n`]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)  # the language, the contents
+PYTHON = ("python", "py", "python3", "py3")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+TESTS_NOTHING = (*FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+
+# Takes code, test and word from stdin, which is gone before the code runs; no file holds them. The word is printed only at the end:
+# code that leaves before has not passed.
+HARNESS = """
+import json, os, sys
+
+def main():
+    write = os.write
+    with open(0, closefd=False) as file:
+        given = json.load(file)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    solution = sys.modules["solution"] = type(sys)("solution")
+    exec(compile(given["code"], "solution.py", "exec"), vars(solution))
+    solution.__name__ = "__main__"
+    exec(compile(given["test"], "test.py", "exec"), vars(solution))
+    write(1, (given["word"] + json.dumps(vars(solution).get("__returned__")) + given["word"]).encode())
+
+main()
+"""
 
 
 def code_tests(
     completion: str,
     tests: Any,
+    entry_point: str | None = None,
     seconds: float = 2.0,
     memory_mib: int = 512,
     partial: bool = False,
@@ -27,12 +56,13 @@ def code_tests(
 ) -> dict[str, float]:
     """score 1.0 where all tests pass (partial: the share that do), else 0.0; `passed` is the share. seconds, memory_mib: for each test.
 
-    Raises ValueError for tests of no known form, sandbox.Unavailable where this machine cannot lock the code in. The deadline of the reward
-    must leave time for all tests.
+    entry_point: the function that HumanEval's check(candidate) is called with. Raises ValueError for tests of no known form, or that would
+    test nothing, sandbox.Unavailable where this machine cannot lock the code in. The deadline of the reward must leave time for all tests.
     """
-    checks = _checks(tests)
-    fenced = FENCED.findall(completion)
-    code = fenced[-1] if fenced else completion
+    checks = [check if isinstance(check, Mapping) else _called(check, entry_point) for check in _checks(tests)]
+    fenced = FENCED.findall(completion.replace("\r\n", "\n"))
+    blocks = [text for name, text in fenced if name.lower() in PYTHON] or [text for name, text in fenced if not name]
+    code = textwrap.dedent(blocks[-1]) if blocks else completion
     limits = sandbox.Limits(seconds=seconds, memory_mib=memory_mib)
     share = sum(_passes(code, check, limits) for check in checks) / len(checks)
     return {"score": share if partial else float(share == 1.0), "passed": share}
@@ -41,8 +71,9 @@ def code_tests(
 def _checks(tests: Any) -> list[str | Mapping[str, Any]]:
     if isinstance(tests, str) and tests.lstrip().startswith(("[", "{")):
         tests = json.loads(tests)
-    if isinstance(tests, Mapping) and "inputs" in tests and "outputs" in tests:  # as APPS and TACO have it
-        tests = [{"input": given, "output": wanted} for given, wanted in zip(tests["inputs"], tests["outputs"], strict=True)]
+    if isinstance(tests, Mapping) and "inputs" in tests and "outputs" in tests:
+        named = {"fn_name": tests["fn_name"]} if tests.get("fn_name") else {}
+        tests = [{"input": given, "output": wanted, **named} for given, wanted in zip(tests["inputs"], tests["outputs"], strict=True)]
     checks = [tests] if isinstance(tests, (str, Mapping)) else list(tests) if isinstance(tests, Sequence) else []
     if not checks or not all(
         isinstance(check, str) or (isinstance(check, Mapping) and {"input", "output"} <= check.keys()) for check in checks
@@ -53,14 +84,54 @@ def _checks(tests: Any) -> list[str | Mapping[str, Any]]:
     return checks
 
 
+def _called(check: str, entry_point: str | None) -> str:
+    """The check with calls of what it only defines: check(entry_point) as in HumanEval, or each test_... as pytest does."""
+    check = textwrap.dedent(check)
+    try:
+        body = ast.parse(check).body
+    except SyntaxError as error:
+        raise ValueError(f"tests: line {error.lineno} is no Python ({error.msg}): {check[:100]!r}") from error
+    if not all(isinstance(line, TESTS_NOTHING) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)) for line in body):
+        return check
+    functions = {line.name: line for line in body if isinstance(line, FUNCTIONS)}
+    if "check" in functions and entry_point:
+        return f"{check}\n\ncheck({entry_point})\n"
+    tests = [name for name in functions if name.startswith("test")]
+    plain = all(isinstance(functions[name], ast.FunctionDef) and not ast.unparse(functions[name].args) for name in tests)
+    if not tests or not plain:
+        raise ValueError(
+            "tests: this code defines and calls nothing, so any program would pass it; it needs assert lines, test_... functions without "
+            f"parameters, or check(candidate) and a column entry_point: {check[:100]!r}"
+        )
+    return "\n".join([check, "", *(f"{name}()" for name in tests)])
+
+
 def _passes(code: str, check: str | Mapping[str, Any], limits: sandbox.Limits) -> bool:
-    if isinstance(check, Mapping):
-        result = sandbox.run(code, str(check["input"]), limits)
-        return result.exit_code == 0 and _lines(result.stdout) == _lines(str(check["output"]))
-    # The word is printed only where the end is reached: code that leaves before the tests has not passed them.
+    if isinstance(check, str):
+        return _returned(code, check, limits) is not None
+    if "fn_name" not in check:
+        result = sandbox.run(code, _text(check["input"]), limits)
+        return result.exit_code == 0 and _lines(result.stdout) == _lines(_text(check["output"]))
+    name, arguments, wanted = check["fn_name"], check["input"], check["output"]
+    if not str(name).isidentifier() or not isinstance(arguments, Sequence) or isinstance(arguments, str):
+        raise ValueError(
+            f"tests: fn_name must be a function and each of inputs the list of its arguments; they are {name!r}, {arguments!r}"
+        )
+    call = f"__returned__ = [({name} if {name!r} in globals() else Solution().{name})(*{list(arguments)!r})]"
+    said = _returned(code, call, limits)
+    return said is not None and (json.loads(said)[0] == wanted or json.loads(said) == wanted)
+
+
+def _returned(code: str, test: str, limits: sandbox.Limits) -> str | None:
+    """What the test left in __returned__, as JSON; None where it did not come to its end."""
     word = secrets.token_hex(16)
-    result = sandbox.run(f"{code}\n\n{check}\n\nprint({word!r})\n", "", limits)
-    return result.exit_code == 0 and result.stdout.rstrip().endswith(word)
+    result = sandbox.run(HARNESS, json.dumps({"code": code, "test": test, "word": word}), limits)
+    parts = result.stdout.split(word)
+    return parts[1] if result.exit_code == 0 and len(parts) == 3 else None
+
+
+def _text(lines: Any) -> str:
+    return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)  # APPS has both
 
 
 def _lines(text: str) -> list[str]:

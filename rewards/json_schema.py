@@ -11,13 +11,14 @@ from jsonschema import SchemaError
 from jsonschema.validators import validator_for
 from referencing import Registry
 
-FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+FENCED = re.compile(r"^[^\n`]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)  # the language, the contents
 
 
 def json_schema(completion: str, schema: Mapping[str, Any] | str, **columns: Any) -> float:
-    """1.0 where the whole completion, or else its last fenced block, is JSON that the schema allows; else 0.0.
+    """1.0 where the last fenced block, or the whole completion where it has none, is JSON that the schema allows; else 0.0.
 
-    schema: a JSON Schema, from a column of the data or from args; a text is read as JSON. Nothing is fetched: a $ref must be inside it.
+    Blocks of json come before those of no language; others do not count. schema: a JSON Schema, from a column of the data or from args; a
+    text is read as JSON. Nothing is fetched: a $ref must be inside it.
     Raises ValueError for a schema that is none. Needs the package jsonschema.
     """
     schema = json.loads(schema) if isinstance(schema, str) else dict(schema)
@@ -26,9 +27,10 @@ def json_schema(completion: str, schema: Mapping[str, Any] | str, **columns: Any
         kind.check_schema(schema)
     except SchemaError as error:
         raise ValueError(f"the schema is no JSON Schema: {error.message}") from error
-    fenced = FENCED.findall(completion)
+    fenced = FENCED.findall(completion.replace("\r\n", "\n"))
+    blocks = [text for name, text in fenced if name.lower() == "json"] or [text for name, text in fenced if not name]
     try:
-        document = json.loads(fenced[-1] if fenced else completion)
+        document = json.loads(blocks[-1] if blocks else completion)
     except (ValueError, RecursionError):
         return 0.0
     return float(kind(schema, registry=Registry()).is_valid(document))

@@ -1,25 +1,35 @@
-r"""Is the right letter chosen? It is looked for in \boxed{}, in <answer>, after "answer is", and as the last line, in this order."""
+r"""Is the right letter chosen? Looked for, in this order: in \boxed{}, in <answer>, after "answer is", as the last line, after "option"."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-LETTER = r"[\(\[]?\b([A-Z])\b[\)\]]?"
+# A bare A or I before a lower-case word is an article or a pronoun ("a good one", "I think"), unless the word goes on after a choice.
+NO_CHOICE = r"(?!(?-i:[AaI])(?:['’]|[ \t]+(?!(?:because|since|as|and|or|is|for)\b)(?-i:[a-z])))"
+LETTER = rf"[\(\[]?\b{NO_CHOICE}([A-Z])\b[\)\]]?"
+SAYS = r"(?i:answer|choice|option)\s*(?:(?i:is|would be|must be|should be)\b\s*:?|:)[\s*$]*"
+HEDGE = r"(?:I (?:think|believe|guess|say) (?:that )?it(?: is|'s) )?"
 PLACES = (
-    re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\s*\{\s*)?" + LETTER, re.IGNORECASE),
+    re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\s*\{\s*)?(?:option\s+)?" + LETTER, re.IGNORECASE),
     re.compile(r"<answer>\s*(?:option\s+)?\**" + LETTER, re.IGNORECASE),
-    re.compile(r"(?i:answer|choice|option)\s*(?i:is)?\s*:?\s*\**\s*(?i:option\s+)?" + LETTER),
+    re.compile(SAYS + HEDGE + r"\**(?i:option\s+)?" + LETTER),
     re.compile(r"^\s*\**" + LETTER + r"[.:)*\s]*\s*\Z", re.MULTILINE),
+    re.compile(r"(?i:answer|choice|option)[\s*]*" + LETTER),
 )
 
 
 def multiple_choice(completion: str, answer: Any, **columns: Any) -> float:
-    """1.0 where the last letter chosen is `answer` (a letter, or a number counted from 0 for A), else 0.0."""
-    right = chr(ord("A") + answer) if isinstance(answer, int) else str(answer).strip().strip("().[]").upper()
-    if not re.fullmatch("[A-Z]", right):
-        raise ValueError(f"the reference answer must be one letter or a number from 0 to 25, it is {answer!r}")
+    """1.0 where the last letter chosen is `answer` (a letter, or a number counted from 0 for A), or in it if it is a list, else 0.0."""
+    right = {_letter(one) for one in (answer if isinstance(answer, (list, tuple)) and answer else [answer])}
     for place in PLACES:
         if found := place.findall(completion):
-            return float(found[-1].upper() == right)
+            return float(found[-1].upper() in right)
     return 0.0
+
+
+def _letter(answer: Any) -> str:
+    letter = chr(ord("A") + answer) if isinstance(answer, int) and 0 <= answer < 26 else str(answer).strip().strip("().[]").upper()
+    if not re.fullmatch("[A-Z]", letter):
+        raise ValueError(f"the reference answer must be one letter or a number from 0 to 25, it is {answer!r}")
+    return letter

@@ -4,7 +4,7 @@ python -m rlkit.rewarding try recipe=NAME [n=20] [samples=FILE] [key=value ...] 
 python -m rlkit.rewarding replay FILE                 call a reward once more on the sample that stopped a run, in this process
 
 `try` loads no model. Without `samples`, the samples.jsonl of a run, a row stands for the completions that it brings along: its answer in a
-box, the text that the answer was cut out of, and nothing.
+box (of a list of right ones, each), the text that the answer was cut out of, and nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rlkit import run
 from rlkit.collector import given
 from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, lookup
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
+from rlkit.quiet import quiet
 from rlkit.rewarding import worker
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.rewarding.trial import trial
@@ -32,6 +33,7 @@ from rlkit.sourcing import opened
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done; 1 where a replayed reward fails again; 2 for a mistake of the user's."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    quiet(offline=False)
     try:
         if command == "try":
             return attempt(rest)
@@ -54,6 +56,9 @@ def attempt(arguments: list[str]) -> int:
     if not count.isdigit() or int(count) < 1:
         raise UserError(f"n={count} is not valid: it should be a whole number of rows from 1 on")
     recipe = recipes.read(run.compose(overrides, None))
+    quiet(offline=recipe.offline)
+    if not recipe.rewards:
+        raise UserError("this recipe has no rewards to try; name one of an algorithm that samples: recipe=grpo_math")
     settings = RewardSettings(**{**recipe.rewarding.model_dump(), "workers": recipe.rewarding.workers or os.cpu_count() or 1})
     items = stored(recipe, Path(own["samples"]), int(count)) if "samples" in own else brought(recipe, int(count))
     print(trial([RewardSpec(name=name, **reward.model_dump()) for name, reward in recipe.rewards.items()], settings, items))
@@ -66,8 +71,9 @@ def brought(recipe: recipes.Recipe, count: int) -> list[tuple[int, dict[str, Any
     items = []
     for number in range(min(count, len(reader))):
         row = reader.read(number)
+        answers = row.answer if isinstance(row.answer, list) else [] if row.answer is None else [row.answer]
         texts = [text for column in ANSWER_COLUMNS if isinstance(text := lookup(row.columns, column), str) and text != row.answer]
-        items += [(number, given(row) | {"completion": said}) for said in (f"\\boxed{{{row.answer}}}", *texts, "")]
+        items += [(number, given(row) | {"completion": said}) for said in (*(f"\\boxed{{{one}}}" for one in answers), *texts, "")]
     return items
 
 
@@ -80,6 +86,8 @@ def stored(recipe: recipes.Recipe, file: Path, count: int) -> list[tuple[int, di
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"samples={file} cannot be read as the samples.jsonl of a run: {error}") from error
     sources = {split: sources for split in ("train", "test") if (sources := getattr(recipe.data, split))}
+    for split in {place[0] for place in places} - sources.keys():
+        raise UserError(f"samples={file} holds samples of data.{split}, which the recipe does not have (it has: {', '.join(sources)})")
     readers = {split: opened(recipe, "prompts", split, sources[split]) for split in {place[0] for place in places}}
     return [(row, given(row_of(readers[split], row)) | {"completion": text, "stop": stop}) for split, row, text, stop in places]
 
@@ -99,9 +107,12 @@ def replay(file: Path) -> int:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         spec, items = RewardSpec(**content["reward"]), pickle.loads(base64.b64decode(content["pickled"]))
+        folder = Path(content["working_directory"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no file that a run wrote to be replayed: {error}") from error
-    os.chdir(content["working_directory"])
+    if not folder.is_dir():
+        raise UserError(f"{file} was written in {folder}, which is gone: make it again, or change working_directory in the file")
+    os.chdir(folder)
     print(f"rewards.{spec.name} ({spec.path}), sample {content['sample']}, {len(items)} completion(s); then: {content['outcome']['kind']}")
     faulthandler.dump_traceback_later(2 * content["deadline"] * len(items), exit=True)
     outcomes = worker.run_here(spec, RewardSettings(deadline=content["deadline"]), items)

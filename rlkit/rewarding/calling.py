@@ -8,6 +8,7 @@ TRL      f(prompts, completions, **columns) -> list of float | None             
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkit.errors import UserError
-from rlkit.rewarding.spec import RewardSpec, resolve
+from rlkit.rewarding.spec import RewardSpec, locate, resolve
 
 Item = Mapping[str, Any]
 Score = tuple[float | None, dict[str, float]]  # None: does not apply; the dict: entries to log
 
 SCORE_KEYS = ("score", "reward", "overall")  # ours and verl's, ours, EasyR1's
+ANSWERS_OF_FORM = {"verl": ("ground_truth",), "easyr1": ("reward_input",), "easyr1_batch": ("reward_inputs",)}  # beside `answer`
 FORMS = "completion (one sample), completions (a group, TRL), solution_str and ground_truth (verl), reward_input or reward_inputs (EasyR1)"
 
 
@@ -57,9 +59,10 @@ class Reward:
         missing = sorted(self.required - offered.keys())
         if missing:
             columns = ", ".join(sorted(offered))
+            answer = ", name the column of answers with data.columns.answer" if {"answer", "ground_truth"} & set(missing) else ""
             raise UserError(
                 f"rewards.{self.spec.name} ({self.spec.path}) needs {', '.join(map(repr, missing))}, which the data row does not have "
-                f"(it has: {columns}); rename a column with data.columns, or set rewards.{self.spec.name}.args"
+                f"(it has: {columns}); give the data a column of that name{answer}, or set rewards.{self.spec.name}.args"
             )
         return offered if self.takes_all else {name: value for name, value in offered.items() if name in self.names}
 
@@ -75,6 +78,28 @@ def load(spec: RewardSpec) -> Reward:
     if form is None:
         raise UserError(f"rewards.{spec.name}: {spec.path} has the parameters ({', '.join(sorted(names))}); one form asks for: {FORMS}")
     return Reward(spec, function, form, names, required, takes_all)
+
+
+def asks_answer(path: str, args: Mapping[str, Any]) -> bool:
+    """Whether the reward cannot do without an answer, read from its file: nothing is imported here. False too where the file does not say
+    (a module, an object, a decorated function): such a reward is refused when it is called and the answer is missing.
+
+    Raises UserError as locate does.
+    """
+    target = locate(path)
+    try:
+        body = ast.parse(target.file.read_bytes()).body if target.file else []
+    except (OSError, SyntaxError):
+        return False  # told when the workers import it
+    functions = [node for node in body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == target.function]
+    if not functions or functions[-1].decorator_list:
+        return False
+    given = functions[-1].args
+    by_place = [argument.arg for argument in (*given.posonlyargs, *given.args)]
+    required = {*by_place[: len(by_place) - len(given.defaults)]}
+    required |= {argument.arg for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None}
+    form = _form(frozenset({*by_place, *(argument.arg for argument in given.kwonlyargs)}))
+    return form is not None and bool(required & {"answer", *ANSWERS_OF_FORM.get(form, ())} - args.keys())
 
 
 def read_scores(reward: Reward, returned: Any, count: int) -> list[Score]:
@@ -106,13 +131,18 @@ def _ours(items: Sequence[Item]) -> dict[str, Any]:
 def _verl(items: Sequence[Item]) -> dict[str, Any]:
     columns = {name: value for name, value in items[0].items() if name != "completion"}
     extra = columns.get("extra_info", columns)
-    rest = {"data_source": columns.get("data_source", ""), "ground_truth": columns.get("ground_truth", columns.get("answer"))}
-    return columns | rest | {"solution_str": items[0]["completion"], "extra_info": extra}
+    own = {"data_source": columns.get("data_source", ""), "solution_str": items[0]["completion"], "extra_info": extra}
+    return columns | _ground_truth(columns) | own
 
 
 def _easyr1_one(item: Item) -> dict[str, Any]:
-    own = {"response": item["completion"], "ground_truth": item.get("ground_truth", item.get("answer"))}
-    return dict(item) | own | {"response_length": item.get("completion_length", len(item["completion"]))}
+    own = {"response": item["completion"], "response_length": item.get("completion_length", len(item["completion"]))}
+    return dict(item) | _ground_truth(item) | own
+
+
+def _ground_truth(item: Item) -> dict[str, Any]:
+    name = "ground_truth" if "ground_truth" in item else "answer"
+    return {"ground_truth": item[name]} if name in item else {}
 
 
 def _trl(items: Sequence[Item]) -> dict[str, Any]:

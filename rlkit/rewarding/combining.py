@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from rlkit.metrics import Metrics, Quantile, over
-from rlkit.rewarding.outcome import Outcome, OutcomeKind, Verdict
+from rlkit.rewarding.outcome import PLAIN, Outcome, OutcomeKind, Verdict
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
 Parts = Mapping[str, Outcome]  # by reward name
@@ -16,16 +16,21 @@ Parts = Mapping[str, Outcome]  # by reward name
 def verdicts(
     specs: Sequence[RewardSpec], settings: RewardSettings, parts: Mapping[Hashable, Parts], groups: Mapping[Hashable, Hashable]
 ) -> dict[Hashable, Verdict]:
-    """One verdict a sample, in the order of `parts`. groups: the group of each sample, within which scores are normalised."""
+    """One verdict a sample, in the order of `parts`. groups: the group of each sample, within which scores are normalised.
+
+    Normalised rewards are 0 in the mean of any step: what they were before goes with them, for people to read.
+    """
     values = {key: {name: outcome.value for name, outcome in its.items()} for key, its in parts.items()}
+    rewards = plain = {key: combined(specs, settings, its, parts[key]) for key, its in values.items()}
     if settings.normalise == "each":
         for spec in specs:
             for key, value in standardised({key: its[spec.name] for key, its in values.items()}, groups).items():
                 values[key][spec.name] = value
-    rewards = {key: combined(specs, settings, its, parts[key]) for key, its in values.items()}
+        rewards = {key: combined(specs, settings, its, parts[key]) for key, its in values.items()}
     if settings.normalise == "sum":
-        rewards = standardised(rewards, groups)
-    return {key: Verdict(rewards[key], its, _entries(its)) for key, its in parts.items()}
+        rewards = standardised(plain, groups)
+    before = {} if settings.normalise == "none" else {key: {PLAIN: reward} for key, reward in plain.items() if reward is not None}
+    return {key: Verdict(rewards[key], its, _entries(its) | before.get(key, {})) for key, its in parts.items()}
 
 
 def combined(specs: Sequence[RewardSpec], settings: RewardSettings, values: Mapping[str, float | None], parts: Parts) -> float | None:

@@ -32,7 +32,7 @@ from rlkit.rewarding.outcome import LUMP, Outcome, Verdict, quick
 from rlkit.rewarding.spec import RewardSettings, RewardSpec, locate
 
 # Without these ordinary programs do not work; everything else a reward needs is listed in rewarding.env.
-ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # what offline=true sets holds for rewards too
 FIXED_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",  # the GPU is the trainer's

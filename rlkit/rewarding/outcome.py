@@ -40,11 +40,15 @@ def quick(outcomes: Iterable[Outcome]) -> bool:
     return all(outcome.seconds < QUICK_SECONDS for outcome in outcomes)
 
 
+PLAIN = "reward"  # no entry of a function is called so: theirs have a slash
+
+
 @dataclass(frozen=True)
 class Verdict:
     """All rewards' word on one sample. reward is None where a reward that weighs failed or none applies: no reward is not a reward of 0.
 
-    parts: outcome by reward name. metrics: the other entries of what the functions returned, as `<reward name>/<entry>`.
+    parts: outcome by reward name. metrics: the other entries of what the functions returned, as `<reward name>/<entry>`; where rewards are
+    normalised, `PLAIN` is what the reward was before.
     """
 
     reward: float | None

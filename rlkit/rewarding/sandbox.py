@@ -1,8 +1,9 @@
 """Run a program that nobody has read: no network, no file but its own folder and the system's libraries, no way to stay.
 
 Linux namespaces do it (user, mount, process, network, IPC, host name): the program sees an empty network, a root in memory that holds the
-system's libraries and Python, read-only, and one writable folder of bounded size, as a user without capabilities. When its first process
-ends, or the time is over, the kernel ends all the others. Where the kernel does not allow this, nothing is run.
+system's libraries and Python, read-only, and one writable folder of bounded size, as a user without capabilities and with a keyring of its
+own. What gets around all that is refused call by call (syscalls.py). When its first process ends, or the time is over, the kernel ends all
+the others. Where the kernel does not allow this, nothing is run.
 
 The file is also the program that builds the walls: `python -I -S sandbox.py <JSON>` enters them and runs the source there.
 """
@@ -10,10 +11,12 @@ The file is also the program that builds the walls: `python -I -S sandbox.py <JS
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,8 +26,11 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000  # 
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18  # linux/mount.h
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
-PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # the system call's number: libc has no function for it
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38  # linux/prctl.h
+SECCOMP_MODE_FILTER = 2  # linux/seccomp.h
+KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
+NO_KEYS = (errno.ENOSYS, errno.EPERM)  # a kernel without keyrings, or a container in which nobody may touch them
+PIVOT_ROOT, KEYCTL = {"x86_64": 155, "aarch64": 41}, {"x86_64": 250, "aarch64": 219}  # by number: libc has no functions for them
 
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/bin")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -58,9 +64,16 @@ class Unavailable(Exception):
 
 def run(source: str, stdin: str = "", limits: Limits | None = None) -> Result:
     """Run Python source behind the walls. Raises Unavailable where the kernel does not give them."""
-    limits = limits or Limits()
+    from rlkit.rewarding import syscalls  # not above: the program that this file is too runs without packages
+
+    limits, machine = limits or Limits(), os.uname().machine
+    if machine not in syscalls.ARCHITECTURE:
+        raise Unavailable(
+            f"unknown code runs only on {' and '.join(syscalls.ARCHITECTURE)}, this machine is {machine}; leave this reward out"
+        )
     told, tell = os.pipe()
-    command = [sys.executable, "-I", "-S", __file__, json.dumps({"tell": tell, "limits": asdict(limits)})]
+    configuration = {"tell": tell, "limits": asdict(limits), "filter": syscalls.filter_for(machine).hex()}
+    command = [sys.executable, "-I", "-S", __file__, json.dumps(configuration)]
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(told, "rb") as walls:
         given.write(f"{len(source.encode())}\n".encode() + source.encode() + stdin.encode())
         given.seek(0)
@@ -109,7 +122,7 @@ def _main(configuration: str) -> None:
         if init == 0:
             libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             _build_root(libc, limits, source)
-            _be_init(libc, limits, tell)
+            _be_init(libc, limits, bytes.fromhex(given["filter"]), tell)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not run
         os.write(tell, str(error).encode())
         os._exit(1)
@@ -180,7 +193,7 @@ def _build_root(libc: ctypes.CDLL, limits: Limits, source: bytes) -> None:
     _mount(libc, "none", "/", "", MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def _be_init(libc: ctypes.CDLL, limits: Limits, tell: int) -> None:
+def _be_init(libc: ctypes.CDLL, limits: Limits, refusals: bytes, tell: int) -> None:
     """Start the program and wait for it; never returns."""
     program = os.fork()
     if program == 0:
@@ -201,6 +214,8 @@ def _be_init(libc: ctypes.CDLL, limits: Limits, tell: int) -> None:
         }
         for which, bound in bounds.items():
             resource.setrlimit(which, (bound, bound))
+        _join_new_keyring(libc)
+        _refuse(libc, refusals)
         os.write(tell, b"standing")
         os.close(tell)
         executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
@@ -214,6 +229,19 @@ def _be_init(libc: ctypes.CDLL, limits: Limits, tell: int) -> None:
         pid, status = os.wait()
         if pid == program:
             os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else SIGNALLED + os.WTERMSIG(status))
+
+
+def _join_new_keyring(libc: ctypes.CDLL) -> None:
+    """Leave the session keyring that comes with the process: the trainer's keys are in it, and the next program would find what is left."""
+    if libc.syscall(KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None) < 0 and ctypes.get_errno() not in NO_KEYS:
+        raise OSError(f"session keyring: {os.strerror(ctypes.get_errno())}")
+
+
+def _refuse(libc: ctypes.CDLL, refusals: bytes) -> None:
+    """Have the kernel refuse these system calls (syscalls.py) from here on, to all that starts from here."""
+    steps = ctypes.create_string_buffer(refusals, len(refusals))
+    program = struct.pack("HP", len(refusals) // 8, ctypes.addressof(steps))  # struct sock_fprog
+    _checked(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
 
 
 def _mount(libc: ctypes.CDLL, source: str, target: str, kind: str, flags: int, options: str = "") -> None:

@@ -7,6 +7,7 @@ killed at any moment; nothing here cleans up.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import pickle
 import random
@@ -15,7 +16,10 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextvars import ContextVar
+from typing import Any
 from zlib import crc32
 
 from rlkit.errors import UserError
@@ -27,6 +31,8 @@ from rlkit.rewarding.spec import RewardSettings, RewardSpec
 MAX_CHILDREN = 16  # processes that calls may leave running in a worker: a small pool of their own, but no flood
 THREAD_SECONDS = 0.05  # a thread that the call started and that is about to raise is given this long to do so
 DETAIL_CHARACTERS = 4000
+# When (time.monotonic) the deadline of the async call that is under way ends: for what waits or tries again on its behalf.
+UNTIL: ContextVar[float] = ContextVar("until", default=math.inf)
 
 
 class _State:
@@ -75,14 +81,13 @@ def run(index: int, payloads: Sequence[bytes]) -> list[Outcome]:
     """Ask reward `index` about samples (pickled items): one, a group, or several for an async function. Never raises."""
     before = set(threading.enumerate())
     _State.thread_errors = ()
-    random.seed(crc32(b"".join(payloads)))  # a reward that draws numbers draws the same ones for the same sample
     _grant_cpu(index, len(payloads))
     started = time.perf_counter()
     try:
         if _State.rewards is None and (trouble := load()[1]):
             raise UserError(trouble)
         assert _State.rewards is not None
-        outcomes = _ask(_State.rewards[index], [pickle.loads(payload) for payload in payloads])
+        outcomes = _ask(_State.rewards[index], payloads)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: whatever a function does is told, not obeyed
         outcomes = [_failure(error, started)] * len(payloads)
     if os.getpid() != _State.pid:
@@ -100,40 +105,74 @@ def run_here(spec: RewardSpec, settings: RewardSettings, items: Sequence[calling
     """Ask a reward in this very process, without limits, with its prints and its debugger. Raises UserError if it cannot be imported."""
     _State.pid, _State.settings = os.getpid(), settings
     reward = _load(spec)
-    random.seed(crc32(b"".join(pickle.dumps(dict(item), protocol=pickle.HIGHEST_PROTOCOL) for item in items)))
+    payloads = [pickle.dumps(dict(item), protocol=pickle.HIGHEST_PROTOCOL) for item in items]
     started = time.perf_counter()
     try:
-        return _ask(reward, list(items))
+        return _ask(reward, payloads)
     except BaseException as error:  # noqa: BLE001 - as in run()
         return [_failure(error, started)] * len(items)
 
 
-def _ask(reward: Reward, items: list[calling.Item]) -> list[Outcome]:
+def _ask(reward: Reward, payloads: Sequence[bytes]) -> list[Outcome]:
     if reward.is_async:
         if _State.loop is None:
             _State.loop = asyncio.new_event_loop()  # one for the worker's life: clients made at the first call belong to it
-        return _State.loop.run_until_complete(_ask_together(reward, [items] if reward.batch else [[item] for item in items]))
+        calls = [payloads] if reward.batch else [[payload] for payload in payloads]
+        return _State.loop.run_until_complete(_ask_together(reward, calls))
+    items = [pickle.loads(payload) for payload in payloads]
+    random.seed(_seed(payloads))  # a reward that draws numbers draws the same ones for the same sample
     started = time.perf_counter()
     scores = calling.read_scores(reward, reward.call(items), len(items))
     return _scored(scores, started)
 
 
-async def _ask_together(reward: Reward, calls: list[list[calling.Item]]) -> list[Outcome]:
-    answers = await asyncio.gather(*(_ask_one(reward, items) for items in calls))
+async def _ask_together(reward: Reward, calls: Sequence[Sequence[bytes]]) -> list[Outcome]:
+    answers = await asyncio.gather(*(_ask_one(reward, payloads) for payloads in calls))
     return [outcome for answer in answers for outcome in answer]
 
 
-async def _ask_one(reward: Reward, items: list[calling.Item]) -> list[Outcome]:
+async def _ask_one(reward: Reward, payloads: Sequence[bytes]) -> list[Outcome]:
     started = time.perf_counter()
-    deadline = deadline_of(reward.spec, _State.settings) * len(items)
+    deadline = deadline_of(reward.spec, _State.settings) * len(payloads)
+    UNTIL.set(time.monotonic() + deadline)  # of this call alone: each is a task with a context of its own
     try:
-        returned = await asyncio.wait_for(reward.call(items), deadline)
-        return _scored(calling.read_scores(reward, returned, len(items)), started)
+        returned = await asyncio.wait_for(_call(reward, payloads), deadline)
+        return _scored(calling.read_scores(reward, returned, len(payloads)), started)
     except BaseException as error:  # noqa: BLE001 - as in run(): one sample's fault must not become its neighbours'
         seconds = time.perf_counter() - started
         if isinstance(error, TimeoutError) and seconds >= deadline:  # not one that the function itself raised earlier
-            return [Outcome(OutcomeKind.TIMEOUT, detail=f"no answer within {deadline:g} s", seconds=seconds)] * len(items)
-        return [_failure(error, started)] * len(items)
+            return [Outcome(OutcomeKind.TIMEOUT, detail=f"no answer within {deadline:g} s", seconds=seconds)] * len(payloads)
+        return [_failure(error, started)] * len(payloads)
+
+
+async def _call(reward: Reward, payloads: Sequence[bytes]) -> Any:
+    async def called() -> Any:
+        return await reward.call([pickle.loads(payload) for payload in payloads])
+
+    return await _drawing_alone(called(), _seed(payloads))
+
+
+@types.coroutine
+def _drawing_alone(call: Coroutine[Any, Any, Any], seed: int) -> Generator[Any, Any, Any]:
+    """Await `call` with a `random` state of its own: taken away whenever it waits, given back when it goes on, whoever drew meanwhile."""
+    own = random.Random(seed).getstate()
+    resume: Callable[[Any], Any] = call.send
+    answer: Any = None
+    while True:
+        random.setstate(own)
+        try:
+            waits_for = resume(answer)
+        except StopIteration as end:
+            return end.value
+        own = random.getstate()
+        try:
+            resume, answer = call.send, (yield waits_for)
+        except BaseException as error:  # noqa: BLE001 - the deadline's, or what it waited for: the call's to handle
+            resume, answer = call.throw, error
+
+
+def _seed(payloads: Sequence[bytes]) -> int:
+    return crc32(b"".join(payloads))
 
 
 def deadline_of(spec: RewardSpec, settings: RewardSettings) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import Judge, RewardSettings, RewardSpec, Verdict, processes
+from rlkit.rewarding import Judge, RewardSettings, RewardSpec, Verdict, processes, sandbox
 
 HERE = Path(__file__).parent
 TORTURE = f"{HERE / 'torture_rewards.py'}:score"
@@ -64,3 +64,12 @@ def _ours(before: set[int]) -> dict[int, str]:
             if f"RLKIT_TEST_MARK={os.getpid()}".encode() in environment:
                 found[int(entry.name)] = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode()
     return found
+
+
+def no_walls() -> str:
+    """Why this machine runs nothing in the sandbox; empty where it does."""
+    try:
+        sandbox.run("")
+    except sandbox.Unavailable as error:
+        return str(error)
+    return ""

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from rlkit.rewarding import OutcomeKind, RewardSpec
+from rlkit.rewarding.calling import asks_answer
+from rlkit.rewarding.spec import shipped_names
 
 from .conftest import judge_all
 
@@ -94,8 +96,62 @@ def test_missing_column_is_told_with_the_columns_there_are(write_rewards: Callab
     [verdict] = judge_all([RewardSpec("f", f"{file}:f")], [{"prompt": "p", "completion": "", "answer": "1"}])
     assert verdict.parts["f"].detail == (
         f"rewards.f ({file}:f) needs 'solution', which the data row does not have (it has: answer, completion, prompt); "
-        "rename a column with data.columns, or set rewards.f.args"
+        "give the data a column of that name, or set rewards.f.args"
     )
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "has"),
+    [
+        ("f(completion, answer)", "answer", "completion, prompt"),
+        ("f(solution_str, ground_truth)", "ground_truth", "data_source, extra_info, prompt, solution_str"),
+        ("f(completions, answer)", "answer", "completions, prompts"),
+    ],
+)
+def test_a_missing_answer_is_missing_in_every_form(write_rewards: Callable[[str], str], function: str, name: str, has: str) -> None:
+    file = write_rewards(f"def {function}: return 1.0\n")
+    [verdict] = judge_all([RewardSpec("f", f"{file}:f")], [{"prompt": "p", "completion": ""}], group_size=1)
+    assert verdict.parts["f"].detail == (
+        f"rewards.f ({file}:f) needs '{name}', which the data row does not have (it has: {has}); give the data a column of that name, "
+        "name the column of answers with data.columns.answer, or set rewards.f.args"
+    )
+
+
+def test_answers_of_every_kind_arrive_as_they_are(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("""
+def ours(completion, answer): return float(completion in answer)
+def verl(data_source, solution_str, ground_truth): return float(sum(ground_truth.values()))
+def easyr1(reward_input): return {"overall": reward_input["ground_truth"] + 1}
+""")
+    for name, answer, score in (("ours", ["1/2", "0.5"], 1.0), ("verl", {"target": 98, "least": 2}, 100.0), ("easyr1", 7, 8.0)):
+        [verdict] = judge_all([RewardSpec(name, f"{file}:{name}")], [{"prompt": "p", "completion": "0.5", "answer": answer}])
+        assert verdict.reward == score, verdict.parts[name].detail
+
+
+def test_whether_a_reward_asks_for_an_answer_is_read_without_importing_it(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("""
+raise SystemExit("imported")
+def ours(prompt, completion, answer, **columns): ...
+async def slow(completion, *, answer): ...
+def verl(data_source, solution_str, ground_truth, extra_info=None): ...
+def trl(prompts, completions, answer, **columns): ...
+def easyr1(reward_inputs): ...
+def free(completion, **columns): ...
+def may(completion, answer=None): ...
+def may_verl(solution_str, ground_truth=None): ...
+def columned(completion, ground_truth): ...
+@decorated
+def wrapped(completion, answer): ...
+instance = object()
+""")
+    asked = {name: asks_answer(f"{file}:{name}", {}) for name in ("ours", "slow", "verl", "trl", "easyr1")}
+    assert set(asked.values()) == {True}, asked
+    free = {name: asks_answer(f"{file}:{name}", {}) for name in ("free", "may", "may_verl", "columned", "wrapped", "instance", "nowhere")}
+    assert set(free.values()) == {False}, free
+    assert not asks_answer(f"{file}:ours", {"answer": "4"}) and not asks_answer("package.module:function", {})
+    shipped = {name for name in shipped_names() if asks_answer(name, {})}
+    assert shipped == {"accuracy", "exact_match", "fuzzy_match", "multiple_choice"}
+    assert not asks_answer(f"{write_rewards('def broken(')}:broken", {})
 
 
 def test_async_samples_are_under_way_together_each_with_its_own_deadline(write_rewards: Callable[[str], str]) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from rlkit import rows
+from rlkit.collector import score
 from rlkit.rewarding import Outcome, OutcomeKind, RewardSettings, RewardSpec
 from rlkit.rewarding.combining import combined, standardised, verdicts
 from rlkit.rewarding.failures import FailureWindow
+from rlkit.types import Group, Key, Sample, Stop
 
+NO_TOKENS = torch.zeros(0)
+SAMPLE = Sample(Key(0, 0, 0), (1,), NO_TOKENS, NO_TOKENS.bool(), NO_TOKENS, NO_TOKENS.int(), Stop.EOS, "")
 SPECS = [RewardSpec("right", "accuracy", weight=1.0), RewardSpec("form", "format_tags", weight=0.5, gate=True)]
 
 
@@ -57,6 +63,22 @@ def test_normalise_each_gives_rewards_of_different_size_the_same_say() -> None:
     whole = verdicts(specs, RewardSettings(normalise="sum"), parts, groups)
     assert [whole[n].reward for n in (0, 1)] == [-1.0, 1.0]
     assert [whole[n].parts["large"].value for n in (0, 1)] == [100.0, 300.0]
+
+
+def test_what_people_read_is_the_reward_before_it_was_normalised() -> None:
+    """Of one group: 0 + 100 and 1 + 300, and a third that failed. Learned from is 0 in the mean, whatever the policy does."""
+    specs = [RewardSpec("small", "accuracy"), RewardSpec("large", "length")]
+    parts = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
+    parts[2] = {"small": Outcome(OutcomeKind.ERROR), "large": outcome(None)}
+    for normalise in ("none", "each", "sum"):
+        told = verdicts(specs, RewardSettings(normalise=normalise), parts, dict.fromkeys(range(3), "g"))  # type: ignore[arg-type]
+        group = Group(0, tuple(score(SAMPLE, told[n]) for n in range(3)))
+        assert [rows.plain(s) for s in group.samples] == [100.0, 301.0, None]
+        seen = rows.of_groups([group])
+        assert (seen["reward"], seen["reward_std"], seen["rewards_failed"]) == (200.5, pytest.approx(201 / 2**0.5), 1.0)
+        assert rows.of_sample(group.samples[1], None, str, "train")["reward"] == 301.0
+        learned = [s.reward for s in group.samples if s.reward is not None]
+        assert sum(learned) == (401.0 if normalise == "none" else 0.0)
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,15 @@ def items(count: int) -> list[dict[str, Any]]:
 
 def test_verdicts_do_not_depend_on_order_or_number_of_workers(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("""
-import random
+import asyncio, random
 def noisy(completion): return random.random()
+async def waiting(completion):
+    first = random.random()
+    await asyncio.sleep(first / 20)  # meanwhile the others draw
+    return first + random.random()
 def ranked(completions): return [float(n) for n in range(len(completions))]
 """)
-    specs = [RewardSpec("accuracy", "accuracy"), RewardSpec("noisy", f"{file}:noisy"), RewardSpec("ranked", f"{file}:ranked")]
+    specs = [RewardSpec("accuracy", "accuracy"), *(RewardSpec(name, f"{file}:{name}") for name in ("noisy", "waiting", "ranked"))]
     keys = [(group, sample) for group in range(10) for sample in range(4)]
     seen = []
     for workers, seed in ((1, None), (3, 1), (2, 2)):
@@ -141,6 +145,19 @@ def f(completion):
         "torch": False,
         "handler": False,
     }
+
+
+@pytest.mark.parametrize("told", ["1", None], ids=["told not to", "free to"])
+def test_workers_leave_bytecode_only_where_they_may(
+    monkeypatch: pytest.MonkeyPatch, write_rewards: Callable[[str], str], tmp_path: Path, told: str | None
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1") if told else monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    file = write_rewards("import beside\ndef f(completion): return beside.SCORE\n")
+    (tmp_path / "beside.py").write_text("SCORE = 3.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    [verdict] = judge_all([RewardSpec("f", f"{file}:f")], items(1))
+    assert verdict.reward == 3.0
+    assert (tmp_path / "__pycache__").is_dir() == (told is None)
 
 
 def test_memory_and_cpu_limits(write_rewards: Callable[[str], str]) -> None:

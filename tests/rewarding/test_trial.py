@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import pickle
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rlkit.rewarding import RewardSettings, RewardSpec
 from rlkit.rewarding.trial import trial
@@ -60,6 +63,42 @@ def test_the_rewards_of_a_recipe_on_rows_of_its_data(tmp_path: Path, write_rewar
     ]
 
 
+def test_each_of_several_right_answers_is_tried_and_a_row_without_one_stands_for_nothing(tmp_path: Path) -> None:
+    data = lines(tmp_path / "rows.jsonl", {"question": "1/2?", "answer": ["0.5", "1/3", 2]})
+    done = command("try", "recipe=grpo_math", "n=1", f"data.train={data}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[1:3] for line in done.stdout.splitlines()[1:]] == [
+        ['"\\\\boxed{0.5}"', "1"],
+        ['"\\\\boxed{1/3}"', "1"],
+        ['"\\\\boxed{2}"', "1"],
+        ['""', "0"],
+    ]
+    data = lines(tmp_path / "rows.jsonl", {"question": "Say something."})
+    length = ["~rewards.accuracy", "rewards.length.path=length", "rewards.length.args={longest: 9}"]
+    done = command("try", "recipe=grpo_math", "n=1", f"data.train={data}", *length)
+    assert (done.returncode, [line.split()[1:3] for line in done.stdout.splitlines()[1:]]) == (0, [['""', "1"]]), done.stderr
+
+
+def test_a_trial_of_a_local_file_asks_no_server_and_offline_holds_for_libraries_and_rewards(tmp_path: Path, write_rewards: Any) -> None:
+    mine = write_rewards("import os\ndef offline(completion): return float(os.environ.get('HF_HUB_OFFLINE') == '1')\n")
+    (tmp_path / "rows.csv").write_text("question,answer\n1+1,2\n")
+    program = f"""
+import socket
+asked = []
+socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or 1 / 0
+from rlkit.rewarding.__main__ import main
+code = main(["try", "recipe=grpo_math", "n=1", "data.train={tmp_path}/rows.csv", "rewards.mine.path={mine}:offline", OFFLINE])
+print(code, asked)
+"""
+    clean = {name: value for name, value in environment().items() if "OFFLINE" not in name} | {"HF_HOME": str(tmp_path / "cache")}
+    for offline in ("false", "true"):
+        whole = [sys.executable, "-c", program.replace("OFFLINE", f"'offline={offline}'")]
+        done = subprocess.run(whole, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=100)
+        table = done.stdout.splitlines()
+        assert table[-1] == "0 []", done.stderr
+        assert table[1].split()[:4] == ["1", '"\\\\boxed{2}"', "1", "1" if offline == "true" else "0"]
+
+
 def test_stored_completions_of_a_run(tmp_path: Path) -> None:
     """The row of each is found by its key: 38 + 57 is the built-in task's first test problem but two or so; its answer is looked up."""
     from rlkit.builtin import task
@@ -90,13 +129,23 @@ def test_the_example_of_the_readme(tmp_path: Path) -> None:
 
 def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
     broken = lines(tmp_path / "broken.jsonl", {"completion": "no key"})
+    held_out = lines(tmp_path / "samples.jsonl", {"split": "test", "key": [0, 0, 0, 0], "completion": "1"})
+    pickled = base64.b64encode(pickle.dumps([])).decode()
+    reward = {"name": "accuracy", "path": "accuracy"}
+    left = lines(tmp_path / "left.json", {"reward": reward, "pickled": pickled, "working_directory": f"{tmp_path}/gone"})
     for arguments, told in [
         (("try", "recipe=grpo_math", "rewards.accuracy.path=acuracy"), "unknown reward 'acuracy' (did you mean accuracy"),
         (("try", "recipe=grpo_math", f"samples={broken}"), "cannot be read as the samples.jsonl of a run"),
         (("try", "recipe=grpo_math", "n=none"), "n=none is not valid"),
         (("try", "recipe=grpo_math", "sampels=x"), "unknown key sampels"),
         (("try",), "choose a recipe"),
+        (("try", "recipe=sft_math"), "this recipe has no rewards to try"),
+        (
+            ("try", "recipe=grpo_math", "data.test=null", f"samples={held_out}"),
+            "holds samples of data.test, which the recipe does not have",
+        ),
         (("replay", str(broken)), "is no file that a run wrote to be replayed"),
+        (("replay", str(left)), f"was written in {tmp_path}/gone, which is gone"),
         (("rerun",), "valid: try recipe=NAME ..., replay FILE"),
     ]:
         done = command(*arguments)

@@ -77,6 +77,34 @@ accuracy = resolve("accuracy")
         ("5x", "5", False),
         (r"\text{Tuesday}", "Tuesday", True),
         (r"\text{Tuesday}", "Monday", False),
+        # a comma parts the numbers of a list, and the thousands of a number
+        ("(100,200)", "(100, 200)", True),
+        ("[100,200]", "[100, 200]", True),
+        (r"\{100,200\}", r"\{200, 100\}", True),
+        ("(2,100]", "(2, 100]", True),
+        ("(1{,}000, 2)", "(1000,2)", True),
+        ("(100,200)", "100200", False),
+        ("f(x)=1,000", "f(x)=1000", True),
+        # words are no products of symbols
+        (r"\text{BCA}", r"\text{ABC}", False),
+        ("east", "seat", False),
+        ("on", "no", False),
+        (r"\text{No.}", "no", True),
+        ("ba", "ab", True),
+        # what is too small for six decimal places
+        (r"9.1\times10^{-31}", r"1.6\times10^{-19}", False),
+        (r"x=9.1\times10^{-31}", r"1.6\times10^{-19}", False),
+        (r"1.60\times10^{-19}", r"1.6\cdot10^{-19}", True),
+        ("0.0000003", "0.0000001", False),
+        ("0.000333", "1/3000", True),
+        (r"\sin(\pi)", "0", True),
+        # a magnitude is no unit
+        ("2 thirds", "2", False),
+        ("5 millions", "5", False),
+        (r"12\text{ million}", "12", False),
+        (r"12\text{ million}", "12 million", True),
+        ("3 quarters", "3", True),  # coins
+        ("5 fifth graders", "5", True),
         # choice letters
         ("B", "B", True),
         ("b", "B", True),
@@ -106,6 +134,14 @@ def test_boxed_forms(given: str, reference: str, right: bool) -> None:
         ("The answer is (B).", "B", True),
         ("The answer is C", "B", False),
         ("", "12", False),
+        ("<think>6*7</think><answer>42</answer>", "42", True),
+        ("<answer>-5</answer>", "-5", True),
+        ("<answer>The answer is 41.</answer><answer>The answer is 42.</answer> Not 41", "42", True),
+        (r"<answer>3</answer> so \boxed{4}", "3", False),
+        ("A common mistake is to add. So the right one is B.", "B", True),
+        ("A common mistake is to add. So the right one is B.", "A", False),
+        ("I do not know", "I", False),
+        ("It is A because 3 is odd.", "A", True),
     ],
 )
 def test_which_answer_counts(completion: str, reference: str, right: bool) -> None:
@@ -116,6 +152,10 @@ def test_several_references_and_numbers() -> None:
     assert accuracy(r"\boxed{0.5}", ["2", r"\frac{1}{2}"]) == 1.0
     assert accuracy(r"\boxed{4}", 4) == 1.0
     assert accuracy(r"\boxed{4}", 4.0) == 1.0
+    assert accuracy(r"\boxed{3}", [2, 3]) == 1.0
+    assert accuracy(r"\boxed{3}", (2, 4)) == 0.0
+    assert accuracy(r"\boxed{0.0000001}", 1e-7) == 1.0
+    assert accuracy(r"\boxed{true}", True) == 1.0
 
 
 def test_reference_that_cannot_be_read_is_no_score_of_zero() -> None:
@@ -129,6 +169,50 @@ def test_nonsense_of_any_length_is_judged_quickly(piece: str) -> None:
     started = time.perf_counter()
     assert accuracy(piece * 10_000, "2") == 0.0
     assert time.perf_counter() - started < 5.0
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "9^{9^{9}}",
+        "9^{(9^9)}",
+        "2^{2^{100}}",
+        r"2^{3\cdot 9^{9}}",
+        "2^{1000000000}",
+        "10000000!",
+        "(10^9)!",
+        "((9!)!)!",
+        r"\binom{10^9}{10^8}",
+        r"{10^9 \choose 10^8}",
+        r"\prod_{n=1}^{1000000} n",
+        "(x+1)^{10000}",
+        r"\left(x+y+z\right)^{300}",
+    ],
+)
+def test_what_cannot_be_written_out_is_wrong_at_once_unless_it_is_the_reference(endless: str) -> None:
+    started = time.perf_counter()
+    assert accuracy(rf"\boxed{{{endless}}}", "2") == 0.0
+    assert accuracy(f"The answer is ${endless}$", "2") == 0.0
+    assert accuracy(rf"\boxed{{{endless}}}", endless) == 1.0
+    assert accuracy(r"\boxed{5}", endless) == 0.0
+    assert time.perf_counter() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "reference"),
+    [
+        ("2^2+3^2", "13"),
+        ("x^{2^n}", "x^{2^{n}}"),
+        ("e^{x^2}", r"\exp(x^2)"),
+        ("5! \\cdot 3!", "720"),
+        (r"\binom{10}{5}^2", "63504"),
+        (r"\left(-1\right)^{2019}", "-1"),
+        ("(n+1)!", "(1+n)!"),
+        ("(x^2)^3", "x^6"),
+    ],
+)
+def test_ordinary_powers_and_factorials_are_read(given: str, reference: str) -> None:
+    assert accuracy(rf"\boxed{{{given}}}", reference) == 1.0
 
 
 def test_short_cuts_agree_with_math_verify() -> None:

@@ -12,20 +12,12 @@ import pytest
 
 from rlkit.rewarding import RewardSpec, resolve, sandbox
 from rlkit.rewarding.sandbox import Limits, Result, Unavailable
-from tests.rewarding.conftest import judge_all
+from tests.rewarding.conftest import judge_all, no_walls
 
 code_tests = resolve("code_tests")
 
 
-def _walls() -> str:
-    try:
-        sandbox.run("")
-    except Unavailable as error:
-        return str(error)
-    return ""
-
-
-TROUBLE = _walls()
+TROUBLE = no_walls()
 pytestmark = pytest.mark.skipif(bool(TROUBLE), reason=f"NO SANDBOX: code-running rewards were not tried. {TROUBLE}")
 
 
@@ -116,6 +108,68 @@ def test_inputs_and_outputs() -> None:
     doubling = "```python\nprint(int(input()) * 2)\n```"
     assert code_tests(doubling, [{"input": "4\n", "output": "8"}, {"input": "5\n", "output": "10\n"}])["score"] == 1.0
     assert code_tests(doubling, {"inputs": ["4\n", "5\n"], "outputs": ["8", "11"]}, partial=True)["score"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "Run it:\n```bash\npython x.py\n```\nCode:\n```python\n{}```",
+        "For ```n``` and\n```json\n[1]\n```\nthis:\n```Python\n{}```\nOutput:\n```output\n9\n```\nor\n```\n9\n```",
+        "```python3\r\n{}```\r\n",
+        "1. first\n   ```py\n   {}   ```",
+        "```text\n9\n```\n```\n{}```",
+        "```python\nprint(1\n```\nbetter\n```python\n{}",
+    ],
+)
+def test_the_last_python_block_is_the_code(completion: str) -> None:
+    source = "def square(n): return n * n\n"
+    assert code_tests(completion.replace("{}", source), ["assert square(3) == 9"])["score"] == 1.0
+
+
+def test_functions_are_called_as_in_apps() -> None:
+    adding = "```python\ndef add(a, b):\n    print('adding')\n    return a + b\n```"
+    assert code_tests(adding, {"fn_name": "add", "inputs": [[1, 2], [[1], [2]]], "outputs": [3, [[1, 2]]]})["score"] == 1.0
+    assert code_tests(adding, {"fn_name": "add", "inputs": [[1, 2], [2, 2]], "outputs": [[3], 5]})["passed"] == 0.5
+    method = "```python\nclass Solution:\n    def add(self, a, b):\n        return (a, b)\n```"
+    assert code_tests(method, '{"fn_name": "add", "inputs": [[1, 2]], "outputs": [[1, 2]]}')["score"] == 1.0
+    with pytest.raises(ValueError, match="each of inputs the list of its arguments"):
+        code_tests(adding, {"fn_name": "add", "inputs": ["1 2"], "outputs": [3]})
+
+
+def test_checks_that_only_define_are_called_or_refused() -> None:
+    wrong = SQUARE.replace("n * n", "0")
+    human_eval = "METADATA = {}\n\ndef check(candidate):\n    assert candidate(3) == 9\n"
+    pytest_style = "import math\n\ndef test_square():\n    assert square(3) == 9\n"
+    assert [code_tests(code, human_eval, entry_point="square")["score"] for code in (SQUARE, wrong)] == [1.0, 0.0]
+    assert [code_tests(code, pytest_style)["score"] for code in (SQUARE, wrong)] == [1.0, 0.0]
+    assert [code_tests(code, "    assert square(3) == 9")["score"] for code in (SQUARE, wrong)] == [1.0, 0.0]
+    for nothing in (human_eval, "x = 1", "def test_it(square):\n    assert square(3) == 9", "async def test_it():\n    assert False"):
+        with pytest.raises(ValueError, match="calls nothing, so any program would pass"):
+            code_tests(SQUARE, nothing)
+    with pytest.raises(ValueError, match="line 1 is no Python"):
+        code_tests(SQUARE, ["assert square(3) is 9 or"])
+
+
+def test_a_main_guard_of_the_code_is_not_run_and_one_of_the_tests_is() -> None:
+    guarded = "```python\ndef square(n):\n    return n * n\n\nif __name__ == '__main__':\n    print(square(int(input())))\n```"
+    guard = "if __name__ == '__main__':\n    assert square(3) == "
+    assert [code_tests(guarded, f"{guard}{wanted}")["score"] for wanted in (9, 8)] == [1.0, 0.0]
+
+
+READERS = [
+    "text = open(__file__ if '__file__' in globals() else '/work/program.py').read()",
+    "text = os.read(0, 10**6).decode()",
+    "os.lseek(0, 0, 0); text = os.read(0, 10**6).decode()",
+    "text = ''.join(open(f'/work/{name}').read() for name in os.listdir('/work'))",
+]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_word_that_proves_a_pass_is_in_no_file(reader: str) -> None:
+    words = "[word for word in re.findall('[0-9a-f]{32}', text)]"
+    hack = f"```python\nimport os, re\ntry:\n    {reader}\nexcept OSError:\n    text = ''\nword = ''.join({words})\n"
+    assert code_tests(f"{hack}print(word + 'null' + word, flush=True)\nos._exit(0)\n```", ["assert False"])["score"] == 0.0
+    assert code_tests(f"{hack}```", ["assert word == ''"])["score"] == 1.0
 
 
 def test_leaving_early_is_no_pass() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -12,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import OutcomeKind, RewardSpec
+from rlkit.rewarding import OutcomeKind, RewardSpec, http, worker
 from tests.rewarding.conftest import judge_all
 
 
 class Server(ThreadingHTTPServer):
-    """Scores by length; says 503 to the first `failures` requests; remembers all."""
+    """Scores by length after `takes` seconds; says 503 to the first `failures` requests; remembers all."""
 
     daemon_threads = True
+    request_queue_size = 128  # connections that wait to be taken: past it the kernel makes a client try again a second later
+    takes = 0.1
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -45,17 +49,20 @@ class Handler(BaseHTTPRequestHandler):
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
             failing = self.server.failures > 0
             self.server.failures -= 1
-        time.sleep(0.1)
+        time.sleep(self.server.takes)
         answer: Any = {"score": float(len(body.get("completion", ""))), "seen": 1}
         if self.path.endswith("/chat/completions"):
             said = body["messages"][0]["content"]
             answer = {"choices": [{"message": {"content": "no idea" if "riddle" in said else f"Fine. Score: {said.count('good') * 5}"}}]}
+            if "saying " in said:  # what the judge is to say itself
+                answer["choices"][0]["message"]["content"] = said.partition("saying ")[2].partition(";")[0]
         status = 503 if failing else 422 if body.get("completion") == "bad" else 200
         with self.server.lock:
             self.server.at_once -= 1
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer if status == 200 else "no such thing").encode())
+        with contextlib.suppress(OSError):  # the client gave up
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer if status == 200 else "no such thing").encode())
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -89,6 +96,42 @@ def test_remote_tries_again_but_not_where_it_is_refused(server: Server) -> None:
     assert len(server.seen) == 4  # two refusals for a moment, then one answer each
 
 
+def test_a_worker_asks_for_all_its_samples_at_once(server: Server) -> None:
+    server.takes = 0.6
+    items = [{"prompt": "p", "completion": "x" * n} for n in range(33)]
+    # 32 at once and the one that came first: 1.2 s of the server's. Six at a time would wait for 3.6 s, and the last past their deadline.
+    verdicts = judge_all([RewardSpec("remote", "remote", args={"url": server.url})], items, workers=1, deadline=3.0)
+    assert [verdict.reward for verdict in verdicts] == [float(n) for n in range(33)]
+    assert 30 <= server.most_at_once <= 32
+
+
+def test_a_request_ends_with_its_samples_deadline(server: Server) -> None:
+    server.takes = 30.0
+
+    async def give_up() -> None:
+        worker.UNTIL.set(time.monotonic() + 0.3)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(http.post(server.url, {"completion": "slow"}), 0.3)
+        assert requests() == 1  # a thread cannot be stopped; it ends by itself
+        await asyncio.sleep(1.5)
+
+    asyncio.run(give_up())
+    assert requests() == 0
+
+
+def requests() -> int:
+    return sum(thread.name == http.THREADS for thread in threading.enumerate())
+
+
+def test_no_time_for_another_try_is_told_with_the_reason(server: Server) -> None:
+    server.failures = 9
+    spec = RewardSpec("remote", "remote", args={"url": server.url}, deadline=2.0)  # tries after about 0, 0.5 and 1.3 s
+    [verdict] = judge_all([spec], [{"prompt": "p", "completion": "good"}], max_failure_rate=1.0)
+    outcome = verdict.parts["remote"]
+    assert outcome.kind is OutcomeKind.ERROR and "answered 503" in outcome.detail and outcome.seconds < 2.0
+    assert f"(tries: {len(server.seen)} of 5, the reward's deadline leaves no time for another)" in outcome.detail
+
+
 def test_nobody_listening_is_an_error_and_no_score_of_zero() -> None:
     spec = RewardSpec("remote", "remote", args={"url": "http://127.0.0.1:9", "tries": 2})
     [verdict] = judge_all([spec], [{"prompt": "p", "completion": "c"}])
@@ -105,8 +148,8 @@ def test_rate_limit(server: Server) -> None:
 
 def test_same_question_is_asked_once_and_kept_over_runs(server: Server, tmp_path: Path) -> None:
     spec = RewardSpec("remote", "remote", args={"url": server.url, "cache": str(tmp_path)})
-    for _ in range(2):
-        assert judge_all([spec], [{"prompt": "p", "completion": "abc"}])[0].reward == 3.0
+    for _ in range(2):  # ten at once: nine wait for the answer of the first
+        assert [v.reward for v in judge_all([spec], [{"prompt": "p", "completion": "abc"}] * 10, workers=1)] == [3.0] * 10
     assert len(server.seen) == 1
 
 
@@ -120,3 +163,16 @@ def test_llm_judge(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "m gave no score: 'no idea'" in verdicts[3].parts["judge"].detail
     assert server.seen[0][0] == "/v1/chat/completions" and server.keys == {"Bearer secret"}
     assert server.seen[0][1]["temperature"] == 0.0 and "Say something." in server.seen[0][1]["messages"][0]["content"]
+
+
+def test_llm_judge_reads_the_number_after_score(server: Server) -> None:
+    said = {
+        "Score: -3": 0.0,
+        "Score (0 to 10): 7": 0.7,
+        "**Score:** 6/10": 0.6,
+        "Score: **8.5**": 0.85,
+        "the score is high\nscore = 4": 0.4,
+    }
+    spec = RewardSpec("judge", "llm_judge", args={"url": server.url, "model": "m"})
+    verdicts = judge_all([spec], [{"prompt": "p", "completion": f"saying {line};"} for line in said], workers=1)
+    assert [verdict.reward for verdict in verdicts] == pytest.approx(list(said.values()))

@@ -100,6 +100,14 @@ def test_fuzzy_match() -> None:
         ("A is wrong, C is wrong.\nB", 1.0),
         ("The answer is A.", 0.0),
         ("The answer is a mystery", 0.0),
+        ("The answer is B. Option A is wrong because it is too small.", 1.0),
+        ("Option A is wrong.\n\n(B)", 1.0),
+        ("I choose option B", 1.0),
+        ("Answer: I think it is B", 1.0),
+        ("Answer: I think so", 0.0),
+        (r"The answer is: $B$", 1.0),
+        (r"\boxed{\text{Option B}}", 1.0),
+        ("The answer is B because A is too small", 1.0),
         ("Because of that", 0.0),
     ],
 )
@@ -109,6 +117,10 @@ def test_multiple_choice(completion: str, expected: float) -> None:
 
 def test_multiple_choice_counts_from_0_and_refuses_what_is_no_letter() -> None:
     assert score("multiple_choice", "The answer is C", answer=2) == 1.0
+    assert score("multiple_choice", "The answer is C", answer=["A", 2]) == 1.0
+    assert score("multiple_choice", "The answer is A because B is too large", answer="A") == 1.0
+    assert score("multiple_choice", r"\boxed{a good one}", answer="A") == 0.0
+    assert score("multiple_choice", "Answer: I'd say so", answer="I") == 0.0
     with pytest.raises(ValueError, match="must be one letter"):
         score("multiple_choice", "B", answer="both")
 
@@ -121,6 +133,8 @@ SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "int
     [
         ('{"n": 3}', 1.0),
         ('Here it is:\n```json\n{"n": 3}\n```\nDone.', 1.0),
+        ('```bash\ncurl x\n```\nsays\n```JSON\r\n{"n": 3}\r\n```\nnot\n```python\nx\n```', 1.0),
+        ('```text\n3\n```\n```\n{"n": 3}\n```', 1.0),
         ('{"n": "3"}', 0.0),
         ('{"n": 3, "m": 1}', 0.0),
         ('{"n": 3', 0.0),

@@ -1,0 +1,147 @@
+"""What namespaces and limits do not hold, tried from behind the walls: keys, memory that no size counts, sockets out of the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rlkit.rewarding import sandbox, syscalls
+from rlkit.rewarding.sandbox import Result, Unavailable
+from tests.rewarding.conftest import no_walls
+
+MACHINE = os.uname().machine
+SESSION, JOIN, SEARCH, READ = -3, 1, 10, 11  # linux/keyctl.h
+
+
+TROUBLE = no_walls()
+walls = pytest.mark.skipif(bool(TROUBLE), reason=f"NO SANDBOX: nothing was tried behind the walls. {TROUBLE}")
+
+KEYS = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+said = ctypes.create_string_buffer(50)
+key = libc.syscall(KEYCTL, 10, -3, b"user", b"rlkit:outside", 0)
+libc.syscall(KEYCTL, 11, key, said, 50)
+left = libc.syscall(KEYCTL, 10, -3, b"user", b"rlkit:left", 0) > 0
+added = libc.syscall(ADD_KEY, b"user", b"rlkit:left", b"data", 4, -3) > 0
+print(said.value, left, added, libc.syscall(KEYCTL, 10, -3, b"user", b"rlkit:left", 0) > 0)
+"""
+
+
+@walls
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "keyring alone"])
+def test_no_key_comes_in_and_none_is_left_for_the_next_program(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    keyctl, add_key = (syscalls.REFUSED[name][MACHINE] for name in ("keyctl", "add_key"))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(keyctl, JOIN, None)
+    if libc.syscall(add_key, b"user", b"rlkit:outside", b"the secret", 10, SESSION) < 0:
+        pytest.skip(f"no keys on this machine: {os.strerror(ctypes.get_errno())}")
+    said = ctypes.create_string_buffer(50)
+    libc.syscall(keyctl, READ, libc.syscall(keyctl, SEARCH, SESSION, b"user", b"rlkit:outside", 0), said, 50)
+    assert said.value == b"the secret"  # outside it can be read
+    if not refused:
+        monkeypatch.setattr(syscalls, "filter_for", lambda machine: struct.pack("=HBBI", syscalls.RETURN, 0, 0, syscalls.ALLOW))
+    program = KEYS.replace("KEYCTL", str(keyctl)).replace("ADD_KEY", str(add_key))
+    seen = "b'' False False False\n" if refused else "b'' False True True\n"  # its own keyring is a program's own
+    assert [sandbox.run(program), sandbox.run(program)] == [Result(0, seen, "")] * 2
+
+
+REFUSALS = """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+
+def told(answer):
+    return errno_name(ctypes.get_errno()) if answer == -1 else "done"
+
+def errno_name(number):
+    import errno
+    return errno.errorcode[number]
+
+def opened(family):
+    try:
+        socket.socket(family, socket.SOCK_STREAM if family != 16 else socket.SOCK_RAW).close()
+    except OSError as error:
+        return errno_name(error.errno)
+    return "done"
+
+print(told(libc.memfd_create(b"x", 0)), told(libc.shmget(0, 1 << 20, 0o1600)), told(libc.msgget(0, 0o1600)))
+print(*(told(libc.syscall(number, 0, 0, 0, 0, 0)) for number in NUMBERS))
+print(*(opened(family) for family in (1, 2, 10, 16)))  # unix, inet, inet6, netlink
+print(*(opened(family) for family in (38, 40, 17, 31)))  # alg, vsock, packet, bluetooth
+"""
+
+
+@walls
+def test_memory_that_no_size_counts_and_sockets_out_of_the_machine_are_refused() -> None:
+    numbers = [numbers[MACHINE] for numbers in syscalls.REFUSED.values()]
+    result = sandbox.run(REFUSALS.replace("NUMBERS", str(numbers)))
+    told = ["EPERM " * 3, "EPERM " * len(numbers), "done " * 4, "EPERM " * 4]  # by libc's names, by number, and by family
+    assert result == Result(0, "".join(f"{line.strip()}\n" for line in told), "")
+
+
+OTHER_NUMBERS = """
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall(0x40000000 + 39), ctypes.get_errno(), flush=True)  # x32: getpid
+code = mmap.mmap(-1, 4096, prot=7)
+code.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20; int 0x80; ret: getpid in the numbers of 32 bit
+print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))())
+"""
+
+
+@walls
+@pytest.mark.skipif(MACHINE != "x86_64", reason="the other numbers of x86_64")
+def test_no_call_in_another_machines_numbers() -> None:
+    result = sandbox.run(OTHER_NUMBERS)
+    assert result in (Result(0, "-1 1\n-1\n", ""), Result(-11, "-1 1\n", ""))  # the second: a kernel that knows no 32 bit at all
+
+
+ORDINARY = """
+import asyncio, hashlib, mmap, subprocess, sys, tempfile, threading
+
+said = []
+threads = [threading.Thread(target=said.append, args=(n,)) for n in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+
+async def slept():
+    return await asyncio.wait_for(asyncio.to_thread(sum, [1, 2]), 5)
+
+with tempfile.TemporaryFile() as file:
+    file.write(b"x" * 4096); file.flush()
+    mapped = mmap.mmap(file.fileno(), 4096)[:2]
+child = subprocess.run([sys.executable, "-c", "print(6 * 7)"], capture_output=True, text=True)
+print(sorted(said), asyncio.run(slept()), mapped, child.stdout.strip(), hashlib.sha256(b"").hexdigest()[:4])
+"""
+
+
+@walls
+def test_ordinary_programs_run() -> None:
+    assert sandbox.run(ORDINARY) == Result(0, "[0, 1, 2, 3, 4, 5, 6, 7] 3 b'xx' 42 e3b0\n", "")
+
+
+HEADERS = {"x86_64": "x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}
+
+
+@pytest.mark.parametrize("machine", HEADERS)
+def test_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
+    header = Path("/usr/include", HEADERS[machine])
+    if not header.is_file():
+        pytest.skip(f"no {header}")
+    known = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", header.read_text()))
+    ours = {name: numbers[machine] for name, numbers in syscalls.REFUSED.items()}
+    ours |= {"socket": syscalls.SOCKET[machine], "pivot_root": sandbox.PIVOT_ROOT[machine]}
+    assert ours == {name: int(known.get(name, number)) for name, number in ours.items()}  # older headers lack the newest
+    assert syscalls.REFUSED["keyctl"] == sandbox.KEYCTL and {"keyctl", "socket", "pivot_root"} <= known.keys()
+
+
+def test_other_machines_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
+    with pytest.raises(Unavailable, match="runs only on x86_64 and aarch64, this machine is riscv64; leave this reward out"):
+        sandbox.run("print(1)")
