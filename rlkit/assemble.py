@@ -102,14 +102,14 @@ def build(
     stopping: Stopping,
 ) -> tuple[Run, Callable[[], None]]:
     """Loads the engines and puts the parts together; the second part ends the rollout engine."""
-    clock = Clock(report.phase)
-    dtype = dtype_of(recipe, ranks.device)
+    clock, dtype = Clock(report.phase), dtype_of(recipe, ranks.device)
+    needs = recipe.algorithm.needs(recipe.updates_per_step)
+    waits = recipe.algorithm.policy_waits(recipe.steps, recipe.updates_per_step) if needs.values else 0
     report.phase("loading")
     policy = make_policy(recipe, model_path, dtype, ranks)
     if plan.mode(recipe) == "swapped":
         policy.park()  # the rollout engine looks at what is free
     engine = make_engine(recipe, model_path, dtype, policy.names, renderer, ranks)
-    needs = recipe.algorithm.needs(recipe.updates_per_step)
     reference = make_reference(recipe, policy, model_path, dtype, ranks) if needs.reference else None
     sampling = Sampling(**recipe.sampling.model_dump(), max_tokens=recipe.max_completion_tokens)
     desk = Desk(engine, judge, renderer, stopping, recipe.seed, ranks)
@@ -119,9 +119,9 @@ def build(
         reference=reference,
         critic=critic,
         critic_schedule=schedule(recipe, recipe.algorithm.critic_lr) if needs.values else None,
-        policy_waits=recipe.algorithm.critic_warmup_steps * recipe.updates_per_step if needs.values else 0,
+        policy_waits=waits,
         algorithm=recipe.algorithm,
-        schedule=schedule(recipe),
+        schedule=schedule(recipe, waits=waits),
         probe=make_probe(recipe, policy, engine, dtype, sampling),
         ranks=ranks,
         passes=recipe.passes_per_step,
@@ -260,8 +260,10 @@ def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
 
 
 def collector(recipe: Recipe, desk: Desk, train: Stream[Prompt], ranks: Ranks, sampling: Sampling) -> Collector:
-    needs = recipe.algorithm.needs(recipe.updates_per_step)
-    return Collector(desk, train, ranks, recipe.prompts_per_step, recipe.samples_per_prompt, sampling, needs.greedy, needs.max_refills)
+    needs, cut = recipe.algorithm.needs(recipe.updates_per_step), recipe.mask_truncated_completions
+    grade = "accuracy" if "accuracy" in recipe.rewards and recipe.rewards["accuracy"].weight else None
+    sizes = (recipe.prompts_per_step, recipe.samples_per_prompt)
+    return Collector(desk, train, ranks, *sizes, sampling, needs.greedy, needs.max_refills, grade, cut)
 
 
 def evaluation(recipe: Recipe, desk: Desk, test: list[Any], ranks: Ranks, sampling: Sampling) -> Evaluation:

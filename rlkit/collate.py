@@ -33,6 +33,7 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
     rewards = [flat[i][2].reward for i in chosen]
     width = max((len(s.tokens) for s in samples), default=0)
     baselines = [groups[flat[i][0]].greedy for i in chosen]
+    greedy = all(g.greedy for g in groups)  # of the step, so that a rank without samples has an empty tensor
     return groups, Batch(
         samples=samples,
         mask=padded([s.mask for s in samples], width, False).bool(),
@@ -44,7 +45,7 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
         minibatch=torch.tensor([flat[i][1] for i in chosen], dtype=torch.int64),
         lag=torch.tensor([lag(s, version) for s in samples], dtype=torch.int64),
         size=len(flat),
-        baseline=torch.tensor([reward_or(g, float("nan")) for g in baselines], dtype=torch.float64) if any(baselines) else None,
+        baseline=torch.tensor([reward_or(g, float("nan")) for g in baselines], dtype=torch.float64) if greedy else None,
     )
 
 

@@ -16,7 +16,7 @@ from rlkit.ranks import Ranks
 from rlkit.rewarding.judge import Judge
 from rlkit.stopping import Stopping
 from rlkit.stored import group_from_json, group_to_json
-from rlkit.types import Group, Key, Request, Sample, Sampling, Scored
+from rlkit.types import Group, Key, Request, Sample, Sampling, Scored, Stop
 
 GREEDY = -1  # in a key, the sample number of the greedy completion
 
@@ -25,7 +25,7 @@ class Columned(Protocol):
     """A prompt of the data."""
 
     prompt: Any  # messages or text
-    answer: str | None
+    answer: Any  # None: there is none
     columns: Mapping[str, Any]
 
 
@@ -139,6 +139,8 @@ class Collector:
     sampling: Sampling
     greedy: bool  # whether each prompt gets a greedy completion too
     max_refills: int | None = None  # rounds that replace groups without signal; None: every group is kept
+    graded_by: str | None = "accuracy"  # the reward that says whether an answer is right, where a sample has it
+    mask_truncated_completions: bool = False  # whether nothing is learned from those that were cut
     surplus: list[Group] = field(default_factory=list)  # this rank's groups with signal that the last step had no room for
 
     @property
@@ -164,8 +166,8 @@ class Collector:
             groups = self._asked(asked, wanted)
             if groups is None:
                 return None
-            kept = kept + [g for g in groups if has_signal(g)]
-            left_out += [g for g in groups if not has_signal(g)]
+            kept = kept + [g for g in groups if has_signal(g, self.graded_by)]
+            left_out += [g for g in groups if not has_signal(g, self.graded_by)]
             numbers = sorted(n for part in self.ranks.gather([g.number for g in kept]) for n in part)
             asked += wanted
             rounds.append(groups)
@@ -183,6 +185,8 @@ class Collector:
         groups = self.desk.groups(self.ranks.dealt(numbered), self.samples_per_prompt, self.sampling, self.greedy)
         if self.ranks.any(groups is None) or groups is None:
             return None
+        if self.mask_truncated_completions:
+            groups = [without_cut(g) for g in groups]
         return groups if self.ranks.leads else []
 
     def state(self) -> dict[str, Any]:
@@ -196,6 +200,17 @@ class Collector:
         self.surplus = [group_from_json(g) for g in mine]
 
 
-def has_signal(group: Group) -> bool:
-    """Whether the rewards of a group differ; failed ones say nothing."""
-    return len({s.reward for s in group.samples if s.reward is not None}) > 1
+def has_signal(group: Group, graded_by: str | None = None) -> bool:
+    """Whether the rewards of a group differ, and its grades too where it has any; failed ones say nothing.
+
+    Of right and wrong that is 0 < right ones < all (DAPO, arXiv 2503.14476, section 3.2): a penalty beside the grade makes no signal.
+    """
+    valid = [s for s in group.samples if s.reward is not None]
+    grades = {s.parts[graded_by] for s in valid if s.parts.get(graded_by) is not None} if graded_by else set()
+    return len(grades) != 1 and len({s.reward for s in valid}) > 1
+
+
+def without_cut(group: Group) -> Group:
+    """No token of a completion that was cut counts in a loss, its reward does in the baseline (overlong filtering: DAPO, section 3.4)."""
+    masked = [replace(s.sample, mask=s.sample.mask & (s.sample.stop is not Stop.LENGTH)) for s in group.samples]
+    return replace(group, samples=tuple(replace(s, sample=m) for s, m in zip(group.samples, masked, strict=True)))

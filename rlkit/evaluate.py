@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rlkit import rows
 from rlkit.collector import Ask, Desk
 from rlkit.metrics import Mean, Metrics, over, values
 from rlkit.ranks import Ranks
@@ -37,7 +38,7 @@ class Evaluation:
         scored = [s for group in groups for s in group.samples]
         metrics: Metrics = {
             "eval/accuracy": over(float(right) for s in scored if (right := self._right(s.parts)) is not None),
-            "eval/reward": over(s.reward for s in scored if s.reward is not None),
+            "eval/reward": over(reward for s in scored if (reward := rows.plain(s)) is not None),
             "eval/completions/mean_length": over(len(s.sample.tokens) for s in scored),
             "eval/completions/clipped_ratio": over(float(s.sample.stop is Stop.LENGTH) for s in scored),
         }
@@ -46,8 +47,12 @@ class Evaluation:
         return metrics
 
     def _pass(self, groups: list[Group]) -> Mean:
-        """A problem is passed where any of its k samples is right."""
-        return over(float(any(self._right(s.parts) for s in group.samples)) for group in groups)
+        """A problem is passed where any of its k samples is right.
+
+        What failed to be graded is not wrong: a problem of which fewer than k samples are graded is left out.
+        """
+        graded = [[right for s in group.samples if (right := self._right(s.parts)) is not None] for group in groups]
+        return over(float(any(its)) for its in graded if len(its) == self.samples)
 
     def _right(self, parts: Mapping[str, float | None]) -> bool | None:
         value = parts.get(self.graded_by)

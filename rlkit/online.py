@@ -114,7 +114,13 @@ class Online:
                 f"step {step}: {kept} of {wanted} groups have a signal after {refills} refills (algorithm.max_refills); it {what}"
             )
         surplus = int(self.ranks.sum(torch.tensor(len(self.collector.surplus))))
-        return {"groups/kept": kept, "groups/left_out": left_out, "groups/refills": refills, "groups/surplus": surplus}
+        return {
+            "groups/kept": kept,
+            "groups/left_out": left_out,
+            "groups/refills": refills,
+            "groups/surplus": surplus,
+            "frac_reward_zero_std": left_out / max(kept + left_out, 1),  # the algorithm saw only those with a signal
+        }
 
     def _floors(self, taken: Taken, batch: Batch, credit: Credit, count: Count) -> dict[str, float]:
         """How far the phases of this step were from the least that they could take, evaluation aside."""

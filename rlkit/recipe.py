@@ -82,6 +82,7 @@ class Recipe(Section):
     tokens_per_micro_batch: Count
     max_prompt_tokens: Count
     max_completion_tokens: Count
+    mask_truncated_completions: bool
     sampling: SamplingSection | None
     model: ModelSection
     hardware: HardwareSection
@@ -146,6 +147,8 @@ class Recipe(Section):
             reasons = (
                 [f"{given}: of no use to algorithm={name}, which learns from what is written in the data; leave it out"] if given else []
             )
+            if self.mask_truncated_completions:
+                reasons.append(f"mask_truncated_completions=true: algorithm={name} samples none; leave it out")
             if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
                 reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
             if self.algorithm.learner == "reward_model" and self.model.lora.rank is not None:
@@ -158,6 +161,12 @@ class Recipe(Section):
             return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
         truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
         reasons: list[str] = self.algorithm.refusals(truncated, self.samples_per_prompt)
+        together = self.samples_per_prompt + self.algorithm.needs(self.updates_per_step).greedy
+        if self.rewarding.normalise != "none" and together < 2:
+            reasons.append(
+                f"rewarding.normalise={self.rewarding.normalise} brings the mean of a group to 0, and with samples_per_prompt=1 that is "
+                "every reward; set samples_per_prompt to at least 2, or rewarding.normalise=none"
+            )
         return reasons
 
     @property

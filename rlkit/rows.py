@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlkit.metrics import over, spread
+from rlkit.rewarding.outcome import PLAIN
 from rlkit.types import Group, Scored, Stop
 
 
 def of_groups(groups: Sequence[Group]) -> dict[str, float]:
     """Rewards and lengths of a step."""
     scored = [s for g in groups for s in g.samples]
-    valid = [[s.reward for s in g.samples if s.reward is not None] for g in groups]
+    valid = [[reward for s in g.samples if (reward := plain(s)) is not None] for g in groups]
     lengths = [len(s.sample.tokens) for s in scored]
     ended = [len(s.sample.tokens) for s in scored if s.sample.stop is Stop.EOS]
     row = {
@@ -33,6 +34,11 @@ def of_groups(groups: Sequence[Group]) -> dict[str, float]:
     return row
 
 
+def plain(scored: Scored) -> float | None:
+    """The reward as it was before rewards were normalised, which brings the mean of any group to 0."""
+    return scored.extra.get(PLAIN, scored.reward)
+
+
 def of_sample(scored: Scored, advantage: float | None, decode: Callable[[Sequence[int]], str], split: str) -> dict[str, Any]:
     """One line of samples.jsonl."""
     sample = scored.sample
@@ -41,7 +47,7 @@ def of_sample(scored: Scored, advantage: float | None, decode: Callable[[Sequenc
         "key": list(sample.key),
         "prompt": decode(sample.prompt),
         "completion": sample.text,
-        "reward": scored.reward,
+        "reward": plain(scored),
         "rewards": dict(scored.parts),
         "advantage": advantage,
         "stop": str(sample.stop),

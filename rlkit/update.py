@@ -28,7 +28,7 @@ class Learning:
     policy: Policy
     reference: Scores | None
     algorithm: Algorithm
-    schedule: Schedule  # of the policy
+    schedule: Schedule  # of the policy, from the first update that it has part in
     probe: Probe
     ranks: Ranks
     passes: int
@@ -66,8 +66,8 @@ def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
     metrics: Metrics = {}
     if run.needs.old_logprobs:
         old = scored(run, batch, run.policy)
-        metrics = run.probe.compare(old, batch.rollout_logprobs, batch.own)
-        run.probe.check(metrics)
+        metrics = run.ranks.merged(run.probe.compare(old, batch.rollout_logprobs, batch.own))
+        run.probe.check(metrics)  # of all ranks: they stop together, or none does
     if run.needs.reference:
         assert run.reference is not None, "assemble loads what the algorithm needs"
         reference = scored(run, batch, run.reference)
@@ -112,7 +112,7 @@ def one_update(run: Learning, batch: Batch, signals: Signals, credit: Credit, ro
         run.probe.check(metrics)  # before the optimizer moves
     applied, moved = True, {}
     if count.updates >= run.policy_waits:
-        applied, moved = stepped(run.policy, run.schedule.lr(count.updates), "")
+        applied, moved = stepped(run.policy, run.schedule.lr(count.updates - run.policy_waits), "")
     if run.critic and run.critic_schedule:
         also, more = stepped(run.critic, run.critic_schedule.lr(count.updates), "critic/")
         applied, moved = applied and also, {**moved, **more}

@@ -15,8 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ["rlkit", "recipes", "rewards", "pyproject.toml", "tests/ops", "tests/algorithms"]
-TESTS = ["tests/ops", "tests/algorithms", *(f"tests/test_{name}.py" for name in ("batching", "collector", "metrics", "seeds", "schedule"))]
-SLOW = "not no_process"  # starts a Python of its own
+TESTS = [
+    "tests/ops",
+    "tests/algorithms",
+    *(f"tests/test_{name}.py" for name in ("batching", "collector", "gauge", "metrics", "seeds", "schedule")),
+]
+SLOW = "not no_process and not of_a_process"  # start a Python of their own
 ONLINE = [f"tests/algorithms/test_{name}.py" for name in ("online", "grpo", "objective")]
 OFFLINE = ["tests/algorithms/test_offline.py"]
 # The tests that a fault in these meets first, beside those named like the file.
@@ -27,6 +31,7 @@ AIMED = {
     "returns": ["tests/ops/test_credit.py"],
     **dict.fromkeys(("masking", "metrics"), OFFLINE),
 }
+SAID = "said.txt"  # what the tests of the last fault printed, in the copy
 SEEN, UNSEEN = 1, 0  # pytest's exit codes: some test failed, all passed
 
 # file under rlkit/, what stands there (once), what stands there instead
@@ -71,6 +76,7 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("ops/surrogate.py", "ceiling = -most * advantages", "ceiling = most * advantages"),
     ("ops/surrogate.py", "ratio = log_ratios.detach().clamp(max=CEILING).exp()\n    weight", "ratio = log_ratios.exp()\n    weight"),
     ("ops/surrogate.py", "weight = ratio.clamp(1.0 - low, 1.0 + high)", "weight = ratio"),
+    ("ops/surrogate.py", "return -ratio * advantages * logprobs", "return -advantages * logprobs"),
     ("ops/surrogate.py", "masked_fill(advantages > 0, positive)", "masked_fill(advantages < 0, positive)"),
     ("ops/surrogate.py", "-(4.0 / tau)", "-4.0"),
     ("ops/surrogate.py", "log_ratios.clamp(max=SATURATED).exp()", "log_ratios.exp()"),
@@ -130,7 +136,9 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("reference.py", "digest.update(tensor.detach()", "str(tensor.detach()"),
     ("reference.py", "(versions, ranks, budget, len(names))", "(versions, ranks, len(names))"),
     ("metrics.py", "(p + z * z / (2 * n))", "(p + z / (2 * n))"),
-    ("algorithms/grpo.py", 'if self.scale == "group_std"', 'if self.scale != "group_std"'),
+    ("algorithms/grpo.py", "= torch.zeros_like(group)", "= group"),
+    ("algorithms/grpo.py", '"batch_std": batch_normalised', '"batch_std": returns.group_normalised'),
+    ("algorithms/grpo.py", '"none": returns.group_centred', '"none": returns.group_normalised'),
     ("algorithms/grpo.py", "step.groups)[batch.index]", "step.groups)[: len(batch.index)]"),
     ("algorithms/grpo.py", "batch.rewards - taken.samples", "batch.rewards"),
     ("algorithms/rloo.py", "returns.leave_one_out", "returns.group_centred"),
@@ -147,7 +155,9 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("algorithms/ppo.py", "torch.where(batch.valid.unsqueeze(-1), advantages + before, torch.nan)", "advantages + before"),
     ("algorithms/ppo.py", "advantages + before", "advantages"),
     ("algorithms/ppo.py", "        if self.whiten:\n", "        if not self.whiten:\n"),
-    ("algorithms/ppo.py", "known = mask & ~returned.isnan()", "known = ~returned.isnan()"),
+    ("algorithms/objective.py", "known = mask & ~returned.isnan()", "known = ~returned.isnan()"),
+    ("algorithms/objective.py", "0 < steps <= self.critic_warmup_steps", "0 < steps < self.critic_warmup_steps"),
+    ("algorithms/objective.py", "effective(weights[rows.mask]", "effective(raw[rows.mask]"),
     (
         "algorithms/credit.py",
         "peers.sum(torch.stack([kept.sum(), mask.sum().to(kept.dtype)]))",
@@ -156,7 +166,8 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("algorithms/credit.py", "peers.sum(centred.square().sum())", "centred.square().sum()"),
     ("algorithms/credit.py", "(count - 1.0).clamp(min=1.0)", "count.clamp(min=1.0)"),
     ("algorithms/credit.py", "nothing if bool(std <= ROUNDING * mean.abs()) else centred", "centred"),
-    ("algorithms/credit.py", "total / max(batch.size, 1)", "total / max(tokens, 1)"),
+    ("algorithms/credit.py", "total / batch.size", "total / tokens"),
+    ("algorithms/credit.py", "if tokens:", "if tokens or batch.size:"),
     ("algorithms/credit.py", "state.kl_coef if isinstance(state, KLState) else keys.kl_coef", "keys.kl_coef"),
     ("algorithms/credit.py", "k1 = torch.where(batch.mask, kl.k1(", "k1 = torch.where(batch.mask | True, kl.k1("),
     ("algorithms/credit.py", "torch.where(batch.mask, grid.float(), 0.0)", "grid.float() * torch.ones_like(batch.mask)"),
@@ -180,9 +191,16 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("update.py", "run.ranks.sum(unit_totals(batch.mask[rows]))", "unit_totals(batch.mask[rows])"),
     ("update.py", "batch.minibatch == minibatch", "batch.minibatch >= 0"),
     ("update.py", "learner.idle()", "pass"),
+    (
+        "update.py",
+        "run.ranks.merged(run.probe.compare(old, batch.rollout_logprobs, batch.own))",
+        "run.probe.compare(old, batch.rollout_logprobs, batch.own)",
+    ),
+    ("update.py", "lr(count.updates - run.policy_waits)", "lr(count.updates)"),
     ("collector.py", "len(rounds) <= max_refills", "len(rounds) < max_refills"),
-    ("collector.py", "if s.reward is not None}) > 1", "}) > 1"),
-    ("collector.py", "if has_signal(g)]", "]"),
+    ("collector.py", "in group.samples if s.reward is not None]", "in group.samples]"),
+    ("collector.py", "len(grades) != 1 and ", ""),
+    ("collector.py", "groups if has_signal(g, self.graded_by)]", "groups]"),
     ("collector.py", "-missing * asked // found", "-missing"),
     ("collector.py", "numbers[self.prompts_per_step :]", "numbers[: -self.prompts_per_step]"),
     ("collector.py", "kept, left_out = self.surplus, []", "kept, left_out = [], []"),
@@ -202,8 +220,13 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("metrics.py", "float(mask.sum())", "float(mask.numel())"),
     ("seeds.py", '"sample", seed, *key', '"sample", seed, *key[:2]'),
     ("schedule.py", "(update + 1) / self.warmup", "update / self.warmup"),
+    ("collate.py", "all(g.greedy for g in groups)", "any(baselines)"),
     ("collate.py", "key=lambda g: g.number", "key=lambda g: -g.number"),
     ("collate.py", "[r is not None for r in rewards]", "[True for r in rewards]"),
+    ("gauge.py", "peak_memory() - self._asleep", "peak_memory()"),
+    ("gauge.py", "self._asleep += counted", "self._asleep = counted"),
+    ("gauge.py", "max(self._highest, peak_memory()", "max(0.0, peak_memory()"),
+    ("gauge.py", "memory_reserved() + free", "memory_reserved() - free"),
 ]
 
 
@@ -219,7 +242,9 @@ def main(words: list[str]) -> int:
                 source, copy / name
             )
         if tested(copy, TESTS) != UNSEEN:
-            print("the tests of the maths fail without any fault; run them first", file=sys.stderr)
+            print(
+                (copy / SAID).read_text() + "the tests of the maths fail without any fault in their copy; mend them first", file=sys.stderr
+            )
             return 2
         unseen = [mutant for mutant in chosen if not seen(copy, *mutant)]
     print(f"{len(chosen) - len(unseen)} of {len(chosen)} faults seen")
@@ -257,8 +282,8 @@ def tested(copy: Path, tests: list[str]) -> int:
         os.chdir(copy)
         sys.dont_write_bytecode = True  # a fault of the same length within the same second would find the old bytecode
         sys.path[:] = [str(copy), *(p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tests"))]
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1), os.dup2(null, 2)
+        said = os.open(SAID, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1), os.dup2(said, 2)
         import pytest
         import torch
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from rlkit.collate import collate
-from rlkit.collector import Collector, has_signal
+from rlkit.collector import Collector, has_signal, without_cut
 from rlkit.errors import RunFailed
 from rlkit.stored import group_from_json, group_to_json
 from rlkit.types import Group, Key, Sample, Sampling, Scored, Stop
+from tests.algorithms.test_grpo import FULL, Way, difference, learn
 from tests.algorithms.tiny import Ranks, together
 
 
@@ -39,7 +40,7 @@ class Rows:
 class Desk:
     """Rewards two samples of a prompt; they differ where the pattern, cycled over prompts, says so."""
 
-    pattern: str  # "1": a signal, "0": none, "x": the rewards failed
+    pattern: str  # "1": a signal, "0": none, "x": the rewards failed, "p": both are right, and a penalty differs
     version: int = 0
     asked: list[int] = field(default_factory=list)
 
@@ -49,8 +50,9 @@ class Desk:
 
     def group(self, number: int, row: int) -> Group:
         kind = self.pattern[row % len(self.pattern)]
-        rewards = {"1": (0.0, 1.0), "0": (1.0, 1.0), "x": (1.0, None)}[kind]
-        return Group(number, tuple(Scored(completion(row, n, self.version), reward, {}) for n, reward in enumerate(rewards)))
+        rewards = {"1": (0.0, 1.0), "0": (1.0, 1.0), "x": (1.0, None), "p": (1.0, 0.5)}[kind]
+        parts = {"accuracy": 1.0, "overlong": 0.0} if kind == "p" else {}
+        return Group(number, tuple(Scored(completion(row, n, self.version), reward, parts) for n, reward in enumerate(rewards)))
 
 
 def completion(row: int, n: int, version: int) -> Sample:
@@ -152,6 +154,75 @@ def test_a_stored_group_is_the_group_to_the_last_bit() -> None:
 def test_a_group_has_a_signal_where_its_valid_rewards_differ() -> None:
     desk = Desk("10x")
     assert [has_signal(desk.group(n, n)) for n in range(3)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "grades", "signal"),
+    [
+        ([0.0, -0.5], [0.0, 0.0], False),  # all wrong, one of them long
+        ([1.0, 0.5], [1.0, 1.0], False),  # all right, one of them long
+        ([1.0, -0.5], [1.0, 0.0], True),
+        ([0.0, 0.0], [1.0, 0.0], False),  # the penalty took just as much: no advantage
+        ([0.25, 0.5], [0.25, 0.5], True),  # a grade without a limit of right and wrong
+        ([0.25, 0.5], [None, None], True),  # not graded, so the rewards say
+        ([1.0, 0.5, None], [1.0, 1.0, 0.0], False),  # another reward failed for the wrong one
+    ],
+)
+def test_where_answers_are_graded_the_grades_differ_too(rewards: list[Any], grades: list[Any], signal: bool) -> None:
+    """0 < right answers < all of them, as in DAPO; without a grade a penalty is a signal."""
+    told = zip(rewards, grades, strict=True)
+    group = Group(0, tuple(Scored(completion(0, n, 0), r, {"accuracy": g, "overlong": -0.5}) for n, (r, g) in enumerate(told)))
+    assert has_signal(group, "accuracy") is signal
+    assert has_signal(group) is has_signal(group, "elsewhere") is (len({r for r in rewards if r is not None}) > 1)
+
+
+def test_dynamic_sampling_replaces_groups_that_are_all_right_but_for_a_penalty() -> None:
+    (only,) = steps("1p1", size=2, count=1, world=1)
+    assert only == ([0, 2], [1], 1, [3])  # half of the first two had a signal, so two more are asked: 2 fills the step, 3 waits
+
+
+def ending(groups: list[Group], tokens: int) -> list[Group]:
+    """The second completion of each group was cut at the limit; its tokens are all this one."""
+
+    def cut(scored: Scored) -> Scored:
+        return replace(scored, sample=replace(scored.sample, stop=Stop.LENGTH, tokens=torch.full_like(scored.sample.tokens, tokens)))
+
+    return [replace(g, samples=(g.samples[0], cut(g.samples[1]), *g.samples[2:])) for g in groups]
+
+
+@dataclass
+class CutDesk(Desk):
+    def groups(self, *asked: Any) -> list[Group]:
+        return ending(super().groups(*asked), 3)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_completions_that_were_cut_can_be_left_out_of_the_loss(masks: bool) -> None:
+    """They stay in their group, with their reward."""
+
+    def work(ranks: Ranks) -> None:
+        made = replace(collector(CutDesk("1"), ranks, 2, None), mask_truncated_completions=masks)
+        taken = made.take()
+        assert taken is not None
+        groups, batch = collate(taken.groups, ranks, 1, 0)  # type: ignore[arg-type]
+        assert batch.mask.any(-1).tolist() == [True, not masks] * 2 and batch.rewards.tolist() == [0.0, 1.0] * 2
+        assert [[s.sample.stop for s in g.samples] for g in groups] == [[Stop.EOS, Stop.LENGTH]] * 2
+
+    together(1, work)
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_no_gradient_comes_from_a_completion_that_was_masked(reduction: str) -> None:
+    """Every sample moves the policy here (a KL and the entropy), and what the masked ones say changes nothing."""
+    keys = FULL.model_copy(update={"reduction": reduction})
+
+    def gradient(tokens: int, masks: bool) -> torch.Tensor:
+        change = without_cut if masks else replace
+        return learn(keys, Way(order=lambda groups: [change(g) for g in ending(groups, tokens)]))[0][0]
+
+    masked = gradient(3, True)
+    assert torch.equal(masked, gradient(8, True)) and float(masked.norm()) > 1e-3
+    assert difference([gradient(3, False)], [gradient(8, False)]) > 1e-3
 
 
 def test_samples_older_than_the_collector_allows_never_reach_a_loss() -> None:

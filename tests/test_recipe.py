@@ -126,6 +126,7 @@ REFUSED = {
     "algorithm.reduction=mean": "it should be 'token_mean', 'sequence_mean' or 'fixed_length'",
     "algorithm.clip_low=1": "algorithm.clip_low=1 is not valid: it should be less than 1",
     "samples_per_prompt=1": "samples_per_prompt=1 is too few for algorithm=grpo, whose baseline is the group; set it to at least 2",
+    "mask_truncated_completions=often": "mask_truncated_completions='often' is not valid: it should be a valid boolean",
     "passes_per_step=2": "updates_per_step=1 counts the updates of all passes_per_step=2 passes and must be a multiple of it",
     "updates_per_step=49": "asks for more minibatches than there are groups: prompts_per_step=48",
     "tokens_per_micro_batch=100": "does not hold one sample of max_prompt_tokens + max_completion_tokens = 112; set it to at least 112",
@@ -171,6 +172,22 @@ def test_processes_that_share_rows_hold_a_sample_together(capsys: pytest.Capture
     assert "does not share rows yet; set engine.sequence_parallel=1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["ppo_math", "reinforce_pp_math"])
+@pytest.mark.parametrize("normalise", ["each", "sum"])
+def test_a_reward_is_not_normalised_alone(name: str, normalise: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"recipe={name}", "dry_run=true", f"rewarding.normalise={normalise}"]
+    assert run.main([*words, "samples_per_prompt=1"]) == 2
+    told = capsys.readouterr().err
+    assert told == (
+        f"rlkit: rewarding.normalise={normalise} brings the mean of a group to 0, and with samples_per_prompt=1 that is every reward; "
+        "set samples_per_prompt to at least 2, or rewarding.normalise=none\n"
+    )
+    assert composed(f"recipe={name}", "samples_per_prompt=1").rewarding.normalise == "none"
+    assert composed(*words, "samples_per_prompt=2").rewarding.normalise == normalise
+    beside_greedy = composed("recipe=remax_math", *words[2:], "samples_per_prompt=1")  # whose group has two
+    assert beside_greedy.rewarding.normalise == normalise
+
+
 REFUSED_OFFLINE = {
     "samples_per_prompt=4": "samples_per_prompt: of no use to algorithm=dpo, which learns from what is written in the data; leave it out",
     "sampling={temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0}": "sampling: of no use to algorithm=dpo",
@@ -182,6 +199,7 @@ REFUSED_OFFLINE = {
     "algorithm.bta=1": "unknown key algorithm.bta (did you mean beta",
     "tokens_per_micro_batch=100": "does not hold one pair, twice max_prompt_tokens + max_completion_tokens = 160; set it to at least 160",
     "updates_per_step=33": "asks for more minibatches than there are groups: prompts_per_step=32",
+    "mask_truncated_completions=true": "mask_truncated_completions=true: algorithm=dpo samples none; leave it out",
 }
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from rlkit import assemble
 from rlkit.schedule import Schedule
 
 
@@ -31,3 +33,12 @@ def test_a_rate_is_never_negative_or_above_the_peak_and_never_zero(kind: str, wa
 
 def test_the_peak_scales_everything() -> None:
     assert Schedule(5e-4, "linear", 0, 10).lr(5) == 2.5e-4 and Schedule(0.0, "cosine", 3, 10).lr(1) == 0.0
+
+
+def test_who_waits_has_fewer_updates_to_fall_over() -> None:
+    """10 steps of 2 updates, a warm-up of one step: 20 and 2. Whoever waits for 3 steps warms up as long, and has 14 in all."""
+    optim = SimpleNamespace(lr=0.5, schedule="linear", warmup_steps=1)
+    recipe = SimpleNamespace(steps=10, updates_per_step=2, optim=optim)
+    assert assemble.schedule(recipe) == Schedule(0.5, "linear", 2, 20)  # type: ignore[arg-type]
+    assert assemble.schedule(recipe, 0.1) == Schedule(0.1, "linear", 2, 20)  # type: ignore[arg-type]
+    assert assemble.schedule(recipe, waits=6) == Schedule(0.5, "linear", 2, 14)  # type: ignore[arg-type]

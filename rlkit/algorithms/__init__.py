@@ -6,7 +6,7 @@ from rlkit.algorithms.base import Algorithm, Needs, Peers, State
 from rlkit.algorithms.dpo import DPO
 from rlkit.algorithms.grpo import GRPO
 from rlkit.algorithms.kto import KTO
-from rlkit.algorithms.objective import GroupObjective, Objective
+from rlkit.algorithms.objective import CriticObjective, GroupObjective, Objective
 from rlkit.algorithms.offline import Keys, OfflineAlgorithm
 from rlkit.algorithms.ppo import PPO
 from rlkit.algorithms.reinforce_pp import ReinforcePP, ReinforcePPBaseline
@@ -31,4 +31,15 @@ OFFLINE: dict[str, type[Keys]] = {
     "reward_model": RewardModel,
 }
 
-__all__ = ["ALGORITHMS", "OFFLINE", "Algorithm", "GroupObjective", "Needs", "Objective", "OfflineAlgorithm", "Peers", "State"]
+__all__ = [
+    "ALGORITHMS",
+    "OFFLINE",
+    "Algorithm",
+    "CriticObjective",
+    "GroupObjective",
+    "Needs",
+    "Objective",
+    "OfflineAlgorithm",
+    "Peers",
+    "State",
+]

@@ -46,8 +46,9 @@ def penalty(keys: Objective, batch: Batch, signals: Signals, state: State, peers
     metrics: Metrics = {"kl": Mean(total, tokens)} if keys.kl_in == "reward" else {}
     coef = state.kl_coef if isinstance(state, KLState) else keys.kl_coef
     if keys.kl_target is not None:
-        state = KLState(kl.adapted(coef, total / max(batch.size, 1), keys.kl_target))
         metrics["kl_coef"] = Mean(coef, 1.0)
+        if tokens:  # a step without any says nothing of the KL
+            state = KLState(kl.adapted(coef, total / batch.size, keys.kl_target))
     taken = coef * k1 if keys.kl_in == "reward" else nothing
     return Penalty(taken, coef if keys.kl_target is not None else None, state, metrics)
 

@@ -7,12 +7,17 @@
 Conventions: a sample whose reward failed leaves its group's mean and gets advantage 0, its tokens stay in every denominator; a group of
 equal rewards gets advantage 0; with a single update a step pi_old is pi, so no pass is spent on it; at least two samples a prompt.
 `scale: none` with `reduction: fixed_length` is Dr. GRPO (arXiv 2503.20783); `clip_high: 0.28` with `reduction: token_mean` are DAPO's
-(arXiv 2503.14476). With the KL in the reward, r_i has kl_coef times the k1 of its tokens taken off.
+(arXiv 2503.14476). `scale: batch_std` divides by the std of all rewards of the step instead, on all ranks (arXiv 2508.08221). With the KL
+in the reward, r_i has kl_coef times the k1 of its tokens taken off.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from rlkit.algorithms.base import Peers, State
 from rlkit.algorithms.credit import given, penalty, whole_step
@@ -25,12 +30,25 @@ from rlkit.types import Batch, Credit, Signals
 class GRPO(GroupObjective):
     """Config and functions of GRPO; the defaults stand in recipes/algorithm/grpo.yaml."""
 
-    scale: Literal["group_std", "none"]
+    scale: Literal["group_std", "batch_std", "none"]
 
     def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T] from the rewards of all groups, however the groups are split over ranks."""
         taken = penalty(self, batch, signals, state, peers)
         step = whole_step(batch, batch.rewards - taken.samples, peers)
-        estimate = returns.group_normalised if self.scale == "group_std" else returns.group_centred
-        advantages = estimate(step.rewards, step.valid, step.group, step.groups)[batch.index]  # [B]
+        advantages = SCALES[self.scale](step.rewards, step.valid, step.group, step.groups)[batch.index]  # [B]
         return given(advantages, batch, taken), taken.state, taken.metrics | step.metrics
+
+
+def batch_normalised(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
+    """(reward - group mean) / max(std of the step's valid rewards, floor): arXiv 2508.08221; [N]."""
+    whole = torch.zeros_like(group)  # the step as one group
+    std = returns.group_std(returns.group_centred(rewards, valid, whole, 1), valid, whole, 1)  # [1]
+    return returns.group_centred(rewards, valid, group, groups) / std.clamp(min=returns.STD_FLOOR)
+
+
+SCALES: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+    "group_std": returns.group_normalised,
+    "batch_std": batch_normalised,
+    "none": returns.group_centred,
+}

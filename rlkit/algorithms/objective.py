@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from rlkit.algorithms.base import Needs, State
+from rlkit.errors import UserError
 from rlkit.metrics import Max, Metrics, effective, masked
-from rlkit.ops import kl, surrogate
+from rlkit.ops import kl, surrogate, values
 from rlkit.ops.masking import Reduction
 from rlkit.types import Rows
 
@@ -100,6 +101,11 @@ class Objective(BaseModel):
                 f"algorithm.correction={self.correction} compares the log-probs of sampler and trainer, and sampling.top_p, top_k or min_p "
                 "make the two incomparable; set top_p=1, top_k=0 and min_p=0, or algorithm.correction=none"
             )
+        if self.needs(1).values and not isinstance(self, CriticObjective):
+            reasons.append(
+                f"algorithm={self.name}: {type(self).__name__}.needs asks for a critic, and the class has no keys and no loss for one; "
+                "let it inherit from rlkit.algorithms.CriticObjective"
+            )
         return reasons
 
     def needs(self, updates_per_step: int) -> Needs:
@@ -133,18 +139,19 @@ class Objective(BaseModel):
         return loss, metrics
 
     def corrected(self, rows: Rows) -> tuple[Tensor, Metrics]:
-        """Weights [B, T] of the tokens for their sampler, and what there was before any cap."""
+        """Weights [B, T] of the tokens for their sampler, what they are worth, and the ratios before any cap."""
         log_ratios = surrogate.log_ratio(rows.old_logprobs, rows.rollout_logprobs, rows.mask)
         if self.correction_level == "sequence":
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
         raw = surrogate.correction(log_ratios, float("inf"), drop=False)
-        counted = raw[rows.mask].double()
+        weights = surrogate.correction(log_ratios, self.correction_cap, drop=self.correction == "mask")
+        counted = raw[rows.mask]
         metrics: Metrics = {
             "sampling/importance_sampling_ratio/mean": masked(raw, rows.mask),
             "sampling/importance_sampling_ratio/max": Max(float(counted.max()) if counted.numel() else 0.0),
-            "sampling/effective_sample_size": effective(counted),
+            "sampling/effective_sample_size": effective(weights[rows.mask].double()),
         }
-        return surrogate.correction(log_ratios, self.correction_cap, drop=self.correction == "mask"), metrics
+        return weights, metrics
 
 
 class GroupObjective(Objective):
@@ -170,6 +177,40 @@ class GroupObjective(Objective):
         return reasons
 
 
+class CriticObjective(Objective):
+    """Of algorithms with a critic. `assign` reads in Signals.values what it says, and gives in Credit.returns what it shall learn."""
+
+    value_clip: float = Field(gt=0.0)
+    critic_lr: float = Field(gt=0.0)
+    critic_warmup_steps: int = Field(ge=0)  # in which only the critic learns
+
+    @property
+    def inert_without_advantage(self) -> bool:
+        return False  # the critic learns from every sample
+
+    def needs(self, updates_per_step: int) -> Needs:
+        return replace(super().needs(updates_per_step), values=True)
+
+    def policy_waits(self, steps: int, updates_per_step: int) -> int:
+        """Updates at the start in which only the critic learns. Raises UserError where the policy would learn in none of the steps."""
+        if 0 < steps <= self.critic_warmup_steps:
+            raise UserError(
+                f"algorithm.critic_warmup_steps={self.critic_warmup_steps}: in them only the critic learns, and of steps={steps} none is "
+                f"left for the policy; set critic_warmup_steps to at most {steps - 1}, or more steps"
+            )
+        return self.critic_warmup_steps * updates_per_step
+
+    def value_loss(self, seen: Tensor, before: Tensor, returned: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
+        """The critic's loss from its values now and before the update, both [B, T], and Credit.returns; one value a token, [B, T]."""
+        known = mask & ~returned.isnan()
+        loss, cut = values.clipped(seen, before, torch.where(known, returned, before), self.value_clip)
+        metrics: Metrics = {
+            "critic/squared_error": masked((seen - torch.where(known, returned, seen)).square(), known),
+            "critic/clip_ratio": masked(cut.float(), known),
+        }
+        return torch.where(known, loss, 0.0), metrics
+
+
 Surrogate = Callable[[Objective, Rows, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -190,7 +231,7 @@ def sapo(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tenso
 
 
 def reinforce(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
-    return surrogate.reinforce(counted(rows), rows.advantages)
+    return surrogate.reinforce(log_ratios, counted(rows), rows.advantages)
 
 
 def counted(rows: Rows) -> Tensor:

@@ -11,38 +11,26 @@ all ranks, std with n - 1. A failed reward gives its sample advantage 0, and its
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from rlkit.algorithms.base import Needs, Peers, State
+from rlkit.algorithms.base import Peers, State
 from rlkit.algorithms.credit import given, penalty, whitened
-from rlkit.algorithms.objective import Objective
-from rlkit.metrics import Metrics, masked
-from rlkit.ops import returns, values
+from rlkit.algorithms.objective import CriticObjective
+from rlkit.metrics import Metrics
+from rlkit.ops import returns
 from rlkit.types import Batch, Credit, Signals
 
 
-class PPO(Objective):
+class PPO(CriticObjective):
     """Config and functions of PPO; the defaults stand in recipes/algorithm/ppo.yaml."""
 
     credit_by_token: ClassVar[bool] = True
     gamma: float = Field(gt=0.0, le=1.0)
     gae_lambda: float = Field(ge=0.0, le=1.0)
     whiten: bool
-    value_clip: float = Field(gt=0.0)
-    critic_lr: float = Field(gt=0.0)
-    critic_warmup_steps: int = Field(ge=0)  # in which only the critic learns
-
-    @property
-    def inert_without_advantage(self) -> bool:
-        return False  # the critic learns from every sample
-
-    def needs(self, updates_per_step: int) -> Needs:
-        return replace(super().needs(updates_per_step), values=True)
 
     def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages and returns [B, T], of tokens."""
@@ -56,13 +44,3 @@ class PPO(Objective):
         if self.whiten:
             advantages = whitened(advantages, mask, peers)
         return given(advantages, batch, taken, returned), taken.state, taken.metrics
-
-    def value_loss(self, seen: Tensor, before: Tensor, returned: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
-        """The critic's loss from its values now and before the update, both [B, T], and Credit.returns; one value a token, [B, T]."""
-        known = mask & ~returned.isnan()
-        loss, cut = values.clipped(seen, before, torch.where(known, returned, before), self.value_clip)
-        metrics: Metrics = {
-            "critic/squared_error": masked((seen - torch.where(known, returned, seen)).square(), known),
-            "critic/clip_ratio": masked(cut.float(), known),
-        }
-        return torch.where(known, loss, 0.0), metrics

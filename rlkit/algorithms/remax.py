@@ -1,7 +1,7 @@
 """ReMax (Li et al., arXiv 2310.10505, algorithm 1).
 
     A_i  = r_i - kl_coef sum_t k1_it - r(greedy completion of the same prompt)
-    L_it = -A_i log pi(o_it)
+    L_it = -sg(rho_it) A_i log pi(o_it)         rho_it = pi(o_it) / pi_old(o_it), without gradient; 1 in a step's first update
 
 Conventions: the greedy completion is sampled in the same rollout phase and only judged, never learnt from; its reward stands in
 `Batch.baseline`, and where that failed its prompt gets advantage 0. The losses of a completion's tokens are added up (`reduction:

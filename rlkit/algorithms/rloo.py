@@ -2,7 +2,7 @@
 
     R_i  = r_i - kl_coef sum_t k1_it
     A_i  = R_i - mean of R_j over the other samples of the same prompt
-    L_it = -A_i log pi(o_it)
+    L_it = -sg(rho_it) A_i log pi(o_it)         rho_it = pi(o_it) / pi_old(o_it), without gradient; 1 in a step's first update
 
 Conventions: the completion is one action, so the KL of all its tokens is in its reward, and its tokens' losses are added up (`reduction:
 fixed_length`). A failed reward leaves its group and gets advantage 0. At least two samples a prompt.

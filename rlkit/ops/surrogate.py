@@ -65,9 +65,13 @@ def sapo(log_ratios: Tensor, advantages: Tensor, positive: float, negative: floa
     return -(4.0 / tau) * torch.sigmoid(tau * (ratio - 1.0)) * advantages, torch.zeros_like(advantages, dtype=torch.bool)
 
 
-def reinforce(logprobs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-    """-A log pi: Williams (1992), "Simple statistical gradient-following algorithms"; [B, T]. Nothing is ever cut."""
-    return -advantages * logprobs, torch.zeros_like(advantages, dtype=torch.bool)
+def reinforce(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+    """-sg(r) A log pi: Williams (1992), "Simple statistical gradient-following algorithms"; [B, T]. Nothing is ever cut.
+
+    r weighs samples of pi_old for the pi of now, and is 1 where the two are one: "Off-policy actor-critic", arXiv 1205.4839.
+    """
+    ratio = log_ratios.detach().clamp(max=CEILING).exp()
+    return -ratio * advantages * logprobs, torch.zeros_like(advantages, dtype=torch.bool)
 
 
 def correction(log_ratios: Tensor, cap: float, drop: bool) -> Tensor:

@@ -131,6 +131,21 @@ def test_k3_in_the_loss_has_another_optimum() -> None:
     assert apart(got, wanted) < 1e-6 and apart(got, torch.softmax(REFERENCE.log() + REWARDS / beta, 0)) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["rloo", "remax"])
+def test_reinforce_follows_the_gradient_beyond_the_first_update(name: str) -> None:
+    """Arms drawn by one policy, learnt from at another: the expected gradient is that of -E[r] where the policy is now."""
+    old = torch.log_softmax(torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), 0)
+    rewards = torch.tensor([1.0, 0.0, 0.2], dtype=torch.float64)
+    at = torch.tensor([2.5, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
+    new = torch.log_softmax(at, 0).unsqueeze(-1)  # [K, 1]
+    advantages = (rewards - old.exp() @ rewards).unsqueeze(-1)
+    rows = Rows(torch.ones(3, 1).bool(), new, torch.zeros_like(new), old.unsqueeze(-1), old.unsqueeze(-1), None, advantages)
+    losses, _ = algorithm(name).policy_loss(rows)
+    (got,) = torch.autograd.grad((old.exp() * losses.squeeze(-1)).sum(), at, retain_graph=True)
+    (wanted,) = torch.autograd.grad(-(new.squeeze(-1).exp() @ rewards), at)
+    assert wanted.abs().max() > 0.05 and (got - wanted).abs().max() < 1e-12
+
+
 DIVIDING = {
     "grpo": (lambda: algorithm("grpo", **K1), 3),
     "reinforce_pp": (lambda: algorithm("reinforce_pp", **K1), 3),

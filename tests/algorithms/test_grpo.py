@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -115,7 +116,7 @@ def test_what_it_needs() -> None:
 # -- advantages --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", ["group_std", "none"])
+@pytest.mark.parametrize("scale", ["group_std", "batch_std", "none"])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlkit.collate.deal_samples", lambda sizes, ranks: [i % ranks for i in range(len(sizes))])
@@ -123,6 +124,8 @@ def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: i
     groups = groups_of(REWARDS)
     flat = [r for row in REWARDS for r in row]
     wanted = oracle.advantages(flat, [g for g, row in enumerate(REWARDS) for _ in row], scale == "group_std")
+    if scale == "batch_std":  # 2508.08221: one std, of all rewards of the step
+        wanted = [a / statistics.stdev(r for r in flat if r is not None) for a in wanted]
 
     def work(ranks: Ranks) -> tuple[Any, Credit, dict[str, float]]:
         _, batch = collate(groups[ranks.rank :: world], ranks, 1, 0)  # type: ignore[arg-type]
@@ -142,6 +145,17 @@ def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: i
     if world > 1:  # the test is about groups that are split, so some must be
         owners = [set(batch.group.tolist()) for batch, _, _ in together(world, work)]
         assert owners[0] & owners[1]
+
+
+@pytest.mark.parametrize("scale", ["group_std", "batch_std"])
+def test_equal_rewards_have_no_std_to_divide_by(scale: str) -> None:
+    keys = PLAIN.model_copy(update={"scale": scale})
+
+    def work(ranks: Ranks) -> Credit:
+        _, batch = collate(groups_of([[0.1] * 3] * 7), ranks, 1, 0)  # type: ignore[arg-type]
+        return keys.assign(batch, Signals(), State(), ranks)[0]
+
+    assert not together(1, work)[0].advantages.any()
 
 
 # -- the whole update --------------------------------------------------------------------------------------------------------------
@@ -164,6 +178,24 @@ def shuffled(groups: list[Group]) -> list[Group]:
     return rng.sample(mixed, len(mixed))
 
 
+def learning(algorithm: Any, ranks: Ranks, minibatches: int, **changes: Any) -> Learning:
+    """What an update of the small policy needs."""
+    given: dict[str, Any] = {
+        "policy": Policy(ranks),
+        "reference": Policy(ranks, seed=1),
+        "algorithm": algorithm,
+        "schedule": Schedule(0.2, "constant", 0, 10),
+        "probe": Probe(None, None, None),  # type: ignore[arg-type]
+        "ranks": ranks,
+        "passes": 1,
+        "minibatches": minibatches,
+        "tokens_per_micro_batch": 10_000,
+        "fixed_length": FIXED_LENGTH,
+        "max_skipped_updates": 3,
+    }
+    return Learning(**{**given, **changes})
+
+
 def learn(
     algorithm: Any, way: Way, minibatches: int = 1, passes: int = 1, rewards: Any = REWARDS
 ) -> tuple[list[Tensor], Any, list[Policy]]:
@@ -172,19 +204,7 @@ def learn(
 
     def work(ranks: Ranks) -> tuple[Policy, Any]:
         policy = Policy(ranks, padding=way.padding)
-        run = Learning(
-            policy=policy,  # type: ignore[arg-type]
-            reference=Policy(ranks, seed=1),
-            algorithm=algorithm,
-            schedule=Schedule(0.2, "constant", 0, 10),
-            probe=Probe(None, None, None),  # type: ignore[arg-type]
-            ranks=ranks,  # type: ignore[arg-type]
-            passes=passes,
-            minibatches=minibatches,
-            tokens_per_micro_batch=way.budget,
-            fixed_length=FIXED_LENGTH,
-            max_skipped_updates=3,
-        )
+        run = learning(algorithm, ranks, minibatches, policy=policy, passes=passes, tokens_per_micro_batch=way.budget)
         _, batch = collate(way.order(groups[ranks.rank :: way.world]), ranks, minibatches, 0)  # type: ignore[arg-type]
         signals, _ = observe(run, batch)
         credit, _, _ = algorithm.assign(batch, signals, State(), ranks)

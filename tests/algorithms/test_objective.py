@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rlkit.algorithms import Needs, State
+from rlkit.algorithms import CriticObjective, Needs, State
+from rlkit.algorithms.grpo import GRPO
 from rlkit.algorithms.objective import POLICY_LOSSES, KLState
+from rlkit.errors import UserError
 from rlkit.metrics import merge, values
 from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
 from rlkit.types import Rows
@@ -43,7 +46,7 @@ def losses_of(keys: Any, x: Any, held: Any, old: Any, adv: Any, flags: Any) -> l
         "gspo": lambda t: oracle.clipped(whole[t], adv[t], keys.clip_low, keys.clip_high),
         "cispo": lambda t: oracle.cispo(x[t], fixed[t], adv[t], keys.clip_low, keys.clip_high),
         "sapo": lambda t: oracle.sapo(ratios[t], adv[t], keys.sapo_positive, keys.sapo_negative),
-        "reinforce": lambda t: -adv[t] * x[t],
+        "reinforce": lambda t: -math.exp(fixed[t]) * adv[t] * x[t],
     }[keys.loss]
     return [one(t) if m else 0.0 for t, m in enumerate(flags)]
 
@@ -128,13 +131,15 @@ def sampled(ratios: list[list[float]], **changes: Any) -> tuple[Tensor, Any]:
 
 
 def test_the_sampler_is_corrected_and_watched_before_any_cap() -> None:
-    """Ratios 1, 4: held at 1, 2. Mean 5/2, largest 4, and (1 + 4)^2 / (2 (1 + 16)) of the tokens are effective."""
+    """Ratios 1, 4: mean 5/2, largest 4. Held at 1, 2, of which (1 + 2)^2 / (2 (1 + 4)) of the tokens are effective; dropped, a half is."""
     losses, metrics = sampled([[1.0, 4.0]])
     assert losses.flatten().tolist() == pytest.approx([-1.0, -2.0], abs=1e-12)
     seen = values(metrics)
     assert seen["sampling/importance_sampling_ratio/mean"] == pytest.approx(2.5) and seen["sampling/importance_sampling_ratio/max"] == 4.0
-    assert seen["sampling/effective_sample_size"] == pytest.approx(25 / 34)
-    assert sampled([[1.0, 4.0]], correction="mask")[0].flatten().tolist() == pytest.approx([-1.0, 0.0], abs=1e-12)
+    assert seen["sampling/effective_sample_size"] == pytest.approx(9 / 10)
+    losses, metrics = sampled([[1.0, 4.0]], correction="mask")
+    assert losses.flatten().tolist() == pytest.approx([-1.0, 0.0], abs=1e-12)
+    assert values(metrics)["sampling/effective_sample_size"] == pytest.approx(1 / 2)
     whole = sampled([[1.0, 9.0], [1.0, 2.25]], correction_level="sequence")[0]  # geometric means 3 and 1.5
     assert whole.flatten().tolist() == pytest.approx([-2.0, -2.0, -1.5, -1.5], abs=1e-12)
     assert sampled([[1.0, 4.0]], correction="none")[0].flatten().tolist() == pytest.approx([-1.0, -1.0], abs=1e-12)
@@ -187,6 +192,35 @@ def test_what_does_not_go_with_the_rest_of_a_recipe(name: str) -> None:
     assert ["incomparable" in reason for reason in keys.refusals(True, least)] == [True]
     assert algorithm(name, correction="none").refusals(True, 8) == []
     assert ["baseline is the group" in reason for reason in keys.refusals(False, 0)] == [True]
+
+
+class Unready(GRPO):
+    """Asks for a critic that it has no keys for."""
+
+    def needs(self, updates_per_step: int) -> Needs:
+        return replace(super().needs(updates_per_step), values=True)
+
+
+class Ready(CriticObjective, GRPO):
+    """GRPO beside a critic."""
+
+
+def test_an_algorithm_with_a_critic_brings_its_keys() -> None:
+    keys = algorithm("grpo").model_dump()
+    assert ["CriticObjective" in reason for reason in Unready(**keys).refusals(False, 2)] == [True]
+    with pytest.raises(ValidationError, match="critic_lr"):
+        Ready(**keys)
+    ready = Ready(**keys, value_clip=0.2, critic_lr=1e-3, critic_warmup_steps=1)
+    assert ready.refusals(False, 2) == [] and ready.needs(1) == Needs(values=True) and not ready.inert_without_advantage
+
+
+def test_a_critic_leaves_the_policy_a_step() -> None:
+    """2 steps of 3 updates are 6. Of 3 steps one is left, of 2 none; a run of no step is an evaluation alone."""
+    keys = algorithm("ppo", critic_warmup_steps=2)
+    assert keys.policy_waits(3, 3) == 6 and keys.policy_waits(0, 3) == 6
+    with pytest.raises(UserError, match="of steps=2 none is left for the policy; set critic_warmup_steps to at most 1"):
+        keys.policy_waits(2, 3)
+    assert algorithm("ppo", critic_warmup_steps=0).policy_waits(1, 3) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

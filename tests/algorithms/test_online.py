@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,15 @@ from rlkit.algorithms import Needs, State
 from rlkit.algorithms.objective import KLState
 from rlkit.algorithms.ppo import PPO
 from rlkit.collate import collate
+from rlkit.engines.probe import Probe
+from rlkit.errors import RunFailed
 from rlkit.metrics import values
+from rlkit.schedule import Schedule
 from rlkit.types import Batch, Group, Scored, Signals
+from rlkit.update import Count, observe, update
 from tests.algorithms.shipped import NAMES, algorithm
-from tests.algorithms.test_grpo import REWARDS, WAYS, Way, difference, learn, shuffled
-from tests.algorithms.tiny import Ranks, groups_of, together
+from tests.algorithms.test_grpo import REWARDS, WAYS, Way, difference, learn, learning, shuffled
+from tests.algorithms.tiny import Policy, Ranks, groups_of, together
 from tests.ops import oracle
 
 GREEDY = [1.0, None, 0.5, 0.0, 2.0, 0.25]  # of each group's greedy completion; None: it failed
@@ -147,6 +152,36 @@ def test_the_coefficient_is_adapted_from_step_to_step(where: Any, world: int) ->
     assert (first == second) is (where is not K1)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["no samples", "no token that counts"])
+def test_a_step_that_measures_no_kl_adapts_nothing(masked: bool) -> None:
+    keys = algorithm("grpo", kl_coef=0.25, kl_target=5.0)
+    blank = [replace(s, sample=replace(s.sample, mask=torch.zeros_like(s.sample.mask))) for s in groups_of([[1.0, 0.0]])[0].samples]
+
+    def work(ranks: Ranks) -> Any:
+        _, batch = collate([Group(0, tuple(blank))] if masked else [], ranks, 1, 0)  # type: ignore[arg-type]
+        said = torch.ones(batch.mask.shape)
+        return keys.assign(batch, Signals(said, said), KLState(0.5), ranks)[1:]
+
+    state, metrics = together(1, work)[0]
+    assert state == KLState(0.5) and values(metrics)["kl_coef"] == 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rank_without_samples_works_as_the_others(name: str) -> None:
+    """Four prompts of one sample on eight ranks; a step without any on two."""
+    keys = algorithm(name)
+
+    def work(ranks: Ranks, groups: list[Group]) -> Any:
+        _, batch = collate(groups[ranks.rank :: ranks.world], ranks, 1, 0)  # type: ignore[arg-type]
+        credit, *_ = keys.assign(batch, Signals(values=torch.zeros(batch.mask.shape)), keys.start(), ranks)
+        assert credit.advantages.shape == batch.mask.shape
+        return len(batch.samples), batch.baseline
+
+    seen = together(8, lambda ranks: work(ranks, greedily(groups_of([[1.0], [0.5], [2.0], [0.0]]))))
+    assert sorted(n for n, _ in seen) == [0] * 4 + [1] * 4 and all(b is not None and len(b) == n for n, b in seen)
+    assert [n for n, _ in together(2, lambda ranks: work(ranks, []))] == [0, 0]
+
+
 # -- the critic ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +194,58 @@ def test_the_critic_learns_nothing_from_a_failed_reward() -> None:
     losses.sum().backward()
     assert losses.tolist() == [[0.5, 0.0, 0.0]] and seen.grad is not None and seen.grad.tolist() == [[-1.0, 0.0, 0.0]]
     assert values(metrics) == {"critic/squared_error": 1.0, "critic/clip_ratio": 0.0}
+
+
+def test_the_policys_schedule_begins_when_the_critic_is_warm() -> None:
+    """Two updates of waiting, then a warm-up of two and a linear fall over the four that are left: 1/2, 1, 1, 1/2."""
+    groups = groups_of(REWARDS)
+
+    def work(ranks: Ranks) -> list[float]:
+        run = learning(made("ppo"), ranks, minibatches=1, schedule=Schedule(1.0, "linear", 2, 4), policy_waits=2)
+        _, batch = collate(groups, ranks, 1, 0)  # type: ignore[arg-type]
+        credit = run.algorithm.assign(batch, Signals(), State(), ranks)[0]
+        rates, count = [], Count()
+        for _ in range(6):
+            metrics, count = update(run, batch, Signals(), credit, count)
+            rates.append(values(metrics).get("learning_rate", 0.0))
+        return rates
+
+    assert together(1, work)[0] == [0.0, 0.0, 0.5, 1.0, 1.0, 0.5]
+
+
+# -- sampler and trainer -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_ranks_stop_together_where_the_sampler_is_another_policy(minibatches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler is 1/2 nat off on one group, which one rank has: both report the mean over all tokens, and both look for the culprit."""
+    monkeypatch.setattr("rlkit.collate.deal_samples", lambda sizes, ranks: [i * ranks // len(sizes) for i in range(len(sizes))])
+    groups = groups_of([[1.0, 0.0, 0.0, 1.0]] * 4)
+    samples = [s.sample for g in groups for s in g.samples]
+    tokens, wrong = (sum(int(s.mask.sum()) for s in part) for part in (samples, samples[-4:]))
+
+    def work(ranks: Ranks, limit: float | None) -> Any:
+        policy = Policy(ranks)
+
+        def told(scored: Scored, off: float) -> Scored:
+            said = policy.logprobs([scored.sample], len(scored.sample.tokens))[0][0]
+            return replace(scored, sample=replace(scored.sample, rollout_logprobs=said + off))
+
+        mine = [replace(g, samples=tuple(told(s, 0.5 * (g.number == 3)) for s in g.samples)) for g in groups[ranks.rank :: 2]]
+        probe = Probe(SimpleNamespace(received=dict), lambda: iter([("weight", torch.zeros(1))]), limit)  # type: ignore[arg-type]
+        run = learning(algorithm("grpo"), ranks, minibatches=minibatches, probe=probe)
+        _, batch = collate(mine, ranks, minibatches, 0)  # type: ignore[arg-type]
+        try:
+            signals, seen = observe(run, batch)
+            credit = run.algorithm.assign(batch, signals, State(), ranks)[0]
+            return {**values(update(run, batch, signals, credit, Count())[0]), **values(seen)}
+        except RunFailed as error:
+            return str(error)
+
+    one, other = together(2, lambda ranks: work(ranks, None))
+    assert one == other and one["sampling/sampling_logp_difference/mean"] == pytest.approx(0.5 * wrong / tokens, rel=1e-5)
+    one, other = together(2, lambda ranks: work(ranks, 0.01))
+    assert one == other and "differ from the policy's: weight" in one
 
 
 # -- the whole update ----------------------------------------------------------------------------------------------------------------
@@ -185,6 +272,7 @@ def made(name: str, **changes: Any) -> Any:
 CASES = {
     "rloo": lambda: made("rloo", **K1, loss="clipped"),
     "remax": lambda: made("remax", entropy_coef=0.1),
+    "reinforce": lambda: made("rloo", correction="mask"),
     "reinforce_pp": lambda: made("reinforce_pp", **K1),
     "reinforce_pp_baseline": lambda: made("reinforce_pp_baseline", kl_coef=0.3),
     "ppo": lambda: made("ppo", **K1, gae_lambda=0.9),

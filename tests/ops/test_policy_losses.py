@@ -47,6 +47,16 @@ def test_every_token_of_cispo_has_a_gradient(ratio: float, weight: float, cut: b
     assert at.grad is not None and at.grad.item() == pytest.approx(-2.0 * weight, abs=1e-12)
 
 
+@pytest.mark.parametrize("ratio", [1.0, 3.0, 0.25])
+def test_reinforce_weighs_samples_of_an_older_policy(ratio: float) -> None:
+    """-r A log pi with r held: at log pi = -3 and A = 2 the value is 6 r, the slope -2 r. Nothing is cut, however large."""
+    at = number(-3.0).requires_grad_()
+    value, held = surrogate.reinforce(at - (-3.0 - math.log(ratio)), at, number(2.0))
+    value.sum().backward()
+    assert value.item() == pytest.approx(6.0 * ratio, abs=1e-12) and held.item() is False
+    assert at.grad is not None and at.grad.item() == pytest.approx(-2.0 * ratio, abs=1e-12)
+
+
 def test_the_gate_of_sapo() -> None:
     """At ratio 1 the loss is -(2 / tau) A with slope -A, for both temperatures; far above, -(4 / tau) A with none."""
     for advantage, tau in ((2.0, 1.0), (-2.0, 1.05)):
@@ -67,7 +77,7 @@ def test_each_loss_is_the_loop_with_its_gradient() -> None:
         for mine, theirs in (
             (lambda y, a: surrogate.dual_clipped(y, a, LOW, HIGH, 3.0)[0], lambda y, a: oracle.dual_clipped(y, a, LOW, HIGH, 3.0)),
             (lambda y, a: surrogate.sapo(y, a, 1.0, 1.05)[0], lambda y, a: oracle.sapo(y, a, 1.0, 1.05)),
-            (lambda y, a: surrogate.reinforce(y, a)[0], lambda y, a: -a * y),
+            (lambda y, a: surrogate.reinforce(torch.zeros_like(y), y, a)[0], lambda y, a: -a * y),
         ):
             at = number(x).requires_grad_()
             value = mine(at, number(advantage))
@@ -106,6 +116,7 @@ def test_a_ratio_past_all_numbers_makes_no_nan(advantage: float) -> None:
             surrogate.dual_clipped(at, a, LOW, HIGH, 3.0),
             surrogate.sapo(at, a, 1.0, 1.05),
             surrogate.cispo(at, at, a, LOW, HIGH),
+            surrogate.reinforce(at, at, a),
         ):
             (slope,) = torch.autograd.grad(value.sum(), at, retain_graph=True)
             assert torch.isfinite(value).all() and torch.isfinite(slope).all()

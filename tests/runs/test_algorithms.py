@@ -109,6 +109,7 @@ def test_dynamic_sampling_survives_a_kill_with_its_surplus(small: list[str], tmp
         said = [s for s in samples if s["split"] == "train" and s["step"] == row["step"]]
         learned = [s for s in said if s["advantage"] is not None]
         assert (len(learned), len(said) - len(learned)) == (4 * row["groups/kept"], 4 * row["groups/left_out"])
+        assert row["frac_reward_zero_std"] == row["groups/left_out"] / (row["groups/kept"] + row["groups/left_out"])
         assert row["reward"] == pytest.approx(sum(s["reward"] for s in said) / len(said))
         assert all(s["reward"] == said_of[0]["reward"] for said_of in by_prompt(said, learned) for s in said_of)
         old = {s["version"] for s in learned} - {row["step"] - 1}

@@ -163,7 +163,7 @@ def test_supervised_fine_tuning_lowers_the_held_out_loss(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_a_reward_model_ranks_and_is_an_ordinary_classifier(tmp_path: Path) -> None:
     """The exported folder, loaded by transformers alone and fed padded batches, says what the run's last evaluation said."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -185,7 +185,8 @@ def test_a_reward_model_ranks_and_is_an_ordinary_classifier(tmp_path: Path) -> N
     assert sum(m > 0 for m in margins) / len(margins) == pytest.approx(summary["accuracy_after"], abs=0.002)
     assert sum(margins) / len(margins) == pytest.approx(summary["held_out"]["eval/rewards/margins"], rel=1e-4)
     judged = ["rewards.accuracy.weight=0", "rewards.rm.path=reward_model", f"rewards.rm.args.model={tmp_path / 'run' / 'model'}"]
-    learned = trained("ppo_math", tmp_path / "ppo", *judged, "steps=6", "optim.schedule=constant", "eval.every=0")
+    # two steps of the critic alone, then six of the policy, whose rate warms up over five of them
+    learned = trained("ppo_math", tmp_path / "ppo", *judged, "steps=8", "optim.schedule=constant", "eval.every=0")
     print(f"PPO on the reward model alone: {learned}")
     assert learned["accuracy_after"] >= learned["accuracy_before"] + 0.3
 
