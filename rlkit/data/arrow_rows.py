@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -32,8 +33,8 @@ class ArrowRows(Rows):
         return dict(self._table[index])
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        known = self._table.column_names
-        table = self._table if columns is None else self._table.select_columns([column for column in known if column in columns])
+        chosen = [column for column in self._table.column_names if columns is None or column in columns]
+        table = self._table.select_columns(chosen) if chosen else self._table  # of no column there would be no rows
         for block in table.iter(batch_size=SCAN_ROWS):
             names = list(block)
             for values in zip(*block.values(), strict=True):
@@ -44,8 +45,15 @@ def from_files(name: str, files: Sequence[Path]) -> Rows:
     """Rows of files of one format. Raises UserError where they cannot be read."""
     datasets = _quiet_datasets()
     reader = READERS[files[0].suffix]
+    columns = [_columns_of_csv(name if len(files) == 1 else f"{name}: {path}", path) for path in files] if reader == "csv" else []
+    for path, others in zip(files[1:], columns[1:], strict=False):
+        if set(others) != set(columns[0]):
+            raise UserError(
+                f"{name}: {path} has the columns {', '.join(others)}, and {files[0]} has {', '.join(columns[0])}; make them the same"
+            )
     # Every CSV value stays the text it is: "007" no number, "NA" no hole; only an empty cell is none.
-    extra = {"features": _all_text(name, files), "keep_default_na": False, "na_values": [""]} if reader == "csv" else {}
+    text = {column: datasets.Value("string") for column in columns[0]} if columns else {}
+    extra = {"features": datasets.Features(text), "keep_default_na": False, "na_values": [""]} if columns else {}
     try:
         table = datasets.load_dataset(
             reader,
@@ -98,6 +106,7 @@ def _quiet_datasets() -> Any:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs about a broken file is in the error that it raises
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of every file of this disk that it reads
     return datasets
 
 
@@ -111,14 +120,31 @@ def _go_offline() -> None:
     datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 
 
-def _all_text(name: str, files: Sequence[Path]) -> Any:
-    import datasets
-
-    with files[0].open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = next(csv.reader(file), [])
+def _columns_of_csv(name: str, path: Path) -> list[str]:
+    """The header. Raises UserError for a row with more or fewer fields, which pandas would shift under other columns without a word."""
+    csv.field_size_limit(sys.maxsize)
+    header: list[str] = []
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader, line = csv.reader(file), 1
+        for row in reader:
+            if not "".join(row).strip() and len(row) < 2:
+                row = []  # a blank line is no row
+            if header and row and len(row) != len(header):
+                raise UserError(
+                    f"{name} line {line} has {_fields(row)}, and the header has {_fields(header)}: {short(repr(row))}\n"
+                    f'header: {", ".join(header)}; put a field that holds a comma, a quote or a new line in quotes ("a, b")'
+                )
+            header, line = header or row, reader.line_num + 1  # a row with quotes may be many lines long
     if not header:
-        raise UserError(f"{name} is empty: {files[0]} has no header line")
-    return datasets.Features({column: datasets.Value("string") for column in header})
+        raise UserError(f"{name} is empty: {path} has no header line")
+    twice = sorted({column for column in header if header.count(column) > 1 and column})
+    if twice:
+        raise UserError(f"{name} has the column {', '.join(twice)} more than once (header: {', '.join(header)}); name each once")
+    return [column or f"Unnamed: {number}" for number, column in enumerate(header)]  # as pandas does, and writes an index without a name
+
+
+def _fields(row: Sequence[str]) -> str:
+    return f"{len(row)} field{'' if len(row) == 1 else 's'}"
 
 
 def _digest(files: Sequence[Path]) -> str:

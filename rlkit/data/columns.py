@@ -47,7 +47,7 @@ class PromptRow:
 
     row: int
     prompt: str | tuple[Message, ...]  # raw text, or a chat
-    answer: str | None
+    answer: Any  # as it is in the row: text, a number, a list of right ones, an object; None: there is none
     columns: Row  # the row as it is in the file
 
     @property
@@ -96,6 +96,7 @@ class RowReader(ABC, Generic[T]):
         for index, row in zip(range(limit), self.rows.scan(wanted), strict=False):
             fault = row if isinstance(row, BadRow) else self._fault_of(index, row)
             if fault and stop:
+                self.read(index)  # tells of the same fault with all columns of the row, of which a scan may leave some out
                 raise fault
             if fault:
                 bad.append(fault)
@@ -173,7 +174,7 @@ class RowReader(ABC, Generic[T]):
 class PromptReader(RowReader[PromptRow]):
     """Prompts, and their answers where there are any.
 
-    needs_answer: a row without an answer is a BadRow even where no answer column was asked for.
+    needs_answer: a row without an answer is a BadRow even where the recipe names no column of answers.
     """
 
     def __init__(self, rows: Rows, columns: Columns, *, needs_answer: bool = True) -> None:
@@ -192,19 +193,21 @@ class PromptReader(RowReader[PromptRow]):
         asked = raw if isinstance(raw, str) else before_reply(raw)
         return PromptRow(index, self._dressed(row, asked, chat=self._text_is_chat(self._prompt)), self._answer_of(row), row)
 
-    def _answer_of(self, row: Row) -> str | None:
+    def _answer_of(self, row: Row) -> Any:
         if self._answer is None:
             return None
-        if not self._answer_must_be and lookup(row, self._answer) in (MISSING, None):
+        value = lookup(row, self._answer)
+        if not self._answer_must_be and (value is MISSING or value is None):
             return None
         value = present(row, self._answer, "answer")
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         if self._pattern is None:
-            return text
-        found = self._pattern.findall(text)
+            return value
+        pattern = self._settings.answer_pattern
+        if not isinstance(value, (str, int, float)):
+            raise Fault(f'has no text in column "{self._answer}" for data.answer_pattern "{pattern}" to search: {short(repr(value))}')
+        found = self._pattern.findall(str(value))
         if not found:
-            pattern = self._settings.answer_pattern
-            raise Fault(f'has no match of data.answer_pattern "{pattern}" in column "{self._answer}": {short(text, 160, end=True)}')
+            raise Fault(f'has no match of data.answer_pattern "{pattern}" in column "{self._answer}": {short(str(value), 160, end=True)}')
         return str(found[-1]).strip()
 
 

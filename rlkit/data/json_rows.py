@@ -122,6 +122,12 @@ def _list_spans(name: str, file: BinaryIO) -> Spans:
         raise UserError(f"{name} line {error.lineno} is not valid JSON ({error.msg}, column {error.colno}): row {len(starts)}") from None
     except IndexError:
         raise UserError(f"{name} is cut off after row {len(ends)}: the list has no closing ]") from None
+    after = skip(text, position + 1).end()
+    if after < len(text):
+        line, more = text.count("\n", 0, after) + 1, _shown(text[after : after + CHUNK_BYTES].encode("latin-1"))
+        raise UserError(
+            f"{name} line {line} goes on after the closing ] of its list: {more}\nkeep one list in a file, or write one object a line"
+        )
     return np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64), np.arange(1, len(starts) + 1)
 
 

@@ -46,20 +46,21 @@ def test_text_called_prompt_is_raw_and_a_question_is_what_a_user_says() -> None:
     [
         ({"answer": "2", "solution": "x"}, "2"),
         ({"solution": "2"}, "2"),
-        ({"ground_truth": 2}, "2"),
+        ({"ground_truth": 2}, 2),
         ({"reward_model": {"style": "rule", "ground_truth": "2"}}, "2"),
         ({"reward_model.ground_truth": "2"}, "2"),
-        ({"answer": ["2", "two"]}, '["2", "two"]'),
+        ({"answer": ["2", "two"]}, ["2", "two"]),
+        ({"reward_model": {"ground_truth": {"target": 98, "numbers": [44, 19]}}}, {"target": 98, "numbers": [44, 19]}),
     ],
 )
-def test_answers_are_found_by_themselves(row: dict[str, Any], answer: str) -> None:
+def test_answers_are_found_by_themselves_and_stay_what_they_are(row: dict[str, Any], answer: Any) -> None:
     assert read({"question": "1+1", **row}).answer == answer
 
 
 def test_columns_are_mapped_and_dotted() -> None:
     row = {"question": "no", "answer": "no", "task": {"text": "1+1", "meta": {"key": 0}}}
     found = read(row, prompt="task.text", answer="task.meta.key")
-    assert (found.prompt, found.answer) == ((USER,), "0")
+    assert (found.prompt, found.answer) == ((USER,), 0)
 
 
 def test_a_row_without_the_answer_column_is_named_as_the_house_says() -> None:
@@ -113,6 +114,11 @@ def test_an_answer_is_extracted_by_a_rule() -> None:
     assert str(caught.value) == (
         'data.train gsm8k/train.jsonl row 1 has no match of data.answer_pattern "#### (.+)" in column "answer": two'
     )
+    assert read({"question": "1+1", "answer": 1002}, answer_pattern="(\\d+)$").answer == "1002"
+    with pytest.raises(
+        BadRow, match=r'row 1 has no text in column "answer" for data.answer_pattern "#### \(\.\+\)" to search: \[\'#### 2\'\]'
+    ):
+        read({"question": "1+1", "answer": ["#### 2"]}, answer_pattern="#### (.+)")
     with pytest.raises(UserError, match="has 0 groups; expected one"):
         read(row, answer_pattern="#### .+")
     with pytest.raises(UserError, match="is no regular expression"):

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rlkit.data.columns import Columns, PromptReader
 from rlkit.data.rows import BadRow
 from rlkit.data.sources import Place, open_rows, parse
 from rlkit.errors import UserError
+from tests.conftest import ROOT
 
 ROWS = [{"question": "1+1", "answer": "2"}, {"question": "2+3", "answer": "5"}, {"question": "4+4", "answer": "8"}]
 
@@ -170,11 +174,79 @@ def test_what_is_missing_empty_or_broken_is_told_with_the_mend(tmp_path: Path, j
     (tmp_path / "x.parquet").write_text("no parquet")
     assert "cannot be read as parquet" in refusal(tmp_path / "x.parquet")
     (tmp_path / "x.csv").write_text("a,b\n1,2\n1,2,3\n")
-    assert "Expected 2 fields in line 3, saw 3" in refusal(tmp_path / "x.csv")
+    assert "x.csv line 3 has 3 fields, and the header has 2 fields: ['1', '2', '3']\nheader: a, b; put" in refusal(tmp_path / "x.csv")
     (tmp_path / "x.txt").touch()
     assert 'ends in ".txt"; known are .jsonl' in refusal(tmp_path / "x.txt")
     (tmp_path / "empty").mkdir()
     assert "is a folder without data" in refusal(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("Tom has 3 apples, how many?,3\n", "line 2 has 3 fields, and the header has 2 fields: ['Tom has 3 apples', ' how many?', '3']"),
+        ("1+1,2,\n2+2,4,\n", "line 2 has 3 fields, and the header has 2 fields: ['1+1', '2', '']"),
+        ('"1\n+\n1",2\n\n3\n', "line 6 has 1 field, and the header has 2 fields: ['3']"),
+    ],
+)
+def test_a_csv_row_of_other_fields_than_the_header_is_refused(tmp_path: Path, rows: str, told: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("question,answer\n" + rows)
+    assert refusal(path).startswith(f"data.train {path} {told}")
+
+
+def test_a_csv_may_hold_commas_lines_and_much_text_in_quotes_blank_lines_and_an_index(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f',a\n0,"1, ""2""\n3"\n\n1,{"x" * 200_000}\n')
+    assert list(opened(tmp_path / "a.csv")) == [{"Unnamed: 0": "0", "a": '1, "2"\n3'}, {"Unnamed: 0": "1", "a": "x" * 200_000}]
+
+
+def test_csv_files_of_a_folder_have_the_same_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\n1+1,2\n")
+    (tmp_path / "b.csv").write_text("answer,question\n4,2+2\n")
+    assert list(opened(tmp_path)) == [{"question": "1+1", "answer": "2"}, {"question": "2+2", "answer": "4"}]
+    (tmp_path / "b.csv").write_text("answer,question,level\n4,2+2,3\n")
+    assert f"{tmp_path}/b.csv has the columns answer, question, level, and {tmp_path}/a.csv has question, answer" in refusal(tmp_path)
+    (tmp_path / "b.csv").write_text("question,answer\n1+1,2\n1,2,3\n")
+    assert f"{tmp_path}/b.csv line 3 has 3 fields" in refusal(tmp_path)
+    (tmp_path / "b.csv").write_text("question,question\n1+1,2\n")
+    assert "has the column question more than once" in refusal(tmp_path / "b.csv")
+
+
+def test_nothing_may_follow_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": "é"}] \n\t\r\n')
+    assert list(opened(path)) == [{"a": "é"}]
+    path.write_text('[\n{"a": 1}]\n\n[{"a": "é"}]')  # cat a.json b.json
+    assert refusal(path).splitlines()[0] == f'data.train {path} line 4 goes on after the closing ] of its list: [{{"a": "é"}}]'
+    path.write_text('[{"a": 1}],')
+    assert "line 1 goes on after the closing ]" in refusal(path)
+
+
+def test_no_local_file_has_a_server_asked(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv")
+    write_parquet(tmp_path / "a.parquet")
+    program = f"""
+import socket
+asked = []
+socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or 1 / 0
+from rlkit.data.sources import open_rows
+for name in ("a.csv", "a.parquet"):
+    assert len(open_rows({str(tmp_path)!r} + "/" + name, split_default="train", offline=False)) == 3
+print(asked)
+"""
+    environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name} | {"HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_a_scan_of_columns_that_are_not_there_still_gives_every_row(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet")
+    rows = opened(tmp_path / "a.parquet")
+    assert len(list(rows.scan(["qestion"]))) == 3
+    mend = r'row 1 has no column "qestion" \(columns: question, answer\); set data.columns.prompt'
+    for answer in ("answer", "anwser"):
+        with pytest.raises(BadRow, match=mend):
+            PromptReader(rows, Columns(prompt="qestion", answer=answer)).check()
 
 
 def test_a_hub_name_while_offline_is_refused_in_words() -> None:

@@ -103,6 +103,28 @@ def test_a_state_of_other_rows_or_another_seed_is_refused(model_folder: Path) ->
         Stream(prompts(model_folder, table(10)), Cursor(10, seed=1)).load(state)
 
 
+def test_a_state_of_other_rows_of_the_same_number_is_refused(model_folder: Path, jsonl: Callable[..., Path]) -> None:
+    def stream(rows: list[dict[str, Any]]) -> Stream:
+        source = PromptReader(open_rows(str(jsonl(rows)), split_default="train", offline=True), Columns())
+        return Stream(PromptSet(source, Renderer(model_folder), max_prompt_tokens=LIMIT), Cursor(len(rows), seed=0))
+
+    rows = table(1000)
+    state = stream(rows).state()
+    stream(rows).load(state)
+    for others in (rows[::-1], [*rows[1:], rows[0]], [row | {"level": 1} for row in rows], [row | {"answer": "0"} for row in rows]):
+        with pytest.raises(
+            UserError, match="was made with as many rows, but others or in another order; put them back, or start a new run"
+        ):
+            stream(others).load(state)
+    stream([*rows[:17], rows[17] | {"answer": "mended"}, *rows[18:]]).load(state)  # every second of 1,000 is looked at, from 0 on
+
+
+def test_some_rows_are_spread_over_all_and_stand_for_them(model_folder: Path) -> None:
+    few, many = prompts(model_folder, table(64, long=tuple(range(0, 64, 2)))), prompts(model_folder, table(1201))
+    assert few.looked() == Counts(looked_at=64, too_long=32)
+    assert list(many.some()) == list(range(0, 1201, 3)) and many.looked() == Counts(looked_at=401)
+
+
 def test_two_sources_three_to_one_and_the_rows_of_each(model_folder: Path) -> None:
     sources = [reader(table(40)), PromptReader(ListRows("data.train b", [{"question": "q", "solution": "s"}]), Columns())]
     stream = Stream(PromptSet(sources, Renderer(model_folder), max_prompt_tokens=40), Cursor([40, 1], seed=0, weights=[3, 1]))

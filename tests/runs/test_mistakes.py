@@ -31,7 +31,7 @@ def missing_data(folder: Path, model: Path) -> list[str]:
 
 def no_answer(folder: Path, model: Path) -> list[str]:
     rows = [json.dumps(GOOD_ROW), json.dumps({"question": "What is 2 + 2?", "result": "4"})]
-    return [f"data.train={written(folder, 'train.jsonl', *rows)}"]
+    return [f"data.train={written(folder, 'train.jsonl', *rows)}", "rewards.accuracy.path=accuracy"]
 
 
 def broken_line(folder: Path, model: Path) -> list[str]:
