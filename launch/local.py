@@ -31,6 +31,10 @@ class Local:
         settings = self.order.settings
         ranks = settings.gpus_per_node or visible_gpus() or settings.workers_per_node
         try:
+            self.order.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir {self.order.folder} cannot be made ({error.strerror}); choose another") from error
+        try:
             port = free_port(HERE, settings.port)
         except OSError as error:
             raise UserError(f"launch.port={settings.port} is in use on this machine; choose another, or leave it out") from error

@@ -14,6 +14,7 @@ from rlkit import run
 from rlkit.errors import UserError
 from rlkit.recipe import Recipe, nearest
 from rlkit.sections import LaunchSection
+from rlkit.stopping import Stopping
 
 PASSED_ON = ("RLKIT_", "HF_", "NCCL_", "GLOO_", "VLLM_", "TORCH_", "WANDB_")  # beginnings of the names that go to the nodes
 PASSED_NAMES = ("OMP_NUM_THREADS", "CUDA_LAUNCH_BLOCKING", "NO_COLOR", "TOKENIZERS_PARALLELISM")
@@ -53,7 +54,7 @@ def read(arguments: list[str]) -> Order | int:
     recipe = recipes.read(config)
     if recipe.dry_run:
         return planned(words, recipe.launch.nodes * (recipe.launch.gpus_per_node or recipe.launch.workers_per_node))
-    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").absolute()
+    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser().absolute()
     return Order(recipe, folder, [*words, f"output_dir={run.quoted(folder)}"])
 
 
@@ -84,6 +85,7 @@ def full(word: str) -> str:
 def door(launched: Callable[[Order], int]) -> None:
     """Runs a launcher with the arguments of this process, tells its errors as rlkit.run does, and leaves."""
     arguments = sys.argv[1:]
+    Stopping().install()  # until the launcher listens itself
 
     def whole() -> int:
         order = read(arguments)

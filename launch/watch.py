@@ -19,11 +19,13 @@ from typing import Any, Protocol, TextIO
 
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped
 from rlkit.sections import LaunchSection
+from rlkit.stopping import take_over
 
 POLL_SECONDS = 0.3
 SETTLE_SECONDS = 1.5  # after a rank's death, for others to end: the first to be seen is not always the one that began it
 NOT_AT_WORK = ("starting", "loading")
 RESTARTS = "restarts.jsonl"
+STOPPED = {EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT}  # the last two: asked before they listened
 
 
 class Lost(Exception):
@@ -51,15 +53,14 @@ class Fleet(Protocol):
 
 
 class Signals:
-    """SIGTERM, SIGUSR1 and Ctrl-C, remembered."""
+    """SIGTERM, SIGUSR1, Ctrl-C and a closed terminal, remembered."""
 
     def __init__(self) -> None:
         self.asked = 0
         self._interrupts = 0
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._struck)
+        take_over(self._struck)
 
     @property
     def at_once(self) -> bool:
@@ -101,7 +102,9 @@ class Watch:
                 break
             say(f"{ended.cause}; starting again from the last checkpoint ({left - 1} restarts left after this one)")
             self._restart = {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "cause": ended.cause}
-        raise RunFailed(f"{ended.cause}; what each rank said is in ranks/ of the run's folder, and the same command goes on from there")
+        raise RunFailed(
+            f"{ended.cause}; what each rank said is in ranks/ of the run's folder, and the same command with output_dir= of it goes on"
+        )
 
     def _attempt(self, first: bool) -> Ended:
         if self.signals.asked:
@@ -178,7 +181,7 @@ def verdict(ranks: list[dict[str, Any]], asked: bool) -> Ended | None:
     codes = [rank["code"] for rank in ranks]
     if EXIT_USER in codes:
         return Ended(EXIT_USER)
-    if asked and EXIT_STOPPED in codes and None not in codes:
+    if asked and None not in codes and not STOPPED.isdisjoint(codes):
         return Ended(EXIT_STOPPED)
     if broken := failed(ranks):
         return Ended(EXIT_FAILED, told(min(broken, key=lambda rank: (rank["code"] > 0, -rank["ended"]))))

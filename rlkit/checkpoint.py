@@ -66,8 +66,13 @@ class Checkpoints:
         try:
             state: dict[str, Any] = json.loads(place.read_text())
         except (OSError, ValueError) as error:
-            raise RunFailed(f"the checkpoint {place} cannot be read ({error}); delete its folder to go on from the one before") from error
+            raise unreadable(place, error) from error
         return state
+
+
+def unreadable(place: Path, error: Exception) -> RunFailed:
+    what = f"{type(error).__name__}: {error}"
+    return RunFailed(f"the checkpoint {place} cannot be read ({what}); delete its folder to go on from the one before")
 
 
 def publish(unfinished: Path, final: Path) -> None:

@@ -192,7 +192,13 @@ def shape_of(recipe: Recipe) -> sizes.Shape | None:
     if recipe.model.shape is not None:
         return sizes.Shape(**recipe.model.shape)  # type: ignore[arg-type]
     file = Path(recipe.model.path) / "config.json"
-    return shape_from(json.loads(file.read_text())) if file.is_file() else None
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text())
+    return shape_from(config) if config.keys() >= NAMED else None  # of another family: known once it is loaded
+
+
+NAMED = {"num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"}
 
 
 def shape_from(config: dict[str, Any]) -> sizes.Shape:

@@ -1,4 +1,4 @@
-"""What libraries read from the environment, set before the first of them is imported; a value that is set already stays."""
+"""What libraries read from the environment, set before the first of them is imported; a value that is set already stays, but offline."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def quiet(*, offline: bool) -> None:
     }
     if not Path("/dev/nvidiactl").exists():
         values["DS_ACCELERATOR"] = "cpu"  # transformers imports deepspeed, which would say that it found nothing better
-    if offline:
-        values |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if offline:  # whatever the environment says
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     for name, value in values.items():
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(logging.ERROR)  # speaks before it reads its own setting

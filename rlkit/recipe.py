@@ -211,7 +211,11 @@ class Recipe(Section):
         return self.updates_per_step // self.passes_per_step
 
 
-IDENTITY_FREE = frozenset({"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch"})  # cannot change what a run computes
+# What a run may go on with another value of: it computes the same, or what memory had no room for otherwise.
+IDENTITY_FREE = frozenset(
+    {"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch", "hardware", "checkpoint.every", "checkpoint.keep"}
+    | {"eval.every", "engine.checkpointing", "engine.memory", "engine.vllm"}
+)
 
 
 def read(config: Mapping[str, Any]) -> Recipe:
@@ -274,7 +278,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
     """The keys, with both values, in which two recipes differ such that their runs would too."""
     lines = []
     for key in sorted(set(before) | set(now)):
-        if not prefix and key in IDENTITY_FREE:
+        if f"{prefix}{key}" in IDENTITY_FREE:
             continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):

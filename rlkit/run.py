@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import Any
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
 from rlkit.paths import shipped
 from rlkit.quiet import quiet
+from rlkit.stopping import SIGNALS, leave_when_asked
 
 ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
 
@@ -131,12 +133,13 @@ def compose(overrides: list[str], folder: Path | None) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     written = [checked(override, folder) for override in overrides]
     if not any(override.startswith("recipe=") for override in written):
         raise UserError(f"choose a recipe: recipe=NAME, one of {', '.join(options('recipe', folder))}")
     if folder:
-        written.append(f"hydra.searchpath=[file://{folder}]")
+        written.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(shipped("recipes")), version_base="1.3"):
@@ -147,6 +150,8 @@ def compose(overrides: list[str], folder: Path | None) -> dict[str, Any]:
         config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(shortened(error)) from error
+    except YAMLError as error:
+        raise UserError(f"a recipe is no YAML: {error}") from error
     assert isinstance(config, dict)
     return {"recipe": chosen, **{str(key): value for key, value in config.items()}}
 
@@ -169,12 +174,26 @@ def checked(override: str, folder: Path | None) -> str:
         return override  # Hydra's own +key=, ++key= and ~key, which takes a key away
     key, value = match["key"], match["value"]
     if key not in groups():
-        return f"++{override}"
+        return f"++{key}={plain(value)}"
     if value not in options(key, folder) and not value.startswith("{"):
         from rlkit.recipe import nearest
 
         raise UserError(f"there is no {key} {value!r}{nearest(value, options(key, folder))}")
     return override if not value.startswith("{") else f"++{override}"
+
+
+def plain(value: str) -> str:
+    """A value as it was given, or in quotes where Hydra's grammar knows it not: a path with a = or ~, a regular expression."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if value.startswith(("{", "[", "'", '"')):
+        return value
+    try:
+        OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return quoted(value)
+    return value
 
 
 def to_yaml(config: dict[str, Any]) -> str:
@@ -208,15 +227,29 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
     for number, words in enumerate(jobs, start=1):
         print(f"job {number}/{len(jobs)}: {' '.join(words)}", flush=True)
         extra = ["--config-dir", str(folder)] if folder else []
-        codes.append(subprocess.run([sys.executable, "-m", "rlkit.run", *extra, *words], check=False).returncode)
+        codes.append(passed_on([sys.executable, "-m", "rlkit.run", *extra, *words]))
         if codes[-1] == EXIT_STOPPED:
             return EXIT_STOPPED
     return next((code for code in codes if code != EXIT_DONE), EXIT_DONE)
 
 
-def quoted(path: Path) -> str:
-    """A path as a value that Hydra's grammar takes as one string."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def passed_on(command: list[str]) -> int:
+    """The exit code of a command, with the signals that ask a run to stop passed on to it: it saves, and this process waits.
+
+    In a session of its own: what a terminal sends to all of its processes would reach it twice, and the second ends a run unsaved.
+    """
+    process = subprocess.Popen(command, start_new_session=True)
+    before = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in SIGNALS}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def quoted(value: Path | str) -> str:
+    """A value that Hydra's grammar takes as one string: it unescapes a quote, and backslashes before one."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(value)) + "'"
 
 
 def leave(code: int) -> None:
@@ -227,6 +260,10 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
+    for missing in ("stdout", "stderr"):  # closed by who started this: a run needs neither
+        if getattr(sys, missing) is None:
+            setattr(sys, missing, open(os.devnull, "w"))  # noqa: SIM115  for the life of the process
+    leave_when_asked()  # until the run listens: a stop while libraries are loaded is no crash
     try:
         code = main()
     except BaseException:  # noqa: BLE001  whatever it was, the process ends now, not in the exit handlers of a library

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from rlkit.errors import UserError
 from rlkit.ranks import Ranks
@@ -15,7 +14,7 @@ from rlkit.recipe import Recipe, changed
 def open_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
     """The run's folder, the same on all ranks. Raises UserError where it holds a finished run or one of another recipe."""
     started = ranks.gather(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
-    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{started}").absolute()
+    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{started}").expanduser().absolute()
     why = ranks.gather(occupied(folder, text, recipe.resume) if ranks.main else None)[0]
     if why:
         raise UserError(why)
@@ -33,7 +32,13 @@ def occupied(folder: Path, text: str, resume: str) -> str | None:
         return f"output_dir {folder} holds a finished run; choose another output_dir, or delete it to run again"
     import yaml
 
-    differences = changed(yaml.safe_load(kept.read_text()), yaml.safe_load(text))
+    try:
+        before = yaml.safe_load(kept.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict):
+        return f"{kept} cannot be read, so nobody knows whose run output_dir holds; put it back, or choose another output_dir"
+    differences = changed(before, yaml.safe_load(text))
     if not differences:
         return None
     shown = "\n".join(f"  {line}" for line in differences[:6])
@@ -42,7 +47,7 @@ def occupied(folder: Path, text: str, resume: str) -> str | None:
 
 def status(folder: Path) -> str | None:
     try:
-        found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        found = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError):
         return None
-    return found.get("status")
+    return found.get("status") if isinstance(found, dict) else None

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (a scheduler's warning).
+"""Being asked to stop: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (a scheduler's warning) and SIGHUP (the terminal is gone).
 
 Before training starts a signal ends the run where it stands. While it trains, the signal is remembered and the loop looks for it at
 places where nothing is lost. The same signal again ends the process at once; another one does not: a scheduler warns by one and
@@ -7,13 +7,35 @@ stops by the next.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 from rlkit.errors import EXIT_STOPPED, Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+BEFORE = "stopped by {} before training started; the same command starts again"
+AT_ONCE = b"rlkit: asked again, ended at once; what was not saved yet is lost, the run goes on from its last checkpoint\n"
+
+
+def leave_when_asked() -> None:
+    """Has the signals end the process where it stands: for a time in which it has nothing to save and has started nobody."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{BEFORE.format(signal.Signals(number).name)}\n".encode())
+        os._exit(EXIT_STOPPED)
+
+    take_over(leave)
+
+
+def take_over(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Main thread only. SIGHUP stays ignored where it is (nohup: the run outlives its terminal)."""
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 class Stopping:
@@ -25,14 +47,16 @@ class Stopping:
         self.deferred = False  # True: the loop looks; False: a signal raises where it strikes
 
     def install(self) -> None:
-        """Takes the signals over; main thread only."""
-        for number in SIGNALS:
-            signal.signal(number, self._struck)
+        take_over(self._struck)
 
     def _struck(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and number in self._seen:
+            return  # the terminal says so, and then its shell: nobody asks again by it
         if number in self._seen:
+            with contextlib.suppress(OSError):  # a terminal that is gone takes nothing
+                os.write(2, AT_ONCE)
             os._exit(EXIT_STOPPED)
         self._seen.add(number)
         self.requested = True
         if not self.deferred:
-            raise Stopped(f"stopped by {signal.Signals(number).name} before training started; the same command starts again")
+            raise Stopped(BEFORE.format(signal.Signals(number).name))

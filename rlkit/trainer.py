@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import psutil
 
-from rlkit.checkpoint import Checkpoints, publish
+from rlkit.checkpoint import Checkpoints, publish, unreadable
 from rlkit.clock import Clock
 from rlkit.engines.base import Learner
-from rlkit.errors import Stopped
+from rlkit.errors import RunFailed, Stopped, UserError
+from rlkit.gauge import GIB
 from rlkit.ranks import Ranks
 from rlkit.report import Report
 from rlkit.stopping import Stopping
@@ -127,7 +128,7 @@ def concluded(run: Run, progress: Progress) -> Progress:
         row |= held_out
         progress = with_evaluation(progress, held_out, run.story.measure)
     if row:
-        run.report.step(step, row | run.clock.metrics() | memory(run.ranks.device))
+        run.report.step(step, row | run.clock.metrics() | {"memory/process_gib": psutil.Process().memory_info().rss / GIB})
     progress = replace(progress, row=None, wall_seconds=progress.wall_seconds + run.clock.seconds)
     save_if_due(run, progress)
     return progress
@@ -138,16 +139,6 @@ def with_evaluation(progress: Progress, held_out: dict[str, float], measure: str
     if best is None or (now < best[0] if measure == "loss" else now > best[0]):
         best = (now, progress.step)
     return replace(progress, before=now if progress.step == 0 else progress.before, held_out=held_out, best=best)
-
-
-def memory(device: torch.device) -> dict[str, float]:
-    """Of this process, GiB."""
-    import psutil
-
-    numbers = {"memory/process_gib": psutil.Process().memory_info().rss / 2**30}
-    if device.type == "cuda":
-        numbers["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return numbers
 
 
 def save_if_due(run: Run, progress: Progress) -> None:
@@ -178,11 +169,16 @@ def resumed(run: Run) -> Progress:
     if last < 0:
         return Progress(story=run.story.state())
     kept = run.checkpoints.state(last)
-    best = tuple(kept.pop("best") or ()) or None
-    progress = Progress(**{**kept, "count": Count(**kept["count"]), "best": best})
-    with run.training():
-        for learner in run.learners:
-            learner.load(run.checkpoints.path(last))
+    try:
+        best = tuple(kept.pop("best") or ()) or None
+        progress = Progress(**{**kept, "count": Count(**kept["count"]), "best": best})
+        with run.training():
+            for learner in run.learners:
+                learner.load(run.checkpoints.path(last))
+    except (RunFailed, UserError, Stopped, RuntimeError):
+        raise
+    except Exception as error:  # a damaged file: each library that reads one has its own words for it
+        raise unreadable(run.checkpoints.path(last), error) from error
     run.story.load(progress.story, last)
     run.report.note(f"goes on after step {last}")
     return progress

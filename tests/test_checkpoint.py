@@ -4,12 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file
 
 from rlkit.checkpoint import Checkpoints, publish
 from rlkit.errors import RunFailed
+from rlkit.run_folder import occupied
+from rlkit.trainer import Progress, resumed
 
 
 def open_at(folder: Path, every: int = 2, keep: int = 2) -> Checkpoints:
@@ -132,3 +138,31 @@ def test_publishing_replaces_what_had_the_name(tmp_path: Path) -> None:
     (new / "deep" / "weights").write_text("y")
     publish(new, old)
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["model", "model/deep", "model/deep/weights"]
+
+
+@pytest.mark.parametrize("state", ["{}", '{"best": null, "count": {"updates": 1}}', '{"best": null, "count": 3}'])
+def test_a_checkpoint_of_another_form_is_told_too(state: str, tmp_path: Path) -> None:
+    save(checkpoints := open_at(tmp_path), 2)
+    (checkpoints.path(2) / "state.json").write_text(state)
+    with pytest.raises(RunFailed, match=r"step-000002 cannot be read .* delete its folder to go on from the one before"):
+        resumed(SimpleNamespace(checkpoints=checkpoints, ranks=SimpleNamespace(gather=lambda value: [value])))  # type: ignore[arg-type]
+
+
+def test_weights_that_cannot_be_read_are_told_too(tmp_path: Path) -> None:
+    def load(folder: Path) -> None:
+        load_file(folder / "policy.safetensors")
+
+    checkpoints = open_at(tmp_path)
+    known = asdict(Progress(story={})) | {"step": 2}
+    checkpoints.save(2, known, lambda folder: (folder / "policy.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"))
+    run = SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[SimpleNamespace(load=load)])
+    run.ranks = SimpleNamespace(gather=lambda value: [value])
+    with pytest.raises(RunFailed, match=r"step-000002 cannot be read \(SafetensorError: .* delete its folder"):
+        resumed(run)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "a: [1\n", "3\n"])
+def test_a_recipe_that_cannot_be_read_back_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "summary.json").write_text("[1]")
+    assert f"{tmp_path / 'recipe.yaml'} cannot be read" in str(occupied(tmp_path, "seed: 1\n", "auto"))

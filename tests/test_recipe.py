@@ -148,7 +148,8 @@ REFUSED = {
     "optim=fast": "optim='fast' is not valid",
     "steps": "'steps' is no override; write key=value",
     "seed=0,1": "To sweep over it, add --multirun",
-    "seed=]": "Error parsing override",
+    "seed=[1": "no viable alternative at input '[1'",
+    "seed=]": "seed=']' is not valid: it should be a valid integer",
     "--verbose": "unknown flag --verbose; valid: --cfg job, --multirun",
 }
 
@@ -316,6 +317,8 @@ def test_changes_that_would_change_the_run_are_named() -> None:
     before = run.compose(["recipe=grpo_math", "output_dir=a"], None)
     same = run.compose(["recipe=grpo_math", "output_dir=b", "debug=true", "report.table_every=1", "offline=true"], None)
     assert recipes.changed(before, same) == []
+    roomier = ["engine.checkpointing=1", "engine.vllm.gpu_memory_utilization=0.3", "checkpoint.every=3", "eval.every=2", "hardware.gpus=2"]
+    assert recipes.changed(before, run.compose(["recipe=grpo_math", *roomier], None)) == []
     other = run.compose(["recipe=grpo_math", "optim.lr=1e-3", "rewards.brevity.path=length"], None)
     assert recipes.changed(before, other) == [
         f"optim.lr: {before['optim']['lr']} then, 0.001 now",

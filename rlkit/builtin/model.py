@@ -46,7 +46,10 @@ IGNORED = -1  # the label of a token that does not count
 
 def default_cache() -> Path:
     """The folder for what rlkit makes once and keeps: $RLKIT_CACHE or ~/.cache/rlkit. Raises UserError where it cannot be written."""
-    folder = Path(os.environ.get("RLKIT_CACHE") or "~/.cache/rlkit").expanduser().absolute()
+    try:
+        folder = Path(os.environ.get("RLKIT_CACHE") or "~/.cache/rlkit").expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError("this user has no home folder to cache in; set RLKIT_CACHE to a folder you can write") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -7,6 +7,7 @@ JSON knows no NaN: such a number is written as null and named in the row, `"not_
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import numbers
@@ -23,7 +24,7 @@ _BLOCK = 1 << 16  # bytes read at a time when looking for the last line
 
 
 class RunFolder:
-    """The open folder of a run; made if it is not there. Raises UserError where it cannot be written.
+    """The open folder of a run; made if it is not there. Raises UserError where it cannot be written, or another run writes it.
 
     `attempt` is one more than the highest in the logs found there, 1 in a new folder. A last line torn by a kill is cut off.
     """
@@ -92,6 +93,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _reopen(path: Path) -> tuple[IO[bytes], int]:
     """A log open for appending, without a torn last line, and the attempt of its last row: 0 where it has none."""
     log = path.open("a+b")
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however it does
+    except BlockingIOError as error:
+        log.close()
+        raise UserError(f"another process is at work in {path.parent}; stop it, or choose another output_dir") from error
+    except OSError:
+        pass  # a file system without locks
     end = log.seek(0, os.SEEK_END)
     start, tail = end, b""
     while start > 0 and tail.count(b"\n") < 2:  # samples.jsonl grows to gigabytes: only its last line is read

@@ -171,6 +171,11 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("RLKIT_CACHE", str(tmp_path))
         with pytest.raises(UserError, match=r"cannot be written; set RLKIT_CACHE"):
             model.default_cache()
+    monkeypatch.delenv("RLKIT_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as for the user of many a container
+    with pytest.raises(UserError, match=r"no home folder .*set RLKIT_CACHE"):
+        model.default_cache()
 
 
 @pytest.mark.timeout(600)

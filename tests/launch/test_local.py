@@ -129,6 +129,8 @@ def state(
         ([None, 2], False, Ended(2)),
         ([1, 2], False, Ended(2)),  # the others fell over the one that found the mistake
         ([75, 1], True, Ended(75)),
+        ([-15, -15], True, Ended(75)),  # asked before they listened
+        ([-15, 75], False, Ended(1, "rank 0 on n was ended by SIGTERM in phase update of step 3")),
         ([1, 1], True, Ended(1, "rank 1 on n ended with exit code 1 in phase update of step 3")),
         ([1, -9], False, Ended(1, "rank 1 on n was ended by SIGKILL in phase update of step 3")),
     ],

@@ -173,6 +173,20 @@ def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) ->
         RunFolder(tmp_path / "file" / "run")
 
 
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    """Until the other process is gone, however it went."""
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"1\n"  # a step is written
+    before = (tmp_path / "metrics.jsonl").read_bytes()[:20]
+    with pytest.raises(UserError, match=rf"another process is at work in {tmp_path}; stop it, or choose another output_dir"):
+        RunFolder(tmp_path)
+    process.kill()
+    process.wait()
+    folder = RunFolder(tmp_path)
+    folder.close()
+    assert folder.attempt == 2 and (tmp_path / "metrics.jsonl").read_bytes()[:20] == before
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 0, "attempt": 1}\nnonsense\n')
