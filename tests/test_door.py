@@ -71,7 +71,9 @@ def test_a_sweep_waits_for_the_job_that_saves(number: int, group: bool, tmp_path
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 0), (signal.SIGINT, 75)])
 def test_who_asks_again_wants_it_at_once_but_a_terminal_and_its_shell_are_two(number: int, code: int) -> None:
     twice = (
-        "import os; from rlkit.stopping import Stopping; stopping = Stopping(); stopping.install(); stopping.deferred = True\n"
+        "import os, signal; from rlkit.stopping import Stopping\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would stay ignored\n"
+        "stopping = Stopping(); stopping.install(); stopping.deferred = True\n"
         f"for _ in range(2): os.kill(os.getpid(), {int(number)})\n"
         "assert stopping.requested"
     )
