@@ -6,9 +6,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from rlkit.errors import RunFailed
 
@@ -46,10 +49,12 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
         self._barrier()
-        write(unfinished)
+        with written(unfinished, self.folder.parent):
+            write(unfinished)
+            if self._main:
+                (unfinished / STATE).write_text(json.dumps(state, indent=1))
+                publish(unfinished, self.path(step))
         if self._main:
-            (unfinished / STATE).write_text(json.dumps(state, indent=1))
-            publish(unfinished, self.path(step))
             self._prune({step, protect})
         self._barrier()
 
@@ -68,6 +73,17 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise unreadable(place, error) from error
         return state
+
+
+@contextmanager
+def written(unfinished: Path, run: Path) -> Iterator[None]:
+    """Inside it a folder is written: where that fails, on a full disk, what there is of it goes. Raises RunFailed then."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        what = f"{unfinished.parent} cannot be written ({error})"
+        raise RunFailed(f"{what}; make room there: the same command with output_dir={run} goes on from its last checkpoint") from error
 
 
 def unreadable(place: Path, error: Exception) -> RunFailed:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from rlkit.checkpoint import Checkpoints, publish, unreadable
+from rlkit.checkpoint import Checkpoints, publish, unreadable, written
 from rlkit.clock import Clock
 from rlkit.engines.base import Learner
 from rlkit.errors import RunFailed, Stopped, UserError
@@ -188,10 +188,11 @@ def finish(run: Run, progress: Progress) -> None:
     """The trained model as a Hugging Face folder, and the summary."""
     run.report.phase("export")
     unfinished, final = run.folder / ".model.tmp", run.folder / "model"
-    run.export(unfinished)
-    if run.ranks.main:
-        run.save_tokenizer(unfinished)
-        publish(unfinished, final)
+    with written(unfinished, run.folder):
+        run.export(unfinished)
+        if run.ranks.main:
+            run.save_tokenizer(unfinished)
+            publish(unfinished, final)
     run.ranks.barrier()
     measure = run.story.measure
     after = progress.held_out.get(f"eval/{measure}")

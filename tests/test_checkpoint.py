@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from rlkit.checkpoint import Checkpoints, publish
 from rlkit.errors import RunFailed
@@ -70,12 +72,26 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path: Path) -> None:
         (folder / "weights.bin").write_text("half")
         raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match="no space left"):
+    told = rf"{tmp_path} cannot be written \(no space left on device\); make room there: .* output_dir={tmp_path.parent} goes on"
+    with pytest.raises(RunFailed, match=told):
         checkpoints.save(4, {}, fails)
     assert checkpoints.steps() == [2] and checkpoints.state(2) == {"step": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]  # half of one would stand in the way of what makes room
     save(checkpoints, 4)
     assert checkpoints.steps() == [4] and (checkpoints.path(4) / "weights.bin").read_text() == "of 4"
     assert [p.name for p in tmp_path.iterdir()] == ["step-000004"]  # nothing half-written is left behind
+
+
+def test_a_file_that_the_system_cuts_short_is_told(tmp_path: Path) -> None:
+    """As on a full disk, by the system's own limit; safetensors has an error of its own for it."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"cannot be written \(.*File too large.*\); make room there"):
+            open_at(tmp_path).save(2, {}, lambda folder: save_file({"w": torch.zeros(2**16)}, folder / "policy.safetensors"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("moment", ["write", "publish", "rename", "rmtree"])
