@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,17 +13,17 @@ from typing import Any
 import torch
 
 from rlkit import heartbeat, plan, room
-from rlkit.builtin.model import default_cache, ensure_model
+from rlkit.base_model import check_length, dtype_of, lora_of, made_model
 from rlkit.checkpoint import Checkpoints
 from rlkit.clock import Clock
 from rlkit.collector import Collector, Desk
 from rlkit.data.renderer import Renderer
 from rlkit.data.stream import Prompt, Stream
 from rlkit.engines.base import Learner
-from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
+from rlkit.engines.lora import BaseOfPolicy, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.probe import Probe
-from rlkit.errors import RunFailed, UserError
+from rlkit.errors import RunFailed
 from rlkit.evaluate import Evaluation
 from rlkit.floors import Floors, machine
 from rlkit.model_reward import ModelReward
@@ -57,7 +56,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         folder = open_folder(recipe, text, ranks)
         offline = recipe.offline_algorithm
         judge = None if offline else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay", seated(recipe)))
-        model_path = made_model(recipe, ranks)
+        model_path = made_model(recipe, ranks.main)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
         train, test, told = sourced(recipe, renderer, recipe.algorithm.reads if offline else "prompts")
@@ -276,35 +275,6 @@ def evaluation(recipe: Recipe, desk: Desk, test: list[Any], ranks: Ranks, sampli
 # -- engines ------------------------------------------------------------------------------------------------------------------------
 
 
-def made_model(recipe: Recipe, ranks: Ranks) -> str:
-    """The path of the model; the built-in one is made here if this machine has not made it yet."""
-    if recipe.model.path != "builtin":
-        return recipe.model.path
-
-    def progress(done: int, total: int, loss: float) -> None:
-        if ranks.main and (done % 100 == 0 or done <= 10 or done == total):
-            print(f"making the built-in model, once on this machine: {done}/{total}  loss {loss:.3f}", flush=True)
-
-    return str(ensure_model(default_cache(), progress))
-
-
-def dtype_of(recipe: Recipe, device: torch.device) -> torch.dtype:
-    if recipe.model.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.model.dtype]
-
-
-def check_length(recipe: Recipe, path: str) -> None:
-    """The longest sample fits into the model's context. Raises UserError where it does not."""
-    config = Path(path) / "config.json"
-    context = json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None
-    if context and plan.longest(recipe) > context:
-        raise UserError(
-            f"max_prompt_tokens + max_completion_tokens = {plan.longest(recipe)} is more than the {context} tokens that model.path {path} "
-            "can hold; lower one of them"
-        )
-
-
 def crew_of(ranks: Ranks) -> Any:
     """Whom this rank's models share their rows with; None: nobody."""
     from rlkit.engines.ulysses import Crew
@@ -316,13 +286,11 @@ def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> 
     from rlkit.engines.deepspeed import DeepSpeedPolicy
 
     temperature = recipe.sampling.temperature if recipe.sampling else 1.0
-    chosen = recipe.model.lora
-    lora = LoraSettings(chosen.rank, chosen.alpha, chosen.targets, chosen.dora, recipe.seed) if chosen.rank else None
     return DeepSpeedPolicy(
         path,
         dtype,
         temperature=temperature,
-        lora=lora,
+        lora=lora_of(recipe),
         four_bits=recipe.model.load_in_4bit,
         crew=crew_of(ranks),
         **learner_settings(recipe, ranks),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlkit import assemble, plan
+from rlkit.base_model import dtype_of
 from rlkit.builtin.model import default_cache
 from rlkit.clock import Clock
 from rlkit.data.renderer import Renderer
@@ -68,7 +69,7 @@ Made = tuple[Any, Said, Callable[[Path], None]]  # what learns, what it says, ho
 
 def policy(recipe: Recipe, path: str, ranks: Ranks, renderer: Renderer) -> Made:
     """A policy that says log-probs [B, T]."""
-    made = assemble.make_policy(recipe, path, assemble.dtype_of(recipe, ranks.device), ranks)
+    made = assemble.make_policy(recipe, path, dtype_of(recipe, ranks.device), ranks)
     return (
         made,
         lambda samples, width: made.logprobs(samples, width)[0],
@@ -80,7 +81,7 @@ def reward_model(recipe: Recipe, path: str, ranks: Ranks, renderer: Renderer) ->
     """A reward model that says one score [B, 1] a completion."""
     from rlkit.engines.reward_model import DeepSpeedRewardModel
 
-    dtype: torch.dtype = assemble.dtype_of(recipe, ranks.device)
+    dtype: torch.dtype = dtype_of(recipe, ranks.device)
     made = DeepSpeedRewardModel(path, dtype, pad=renderer.pad_id, **assemble.learner_settings(recipe, ranks))
     return made, lambda samples, width: made.scores(samples).unsqueeze(-1), made.export
 

@@ -69,9 +69,11 @@ PLACES: dict[str, tuple[int, str]] = {
     "rlkit.plan": (5, "assembly"),
     "rlkit.run_folder": (5, "assembly"),
     "rlkit.sourcing": (5, "assembly"),
+    "rlkit.base_model": (5, "assembly"),
     "rlkit.assemble": (5, "assembly"),
     "rlkit.assemble_offline": (5, "assembly"),
     "rlkit.run": (6, "run"),
+    "rlkit.export": (6, "run"),
     "rlkit.rewarding.__main__": (6, "run"),
     "launch": (7, "launch"),  # stands on the door: it reads a recipe as the door does
 }

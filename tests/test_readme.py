@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlkit import export
 from tests.conftest import ROOT, run
 
 README = (ROOT / "README.md").read_text()
@@ -27,6 +28,11 @@ IN_OTHER_TESTS = {  # where the others are run
 def test_every_command_is_known() -> None:
     assert len(RUNS) >= 6
     assert {command for command in COMMANDS if command not in RUNS} == set(IN_OTHER_TESTS)
+
+
+def test_the_model_of_a_checkpoint_is_asked_for_as_it_says() -> None:
+    """Run in tests/runs/test_export.py."""
+    assert f"`{export.USAGE}`" in README.replace("\n", " ")
 
 
 def workplace(folder: Path) -> None:

@@ -21,9 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlkit import memory
-from rlkit.engines import four_bit, hf, weights
+from rlkit.engines import hf, weights
 from rlkit.engines.base import Update
-from rlkit.engines.lora import Adapters, LoraSettings
+from rlkit.engines.held import Held
+from rlkit.engines.lora import LoraSettings
 from rlkit.engines.parking import Parking
 from rlkit.engines.ulysses import Crew
 from rlkit.engines.zero import OptimizerSettings, config, in_parts, set_environment
@@ -229,12 +230,12 @@ class DeepSpeedPolicy(Learner):
         four_bits: bool = False,
     ) -> None:
         set_environment()
-        self.path, self.dtype, self.temperature, self.crew = path, dtype, temperature, crew
+        self.temperature, self.crew = temperature, crew
         with nullcontext() if four_bits else in_parts(config(zero_stage, dtype, optimizer, extra)):  # 4 bits are cut later, by DeepSpeed
-            self.model = hf.load_model(path, dtype, offline=offline, recompute=recompute, four_bits=four_bits)
-            self.names = hf.checkpoint_names(self.model)
-            self.adapters = Adapters(self.model, lora) if lora else None
-        scorer = hf.TokenScorer(self.model, crew)
+            model = hf.load_model(path, dtype, offline=offline, recompute=recompute, four_bits=four_bits)
+            self.held = Held(model, path, dtype, lora)
+        self.model, self.names, self.adapters = model, self.held.names, self.held.adapters
+        scorer = hf.TokenScorer(model, crew)
         super().__init__(scorer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
@@ -246,22 +247,15 @@ class DeepSpeedPolicy(Learner):
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
-        parts, whole = self._base()
-        adapters = self.adapters
-        if adapters is not None:
-            parts = {name: [*held, *adapters.parts(name)] for name, held in parts.items()}
-        merged = whole if adapters is None else lambda name: adapters.merged(name, whole(name)) if adapters.adapted(name) else whole(name)
-        return self._stream(parts, merged)
+        return self._stream(*self.held.merged())
 
     def base_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint as it was before training, where only adapters are trained."""
-        return self._stream(*self._base())
+        return self._stream(*self.held.base())
 
     def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The adapters' tensors by the names of peft's files."""
-        assert self.adapters is not None
-        own = self.adapters.own()
-        return self._stream(own, lambda name: weights.sendable(own[name][0], self.dtype))
+        return self._stream(*self.held.own())
 
     def parts_sent(self) -> Iterator[tuple[str, Tensor]]:
         """All that a rollout engine gets that takes adapters as such."""
@@ -269,14 +263,7 @@ class DeepSpeedPolicy(Learner):
         yield from self.adapter_weights()
 
     def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        assert self.adapters is not None
-        self.adapters.write(folder, tensors, self.path)
-
-    def _base(self) -> tuple[dict[str, list[Tensor]], Callable[[str], Tensor]]:
-        """By name of the checkpoint what the model holds, and what is sent of it."""
-        state = self.model.state_dict(keep_vars=True)
-        held = {name: state[self.adapters.held(name) if self.adapters else name] for name in self.names}
-        return {name: [tensor] for name, tensor in held.items()}, lambda name: weights.sendable(four_bit.plain(held[name]), self.dtype)
+        self.held.write(folder, tensors, adapter=True)
 
     def _stream(self, parts: Mapping[str, Sequence[Tensor]], whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
         return weights.stream(parts, self._gathered, whole, weights.BUCKET[self.device.type])
@@ -284,21 +271,13 @@ class DeepSpeedPolicy(Learner):
     def export(self, folder: Path, adapter: bool = False) -> None:
         """A Hugging Face folder of the model with its adapters merged, or a peft folder of the adapters alone."""
         state: dict[str, Tensor] = {}
-        tied = self._tied()
+        tied = self.held.tied()
         for name, tensor in self.adapter_weights() if adapter else self.weights():  # on every rank: sharded weights are gathered on all
             if dist.get_rank() == 0 and name not in tied:
                 state[name] = tensor.cpu().clone()
         if dist.get_rank() == 0:
-            if adapter:
-                self.write_adapter(folder, state)
-            else:
-                self.model.save_pretrained(folder, state_dict=state)
+            self.held.write(folder, state, adapter)
         dist.barrier()
-
-    def _tied(self) -> set[str]:
-        """Names that are another tensor's second name; a file holds such a tensor once."""
-        first: dict[int, str] = {}
-        return {name for name, (tensor,) in self._base()[0].items() if first.setdefault(id(tensor), name) != name}
 
 
 class DeepSpeedCritic(Learner):

@@ -1,0 +1,133 @@
+"""The model of a checkpoint: what rlkit.export writes is what the run itself wrote, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rlkit import export
+from rlkit.report.folder import read_metrics
+from tests.conftest import run
+
+SMALL = ["steps=2", "prompts_per_step=8", "tokens_per_micro_batch=320", "optim.lr=3e-3", "eval.every=1", "eval.problems=16"]
+EVERY = ["checkpoint.every=1", "checkpoint.keep=9"]
+KINDS = {  # processes, and words
+    "all weights in shards": (2, ["recipe=dpo_math", "engine.zero_stage=3"]),
+    "all weights in bfloat16": (1, ["recipe=sft_math", "model.dtype=bfloat16"]),
+    "adapters merged": (1, ["recipe=dpo_math", "model.lora.rank=4", "optim.lr=3e-2"]),
+    "adapters of DoRA in shards of bfloat16": (
+        2,
+        ["recipe=sft_math", "model.lora.rank=4", "model.lora.dora=true", "engine.zero_stage=3", "model.dtype=bfloat16"],
+    ),
+    "adapters alone": (1, ["recipe=dpo_math", "model.lora.rank=4", "checkpoint.export=adapter"]),
+    "on 4 bits": (1, ["recipe=sft_math", "model.lora.rank=4", "model.load_in_4bit=true"]),
+    "a reward model": (1, ["recipe=reward_model"]),
+}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def even_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 64 and 128: a CPU takes back no others from 4 bits."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("even") / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.update({"hidden_size": 64, "intermediate_size": 128})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_steps(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two") / "run"
+    ended = run("recipe=dpo_math", f"model.path={tiny_model}", *SMALL, *EVERY, "optim.schedule=constant", f"output_dir={folder}")
+    assert ended.code == 0, ended.out + ended.err
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_checkpoint_gives_the_model_of_the_run(kind: str, tiny_model: Path, even_model: Path, tmp_path: Path) -> None:
+    ranks, words = KINDS[kind]
+    if kind == "on 4 bits":
+        pytest.importorskip("bitsandbytes", reason="4 bits need bitsandbytes: the extras test and four_bit bring it")
+    model = even_model if kind == "on 4 bits" else tiny_model
+    folder = tmp_path / "run"
+    ended = run(*words, f"model.path={model}", *SMALL, *EVERY, f"output_dir={folder}", ranks=ranks, OMP_NUM_THREADS="1")
+    assert ended.code == 0, ended.out + ended.err
+    assert export.main([str(folder)]) == 0
+    assert files(folder / "model-000002") == files(folder / "model")
+    assert export.main([str(folder), "step=1", f"to={tmp_path / 'first'}"]) == 0
+    assert files(tmp_path / "first").keys() == files(folder / "model").keys()
+    weights = "adapter_model.safetensors" if kind == "adapters alone" else "model.safetensors"
+    assert files(tmp_path / "first")[weights] != files(folder / "model")[weights]
+
+
+def test_a_checkpoint_gives_the_model_of_a_run_that_ends_there(two_steps: Path, tiny_model: Path, tmp_path: Path) -> None:
+    words = ["recipe=dpo_math", f"model.path={tiny_model}", *SMALL, *EVERY, "optim.schedule=constant", "steps=1"]
+    ended = run(*words, f"output_dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.out + ended.err
+    assert export.main([str(two_steps), "step=1", f"to={tmp_path / 'model'}"]) == 0
+    assert files(tmp_path / "model") == files(tmp_path / "run" / "model")
+
+
+def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {row["step"]: row["eval/accuracy"] for row in read_metrics(two_steps / "metrics.jsonl")}
+    best = max(found, key=lambda step: (found[step], -step))  # the first of equals
+    code = export.main([str(two_steps), "step=best", f"to={tmp_path / 'best'}"])
+    said = capsys.readouterr()
+    if best == 0:
+        assert (code, said.err) == (
+            2,
+            "rlkit: the best evaluation was the one before the first step: of model.path itself (there are: 1, 2)\n",
+        )
+    else:
+        assert (code, said.out) == (0, f"{tmp_path / 'best'}: the model after step {best}\n")
+    state = two_steps / "checkpoints" / "step-000002" / "state.json"
+    before = state.read_text()
+    try:
+        state.write_text(json.dumps(json.loads(before) | {"best": [1.0, 1]}))
+        assert export.main([str(two_steps), "step=best", f"to={tmp_path / 'first'}"]) == 0
+        assert capsys.readouterr().out == f"{tmp_path / 'first'}: the model after step 1\n"
+        state.write_text(json.dumps(json.loads(before) | {"best": [1.0, 9]}))
+        assert export.main([str(two_steps), "step=best"]) == 2
+        assert "the best evaluation was after step 9, whose checkpoint checkpoint.best=true would have kept" in capsys.readouterr().err
+    finally:
+        state.write_text(before)
+
+
+def test_mistakes_are_told(two_steps: Path, even_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(two_steps, here)
+    shutil.copytree(two_steps, other)
+    recipe = (other / "recipe.yaml").read_text()
+    path = next(line for line in recipe.splitlines() if line.startswith("  path: /"))
+    (other / "recipe.yaml").write_text(recipe.replace(path, f"  path: {even_model}"))
+    (here / "checkpoints" / "step-000001" / "policy.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    (tmp_path / "empty").mkdir()
+    cases = [
+        ([str(tmp_path / "empty")], 2, "is no folder of a run: FileNotFoundError"),
+        ([str(here), "step=7"], 2, "step=7: there is no such checkpoint (there are: 1, 2; or step=best)"),
+        ([str(here), "last"], 2, "unknown: last; valid: python -m rlkit.export RUN [step=N|best] [to=FOLDER]"),
+        ([str(here), f"to={here / 'model'}"], 2, "is there already; delete it, or choose another folder with to="),
+        ([str(here), "to=/proc/none/model"], 2, "/proc/none/model cannot be written"),
+        ([str(here), "step=1"], 1, "delete its folder to go on from the one before"),
+        ([str(other)], 2, "is of another model than stands at model.path: model.embed_tokens.weight is [259, 48] there"),
+    ]
+    for words, code, told in cases:
+        assert export.main(words) == code, words
+        said = capsys.readouterr().err
+        assert told in said and "Traceback" not in said, said
+    assert not list(here.glob("*model-*")) and not list(other.glob("*model-*")) and not list(here.glob(".model*"))
+    shutil.rmtree(here / "checkpoints")
+    assert export.main([str(here)]) == 2
+    assert "holds no checkpoint yet" in capsys.readouterr().err
