@@ -75,6 +75,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def even_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its like with rows of 64 and 128: a CPU takes back no others from 4 bits."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("even") / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.update({"hidden_size": 64, "intermediate_size": 128})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Ended:
     """A command that came to its end."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +57,9 @@ def test_two_processes_agree_and_adapters_sent_as_such(tiny_model: Path, tmp_pat
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_on_a_base_in_4_bits(ranks: int, tiny_model: Path, tmp_path: Path) -> None:
+def test_on_a_base_in_4_bits(ranks: int, even_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="4 bits need bitsandbytes: the extras test and four_bit bring it")
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    even = tmp_path / "even"  # a CPU takes back rows of multiples of 64 alone
-    shutil.copytree(tiny_model, even, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = AutoConfig.from_pretrained(tiny_model)
-    config.update({"hidden_size": 64, "intermediate_size": 128})
-    AutoModelForCausalLM.from_config(config).save_pretrained(even)
-    check(agreement(even, tmp_path, ["qlora-0", "qlora-2", "qlora-3"], ranks))
+    check(agreement(even_model, tmp_path, ["qlora-0", "qlora-2", "qlora-3"], ranks))
 
 
 @pytest.mark.slow

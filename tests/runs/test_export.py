@@ -33,19 +33,6 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def even_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of 64 and 128: a CPU takes back no others from 4 bits."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("even") / "model"
-    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = AutoConfig.from_pretrained(tiny_model)
-    config.update({"hidden_size": 64, "intermediate_size": 128})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def two_steps(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two") / "run"
     ended = run("recipe=dpo_math", f"model.path={tiny_model}", *SMALL, *EVERY, "optim.schedule=constant", f"output_dir={folder}")
