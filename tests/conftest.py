@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +20,49 @@ from unittest import mock
 
 import pytest
 
+from tests import fork_server
+
 ROOT = Path(__file__).resolve().parent.parent
+DURATIONS = ROOT / "tests" / "durations.json"
+GRACE = 5.0  # seconds that the other processes of a run have once one has failed
+_socket: Path | None = None
+_seconds: defaultdict[str, float] = defaultdict(float)  # by scope, in the process that hears of all tests
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store-durations", action="store_true", help="write the seconds of each test file to tests/durations.json")
+
+
+def scope(nodeid: str) -> str:
+    """The tests that one worker runs: those of a file, and all those that start hosts."""
+    return "tests/launch" if nodeid.startswith("tests/launch/") else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several workers, one runs a file's tests, and one all those that start hosts."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFile(LoadScopeScheduling):
+    class ByScope(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "launch" if nodeid.startswith("tests/launch/") else nodeid.partition("::")[0]
+            return scope(nodeid)
 
-    return ByFile(config, log)
+    return ByScope(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no worker is left with one of them at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.parent.name != "launch", item.path not in slow))
+    """The longest first, so that no worker is left with one of them at the end."""
+    known = json.loads(DURATIONS.read_text()) if DURATIONS.is_file() else {}
+    items.sort(key=lambda item: -known.get(scope(item.nodeid), 0.0))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[scope(report.nodeid)] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.option.store_durations and "PYTEST_XDIST_WORKER" not in os.environ:
+        longest = sorted(_seconds.items(), key=lambda entry: -entry[1])
+        DURATIONS.write_text(json.dumps({name: round(seconds) for name, seconds in longest if seconds >= 1.0}, indent=0) + "\n")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,17 +142,78 @@ def command(*arguments: str, program: str | None = None, ranks: int = 1) -> list
     return [sys.executable, *many, *start, *arguments]
 
 
-def run(*arguments: str, program: str | None = None, ranks: int = 1, cwd: Path | None = None, timeout: float = 240, **more: str) -> Ended:
-    """Runs to the end, at most `timeout` seconds; `more` goes into its environment."""
-    done = subprocess.run(
-        command(*arguments, program=program, ranks=ranks), capture_output=True, text=True, env=environment(**more), cwd=cwd, timeout=timeout
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+def run(
+    *arguments: str,
+    program: str | None = None,
+    module: str = "rlkit.run",
+    ranks: int = 1,
+    cwd: Path | None = None,
+    timeout: float = 240,
+    cold: bool = False,
+    **more: str,
+) -> Ended:
+    """Runs to the end, at most `timeout` seconds; `more` goes into its environment. `cold`: in a new Python, not forked from one that has
+    imported everything."""
+    env = environment(**more)
+    if cold:
+        words = command(*arguments, program=program, ranks=ranks)
+        done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=cwd, timeout=timeout)
+        return Ended(done.returncode, done.stdout, done.stderr)
+    path = str(ROOT / "tests" / "programs" / program) if program else f"-m {module}"
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        forks = [
+            fork_server.Fork(fork_socket(), path, list(arguments), place, cwd, out.fileno(), err.fileno()) for place in places(env, ranks)
+        ]
+        code = wait_for_all(forks, timeout)
+        out.seek(0)
+        err.seek(0)
+        return Ended(code, out.read(), err.read())
+
+
+def places(env: dict[str, str], ranks: int) -> list[dict[str, str]]:
+    """The environment of each of so many processes that find each other."""
+    if ranks == 1:
+        return [env]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [env | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def wait_for_all(forks: list[fork_server.Fork], seconds: float) -> int:
+    """0, or the exit code of the first that failed, with the others ended GRACE seconds later."""
+    until = time.monotonic() + seconds
+    failed: fork_server.Fork | None = None
+    try:
+        while any(fork.wait(0.02 if len(forks) > 1 else until - time.monotonic()) is None for fork in forks):
+            if failed is None and (failed := next((fork for fork in forks if fork.returncode), None)):
+                until = min(until, time.monotonic() + GRACE)
+            if time.monotonic() > until:
+                break
+        failed = failed or next((fork for fork in forks if fork.returncode), None)
+        if failed is None and any(fork.returncode is None for fork in forks):
+            raise subprocess.TimeoutExpired("a forked run", seconds)
+        return failed.returncode or 0 if failed else 0
+    finally:
+        for fork in forks:
+            fork.kill()
+
+
+def fork_socket() -> Path:
+    """Of the fork server that all workers of this test session share."""
+    global _socket
+    if _socket is None:
+        worker = "PYTEST_XDIST_WORKER" in os.environ
+        folder = Path(tempfile.gettempdir(), f"rlkit-forks-{os.environ['PYTEST_XDIST_TESTRUNUID'] if worker else os.getpid()}")
+        folder.mkdir(exist_ok=True)
+        _socket = fork_server.connect(folder, os.getppid() if worker else os.getpid())
+    return _socket
 
 
 @pytest.fixture(scope="session")
 def small(tiny_model: Path) -> list[str]:
-    """The recipe grpo_math in small: a random model, and a reward that random text can win."""
+    """The recipe grpo_math in small: a random model, a reward that random text can win, and the engine that starts fastest."""
     reward = Path(__file__).parent / "programs" / "toy_reward.py"
     return [
         "recipe=grpo_math",
@@ -138,7 +228,14 @@ def small(tiny_model: Path) -> list[str]:
         "eval.problems=8",
         "checkpoint.every=2",
         f"rewards.accuracy.path={reward}:letters",
+        "engine.rollout=hf",
     ]
+
+
+@pytest.fixture(scope="session")
+def small_vllm(small: list[str]) -> list[str]:
+    """The same with vLLM, for what is a fact about vLLM: it takes three times as long."""
+    return [word for word in small if word != "engine.rollout=hf"]
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,16 @@
 """Applies small faults to a copy of the maths, one at a time, and shows that the tests of the maths see each of them.
 
     python tests/mutants.py [word ...]      only those whose file or text holds one of the words
+    python tests/mutants.py --changed       only those of files that are not as they were when all of theirs were last seen
+    python tests/mutants.py --record        all, and writes down the files whose faults were all seen: tests/mutants.lock
 
 Exit code 0: every fault was seen. Each runs in a fork of a process that has torch loaded, so that a fault costs about a second.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -14,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCK = Path(__file__).with_suffix(".lock")  # {file under rlkit/: digest of it and of its faults}
 COPIED = ["rlkit", "recipes", "rewards", "pyproject.toml", "tests/ops", "tests/algorithms"]
 TESTS = [
     "tests/ops",
@@ -232,7 +237,12 @@ MUTANTS: list[tuple[str, str, str]] = [
 
 def main(words: list[str]) -> int:
     """Runs the faults; returns the exit code."""
-    chosen = [m for m in MUTANTS if not words or any(word in part for word in words for part in m)]
+    record = words == ["--record"]
+    if record or words == ["--changed"]:
+        known = {} if record or not LOCK.is_file() else json.loads(LOCK.read_text())
+        chosen = [m for m in MUTANTS if known.get(m[0]) != digest(m[0])]
+    else:
+        chosen = [m for m in MUTANTS if not words or any(word in part for word in words for part in m)]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve()
         for name in [*COPIED, *(test for test in TESTS if test.endswith(".py"))]:
@@ -248,7 +258,16 @@ def main(words: list[str]) -> int:
             return 2
         unseen = [mutant for mutant in chosen if not seen(copy, *mutant)]
     print(f"{len(chosen) - len(unseen)} of {len(chosen)} faults seen")
+    if record:
+        seen_all = sorted({file for file, *_ in MUTANTS} - {file for file, *_ in unseen})
+        LOCK.write_text(json.dumps({file: digest(file) for file in seen_all}, indent=0) + "\n")
     return int(bool(unseen))
+
+
+def digest(file: str) -> str:
+    """Of a file under rlkit/ and its faults."""
+    faults = [list(m[1:]) for m in MUTANTS if m[0] == file]
+    return hashlib.sha256((ROOT / "rlkit" / file).read_bytes() + json.dumps(faults).encode()).hexdigest()[:16]
 
 
 def seen(copy: Path, file: str, before: str, after: str) -> bool:

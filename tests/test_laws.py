@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -262,6 +265,26 @@ def test_importing_everything_is_silent_and_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, ",".join(HEAVY), *modules], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("[] False 1\n", "", 0)
+
+
+def test_every_imported_library_is_declared() -> None:
+    """In pyproject.toml: what another library happens to bring is gone with its next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "test" for line in lines]
+    declared = {canonical(re.split(r"[\[<>= ]", line)[0]) for line in [*project["dependencies"], *extras]}
+    brought_by = metadata.packages_distributions()
+    names = {name.partition(".")[0]: where(path, line) for path in CODE for line, name in imports(path)}
+    ours = {"rlkit", "rewards", "launch", *sys.stdlib_module_names}
+    missing = {
+        name: place
+        for name, place in names.items()
+        if name not in ours and not declared & {canonical(brought) for brought in brought_by.get(name, [name])}
+    }
+    assert missing == {}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 # -- how code reads ----------------------------------------------------------------------------------------------------------------

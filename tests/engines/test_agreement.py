@@ -10,8 +10,12 @@ import pytest
 
 from tests.conftest import run
 
-STAGES = ["full-0", "full-1", "full-2", "full-3", "lora-0", "lora-2", "lora-3", "dora-2", "dora-3"]
-MERGED, SENT, SHARED = STAGES, [*STAGES, "adapter-2", "adapter-3"], ["full-2", "full-3", "lora-3"]
+ALONE, TWO, SHARED = ["full-1", "lora-3", "dora-1"], ["full-3", "lora-2", "dora-3", "adapter-3"], ["full-3"]
+EVERY = {  # processes: every kind under every stage that differs there (0 is run as 1, and in one process 2 too)
+    1: [f"{kind}-{stage}" for kind in ("full", "lora", "dora") for stage in (1, 3)],
+    2: [f"{kind}-{stage}" for kind in ("full", "lora", "dora", "adapter") for stage in (1, 2, 3)],
+}
+NIGHTLY = pytest.mark.nightly(part="matrices")
 TRAINED = {"full": 58_880, "lora": 6_528, "dora": 7_360, "adapter": 6_528, "qlora": 8_192}
 # rank 4 on 7 layers of each of 2 blocks: 4 x (in + out) = 4 x (112 + 80 + 80 + 112 + 144 + 144 + 144) = 3,264 a block;
 # 4 x (128 + 96 + 96 + 128 + 192 + 192 + 192) = 4,096 where rows are 64 and 128 long;
@@ -30,7 +34,7 @@ def agreement(model: Path, folder: Path, kinds: list[str], ranks: int, tensor_pa
 
 @pytest.fixture(scope="module")
 def alone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return agreement(tiny_model, tmp_path_factory.mktemp("alone"), MERGED, ranks=1)
+    return agreement(tiny_model, tmp_path_factory.mktemp("alone"), ALONE, ranks=1)
 
 
 def check(found: dict[str, Any]) -> None:
@@ -47,36 +51,53 @@ def check(found: dict[str, Any]) -> None:
             assert kind == "qlora" or seen["loaded"] < 1e-6, word  # which is the model on the disk
 
 
+@pytest.mark.slow
 def test_one_process_agrees(alone: dict[str, Any]) -> None:
     check(alone)
 
 
 @pytest.mark.slow
 def test_two_processes_agree_and_adapters_sent_as_such(tiny_model: Path, tmp_path: Path) -> None:
-    check(agreement(tiny_model, tmp_path, SENT, ranks=2))
+    check(agreement(tiny_model, tmp_path, TWO, ranks=2))
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_on_a_base_in_4_bits(ranks: int, even_model: Path, tmp_path: Path) -> None:
+@NIGHTLY
+@pytest.mark.parametrize("ranks", EVERY)
+def test_every_kind_agrees_under_every_stage(ranks: int, tiny_model: Path, tmp_path: Path) -> None:
+    check(agreement(tiny_model, tmp_path, EVERY[ranks], ranks))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kinds"),
+    [
+        pytest.param(1, ["qlora-1"], marks=pytest.mark.slow),
+        pytest.param(2, ["qlora-3"], marks=pytest.mark.slow),
+        pytest.param(1, ["qlora-1", "qlora-3"], marks=NIGHTLY),
+        pytest.param(2, ["qlora-1", "qlora-2", "qlora-3"], marks=NIGHTLY),
+    ],
+)
+def test_on_a_base_in_4_bits(ranks: int, kinds: list[str], even_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="4 bits need bitsandbytes: the extras test and four_bit bring it")
-    check(agreement(even_model, tmp_path, ["qlora-0", "qlora-2", "qlora-3"], ranks))
+    check(agreement(even_model, tmp_path, kinds, ranks))
 
 
-@pytest.mark.slow
-def test_two_processes_that_share_an_engine_agree_and_sample_what_one_does(alone: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kinds", [pytest.param(SHARED, marks=pytest.mark.slow), pytest.param(["full-2", "lora-3"], marks=NIGHTLY)])
+def test_two_processes_that_share_an_engine_agree_and_sample_what_one_does(
+    kinds: list[str], alone: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
     left = Path("/dev/shm/rlkit-tp-999999999-tp0-cpushm_0")  # of a run that was killed
     left.touch()
-    both = agreement(tiny_model, tmp_path, SHARED, ranks=2, tensor_parallel=2)
+    both = agreement(tiny_model, tmp_path, kinds, ranks=2, tensor_parallel=2)
     check(both)
     assert list(Path("/dev/shm").glob("*rlkit-tp-9999*")) == []
-    assert all(seen["tokens"] == alone["full-2"]["tokens"] for seen in both.values())
+    assert all(seen["tokens"] == alone["full-1"]["tokens"] for seen in both.values())
 
 
-@pytest.mark.slow
+@NIGHTLY
 def test_cycles_of_rollout_and_update_leak_nothing(tiny_model: Path, tmp_path: Path) -> None:
     """Resident MiB and open files from the fifth cycle to the last, all weights merged and adapters sent as files."""
     out = tmp_path / "leak.json"
-    ended = run(str(tiny_model), str(out), program="leak.py", timeout=290, OMP_NUM_THREADS="1")
+    ended = run(str(tiny_model), str(out), program="leak.py", timeout=290, cold=True, OMP_NUM_THREADS="1")
     assert ended.code == 0, ended.out + ended.err
     for kind, cycles in json.loads(out.read_text()).items():
         assert len(cycles) == 25
@@ -85,6 +106,7 @@ def test_cycles_of_rollout_and_update_leak_nothing(tiny_model: Path, tmp_path: P
         assert grown <= 20 and len(files) == 1, (kind, cycles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_ranks_without_work_go_along_whatever_a_loss_asks_for(stage: int, tiny_model: Path, tmp_path: Path) -> None:
     """Sharded weights are gathered on all ranks together, and gradients reduced, in each of three micro-batches that one rank has."""

@@ -269,8 +269,8 @@ def restarts(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def on_two(small: list[str]) -> list[str]:
-    """The small recipe on two nodes, with the engine that starts fastest."""
-    return [*small, "engine.rollout=hf", "rewarding.workers=1", "nodes=2"]
+    """The small recipe on two nodes."""
+    return [*small, "rewarding.workers=1", "nodes=2"]
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,18 @@ def struck(cluster: Hosts, words: list[str], kills: list[Strike], folder: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_kill_of_each_kind_in_a_phase_of_its_own_loses_nothing(cluster: Hosts, on_two: list[str], tmp_path: Path) -> None:
+    """tests/runs/test_repeatable.py kills in the other phases."""
+    more = ["steps=16", "eval.every=8", "checkpoint.every=1", "max_restarts=8"]
+    whole = launcher("local", *on_two, "workers_per_node=2", "nodes=1", *more, folder=tmp_path / "whole").ended()
+    assert whole.code == 0, whole.err
+    kills = [Strike(kill_rank, "rollout", 2, 1, 0.0), Strike(kill_raylet, "update", 2, 1, 0.0), Strike(kill_node, "checkpoint", 1, 1, 0.0)]
+    struck(cluster, [*on_two, *more], kills, tmp_path / "run")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.nightly(part="kills")
 @pytest.mark.timeout(1200)
 def test_twenty_kills_in_a_row_lose_nothing(cluster: Hosts, on_two: list[str], tmp_path: Path) -> None:
     more = ["steps=80", "eval.every=40", "checkpoint.every=1", "max_restarts=40"]  # a lost raylet's ranks go on until it is noticed

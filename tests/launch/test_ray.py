@@ -60,7 +60,7 @@ def test_stopped_in_a_rollout_and_gone_on_with(cluster: Hosts, on_two: list[str]
 @pytest.mark.slow
 def test_a_cluster_of_its_own_ends_with_the_run(small: list[str], tmp_path: Path) -> None:
     """One machine, no cluster named: one is started, with a token, and nothing of it is left."""
-    words = ["address=local", "workers_per_node=2", *small, "engine.rollout=hf", "rewarding.workers=1", "steps=1", "eval.every=0"]
+    words = ["address=local", "workers_per_node=2", *small, "rewarding.workers=1", "steps=1", "eval.every=0"]
     launch = launcher("ray", *words, folder=tmp_path / "run")
     place = launch.until(lambda: next(Path("/tmp").glob("rlkit-ray-*/token"), None))
     assert place.stat().st_mode & 0o777 == 0o600 and len(place.read_text()) == 64
@@ -69,7 +69,7 @@ def test_a_cluster_of_its_own_ends_with_the_run(small: list[str], tmp_path: Path
     assert not place.parent.exists() and left_behind(tmp_path / "run") == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(part="hosts")
 @pytest.mark.timeout(2400)
 def test_the_built_in_task_on_one_process_on_two_hosts_on_four_and_when_one_is_lost(tmp_path: Path) -> None:
     """The accuracy bar holds on two ranks and four, at every evaluation as on one, and where a host goes away for good on the way."""
@@ -95,6 +95,22 @@ def test_the_built_in_task_on_one_process_on_two_hosts_on_four_and_when_one_is_l
     (restart,) = restarts(tmp_path / "elastic")
     assert restart["on"] == "1 rank on 127.0.0.2" and restart["downtime_seconds"] < 60
     assert re.search(r"goes on after step 6", elastic.out)
+
+
+@pytest.mark.slow
+def test_a_host_that_is_lost_for_good_is_done_without(on_two: list[str], tmp_path: Path) -> None:
+    halt = Halt(tmp_path / "halt").at("update", 3, 1)
+    with hosts(2, 3) as cluster:
+        words = [f"address={cluster.address}", *on_two, "elastic=true"]
+        launch = launcher("ray", *words, folder=tmp_path / "run", env=halt.environment(cluster.env))
+        halt.reached(launch)
+        cluster.hosts["127.0.0.3"].kill()
+        ended = launch.ended()
+    assert ended.code == 0, ended.err
+    (restart,) = restarts(tmp_path / "run")
+    assert restart["on"] == "1 rank on 127.0.0.2" and restart["downtime_seconds"] < 60
+    assert "goes on after step 2" in ended.out
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4] and summary(tmp_path / "run")["status"] == "done"
 
 
 @pytest.mark.slow

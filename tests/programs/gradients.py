@@ -1,8 +1,9 @@
-"""Gradients of one update of every algorithm through DeepSpeed: gradients.py FILE MODEL [CREW], alone or under torchrun.
+"""Gradients of one update of every algorithm through DeepSpeed: gradients.py FILE MODEL CREW [STAGE:NAME:WAY ...].
 
-For each ZeRO stage, algorithm and way of cutting the same step up: the gradient of the policy (and of PPO's critic), to the precision of
-float32. The optimizer is plain gradient descent with so large a step that the weights after it are the gradient; then the weights are
-put back. What models said before the update is made up, from the sample's key. With CREW ranks sharing each row: some of the algorithms.
+For each ZeRO stage, algorithm and way of cutting the same step up, of all of them or of those named: the gradient of the policy (and of
+PPO's critic), to the precision of float32. `first:step` is the ratio of the first step. The optimizer is plain gradient descent with so
+large a step that the weights after it are the gradient; then the weights are put back. What models said before the update is made up,
+from the sample's key. With CREW ranks sharing each row: some of the algorithms.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 RECIPES = {"dpo": "dpo_math", "kto": "kto_math", "sft": "sft_math", "reward_model": "reward_model"}
 SHARING = ("grpo", "ppo")
+STAGES = (1, 2, 3)  # 0 is run as 1
 WAYS = {"whole": 10_000, "cut": 30, "shuffled": 40}  # tokens a micro-batch
 
 
@@ -170,7 +172,7 @@ def weights(learner: Any) -> Tensor:
     return torch.cat(parts)
 
 
-def main(out: Path, model: str, crew_size: int = 1) -> None:
+def main(out: Path, model: str, crew_size: int, cells: set[str]) -> None:
     set_environment()
     import deepspeed  # noqa: F401  derives classes from the true AdamW
 
@@ -184,7 +186,13 @@ def main(out: Path, model: str, crew_size: int = 1) -> None:
     crew = Crew(ranks.crew) if ranks.crew else None
     groups = greedily(groups_of(REWARDS))
     seen: dict[Any, Any] = {}
-    for stage in (0, 2, 3) if crew else (0, 1, 2, 3):
+    for stage in STAGES:
+
+        def wanted(name: str, way: str, stage: int = stage) -> bool:
+            return not cells or f"{stage}:{name}:{way}" in cells
+
+        if cells and not any(cell.startswith(f"{stage}:") for cell in cells):
+            continue
         settings: dict[str, Any] = {
             "zero_stage": stage,
             "optimizer": OptimizerSettings((0.9, 0.95), 1e-8, 0.0, 1e9),
@@ -196,19 +204,23 @@ def main(out: Path, model: str, crew_size: int = 1) -> None:
         critic = DeepSpeedCritic(model, torch.float32, crew=crew, **settings)
         for name in SHARING if crew else NAMES:
             for way in ("cut",) if crew else WAYS:
-                seen[stage, name, way] = one(ranks, policy, critic, name, way, groups)
+                if wanted(name, way):
+                    seen[stage, name, way] = one(ranks, policy, critic, name, way, groups)
         if crew:
-            seen[stage, "dpo", "cut"] = offline(ranks, policy, "dpo", "cut", groups)
+            if wanted("dpo", "cut"):
+                seen[stage, "dpo", "cut"] = offline(ranks, policy, "dpo", "cut", groups)
             continue
         judge = DeepSpeedRewardModel(model, torch.float32, pad=256, **settings)
         for name in RECIPES:
             for way in WAYS:
-                seen[stage, name, way] = offline(ranks, judge if name == "reward_model" else policy, name, way, groups)
-        seen[stage, "first step"] = first_step(ranks, policy, groups)
+                if wanted(name, way):
+                    seen[stage, name, way] = offline(ranks, judge if name == "reward_model" else policy, name, way, groups)
+        if wanted("first", "step"):
+            seen[stage, "first step"] = first_step(ranks, policy, groups)
     if ranks.main:
         torch.save(seen, out)
     ranks.barrier()
 
 
-main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), set(sys.argv[4:]))
 run.leave(0)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rlkit.rewarding import RewardSettings, RewardSpec
 from rlkit.rewarding.trial import trial
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, Ended, environment, run
 
 
 def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str], str]) -> None:
@@ -32,9 +32,8 @@ def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str],
     assert table[5] == "brief: error" and table[-1] == "ZeroDivisionError: division by zero"
 
 
-def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    whole = [sys.executable, "-m", "rlkit.rewarding", *arguments]
-    return subprocess.run(whole, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=100)
+def command(*arguments: str, cwd: Path = ROOT) -> Ended:
+    return run(*arguments, module="rlkit.rewarding", cwd=cwd, timeout=100)
 
 
 def lines(path: Path, *rows: dict[str, object]) -> Path:
@@ -51,8 +50,8 @@ def test_the_rewards_of_a_recipe_on_rows_of_its_data(tmp_path: Path, write_rewar
     data = lines(tmp_path / "rows.jsonl", *({"question": "1+1", "answer": "so\n#### 2", "level": 3} for _ in range(9)))
     asked = [f"data.train={data}", "data.template='Q: {{ question }}'", "data.answer_pattern='#### (.+)'", f"rewards.mine.path={mine}:seen"]
     done = command("try", "recipe=grpo_math", "n=2", *asked)
-    assert (done.returncode, done.stderr) == (0, "")
-    table = [line.split()[:-1] for line in done.stdout.splitlines()]
+    assert (done.code, done.err) == (0, "")
+    table = [line.split()[:-1] for line in done.out.splitlines()]
     assert table == [
         ["row", "completion", "accuracy", "mine", "reward"],
         *(
@@ -66,8 +65,8 @@ def test_the_rewards_of_a_recipe_on_rows_of_its_data(tmp_path: Path, write_rewar
 def test_each_of_several_right_answers_is_tried_and_a_row_without_one_stands_for_nothing(tmp_path: Path) -> None:
     data = lines(tmp_path / "rows.jsonl", {"question": "1/2?", "answer": ["0.5", "1/3", 2]})
     done = command("try", "recipe=grpo_math", "n=1", f"data.train={data}")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[1:3] for line in done.stdout.splitlines()[1:]] == [
+    assert (done.code, done.err) == (0, "")
+    assert [line.split()[1:3] for line in done.out.splitlines()[1:]] == [
         ['"\\\\boxed{0.5}"', "1"],
         ['"\\\\boxed{1/3}"', "1"],
         ['"\\\\boxed{2}"', "1"],
@@ -76,7 +75,7 @@ def test_each_of_several_right_answers_is_tried_and_a_row_without_one_stands_for
     data = lines(tmp_path / "rows.jsonl", {"question": "Say something."})
     length = ["~rewards.accuracy", "rewards.length.path=length", "rewards.length.args={longest: 9}"]
     done = command("try", "recipe=grpo_math", "n=1", f"data.train={data}", *length)
-    assert (done.returncode, [line.split()[1:3] for line in done.stdout.splitlines()[1:]]) == (0, [['""', "1"]]), done.stderr
+    assert (done.code, [line.split()[1:3] for line in done.out.splitlines()[1:]]) == (0, [['""', "1"]]), done.err
 
 
 def test_a_trial_of_a_local_file_asks_no_server_and_offline_holds_for_libraries_and_rewards(tmp_path: Path, write_rewards: Any) -> None:
@@ -111,8 +110,8 @@ def test_stored_completions_of_a_run(tmp_path: Path) -> None:
     samples[2]["completion"] = "\\boxed{0}"
     file = lines(tmp_path / "samples.jsonl", *samples)
     done = command("try", "recipe=grpo_math", f"samples={file}")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [(line.split()[0], line.split()[2]) for line in done.stdout.splitlines()[1:]] == [("5", "1"), ("3", "1"), ("3", "0")]
+    assert (done.code, done.err) == (0, "")
+    assert [(line.split()[0], line.split()[2]) for line in done.out.splitlines()[1:]] == [("5", "1"), ("3", "1"), ("3", "0")]
 
 
 def test_the_example_of_the_readme(tmp_path: Path) -> None:
@@ -122,8 +121,8 @@ def test_the_example_of_the_readme(tmp_path: Path) -> None:
     (tmp_path / "my_rewards.py").write_text(source)
     lines(tmp_path / "data.jsonl", {"question": "1+1?", "answer": "2", "solution": "It is 2."})
     done = command(*example.split(), cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    scores = [line.split()[-4:-1] for line in done.stdout.splitlines()]  # accuracy, style (ends with a full stop), their sum
+    assert (done.code, done.err) == (0, "")
+    scores = [line.split()[-4:-1] for line in done.out.splitlines()]  # accuracy, style (ends with a full stop), their sum
     assert scores == [["accuracy", "style", "reward"], ["1", "0", "1"], ["1", "1", "2"], ["0", "0", "0"]]
 
 
@@ -149,4 +148,4 @@ def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
         (("rerun",), "valid: try recipe=NAME ..., replay FILE"),
     ]:
         done = command(*arguments)
-        assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) <= 10, done.stderr
+        assert done.code == 2 and told in done.err and len(done.err.splitlines()) <= 10, done.err

@@ -15,17 +15,18 @@ from tests.conftest import ROOT, run
 
 SIX = ["grpo_math", "rloo_math", "remax_math", "reinforce_pp_math", "reinforce_pp_baseline_math", "ppo_math"]
 
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly(part="trainings")
+
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("recipe", [*SIX[1:], "dapo_math"])
+@pytest.mark.parametrize("recipe", [pytest.param(name, marks=SLOW if name == "ppo_math" else NIGHTLY) for name in (*SIX[1:], "dapo_math")])
 def test_the_built_in_task_is_learned(recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    ended = run(f"recipe={recipe}", f"output_dir={folder}", timeout=600)
+    ended = run(f"recipe={recipe}", "eval.every=0", f"output_dir={folder}", timeout=600)
     assert ended.code == 0, ended.out + ended.err
     summary = json.loads((folder / "summary.json").read_text())
     print(f"{recipe}: {summary}")
@@ -34,8 +35,19 @@ def test_the_built_in_task_is_learned(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["rloo_math", "remax_math", "reinforce_pp_math", "reinforce_pp_baseline_math", "dapo_math"])
+def test_in_eight_steps_the_reward_rises(recipe: str, tmp_path: Path) -> None:
+    """Of those whose whole training is run nightly."""
+    quick = ["steps=8", "optim.lr=4e-4", "optim.warmup_steps=2", "optim.schedule=constant", "data.test=null", "checkpoint.every=0"]
+    ended = run(f"recipe={recipe}", *quick, f"output_dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.out + ended.err
+    rewards = [row["reward"] for row in rows(tmp_path / "run") if "reward" in row]
+    print(f"{recipe}: {rewards}")
+    assert len(rewards) == 8 and sum(rewards[6:]) / 2 > sum(rewards[:2]) / 2 + 0.1
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("recipe", SIX)
+@pytest.mark.parametrize("recipe", [pytest.param(name, marks=SLOW if name == "remax_math" else NIGHTLY) for name in SIX])
 def test_with_the_reward_negated_the_task_is_unlearned(recipe: str, tmp_path: Path) -> None:
     steps = 14 if recipe == "ppo_math" else 8  # PPO's critic learns first
     quick = [f"steps={steps}", "optim.lr=4e-4", "optim.warmup_steps=2", "eval.every=0"]
@@ -47,9 +59,9 @@ def test_with_the_reward_negated_the_task_is_unlearned(recipe: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_ppo_trains_a_critic_that_is_resumed(small: list[str], tmp_path: Path) -> None:
+def test_ppo_trains_a_critic_that_is_resumed(small_vllm: list[str], tmp_path: Path) -> None:
     words = [
-        *small,
+        *small_vllm,
         "algorithm=ppo",
         "algorithm.kl_coef=0.01",
         "algorithm.critic_warmup_steps=1",

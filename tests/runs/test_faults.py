@@ -16,9 +16,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "words"), FAULTS)
-def test_a_sync_with_a_fault_stops_the_run(fault: str, words: list[str], small: list[str], tmp_path: Path) -> None:
+def test_a_sync_with_a_fault_stops_the_run(fault: str, words: list[str], small_vllm: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    ended = run(fault, *small, "optim.lr=0.05", f"output_dir={folder}", program="faulty.py")
+    ended = run(fault, *small_vllm, "optim.lr=0.05", f"output_dir={folder}", program="faulty.py")
     assert ended.code == 1, ended.out + ended.err
     for word in words:
         assert word in ended.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +13,84 @@ from rlkit.algorithms import OFFLINE
 from tests.algorithms.shipped import NAMES
 from tests.conftest import run
 
-STAGES = (0, 1, 2, 3)
+ALL = [*NAMES, *sorted(OFFLINE)]
+STAGES = {1: (1, 3), 2: (1, 2, 3)}  # ranks: stages that differ there (0 is run as 1, and in one process 2 too)
+DIAGONAL = {  # ranks: every algorithm under one stage, cut and shuffled alternately
+    1: [*(f"1:{name}:whole" for name in ALL), "3:grpo:cut", "1:first:step"],
+    2: [*(f"{i % 3 + 1}:{name}:{('cut', 'shuffled')[i % 2]}" for i, name in enumerate(ALL)), "3:first:step"],
+}
+Seen = Callable[[int, int, list[str]], dict[Any, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
-def gradients(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+def seen_by(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """What the program saw on so many ranks, so many of which share rows, of the cells named, or of all."""
     folder = tmp_path_factory.mktemp("gradients")
-    seen = {}
-    for ranks in (1, 2):
-        seen[ranks] = seen_by(folder / f"{ranks}.pt", tiny_model, ranks)
+
+    def seen(ranks: int, sharing: int, cells: list[str]) -> dict[Any, torch.Tensor]:
+        out = folder / "gradients.pt"
+        ended = run(str(out), str(tiny_model), str(sharing), *cells, program="gradients.py", ranks=ranks, OMP_NUM_THREADS="1")
+        assert ended.code == 0, ended.out + ended.err
+        found: dict[Any, torch.Tensor] = torch.load(out)
+        return found
+
     return seen
 
 
-def seen_by(out: Path, model: Path, ranks: int, *more: str) -> Any:
-    ended = run(str(out), str(model), *more, program="gradients.py", ranks=ranks, OMP_NUM_THREADS="1")
-    assert ended.code == 0, ended.out + ended.err
-    return torch.load(out)
+@pytest.fixture(scope="module")
+def diagonal(seen_by: Seen) -> dict[int, Any]:
+    return {ranks: seen_by(ranks, 1, cells) for ranks, cells in DIAGONAL.items()}
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.parametrize("name", [*NAMES, *sorted(OFFLINE)])
-def test_no_cut_changes_a_gradient(gradients: dict[int, Any], name: str) -> None:
-    wanted = gradients[1][1, name, "whole"]
-    assert wanted.norm() > 1e-3
-    worst = max(
-        apart(gradients[ranks][stage, name, way], wanted) for ranks in (1, 2) for stage in STAGES for way in ("whole", "cut", "shuffled")
-    )
-    print(f"{name}: {worst:.1e}")
-    assert worst < 1e-6
+@pytest.mark.slow
+def test_no_cut_changes_a_gradient(diagonal: dict[int, Any]) -> None:
+    wanted = {name: diagonal[1][1, name, "whole"] for name in ALL}
+    assert all(gradient.norm() > 1e-3 for gradient in wanted.values())
+    found = {key: apart(gradient, wanted[key[1]]) for key, gradient in diagonal[2].items() if key[1] in wanted}
+    print(found)
+    assert {name for _, name, _ in found} == set(ALL) and max(found.values()) < 1e-6
+    assert apart(diagonal[1][3, "grpo", "cut"], wanted["grpo"]) < 1e-6
 
 
-def test_sharing_rows_changes_no_gradient(gradients: dict[int, Any], tiny_model: Path, tmp_path: Path) -> None:
-    """Of the policy, PPO's critic and DPO, under ZeRO 1, 2 and 3."""
-    shared = seen_by(tmp_path / "crew.pt", tiny_model, 2, "2")
-    assert len(shared) == 9
-    worst = max(apart(found, gradients[1][1, name, "whole"]) for (_, name, _), found in shared.items())
-    print(f"in shared rows: {worst:.1e}")
-    assert worst < 1e-6
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_first_step_is_on_policy(gradients: dict[int, Any], ranks: int) -> None:
+@pytest.mark.slow
+def test_the_first_step_is_on_policy(diagonal: dict[int, Any]) -> None:
     """Where old log-probs are computed the ratio is 1; leaving the pass out gives the same gradient."""
-    for stage in STAGES:
-        computed, left_out, ratio = gradients[ranks][stage, "first step"]
-        assert ratio <= 1e-5
-        assert apart(computed, left_out) < 1e-6
+    for ranks, stage in ((1, 1), (2, 3)):
+        first_step_agrees(diagonal[ranks][stage, "first step"])
+
+
+def first_step_agrees(seen: tuple[torch.Tensor, torch.Tensor, float]) -> None:
+    computed, left_out, ratio = seen
+    assert ratio <= 1e-5
+    assert apart(computed, left_out) < 1e-6
+
+
+@pytest.mark.slow
+def test_sharing_rows_changes_no_gradient(diagonal: dict[int, Any], seen_by: Seen) -> None:
+    """Of the policy, PPO's critic and DPO."""
+    agree(seen_by(2, 2, ["2:grpo:cut", "3:ppo:cut", "1:dpo:cut"]), diagonal[1], 3)
+
+
+def agree(found: dict[Any, torch.Tensor], alone: dict[Any, torch.Tensor], cells: int) -> None:
+    assert len(found) == cells
+    worst = max(apart(gradient, alone[1, name, "whole"]) for (_, name, _), gradient in found.items())
+    print(f"worst of {cells}: {worst:.1e}")
+    assert worst < 1e-6
+
+
+@pytest.mark.nightly(part="matrices")
+@pytest.mark.timeout(900)
+def test_no_cut_of_any_kind_changes_a_gradient(seen_by: Seen) -> None:
+    """Every algorithm under every stage, whole, cut and shuffled, on one and two ranks, and in shared rows."""
+    ways = [f"{name}:{way}" for name in ALL for way in ("whole", "cut", "shuffled")]
+    cells = {ranks: [f"{stage}:{way}" for stage in stages for way in [*ways, "first:step"]] for ranks, stages in STAGES.items()}
+    found = {ranks: seen_by(ranks, 1, words) for ranks, words in cells.items()}
+    for ranks, stages in STAGES.items():
+        for stage in stages:
+            first_step_agrees(found[ranks].pop((stage, "first step")))
+        agree(found[ranks], found[1], len(stages) * len(ways))
+    agree(seen_by(2, 2, []), found[1], 9)

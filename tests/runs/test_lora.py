@@ -22,19 +22,19 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.timeout(600)
 def test_adapters_learn_resume_and_are_exported(small: list[str], tiny_model: Path, tmp_path: Path) -> None:
     words = [*small, "model.lora.rank=4", "optim.lr=2e-2", "algorithm.kl_coef=0.05", "steps=3", "eval.every=0", "checkpoint.every=1"]
-    ended = run(*words, "engine.rollout=hf", f"output_dir={tmp_path / 'whole'}")
+    ended = run(*words, f"output_dir={tmp_path / 'whole'}")
     assert ended.code == 0, ended.out + ended.err
     first, _, third = rows(tmp_path / "whole")[1:]
     assert abs(first["kl"]) <= 1e-8  # adapters begin at nothing, and the reference is the model without them
     assert third["kl"] > 1e-5 and third["sampling/sampling_logp_difference/mean"] < 1e-5
     kept = load_file(tmp_path / "whole" / "checkpoints" / "step-000003" / "policy.safetensors")
     assert kept and all("lora_" in name for name in kept)  # only what is trained
-    stopped = run("SIGTERM", "rollout", "3", *words, "engine.rollout=hf", f"output_dir={tmp_path / 'cut'}", program="struck.py")
+    stopped = run("SIGTERM", "rollout", "3", *words, f"output_dir={tmp_path / 'cut'}", program="struck.py")
     assert stopped.code == 75, stopped.err
-    ended = run(*words, "engine.rollout=hf", f"output_dir={tmp_path / 'cut'}")
+    ended = run(*words, f"output_dir={tmp_path / 'cut'}")
     assert ended.code == 0, ended.out + ended.err
     assert [repeatable(row) for row in rows(tmp_path / "cut")] == [repeatable(row) for row in rows(tmp_path / "whole")]
-    ended = run(*words, "engine.rollout=hf", "checkpoint.export=adapter", f"output_dir={tmp_path / 'adapter'}")
+    ended = run(*words, "checkpoint.export=adapter", f"output_dir={tmp_path / 'adapter'}")
     assert ended.code == 0, ended.out + ended.err
     apart(tmp_path / "whole" / "model", tiny_model, tmp_path / "adapter" / "model")
 

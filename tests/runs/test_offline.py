@@ -203,7 +203,7 @@ def gsm8k_pairs(folder: Path) -> tuple[Path, Path]:
     return folder / "pairs.jsonl", folder / "pairs.jsonl"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(part="trainings")
 @pytest.mark.timeout(900)
 def test_real_pairs_report_their_accuracy_with_its_interval(tmp_path: Path) -> None:
     """On a model that reads bytes and has never seen English the accuracy is what it is."""

@@ -29,13 +29,13 @@ def first_gradient(small: list[str], folder: Path, ranks: int, zero: int = 2) ->
 
 
 @pytest.fixture(scope="module")
-def alone(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return first_gradient(small, tmp_path_factory.mktemp("alone"), ranks=1, zero=2)
+def alone(small_vllm: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return first_gradient(small_vllm, tmp_path_factory.mktemp("alone"), ranks=1, zero=2)
 
 
 @pytest.mark.parametrize("zero", [2, 3])
-def test_two_processes_are_one(alone: Any, small: list[str], tmp_path: Path, zero: int) -> None:
-    both = first_gradient(small, tmp_path, ranks=2, zero=zero)
+def test_two_processes_are_one(alone: Any, small_vllm: list[str], tmp_path: Path, zero: int) -> None:
+    both = first_gradient(small_vllm, tmp_path, ranks=2, zero=zero)
     assert both["share"] < alone["share"] == 16
     same_as(alone, both)
 
@@ -43,7 +43,7 @@ def test_two_processes_are_one(alone: Any, small: list[str], tmp_path: Path, zer
 @pytest.mark.slow
 def test_prompts_that_do_not_divide_among_the_ranks(small: list[str], tmp_path: Path) -> None:
     """Three prompts: one process has them all, of two one has two, of four one has none."""
-    words = [*small, "engine.rollout=hf", "prompts_per_step=3"]
+    words = [*small, "prompts_per_step=3"]
     one, two, four = (first_gradient(words, tmp_path, ranks) for ranks in (1, 2, 4))
     assert one["share"] == 12
     same_as(one, two)

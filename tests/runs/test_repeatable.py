@@ -24,9 +24,9 @@ def succeeded(ended: Ended) -> Ended:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(small_vllm: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    succeeded(run(*small, f"output_dir={folder}"))
+    succeeded(run(*small_vllm, f"output_dir={folder}"))
     return folder
 
 
@@ -75,17 +75,17 @@ def test_every_phase_says_how_far_it_is_from_its_floor(undisturbed: Path) -> Non
     assert all(0.0 < row["throughput/mfu"] <= 1.0 for row in rows[1:])
 
 
-def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(undisturbed: Path, small: list[str], tmp_path: Path) -> None:
-    succeeded(run(*small, f"output_dir={tmp_path / 'again'}"))
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(undisturbed: Path, small_vllm: list[str], tmp_path: Path) -> None:
+    succeeded(run(*small_vllm, f"output_dir={tmp_path / 'again'}", cold=True))  # another process in all, with other hashes
     assert metrics(tmp_path / "again") == metrics(undisturbed)
-    succeeded(run(*small, "steps=1", "seed=1", f"output_dir={tmp_path / 'other'}"))
+    succeeded(run(*small_vllm, "steps=1", "seed=1", f"output_dir={tmp_path / 'other'}"))
     assert metrics(tmp_path / "other")[1]["reward"] != metrics(undisturbed)[1]["reward"]
 
 
-def test_two_processes_that_share_rows_and_engine_are_one_to_rounding(undisturbed: Path, small: list[str], tmp_path: Path) -> None:
+def test_two_processes_that_share_rows_and_engine_are_one_to_rounding(undisturbed: Path, small_vllm: list[str], tmp_path: Path) -> None:
     """With budgets that hold the longest sample, 48 + 16 tokens, only together."""
     words = ["engine.sequence_parallel=2", "engine.tensor_parallel=2", "tokens_per_micro_batch=32", f"output_dir={tmp_path / 'run'}"]
-    succeeded(run(*small, *words, ranks=2, OMP_NUM_THREADS="1"))
+    succeeded(run(*small_vllm, *words, ranks=2, OMP_NUM_THREADS="1"))
     both, alone = metrics(tmp_path / "run"), metrics(undisturbed)
     assert [row.keys() for row in both] == [row.keys() for row in alone]
     assert both == [pytest.approx(row, rel=1e-5, abs=1e-5) for row in alone]
@@ -93,8 +93,8 @@ def test_two_processes_that_share_rows_and_engine_are_one_to_rounding(undisturbe
     assert all({"floor/rollout", "floor/update"} <= told for told in phases[1:])  # a crew is timed too
 
 
-def resumed_equals(undisturbed: Path, small: list[str], folder: Path) -> None:
-    succeeded(run(*small, f"output_dir={folder}"))
+def resumed_equals(undisturbed: Path, small_vllm: list[str], folder: Path) -> None:
+    succeeded(run(*small_vllm, f"output_dir={folder}"))
     assert metrics(folder) == metrics(undisturbed)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "done"
@@ -107,12 +107,12 @@ MOMENTS = [("rollout", 3), ("reward", 5), ("update", 3), ("sync", 4), ("checkpoi
     ("phase", "count"),
     [pytest.param(*moment, marks=() if moment[0] == "update" else pytest.mark.slow) for moment in MOMENTS],
 )
-def test_killed_and_resumed(undisturbed: Path, small: list[str], tmp_path: Path, phase: str, count: int) -> None:
+def test_killed_and_resumed(undisturbed: Path, small_vllm: list[str], tmp_path: Path, phase: str, count: int) -> None:
     folder = tmp_path / "run"
-    killed = run("SIGKILL", phase, str(count), *small, f"output_dir={folder}", program="struck.py")
+    killed = run("SIGKILL", phase, str(count), *small_vllm, f"output_dir={folder}", program="struck.py")
     assert killed.code == -9
     assert not (folder / "summary.json").exists()
-    resumed_equals(undisturbed, small, folder)
+    resumed_equals(undisturbed, small_vllm, folder)
 
 
 STOPS = [  # phase, how often it had begun, the step that the checkpoint is of
@@ -124,23 +124,23 @@ STOPS = [  # phase, how often it had begun, the step that the checkpoint is of
 
 
 @pytest.mark.parametrize(("phase", "count", "after"), STOPS)
-def test_stopped_and_resumed(undisturbed: Path, small: list[str], tmp_path: Path, phase: str, count: int, after: int) -> None:
+def test_stopped_and_resumed(undisturbed: Path, small_vllm: list[str], tmp_path: Path, phase: str, count: int, after: int) -> None:
     folder = tmp_path / "run"
-    stopped = run("SIGTERM", phase, str(count), *small, f"output_dir={folder}", program="struck.py")
+    stopped = run("SIGTERM", phase, str(count), *small_vllm, f"output_dir={folder}", program="struck.py")
     assert stopped.code == 75, stopped.out + stopped.err
     assert time.time() - float(re.findall(r"struck at ([\d.]+)", stopped.err)[0]) < 30
     assert f"stopped after step {after} of 4" in stopped.err
     assert (folder / "checkpoints" / f"step-{after:06d}" / "state.json").is_file()
-    resumed_equals(undisturbed, small, folder)
+    resumed_equals(undisturbed, small_vllm, folder)
 
 
-def test_a_finished_or_changed_run_is_refused(undisturbed: Path, small: list[str], tmp_path: Path) -> None:
-    finished = run(*small, f"output_dir={undisturbed}")
+def test_a_finished_or_changed_run_is_refused(undisturbed: Path, small_vllm: list[str], tmp_path: Path) -> None:
+    finished = run(*small_vllm, f"output_dir={undisturbed}")
     assert finished.code == 2
     assert "holds a finished run" in finished.err
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "recipe.yaml").write_text((undisturbed / "recipe.yaml").read_text().replace("lr: 0.003", "lr: 0.1"))
-    changed = run(*small, f"output_dir={folder}")
+    changed = run(*small_vllm, f"output_dir={folder}")
     assert changed.code == 2
     assert "optim.lr: 0.1 then, 0.003 now" in changed.err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.conftest import run
 
-LONG = ["prompts_per_step=8", "max_completion_tokens=256", "steps=2", "eval.every=0", "data.test=null", "engine.rollout=hf"]
+LONG = ["prompts_per_step=8", "max_completion_tokens=256", "steps=2", "eval.every=0", "data.test=null"]
 
 
 def tokens_kept(folder: Path) -> list[int]:
