@@ -8,9 +8,12 @@ from contextlib import contextmanager
 
 from rlkit import heartbeat
 
+# In the order of a step. What else is measured in seconds (a reward's latency) lies within a phase or beside it and adds up to nothing.
+PHASES = ("sync", "rollout", "resume", "read", "observe", "update", "evaluation", "checkpoint")
+
 
 class Clock:
-    """Seconds by phase since the last `restart`; each phase is announced as it begins."""
+    """Seconds by phase, one of PHASES, since the last `restart`; each phase is announced as it begins."""
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
@@ -24,6 +27,8 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        if name not in PHASES:
+            raise ValueError(f"{name!r} is no phase of a step; valid: {', '.join(PHASES)}")
         self._announce(name)
         heartbeat.beat(name)
         self.phase = name

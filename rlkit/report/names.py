@@ -1,7 +1,7 @@
 """The names of metrics that the console and the picture look for; any other name is written down all the same.
 
 As TRL has them where it has one. A name that depends on the machine starts with one of MACHINE_DEPENDENT and no other does, so that
-two runs of one seed can be compared row by row. The time/ names except STEP_TIME are phases that do not overlap.
+two runs of one seed can be compared row by row. Of the time/ names those of rlkit.clock.PHASES do not overlap and add up; no other does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ SPEED = "throughput/tokens_per_second"
 MFU = "throughput/mfu"  # of the update
 TIME = "time/"
 FLOOR = "floor/"  # by phase, how many times the least that this machine needs
-STEP_TIME = "time/step"  # the whole step
 MACHINE_DEPENDENT = (TIME, FLOOR, "throughput/", "memory/")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LENGTH, LOSS, REWARD, REWARD_STD, STEP_TIME, TIME, train_accuracy
+from rlkit.clock import PHASES
+from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LENGTH, LOSS, REWARD, REWARD_STD, TIME, train_accuracy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def _accuracy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _time(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    phases = list(dict.fromkeys(name for row in metrics for name in row if name.startswith(TIME) and name != STEP_TIME))
+    phases = [name for name in (f"{TIME}{phase}" for phase in PHASES) if any(row.get(name) is not None for row in metrics)]
     rows = [row for row in metrics if any(row.get(name) is not None for name in phases)]
     if not rows:
         return

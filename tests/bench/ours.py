@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import run
+from rlkit.clock import PHASES
 from rlkit.engines.vllm import VLLMEngine
 from rlkit.types import Request
 
@@ -50,13 +51,13 @@ code = run.main(
 )
 for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines() if code == 0 else ()):
     if "reward" in row:
-        spent = {name.removeprefix("time/"): seconds for name, seconds in row.items() if name.startswith("time/")}
+        spent = {phase: row[f"time/{phase}"] for phase in PHASES if f"time/{phase}" in row}
         tokens = round(row["completions/mean_length"] * work["prompts"] * work["samples"])
         floors = {name.removeprefix("floor/"): times for name, times in row.items() if name.startswith("floor/")}
         peaks = {
             name.removeprefix("memory/"): gib for name, gib in row.items() if name.startswith("memory/") and name.endswith("_peak_gib")
         }
-        told = {"seconds": spent.pop("step"), "tokens": tokens, "updates": row["step"], "phases": spent, "floors": floors}
+        told = {"seconds": row["time/step"], "tokens": tokens, "updates": row["step"], "phases": spent, "floors": floors}
         told |= {"memory": peaks, "mfu": row["throughput/mfu"]}
         print(json.dumps(told), flush=True)
 run.leave(code)

@@ -8,12 +8,14 @@ from typing import Any
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 
-from rlkit.report.picture import draw
+from rlkit.clock import PHASES, Clock
+from rlkit.report.picture import _time, draw
 
 BLUE, ORANGE, GREEN = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C)  # reward and train, held-out, length
 STEPS: list[dict[str, Any]] = [
-    {"step": 0, "attempt": 1, "eval/accuracy": 0.25, "time/eval": 0.5},
+    {"step": 0, "attempt": 1, "eval/accuracy": 0.25, "time/evaluation": 0.5},
     {
         "step": 1,
         "attempt": 1,
@@ -56,3 +58,24 @@ def test_curves_are_where_their_numbers_are(tmp_path: Path) -> None:
     assert _dots(tmp_path / "run.png", BLUE) == {reward, accuracy}
     assert _dots(tmp_path / "run.png", ORANGE) == {accuracy}
     assert _dots(tmp_path / "run.png", GREEN) == {length}
+
+
+def test_the_stack_of_a_step_is_as_high_as_its_phases_take_seconds() -> None:
+    """Latencies of rewards and the time of the whole step are no phases, and a row that has nothing else is left out."""
+    others = {"time/reward_p50": 0.25, "time/reward_p99": 8.0, "time/step": 32.0}
+    phases = [{"time/sync": 0.5, "time/rollout": 2.0}, {"time/rollout": 1.0, "time/update": 4.0}]
+    axes = Figure().subplots()
+    _time(axes, [{"step": step} | others | (phases[step] if step < 2 else {}) for step in range(3)])
+    drawn = [patch.get_data() for patch in axes.patches]
+    assert sum(stairs.values - stairs.baseline for stairs in drawn).tolist() == [2.5, 5.0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sync", "rollout", "update"]
+
+
+def test_a_clock_knows_the_phases_and_no_other() -> None:
+    clock = Clock(lambda _: None)
+    for phase in PHASES:
+        with clock(phase):
+            pass
+    assert set(clock.metrics()) == {f"time/{phase}" for phase in PHASES} | {"time/step"}
+    with pytest.raises(ValueError, match="'reward_p50' is no phase of a step; valid: sync, rollout"), clock("reward_p50"):
+        pass
