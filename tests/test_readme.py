@@ -6,10 +6,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlkit import export
+from rlkit import export, recipe, sourcing
+from rlkit.run import compose
 from tests.conftest import ROOT, run
 
 README = (ROOT / "README.md").read_text()
@@ -46,6 +48,28 @@ def workplace(folder: Path) -> None:
     (folder / "my_rewards.py").write_text(
         "def score(prompt, completion, answer, **columns) -> float:\n    return len(set(completion)) / (len(completion) + 1)\n"
     )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "1+1?", "answer": "#### 2"},
+        {"prompt": "1+1?", "solution": "#### 2"},
+        {"problem": "1+1?", "ground_truth": "#### 2"},
+        {"messages": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": "#### 2"}},
+    ],
+    ids=lambda row: next(iter(row)),
+)
+def test_ones_own_rows_are_asked_as_they_are(row: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No template around the prompt, no pattern over the answer, whichever columns hold them."""
+    [words] = [shlex.split(command)[3:] for command in RUNS if "my_rewards.py" in command]
+    workplace(tmp_path)
+    (tmp_path / "my_train.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(tmp_path)
+    asked = recipe.read(compose(words, None))
+    [reader] = sourcing.opened(asked, "prompts", "train", asked.data.train)
+    found = reader.read(0)
+    assert (found.messages, found.answer) == (({"role": "user", "content": "1+1?"},), "#### 2")
 
 
 @pytest.mark.parametrize("command", RUNS)

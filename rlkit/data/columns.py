@@ -168,7 +168,10 @@ class RowReader(ABC, Generic[T]):
         try:
             return str(self._template.render({**row, "prompt": said}))
         except jinja2.TemplateError as error:
-            raise Fault(f"does not fit data.template: {error} ({_listed(row)})") from None
+            raise Fault(
+                f"does not fit data.template: {error} ({_listed(row)}); "
+                "set data.template=null for none, or a template over these columns and `prompt`, the user's text"
+            ) from None
 
 
 class PromptReader(RowReader[PromptRow]):
@@ -207,7 +210,8 @@ class PromptReader(RowReader[PromptRow]):
             raise Fault(f'has no text in column "{self._answer}" for data.answer_pattern "{pattern}" to search: {short(repr(value))}')
         found = self._pattern.findall(str(value))
         if not found:
-            raise Fault(f'has no match of data.answer_pattern "{pattern}" in column "{self._answer}": {short(str(value), 160, end=True)}')
+            where = f'in column "{self._answer}", which data.answer_pattern=null takes whole'
+            raise Fault(f'has no match of data.answer_pattern "{pattern}" {where}: {short(str(value), 160, end=True)}')
         return str(found[-1]).strip()
 
 

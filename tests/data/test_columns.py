@@ -112,7 +112,8 @@ def test_an_answer_is_extracted_by_a_rule() -> None:
     with pytest.raises(BadRow) as caught:
         read({"question": "1+1", "answer": "two"}, answer_pattern="#### (.+)")
     assert str(caught.value) == (
-        'data.train gsm8k/train.jsonl row 1 has no match of data.answer_pattern "#### (.+)" in column "answer": two'
+        'data.train gsm8k/train.jsonl row 1 has no match of data.answer_pattern "#### (.+)" in column "answer", '
+        "which data.answer_pattern=null takes whole: two"
     )
     assert read({"question": "1+1", "answer": 1002}, answer_pattern="(\\d+)$").answer == "1002"
     with pytest.raises(
@@ -133,6 +134,8 @@ def test_a_template_writes_what_the_user_says() -> None:
     chat = read({"prompt": [SYSTEM, USER], "unit": "apples", "answer": "2"}, template=boxed, system="be right").prompt
     assert chat == ({"role": "system", "content": "be right"}, {"role": "user", "content": said})
     with pytest.raises(BadRow, match=r"row 1 does not fit data.template: 'unit' is undefined \(columns: question, answer\)"):
+        read({"question": "1+1", "answer": "2"}, template=boxed)
+    with pytest.raises(BadRow, match=r"set data\.template=null for none, or a template over these columns and `prompt`, the user's text"):
         read({"question": "1+1", "answer": "2"}, template=boxed)
     with pytest.raises(UserError, match=r"data\.template line 1 is no Jinja template"):
         read({"question": "1+1", "answer": "2"}, template="{{ prompt ")
