@@ -49,6 +49,7 @@ def code_tests(
     completion: str,
     tests: Any,
     entry_point: str | None = None,
+    *,
     seconds: float = 2.0,
     memory_mib: int = 512,
     partial: bool = False,

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 
-def exact_match(completion: str, answer: Any, pattern: str = "", ignore_case: bool = False, **columns: Any) -> float:
+def exact_match(completion: str, answer: Any, *, pattern: str = "", ignore_case: bool = False, **columns: Any) -> float:
     r"""1.0 where the completion equals `answer` (or one of them, if it is a list) but for space around it and runs of it, else 0.0.
 
     pattern: a regular expression; what its first group found last is compared instead of the whole (`<answer>(.*?)</answer>`).

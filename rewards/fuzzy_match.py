@@ -8,7 +8,7 @@ from typing import Any
 COMPARED = 5000  # characters of each that are looked at: the time grows with their product
 
 
-def fuzzy_match(completion: str, answer: Any, threshold: float = 0.0, **columns: Any) -> float:
+def fuzzy_match(completion: str, answer: Any, *, threshold: float = 0.0, **columns: Any) -> float:
     """Twice the characters in common over all characters, from 0 to 1, case and runs of space aside; 0 below threshold.
 
     Source: Ratcliff and Obershelp, as in difflib. With a list of answers the most alike counts.

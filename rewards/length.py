@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def length(completion: str, completion_length: int, longest: int, **columns: Any) -> float:
+def length(completion: str, completion_length: int, *, longest: int, **columns: Any) -> float:
     """1 - tokens / longest, not below 0. completion_length is in tokens, as the sampler counted them."""
     if longest <= 0:
         raise ValueError(f"args.longest must be above 0, it is {longest}")

@@ -27,9 +27,10 @@ SCORE = re.compile(r"score\b(?:\s*\([^()\n]*\))?[^\w\n.+-]*(-?\d+(?:\.\d+)?)", r
 async def llm_judge(
     prompt: Any,
     completion: str,
+    answer: Any = "",
+    *,
     url: str,
     model: str,
-    answer: Any = "",
     template: str = TEMPLATE,
     best: float = 10.0,
     key: str = "OPENAI_API_KEY",

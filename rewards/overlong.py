@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def overlong(completion: str, completion_length: int, longest: int, buffer: int, **columns: Any) -> float:
+def overlong(completion: str, completion_length: int, *, longest: int, buffer: int, **columns: Any) -> float:
     """0 up to longest - buffer tokens, falling linearly to -1 at longest, -1 beyond."""
     if not 0 < buffer <= longest:
         raise ValueError(f"args.buffer must be between 1 and args.longest={longest}, it is {buffer}")

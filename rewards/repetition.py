@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def repetition(completion: str, n: int = 3, **columns: Any) -> float:
+def repetition(completion: str, *, n: int = 3, **columns: Any) -> float:
     """(different n-grams / all n-grams) - 1: 0 where nothing repeats, near -1 where everything does, 0 for less than n words."""
     if n < 1:
         raise ValueError(f"args.n must be at least 1, it is {n}")

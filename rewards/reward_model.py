@@ -15,7 +15,7 @@ from rlkit.engines.classifier import Classifier
 from rlkit.model_reward import ModelReward
 
 
-def reward_model(completion: str, prompt: Any, model: str, **columns: Any) -> float:
+def reward_model(completion: str, prompt: Any, *, model: str, **columns: Any) -> float:
     """The score, any number: the higher the better. `model`: a folder or hub name."""
     (outcome,) = _loaded(model).judge([{"prompt": prompt, "completion": completion}])
     if outcome.value is None:

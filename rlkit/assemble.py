@@ -77,6 +77,8 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
             stack.callback(close)
             seat_models(recipe, judge, run.story.placement, ranks)
             judge.ready()
+            for line in judge.ignored(train.rows.columns().union(*(prompt.columns for prompt in test))):
+                report.warn(line)
         try:
             yield run
         except (RuntimeError, MemoryError) as error:

@@ -18,6 +18,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,9 +109,10 @@ def serve(place: Path, owner: int) -> None:
     while True:
         for key, _ in watch.select():
             if key.data == "owner":
-                for pid, _fd in processes.values():
+                for pid, _ in processes.values():
                     kill_group(pid)
-                return
+                shutil.rmtree(place.parent)
+                os._exit(0)
             if key.data == "listener":
                 connection, _ = listener.accept()
                 pid = start(connection, [listener, *processes])
@@ -120,6 +122,8 @@ def serve(place: Path, owner: int) -> None:
                 watch.register(descriptor, selectors.EVENT_READ, connection)
                 continue
             connection = key.fileobj if key.data == "client" else key.data  # the client left, or the process ended
+            if connection not in processes:
+                continue  # both at once
             pid, descriptor = processes.pop(connection)
             watch.unregister(connection)
             watch.unregister(descriptor)

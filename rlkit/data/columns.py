@@ -68,7 +68,7 @@ class RowReader(ABC, Generic[T]):
         first = next((row for row in rows.scan() if not isinstance(row, BadRow)), None)
         if first is None:
             raise UserError(f"{rows.name} has no row that can be read\n{_first_fault(rows)}")
-        self._first = first
+        self.first = first
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,11 +125,11 @@ class RowReader(ABC, Generic[T]):
 
     def _find(self, names: Sequence[str], what: str) -> str:
         for name in names:
-            if has(self._first, name):
+            if has(self.first, name):
                 return name
         raise UserError(
-            f'{self.rows.name} row 1 has no column "{names[0]}" ({_listed(self._first)}); set data.columns.{what}\n'
-            f"looked for: {', '.join(names)}\nfirst row: {short(json.dumps(self._first, ensure_ascii=False, default=str), 400)}"
+            f'{self.rows.name} row 1 has no column "{names[0]}" ({_listed(self.first)}); set data.columns.{what}\n'
+            f"looked for: {', '.join(names)}\nfirst row: {short(json.dumps(self.first, ensure_ascii=False, default=str), 400)}"
         )
 
     def _raw(self, row: Row, column: str, what: str) -> str | list[Message]:
@@ -184,7 +184,7 @@ class PromptReader(RowReader[PromptRow]):
         super().__init__(rows, columns)
         self._pattern = _compiled(columns.answer_pattern)
         self._prompt = columns.prompt or self._find(PROMPT_COLUMNS, "prompt")
-        answers = ANSWER_COLUMNS if needs_answer or columns.answer_pattern else tuple(c for c in ANSWER_COLUMNS if has(self._first, c))
+        answers = ANSWER_COLUMNS if needs_answer or columns.answer_pattern else tuple(c for c in ANSWER_COLUMNS if has(self.first, c))
         self._answer = columns.answer or (self._find(answers, "answer") if answers else None)
         self._answer_must_be = needs_answer or columns.answer is not None
 

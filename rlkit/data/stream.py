@@ -88,6 +88,10 @@ class RowSet(ABC, Generic[T]):
     def _made(self, read: Any, row: int, draw: int) -> T | LeftOut:
         """What a reader read, with tokens."""
 
+    def columns(self) -> set[str]:
+        """The columns of all sources, as the first row of each has them."""
+        return {name for reader in self._readers for name in reader.first}
+
     def get(self, row: int, draw: int = 0) -> T | LeftOut:
         """What a row becomes, or why it becomes nothing."""
         reader, inside = self._find(row)

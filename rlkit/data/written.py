@@ -87,16 +87,16 @@ class _WrittenReader(RowReader[Written]):
     def _find_prompt(self) -> str | None:
         """None where every completion's column is a whole conversation."""
         for name in PROMPT_COLUMNS:
-            if has(self._first, name):
+            if has(self.first, name):
                 return name
-        values = [lookup(self._first, column) for column in self._completions.values()]
+        values = [lookup(self.first, column) for column in self._completions.values()]
         return None if all(isinstance(value, list) and len(value) > 1 for value in values) else self._find(PROMPT_COLUMNS, "prompt")
 
     def _ends_with_reply(self) -> list[str]:
         """The columns of conversations that end with the assistant's message."""
         found = []
         for name in CONVERSATIONS:
-            value = lookup(self._first, name)
+            value = lookup(self.first, name)
             last = value[-1] if isinstance(value, list) and len(value) > 1 else None
             if isinstance(last, dict) and (last.get("role") == "assistant" or last.get("from") == "gpt"):
                 found.append(name)
@@ -108,7 +108,7 @@ class PairReader(_WrittenReader):
 
     def _find_completions(self, columns: Columns) -> dict[str, str]:
         rejected = columns.rejected or self._find(REJECTED_COLUMNS, "rejected")
-        whole = [] if has(self._first, "chosen") else self._ends_with_reply()
+        whole = [] if has(self.first, "chosen") else self._ends_with_reply()
         return {"chosen": columns.chosen or self._find(("chosen", *whole), "chosen"), "rejected": rejected}
 
     def _made(self, index: int, row: Row) -> Written:

@@ -4,6 +4,8 @@ ours     f(prompt, completion, answer, **columns) -> float | dict | None        
 verl     f(data_source, solution_str, ground_truth, extra_info) -> float | dict       one sample
 EasyR1   f(reward_input) -> dict, f(reward_inputs) -> list of dicts                   one sample, a group
 TRL      f(prompts, completions, **columns) -> list of float | None                   a group
+
+A parameter after a `*`, or with a default other than None, is a setting: the recipe's args fill it, else its default, never a column.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ Item = Mapping[str, Any]
 Score = tuple[float | None, dict[str, float]]  # None: does not apply; the dict: entries to log
 
 SCORE_KEYS = ("score", "reward", "overall")  # ours and verl's, ours, EasyR1's
+DATA_NAMES = {  # what is data wherever a parameter of that name stands and whatever its default
+    *("prompt", "completion", "answer", "completion_length", "stop", "prompts", "completions"),
+    *("data_source", "solution_str", "ground_truth", "extra_info", "reward_input", "reward_inputs"),
+}
 ANSWERS_OF_FORM = {"verl": ("ground_truth",), "easyr1": ("reward_input",), "easyr1_batch": ("reward_inputs",)}  # beside `answer`
+WITHOUT_COLUMNS = ("easyr1", "easyr1_batch")  # forms in which columns are entries of the one argument
 FORMS = "completion (one sample), completions (a group, TRL), solution_str and ground_truth (verl), reward_input or reward_inputs (EasyR1)"
 
 
@@ -39,6 +46,7 @@ class Reward:
     form: str
     names: frozenset[str]
     required: frozenset[str]
+    settings: frozenset[str]  # parameters that no column fills
     takes_all: bool
 
     @property
@@ -55,7 +63,7 @@ class Reward:
         return self.function(**self._chosen(_FORM_ARGUMENTS[self.form](items)))
 
     def _chosen(self, offered: dict[str, Any]) -> dict[str, Any]:
-        offered = offered | dict(self.spec.args)
+        offered = {name: value for name, value in offered.items() if name not in self.settings} | dict(self.spec.args)
         missing = sorted(self.required - offered.keys())
         if missing:
             columns = ", ".join(sorted(offered))
@@ -68,7 +76,7 @@ class Reward:
 
 
 def load(spec: RewardSpec) -> Reward:
-    """Import a reward and recognise its form. Raises UserError where the parameters fit none."""
+    """Import a reward and recognise its form. Raises UserError where the parameters fit none, or a setting is not set."""
     function = resolve(spec.path)
     parameters = inspect.signature(function).parameters.values()
     names = frozenset(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
@@ -77,7 +85,14 @@ def load(spec: RewardSpec) -> Reward:
     form = _form(names)
     if form is None:
         raise UserError(f"rewards.{spec.name}: {spec.path} has the parameters ({', '.join(sorted(names))}); one form asks for: {FORMS}")
-    return Reward(spec, function, form, names, required, takes_all)
+    settings = frozenset(p.name for p in parameters if p.name in names and _is_setting(p)) if form not in WITHOUT_COLUMNS else frozenset()
+    unset = sorted(settings & required - spec.args.keys())
+    if unset:
+        raise UserError(
+            f"rewards.{spec.name} ({spec.path}) needs {', '.join(map(repr, unset))} in rewards.{spec.name}.args: "
+            "a parameter after a `*` is a setting, which no column fills"
+        )
+    return Reward(spec, function, form, names, required, settings, takes_all)
 
 
 def asks_answer(path: str, args: Mapping[str, Any]) -> bool:
@@ -122,6 +137,11 @@ def _form(names: frozenset[str]) -> str | None:
         "ours": {"completion"},
     }
     return next((form for form, marks in table.items() if marks <= names), None)
+
+
+def _is_setting(parameter: inspect.Parameter) -> bool:
+    by_default = parameter.default is not None and parameter.default is not parameter.empty
+    return parameter.name not in DATA_NAMES and (by_default or parameter.kind is parameter.KEYWORD_ONLY)
 
 
 def _ours(items: Sequence[Item]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from rlkit.metrics import Metrics
 from rlkit.rewarding import combining
 from rlkit.rewarding.failures import FailureWindow, write_replay
 from rlkit.rewarding.outcome import LUMP, Outcome, Verdict, quick
-from rlkit.rewarding.spec import RewardSettings, RewardSpec, locate
+from rlkit.rewarding.spec import Kind, RewardSettings, RewardSpec, locate
 
 # Without these ordinary programs do not work; everything else a reward needs is listed in rewarding.env.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")
@@ -65,7 +65,7 @@ class Judge:
         self.seats: dict[str, Seat] = {}
         self._replay_folder = replay_folder or Path("replay")
         _check(self._specs, settings)
-        self._kinds: list[tuple[bool, bool]] | None = None  # (takes groups?, is async?) of each reward; None until workers are ready
+        self._kinds: list[Kind] | None = None  # of each reward of the workers; None until they are ready
         self._items: dict[Hashable, Mapping[str, Any]] = {}
         self._groups: dict[Hashable, Hashable] = {}
         self._early: list[tuple[Hashable, Hashable | None, int | None]] = []  # not handed out yet
@@ -89,6 +89,17 @@ class Judge:
         """Wait until the workers have imported the reward files. Raises UserError where that cannot be done."""
         while self._kinds is None:
             self._listen(None)
+
+    def ignored(self, columns: Collection[str]) -> list[str]:
+        """A line for each reward that does not get some of these columns of the data, since its settings have their names. Once ready."""
+        assert self._kinds is not None
+        found = [(spec, sorted(kind.settings & set(columns))) for spec, kind in zip(self._sent, self._kinds, strict=True)]
+        return [
+            f"rewards.{spec.name} ({spec.path}) does not get the data's columns {', '.join(names)}: parameters of these names "
+            f"are settings, which only rewards.{spec.name}.args sets (see rewards/README.md)"
+            for spec, names in found
+            if names
+        ]
 
     def submit(self, key: Hashable, item: Mapping[str, Any], group: Hashable | None = None, group_size: int | None = None) -> None:
         """Have a finished sample judged: at once, or where that takes next to no time, with the next that finish, at the latest in collect.
@@ -171,8 +182,8 @@ class Judge:
         early, self._early = self._early, []
         units: list[tuple[int, list[Hashable]]] = []  # (reward index, keys)
         for key, group, group_size in early:
-            units += [(index, [key]) for index, (batch, _) in enumerate(self._kinds) if not batch]
-            if any(batch for batch, _ in self._kinds):
+            units += [(index, [key]) for index, kind in enumerate(self._kinds) if not kind.batch]
+            if any(kind.batch for kind in self._kinds):
                 place = self._groups[key]
                 self._members[place].append(key)
                 if group is None or len(self._members[place]) == group_size:
@@ -182,7 +193,7 @@ class Judge:
     def _of_group(self, group: Hashable) -> list[tuple[int, list[Hashable]]]:
         assert self._kinds is not None
         keys = _in_order(self._members.pop(group, []))
-        return [(index, keys) for index, (batch, _) in enumerate(self._kinds) if batch and keys]
+        return [(index, keys) for index, kind in enumerate(self._kinds) if kind.batch and keys]
 
     def _ask_seats(self, keys: Sequence[Hashable]) -> None:
         """The rewards of this process, on all samples that they have not seen; the workers go on meanwhile."""
@@ -237,7 +248,7 @@ class Judge:
         key, outcome = next((key, outcome) for key, outcome in outcomes if outcome.kind.failed)
         group = [self._items[other] for other in _in_order([k for k in self._items if self._groups[k] == self._groups[key]])]
         assert self._kinds is not None
-        batch = spec in self._sent and self._kinds[self._sent.index(spec)][0]
+        batch = spec in self._sent and self._kinds[self._sent.index(spec)].batch
         file = write_replay(self._replay_folder, spec, self._settings, group if batch else [self._items[key]], key, outcome)
         raise UserError(window.message(spec, key, self._items[key], outcome, file))
 

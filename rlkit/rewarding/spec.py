@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rlkit.errors import UserError
 from rlkit.paths import shipped
@@ -38,6 +38,14 @@ class RewardSpec:
     deadline: float | None = None
     gate: bool = False
     concurrency: int = 32
+
+
+class Kind(NamedTuple):
+    """What kind of function a reward is, as the workers found it. settings: parameters that no column fills."""
+
+    batch: bool
+    is_async: bool
+    settings: frozenset[str]
 
 
 @dataclass(frozen=True)

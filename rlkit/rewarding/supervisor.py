@@ -5,7 +5,7 @@ pebble pool of its own, so that one that dies while it holds a lock harms no oth
 the end of the connection and the end of the process are both watched.
 
 Said by the trainer:   (specs, settings) first; then [(unit, reward index, [pickled items]) ...] again and again
-Said to the trainer:   ("ready", [(takes groups?, is async?) ...]) or ("broken", message) first; then ("told", [(unit, [Outcome ...]) ...])
+Said to the trainer:   ("ready", [Kind ...]) or ("broken", message) first; then ("told", [(unit, [Outcome ...]) ...])
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from rlkit.rewarding import processes, worker
 from rlkit.rewarding.outcome import LUMP, Outcome, OutcomeKind, quick
-from rlkit.rewarding.spec import RewardSettings, RewardSpec
+from rlkit.rewarding.spec import Kind, RewardSettings, RewardSpec
 
 SWEEP_SECONDS = 1.0  # how often orphans are looked for while nothing goes wrong
 KILL_SECONDS = 0.3  # between SIGTERM, which a worker cannot handle, and SIGKILL
@@ -169,7 +169,7 @@ class Slot(threading.Thread):
     def _fail(self, kind: OutcomeKind, detail: str, started: float) -> None:
         self._last_failure = Outcome(kind, detail=detail, seconds=time.monotonic() - started)
 
-    def _load(self) -> tuple[list[tuple[bool, bool]], str]:
+    def _load(self) -> tuple[list[Kind], str]:
         """Import the reward files in the worker: a call of its own, so that the first sample's deadline does not pay for it."""
         names = ", ".join(spec.path for spec in self._specs)
         for _ in range(BROKEN_POOLS):
@@ -304,7 +304,7 @@ def _speak(connection: Connection, out: queue.SimpleQueue[Any], agenda: Agenda) 
             if greeted:
                 continue
             greeted = True
-            agenda.together = [is_async and not batch for batch, is_async in message[1]] if message[0] == "ready" else []
+            agenda.together = [kind.is_async and not kind.batch for kind in message[1]] if message[0] == "ready" else []
         try:
             connection.send(message)
         except OSError:

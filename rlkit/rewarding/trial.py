@@ -15,7 +15,7 @@ SHOWN = 40  # characters of a completion in the table
 
 
 def trial(specs: Sequence[RewardSpec], settings: RewardSettings, items: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
-    """A table of what the rewards say about these samples, and below it the first failure of each reward in full.
+    """A table of what the rewards say about these samples; below it the first failure of each reward in full, and columns it does not get.
 
     items: the number of the data row, whose samples are one group, and what a reward gets: prompt, completion, columns.
     """
@@ -24,6 +24,7 @@ def trial(specs: Sequence[RewardSpec], settings: RewardSettings, items: Sequence
         for number, (row, item) in enumerate(items):
             judge.submit(number, {"completion_length": len(item["completion"]), **item}, group=row, group_size=sizes[row])
         judged = judge.judged(range(len(items)))
+        ignored = judge.ignored({column for _, item in items for column in item})
     names = [spec.name for spec in specs]
     lines = [["row", "completion", *names, "reward", "seconds"]]
     for number, (row, item) in enumerate(items):
@@ -33,7 +34,7 @@ def trial(specs: Sequence[RewardSpec], settings: RewardSettings, items: Sequence
         lines.append([str(row + 1), _short(item["completion"]), *scores, f"{seconds:.4f}"])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*table, *_failures(names, [verdict.parts for verdict in judged.values()])])
+    return "\n".join([*table, *_failures(names, [verdict.parts for verdict in judged.values()]), *(f"\n{line}" for line in ignored)])
 
 
 def _said(outcome: Outcome) -> str:

@@ -26,7 +26,7 @@ from rlkit.errors import UserError
 from rlkit.rewarding import calling, processes
 from rlkit.rewarding.calling import Reward, Score
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
-from rlkit.rewarding.spec import RewardSettings, RewardSpec
+from rlkit.rewarding.spec import Kind, RewardSettings, RewardSpec
 
 MAX_CHILDREN = 16  # processes that calls may leave running in a worker: a small pool of their own, but no flood
 THREAD_SECONDS = 0.05  # a thread that the call started and that is about to raise is given this long to do so
@@ -61,15 +61,15 @@ def start(specs: Sequence[RewardSpec], settings: RewardSettings, supervisor: int
     threading.excepthook = _note_thread_error
 
 
-def load() -> tuple[list[tuple[bool, bool]], str]:
-    """Import all reward files. Returns (takes groups?, is async?) of each, or what the user has to mend."""
+def load() -> tuple[list[Kind], str]:
+    """Import all reward files. Returns the kind of each, or what the user has to mend."""
     try:
         if _State.rewards is None:
             _State.rewards = [_load(spec) for spec in _State.specs]
             _State.imported_children = frozenset(processes.descendants(os.getpid()))
     except UserError as error:
         return [], str(error)
-    return [(reward.batch, reward.is_async) for reward in _State.rewards], ""
+    return [Kind(reward.batch, reward.is_async, reward.settings) for reward in _State.rewards], ""
 
 
 def run_each(index: int, calls: Sequence[Sequence[bytes]]) -> list[Outcome]:

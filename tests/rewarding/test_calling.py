@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from rlkit.rewarding import OutcomeKind, RewardSpec
-from rlkit.rewarding.calling import asks_answer
+from rlkit.rewarding import Judge, OutcomeKind, RewardSpec, resolve
+from rlkit.rewarding.calling import asks_answer, load
 from rlkit.rewarding.spec import shipped_names
 
 from .conftest import judge_all
@@ -75,6 +77,58 @@ def trl(prompts, completions): return [len(p) + len(c[0]["content"]) + (c[0]["ro
     item = {"prompt": [{"role": "user", "content": "why? how?"}], "completion": "so"}
     [verdict] = judge_all([RewardSpec("a", f"{file}:ours", args={"bonus": 10}), RewardSpec("b", f"{file}:trl")], [item])
     assert (verdict.parts["a"].value, verdict.parts["b"].value) == (13.0, 4.0)
+
+
+# What a shipped reward takes from the row; all its other parameters are settings.
+FROM_THE_ROW = {"prompt", "completion", "completion_length", "answer", "tests", "entry_point", "schema", "nums", "numbers", "target"}
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_no_column_changes_a_setting_of_a_shipped_reward(name: str) -> None:
+    parameters = inspect.signature(resolve(name)).parameters
+    settings = set(parameters) - FROM_THE_ROW - {"columns"}
+    args = {setting: "mine" for setting in settings if parameters[setting].default is inspect.Parameter.empty}
+    reward = replace(load(RewardSpec("r", name, args=args)), function=lambda **given: given)
+    row = dict.fromkeys({*parameters, "level"} - {"columns"}, "row")
+    assert reward.call([row]) == dict.fromkeys(set(row) - settings, "row") | args
+
+
+SETTINGS = """
+def ours(completion, answer, difficulty, level=None, *, strict=None, threshold=0.5, **columns):
+    return difficulty + level + threshold + 100 * (strict is not None) + 1000 * len(columns.keys() & {"strict", "threshold"})
+
+def verl(solution_str, ground_truth, difficulty, level=None, threshold=0.5, extra_info=()):
+    return difficulty + level + threshold + 1000 * (extra_info["threshold"] != 9)
+
+async def trl(prompts, completions, difficulty, level=None, threshold=0.5, **columns):
+    return [d + l + threshold + 1000 * ("threshold" in columns) for d, l in zip(difficulty, level, strict=True)]
+
+def easyr1(reward_inputs, threshold=0.5):
+    return [{"overall": one["difficulty"] + one["level"] + threshold + 1000 * (one["threshold"] != 9)} for one in reward_inputs]
+"""
+
+
+@pytest.mark.parametrize("form", ["ours", "verl", "trl", "easyr1"])
+def test_a_column_fills_no_setting_of_a_function_in_any_form(write_rewards: Callable[[str], str], form: str) -> None:
+    """A default other than None, or a place after the *, makes a setting; None is what a column is where the row lacks it."""
+    file = write_rewards(SETTINGS)
+    row = {"prompt": "p", "completion": "c", "answer": "a", "difficulty": 10, "level": 3, "strict": True, "threshold": 9}
+    specs = [RewardSpec("default", f"{file}:{form}"), RewardSpec("args", f"{file}:{form}", args={"threshold": 0.25})]
+    [verdict] = judge_all(specs, [row], group_size=1)
+    assert [verdict.parts[name].value for name in ("default", "args")] == [13.5, 13.25], verdict.parts
+
+
+def test_columns_that_a_setting_hides_are_named_for_each_reward(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards(SETTINGS)
+    specs = [RewardSpec(name, f"{file}:{name}") for name in ("ours", "verl", "easyr1")]
+    with Judge(specs) as judge:
+        judge.ready()
+        assert judge.ignored({"prompt", "level", "difficulty", "extra_info"}) == []
+        end = "parameters of these names are settings, which only rewards.{}.args sets (see rewards/README.md)"
+        assert judge.ignored({"level", "threshold", "strict"}) == [
+            f"rewards.ours ({file}:ours) does not get the data's columns strict, threshold: {end.format('ours')}",
+            f"rewards.verl ({file}:verl) does not get the data's columns threshold: {end.format('verl')}",
+        ]
 
 
 def test_none_means_not_applicable_and_leaves_the_others_alone(write_rewards: Callable[[str], str]) -> None:

@@ -83,6 +83,7 @@ def test_judge_refuses_what_is_not_there_before_anything_starts() -> None:
         ("import sys; sys.exit(4)\n", "cannot be imported:\n.*SystemExit: 4"),
         ("def g(completion): return 1.0\n", "has no function 'f'"),
         ("def f(text): return 1.0\n", r"has the parameters \(text\); one form asks for: completion"),
+        ("def f(completion, *, url, key='K'): return 1.0\n", r"needs 'url' in rewards.mine.args: a parameter after a `\*` is a setting"),
         ("import os; os.abort()\n", "the worker process was ended by SIGABRT while it imported"),
         ("import time; time.sleep(60)\n", "took more than 3 s"),
     ],

@@ -32,6 +32,13 @@ def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str],
     assert table[5] == "brief: error" and table[-1] == "ZeroDivisionError: division by zero"
 
 
+def test_columns_that_a_reward_does_not_get_stand_below_the_table(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("def easy(completion, level=1): return level\n")
+    table = trial([RewardSpec("easy", f"{file}:easy")], RewardSettings(), [(0, {"completion": "", "level": 3})]).splitlines()
+    assert table[1].split()[:3] == ["1", '""', "1"]
+    assert table[3].startswith(f"rewards.easy ({file}:easy) does not get the data's columns level")
+
+
 def command(*arguments: str, cwd: Path = ROOT) -> Ended:
     return run(*arguments, module="rlkit.rewarding", cwd=cwd, timeout=100)
 

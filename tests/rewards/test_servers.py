@@ -165,6 +165,18 @@ def test_llm_judge(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.seen[0][1]["temperature"] == 0.0 and "Say something." in server.seen[0][1]["messages"][0]["content"]
 
 
+@pytest.mark.parametrize("path", ["llm_judge", "remote"])
+def test_no_row_chooses_where_a_question_and_a_key_go(server: Server, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    model = {"model": "m", "key": "MY_KEY"} if path == "llm_judge" else {}
+    spec = RewardSpec("judge", path, args={"url": f"{server.url}/mine", **model})
+    row = {"url": f"{server.url}/row", "key": "HOME", "model": "row", "template": "row", "best": 1, "tries": 0, "cache": "/row"}
+    judge_all([spec], [{"prompt": "p", "completion": "good", **row}], env=("MY_KEY",))
+    [(address, body, _)] = server.seen
+    assert address.startswith("/mine") and "/row" not in json.dumps(body)
+    assert server.keys == ({"Bearer secret"} if model else {None}) and (path == "remote" or body["model"] == "m")
+
+
 def test_llm_judge_reads_the_number_after_score(server: Server) -> None:
     said = {
         "Score: -3": 0.0,

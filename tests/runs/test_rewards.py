@@ -31,6 +31,9 @@ def easyr1(reward_inputs):
 def share(text):
     return sum("a" <= c <= "z" for c in text) / max(len(text), 1)
 
+def plain(completion, problem="none"):
+    return float(problem == "none")
+
 def moody(completion):
     if sum(map(ord, completion)) % 3 == 0:
         raise RuntimeError("not today")
@@ -67,6 +70,14 @@ def test_the_same_reward_in_any_signature_trains_the_same(
 ) -> None:
     metrics, _ = trained(small, tmp_path / "run", f"rewards.accuracy.path={forms}:{form}")
     assert [repeatable(row) for row in metrics] == as_ours
+
+
+def test_a_run_warns_of_columns_that_a_setting_hides(small: list[str], forms: Path, tmp_path: Path) -> None:
+    only_evaluates = ["steps=0", "eval.problems=2", "engine.rollout=hf", f"output_dir={tmp_path / 'run'}"]
+    ended = run(*small, *only_evaluates, f"rewards.accuracy.path={forms}:plain")
+    assert ended.code == 0, ended.err
+    assert f"warning: rewards.accuracy ({forms}:plain) does not get the data's columns problem: " in ended.out
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["eval/accuracy"] == 1.0
 
 
 def test_failed_samples_have_no_reward_and_the_limit_stops_the_run(small: list[str], forms: Path, tmp_path: Path) -> None:
