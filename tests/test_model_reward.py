@@ -102,7 +102,7 @@ def test_a_sample_that_fails_leaves_the_others_alone(tiny_classifier: Path) -> N
 
 
 def test_what_is_no_reward_model_is_refused(tiny_model: Path, tiny_classifier: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no sequence classifier: it has no weights for score\.weight"):
+    with pytest.raises(UserError, match=r"1 missing \(score\.weight\); this is no sequence classifier"):
         loaded(tiny_model)
     with pytest.raises(UserError, match="cannot be loaded as a sequence classifier"):
         loaded_config = tmp_path / "config.json"

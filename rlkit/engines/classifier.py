@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlkit.batching import Size, micro_batches
-from rlkit.engines.hf import first_line
+from rlkit.engines.loading import LANGUAGE_HEAD, load_pretrained
 from rlkit.errors import UserError
 from rlkit.ops.masking import padded
 
@@ -17,21 +17,7 @@ class Classifier:
     """A frozen classifier that leaves the device when it is parked. Raises UserError where `path` holds none with one label."""
 
     def __init__(self, path: str, dtype: torch.dtype, *, device: torch.device, offline: bool, tokens_per_micro_batch: int = 16384) -> None:
-        from transformers import AutoModelForSequenceClassification
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        try:
-            model, loaded = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=dtype, local_files_only=offline, output_loading_info=True
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"the reward model {path} cannot be loaded as a sequence classifier: {first_line(error)}") from error
-        if loaded["missing_keys"]:  # a plain language model, to which transformers would add a head of noise
-            missing = ", ".join(sorted(loaded["missing_keys"])[:3])
-            raise UserError(
-                f"the reward model {path} is no sequence classifier: it has no weights for {missing}; take one that was trained"
-            )
+        model = load_pretrained("sequence classifier", path, "the reward model", offline=offline, unused=(LANGUAGE_HEAD,), dtype=dtype)
         if model.config.num_labels != 1:
             raise UserError(f"the reward model {path} has {model.config.num_labels} labels; expected a classifier with one")
         self.model = model.eval().requires_grad_(False)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlkit.engines import four_bit, liger, packed
 from rlkit.engines.base import checksum
+from rlkit.engines.loading import first_line, load_pretrained
 from rlkit.engines.parking import Parking
 from rlkit.engines.ulysses import Crew
 from rlkit.errors import RunFailed, UserError
@@ -24,16 +25,9 @@ from rlkit.types import Request, Sample, Stop
 
 def load_model(path: str, dtype: torch.dtype, *, offline: bool, recompute: int = 0, four_bits: bool = False) -> Any:
     """A causal LM in training shape: no dropout, no cache. Every `recompute`-th layer keeps no activations, but makes them again in the
-    backward pass; 0: all layers keep them. Raises UserError where `path` holds no such model."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
+    backward pass; 0: all layers keep them. Raises UserError where `path` does not hold all of such a model."""
     held = four_bit.loading(dtype) if four_bits else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=offline, **held)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path {path} cannot be loaded as a causal language model: {first_line(error)}") from error
+    model = load_pretrained("causal language model", path, "model.path", offline=offline, dtype=dtype, **held)
     if four_bits:
         four_bit.settle(model)
     model.config.use_cache = False
@@ -65,10 +59,6 @@ def switch_off_dropout(model: nn.Module) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def checkpoint_names(model: Any) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlkit.engines import hf, packed
 from rlkit.engines.deepspeed import Learner
+from rlkit.engines.loading import LANGUAGE_HEAD, SCORE_HEAD, load_pretrained
 from rlkit.engines.zero import OptimizerSettings, set_environment
 from rlkit.errors import UserError
 from rlkit.types import Sample
@@ -92,20 +93,8 @@ def last_place(sample: Sample, pad: int, prompt: int, completion: int) -> int:
 
 def load_classifier(path: str, dtype: torch.dtype, pad: int, *, offline: bool) -> Any:
     """The body of the model at `path`, a score of 0 for everything, in training shape. Raises UserError where there is no such model."""
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
-
-    disable_progress_bar()
-    verbosity = get_verbosity()
-    set_verbosity_error()  # it warns that the new head is new
-    try:
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=dtype, local_files_only=offline, pad_token_id=pad
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path {path} cannot be loaded as a sequence classifier: {hf.first_line(error)}") from error
-    finally:
-        set_verbosity(verbosity)
+    heads, settings = (LANGUAGE_HEAD, SCORE_HEAD), {"num_labels": 1, "dtype": dtype, "pad_token_id": pad}
+    model = load_pretrained("sequence classifier", path, "model.path", offline=offline, unused=heads, **settings)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise UserError(f"model.path {path}: {type(model).__name__} has no linear head `score`; take a causal language model such as Qwen3")
     nn.init.zeros_(model.score.weight)

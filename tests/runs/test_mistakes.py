@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import run
 
@@ -52,6 +53,13 @@ def no_chat_template(folder: Path, model: Path) -> list[str]:
     return [f"model.path={folder / 'base'}"]
 
 
+def weights_of_a_wrapper(folder: Path, model: Path) -> list[str]:
+    shutil.copytree(model, folder / "wrapped")
+    tensors = load_file(model / "model.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, folder / "wrapped" / "model.safetensors")
+    return [f"model.path={folder / 'wrapped'}"]
+
+
 def unknown_reward(folder: Path, model: Path) -> list[str]:
     return ["rewards.accuracy.path=acuracy"]
 
@@ -68,6 +76,7 @@ CASES: list[tuple[Callable[[Path, Path], list[str]], list[str]]] = [
     (empty_data, ["train.jsonl", "empty"]),
     (folder_that_cannot_be_written, ["output folder", "output_dir="]),
     (no_chat_template, ["no chat template", "chat_template.jinja"]),
+    (weights_of_a_wrapper, ["25 missing", "24 unexpected", "names in the files start with 'module.'"]),
     (unknown_reward, ["acuracy", "accuracy"]),
     (too_long, ["max_completion_tokens", "2048 tokens"]),
 ]
