@@ -135,8 +135,9 @@ def _enter_namespaces(libc: ctypes.CDLL) -> None:
     read, write = os.pipe()
     mapper = os.fork()  # stays outside: only from there may root map another user than itself
     if mapper == 0:
-        os.read(read, 1)
-        _map_users(os.getppid())
+        os.close(write)  # its own end would keep the pipe open, and it would wait for ever where unshare fails
+        if os.read(read, 1):
+            _map_users(os.getppid())
         os._exit(0)
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     _checked(libc.unshare(flags), "unshare")

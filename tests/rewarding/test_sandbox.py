@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ import pytest
 
 from rlkit.rewarding import sandbox, syscalls
 from rlkit.rewarding.sandbox import Result, Unavailable
+from tests.conftest import environment
 from tests.rewarding.conftest import no_walls
 
 MACHINE = os.uname().machine
@@ -139,6 +143,47 @@ def test_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
     ours |= {"socket": syscalls.SOCKET[machine], "pivot_root": sandbox.PIVOT_ROOT[machine]}
     assert ours == {name: int(known.get(name, number)) for name, number in ours.items()}  # older headers lack the newest
     assert syscalls.REFUSED["keyctl"] == sandbox.KEYCTL and {"keyctl", "socket", "pivot_root"} <= known.keys()
+
+
+# Each leaves the process without new namespaces in a way of the kernel's own: as in a container that Docker or Kubernetes starts, whose
+# filter refuses the call, and as where the administrator allows no user namespaces.
+REFUSED_NAMESPACES = {
+    "Operation not permitted": """
+steps = [(syscalls.LOAD, 0, 0, syscalls.NUMBER_AT), *syscalls._where(syscalls.EQUAL, UNSHARE, syscalls.REFUSE)]
+refusals = b"".join(struct.pack("=HBBI", *step) for step in [*steps, (syscalls.RETURN, 0, 0, syscalls.ALLOW)])
+assert libc.prctl(sandbox.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+sandbox._refuse(libc, refusals)
+""",
+    "No space left on device": """
+assert libc.unshare(sandbox.CLONE_NEWUSER) == 0
+sandbox._write("/proc/sys/user/max_user_namespaces", "0")
+""",
+}
+UNSHARE = {"x86_64": 272, "aarch64": 97}
+ASKED = """
+import ctypes, struct
+from rlkit.rewarding import sandbox, syscalls
+libc = ctypes.CDLL(None, use_errno=True)
+REFUSAL
+try:
+    sandbox.run("print(1)")
+except sandbox.Unavailable as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("reason", REFUSED_NAMESPACES)
+def test_where_the_kernel_refuses_namespaces_nothing_waits(reason: str) -> None:
+    if reason.startswith("No space") and TROUBLE:
+        pytest.skip(f"this machine gives no namespace in which to forbid them: {TROUBLE}")
+    program = ASKED.replace("REFUSAL", REFUSED_NAMESPACES[reason]).replace("UNSHARE", str(UNSHARE[MACHINE]))
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True)
+    try:
+        out, _ = child.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    assert f"(unshare: {reason}); allow unprivileged user namespaces" in out
 
 
 def test_other_machines_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
