@@ -53,7 +53,20 @@ MAGNITUDES = re.compile(  # no quarters and halves: three quarters may be three 
 NO_UNITS = re.compile(rf"{MAGNITUDES.pattern}|\b(?:percent|pct|pi|squared|cubed|and|or)\b", re.IGNORECASE)
 LETTERS = re.compile(r"[^\W\d_](?:[ -]?[^\W\d_])+")
 SURELY_WORDS = re.compile(r"[^\W\d_]{4}|^(?:no|on)$", re.IGNORECASE)  # shorter ones may be products: ab is ba
-CHOICE = re.compile(rf"\(?([{CHOICES}{CHOICES.lower()}])\)?(?:[.:)]?|[.:)]\s*\S.*)", re.DOTALL)
+# What follows a letter and does not begin its option's text: (A)^2, (A) \cup (B), (A), (C).
+NO_OPTION = r"[\^_=/!'|&∪∩,;]|\*(?!\*)|[+-](?!\d)|\\(?:cup|cap|times|cdot|in|to|subset)\b|(?:and|or)\b"
+CHOICE = re.compile(
+    rf"""\(?(?P<letter>[{CHOICES}{CHOICES.lower()}])(?:\)?[.:)]?
+      | (?: \)[.:]?(?![+-])\s*(?!{NO_OPTION})                                           # (B) 12
+          | \)?\.\s*(?![a-zA-Z]\.\s*\S|{NO_OPTION})                                     # B. 12; not J. K. Rowling
+          | \)?:(?:\s+(?![a-zA-Z]\s*[:=]|{NO_OPTION})|(?=[^\W\d_]{{2}}[^:=]*\Z)))       # B: 12; not a:b=2:3
+        (?P<option>\S.*))""",
+    re.DOTALL | re.VERBOSE,
+)
+ABBREVIATED = re.compile(r"[A-Z]\.(?:\s*[a-z]{3,}\.?\Z|[A-Za-z])")  # E. coli, B.Sc.
+LABEL = re.compile(r"(?<![\w\\)}])(?:\(([A-Ja-j]|[IVXivx]{2,4})\)[.:]?|(?<!\()([A-Ja-j]|[IVXivx]{2,4})(?:\)|[.:](?=\s)))\s*")
+LABELS = tuple("abcdefghij"), ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
+END_OF_PART = re.compile(r"(?:\s|[,;.]|\\\\|\\q?quad|\band\b)+\Z")
 BRACKETED_CHOICE = re.compile(rf"\(([{CHOICES}])\)")
 ARTICLE = re.compile(r"\b(?:A|I)(?=[ \t]+(?!(?:because|since|as|and|or|is|for)\b)[a-z]|['’])")  # "A cat", "I think": no choices
 
@@ -139,8 +152,11 @@ def _same(reference: str, given: str) -> bool:
     expected, found = _numbers(reference), _numbers(given)
     if expected and found and expected[0] == found[0]:
         return expected == found  # what math-verify says as well, a hundred times faster: it compares six decimal places
-    if choice := _choice(reference):
-        return _choice(given) == choice
+    if parts := _parts(reference):
+        return _same_parts(parts, _parts(given))
+    if choice := _reference_choice(reference):
+        letter, option = _choice(given) or ("", "")
+        return letter == choice[0] and (not option or not choice[1] or _right(choice[1], option))
     if HUGE.search(reference) or HUGE.search(given):
         return False
     return _equal(_parsed(reference), _parse(f"${given}$", MATHEMATICS))
@@ -162,17 +178,50 @@ def _numbers(answer: str) -> tuple[str, tuple[float, ...]] | None:
     return (brackets, numbers) if brackets in ("(]", "[)") and len(numbers) == 2 and numbers[0] < numbers[1] else None
 
 
-def _choice(answer: str) -> str | None:
-    match = CHOICE.fullmatch(WRAPPED.sub(r"\1", answer).strip())
-    return match[1].upper() if match else None
+def _choice(answer: str) -> tuple[str, str] | None:
+    """The letter of a choice, and the text of its option or nothing; None where the answer as a whole is no choice."""
+    match = None if _parts(answer) else CHOICE.fullmatch(WRAPPED.sub(r"\1", answer).strip())
+    return (match["letter"].upper(), match["option"] or "") if match else None
+
+
+def _reference_choice(reference: str) -> tuple[str, str] | None:
+    """The same of a reference, in which E. coli is a name; in an answer it may be option E and its text."""
+    return None if ABBREVIATED.match(reference) else _choice(reference)
+
+
+def _parts(answer: str) -> tuple[str, ...] | None:
+    """The texts of an answer in parts, as (a) 3, (b) 5; None for other answers."""
+    answer = WRAPPED.sub(r"\1", answer).strip()
+    labels = list(LABEL.finditer(answer))
+    names = tuple((label[1] or label[2]).lower() for label in labels)
+    if len(labels) < 2 or labels[0].start() or names not in (LABELS[0][: len(names)], LABELS[1][: len(names)]):
+        return None
+    ends = [*(label.start() for label in labels[1:]), len(answer)]
+    texts = tuple(END_OF_PART.sub("", answer[label.end() : end]) for label, end in zip(labels, ends, strict=True))
+    return texts if all(texts) else None
+
+
+def _same_parts(reference: tuple[str, ...], given: tuple[str, ...] | None) -> bool:
+    return given is not None and len(given) == len(reference) and all(map(_right, reference, given))
 
 
 def _found_in_text(text: str, reference: str) -> bool:
-    if choice := _choice(reference):
-        return _equal((choice.lower(),), _parse(ARTICLE.sub("", BRACKETED_CHOICE.sub(r" \1 ", text)), CHOICE_LETTERS))
+    if parts := _parts(reference):
+        starts = [label.start() for label in LABEL.finditer(text) if (label[1] or label[2]).lower() in ("a", "i")]
+        return any(_same_parts(parts, _parts(text[start:])) for start in starts[-1:])
+    if choice := _reference_choice(reference):
+        found = _parse(ARTICLE.sub("", BRACKETED_CHOICE.sub(r" \1 ", text)), CHOICE_LETTERS)
+        return _equal((choice[0].lower(),), found) and (not choice[1] or _names_option(ARTICLE.sub("", text), *choice))
     if HUGE.search(reference) or HUGE.search(text):
         return False
     return _equal(_parsed(reference), _parse(text, MATHEMATICS))
+
+
+def _names_option(text: str, letter: str, option: str) -> bool:
+    """Whether the last mention of a letter stands alone or before its own option, up to the end of the line."""
+    mentions = re.findall(rf"(?<!\w){letter}(?!\w)[.:)*$ \t]*([^\n]*)", text)
+    rest = mentions[-1].strip(" .*$") if mentions else ""
+    return not rest or _right(option, rest)
 
 
 @lru_cache(maxsize=4096)

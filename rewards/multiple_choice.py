@@ -10,22 +10,36 @@ NO_CHOICE = r"(?!(?-i:[AaI])(?:['’]|[ \t]+(?!(?:because|since|as|and|or|is|for
 LETTER = rf"[\(\[]?\b{NO_CHOICE}([A-Z])\b[\)\]]?"
 SAYS = r"(?i:answer|choice|option)\s*(?:(?i:is|would be|must be|should be)\b\s*:?|:)[\s*$]*"
 HEDGE = r"(?:I (?:think|believe|guess|say) (?:that )?it(?: is|'s) )?"
-PLACES = (
+MARKED = (  # what is marked as the answer must be one choice as a whole
     re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|textbf|mathbf)\s*\{\s*)?(?:option\s+)?" + LETTER, re.IGNORECASE),
     re.compile(r"<answer>\s*(?:option\s+)?\**" + LETTER, re.IGNORECASE),
+)
+PLACES = (
+    *MARKED,
     re.compile(SAYS + HEDGE + r"\**(?i:option\s+)?" + LETTER),
     re.compile(r"^\s*\**" + LETTER + r"[.:)*\s]*\s*\Z", re.MULTILINE),
     re.compile(r"(?i:answer|choice|option)[\s*]*" + LETTER),
 )
+RELATION = re.compile(r"\s*(?:[=^+/_|]|:\s*\w+\s*[:=])")  # a:b=2:3
+MORE_LETTERS = re.compile(r"(?:(?:[\s,;/&]|and\b|or\b)+[(\[]?[A-Z][)\]]?)+[.\s]*", re.IGNORECASE)
 
 
 def multiple_choice(completion: str, answer: Any, **columns: Any) -> float:
     """1.0 where the last letter chosen is `answer` (a letter, or a number counted from 0 for A), or in it if it is a list, else 0.0."""
     right = {_letter(one) for one in (answer if isinstance(answer, (list, tuple)) and answer else [answer])}
     for place in PLACES:
-        if found := place.findall(completion):
-            return float(found[-1].upper() in right)
+        if found := list(place.finditer(completion)):
+            letter = found[-1][1].upper()
+            return float(letter in right and (place not in MARKED or _alone(letter, completion[found[-1].end() :])))
     return 0.0
+
+
+def _alone(letter: str, rest: str) -> bool:
+    """Whether what follows a letter leaves it the only choice: no second letter, no next part as in (a) 3, (b) 5."""
+    rest = re.split(r"[}\n]|</", rest, maxsplit=1)[0]
+    following = re.escape(chr(ord(letter) + 1))
+    next_part = re.search(rf"(?<![\w(])(?:\({following}\)|{following}[).:])\s*\S", rest, re.IGNORECASE)
+    return not (next_part or RELATION.match(rest) or MORE_LETTERS.fullmatch(rest))
 
 
 def _letter(answer: Any) -> str:

@@ -148,6 +148,65 @@ def test_which_answer_counts(completion: str, reference: str, right: bool) -> No
     assert accuracy(completion, reference) == float(right)
 
 
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        # labels of parts
+        (
+            "(a) 3, (b) 5",
+            ["(a) 3, (b) 5", "a) 3.0; b) 5", "(A) 3 (B) 5", r"\text{(a)} 3 \\ \text{(b)} 5", "(a) 3 and (b) 5."],
+            ["(a) 7, (b) 9", "(a) 5, (b) 3", "(a) 3", "(a)", "A", "(a) 3, (b) 9", "(a) 3, (b) 5, (c) 6", "5"],
+        ),
+        ("a) 3, b) 5", ["(a) 3, (b) 5"], ["a) 7, b) 5", "a", "5"]),
+        ("(a) 3\n(b) 5", ["(a) 3, (b) 5"], ["(a) 7\n(b) 5", "5"]),
+        ("A: 3, B: 5", ["A: 3, B: 5"], ["A: 7, B: 9", "A"]),
+        ("(I) 3, (II) 5", ["(i) 3, (ii) 5"], ["(I) 7, (II) 9", "I"]),
+        # ratios, expressions, several choices
+        ("a:b=2:3", ["a:b=2:3", "a:b=4:6"], ["a:b=3:4", "a", "A"]),
+        ("A: B = 2: 3", ["A: B = 2: 3"], ["A: B = 3: 4", "A"]),
+        ("(A)^2", ["(A)^2"], ["A"]),
+        ("(a)+1", ["1+a"], ["a"]),
+        ("(A), (C)", ["(C), (A)"], ["A", "C"]),
+        ("(A) and (C)", ["(A) and (C)"], ["A"]),
+        # names
+        ("E. coli", ["E. coli"], ["E", "(E)", "E. faecalis"]),
+        ("J. K. Rowling", ["J. K. Rowling"], ["J", "J. K. Simmons"]),
+        ("B.Sc.", ["B.Sc."], ["B"]),
+        # a choice with the text of its option
+        ("(B) 12", ["B", "b", "(B)", "B. 12", "(B) 12.0", r"\text{(B) } 12"], ["B. 13", "(A) 12", "A", "12, 13"]),
+        ("B. Paris", ["B", "B) paris"], ["B. London", "A"]),
+        ("B. the cell wall", ["B", "(B) The cell wall"], ["B. the cell"]),
+        ("(D) Both (A) and (B)", ["D", "(D) Both (A) and (B)"], ["A", "(A) and (B)"]),
+        # an answer is one choice too
+        ("A", ["(A) 3", "A: 3", "A.3", "(A) **3**"], ["(a) 3, (b) 5", "a:b=2:3", "(A) or (B)", "A. B. C. D.", "A) 3 B) 5"]),
+        ("D", ["(D) Both (A) and (B)"], []),
+    ],
+)
+def test_a_choice_is_the_whole_answer(reference: str, right: list[str], wrong: list[str]) -> None:
+    assert [given for given in right if accuracy(rf"\boxed{{{given}}}", reference) != 1.0] == []
+    assert [given for given in wrong if accuracy(rf"\boxed{{{given}}}", reference) != 0.0] == []
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "right"),
+    [
+        ("So (a) 7.\nThe answer is (a) 3, (b) 5.", "(a) 3, (b) 5", True),
+        ("The answer is (a) 7, (b) 9.", "(a) 3, (b) 5", False),
+        ("The answer is A.", "(a) 3, (b) 5", False),
+        ("The answer is (A) 7, (B) 9.", "(A) 3, (B) 5", False),
+        ("The answer is A.", "a:b=2:3", False),
+        ("The answer is E. faecalis.", "E. coli", False),
+        ("<answer>E. coli</answer>", "E. coli", True),
+        ("The answer is (B).", "(B) 12", True),
+        ("The answer is **(B) 12**.", "(B) 12", True),
+        ("The answer is (B) 13.", "(B) 12", False),
+        ("The answer is (B) 120.", "(B) 12", False),
+    ],
+)
+def test_a_choice_is_the_whole_answer_without_a_box_too(completion: str, reference: str, right: bool) -> None:
+    assert accuracy(completion, reference) == float(right)
+
+
 def test_several_references_and_numbers() -> None:
     assert accuracy(r"\boxed{0.5}", ["2", r"\frac{1}{2}"]) == 1.0
     assert accuracy(r"\boxed{4}", 4) == 1.0

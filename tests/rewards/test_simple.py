@@ -115,6 +115,29 @@ def test_multiple_choice(completion: str, expected: float) -> None:
     assert score("multiple_choice", completion, answer="B") == expected
 
 
+@pytest.mark.parametrize(
+    ("marked", "expected"),
+    [
+        ("(a) 3, (b) 5", 0.0),
+        ("A) 3 B) 5", 0.0),
+        ("a:b=2:3", 0.0),
+        ("A = 5", 0.0),
+        ("A or B", 0.0),
+        ("A, B, C, D", 0.0),
+        ("A. B. C. D.", 0.0),
+        ("(A) 3", 1.0),
+        ("a: 3", 1.0),
+        ("A, not B", 1.0),
+        ("A, for B and C are odd", 1.0),
+    ],
+)
+def test_what_is_marked_is_one_choice_as_a_whole(marked: str, expected: float) -> None:
+    assert score("multiple_choice", rf"\boxed{{{marked}}}", answer="A") == expected
+    assert score("multiple_choice", f"<answer>{marked}</answer>", answer="A") == expected
+    with pytest.raises(ValueError, match="must be one letter"):
+        score("multiple_choice", "A", answer=marked)
+
+
 def test_multiple_choice_counts_from_0_and_refuses_what_is_no_letter() -> None:
     assert score("multiple_choice", "The answer is C", answer=2) == 1.0
     assert score("multiple_choice", "The answer is C", answer=["A", 2]) == 1.0
