@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlkit.assembly.plan import gpus
+from rlkit.config.sections import LaunchSection
 from rlkit.errors import UserError
-from rlkit.plan import gpus
-from rlkit.sections import LaunchSection
 
 ANSWER_SECONDS = 5.0
 STORE_BYTES = 100_000_000  # of a cluster of our own: nothing but small messages goes through Ray

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-STACKS_SIGNAL = signal.SIGUSR2  # as in rlkit.heartbeat
+STACKS_SIGNAL = signal.SIGUSR2  # as in rlkit.runtime.heartbeat
 STACKS_SECONDS = 2.0  # for the stacks to be written
 END_SECONDS = 3.0  # for what a killed rank started to end by itself
 MOST_LINES = 2000  # kept for a reader that does not come; the files have them all

@@ -14,8 +14,8 @@ from launch.crew import Crew, environments, free_port
 from launch.node import with_interface
 from launch.order import Order, door
 from launch.watch import Signals, Watch, ranks_on
+from rlkit.assembly.plan import gpus
 from rlkit.errors import UserError
-from rlkit.plan import gpus
 
 HERE = "127.0.0.1"
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlkit import recipe as recipes
 from rlkit import run
+from rlkit.config import recipe as recipes
+from rlkit.config.recipe import Recipe, nearest
+from rlkit.config.sections import LaunchSection
 from rlkit.errors import UserError
-from rlkit.recipe import Recipe, nearest
-from rlkit.sections import LaunchSection
-from rlkit.stopping import Stopping
+from rlkit.runtime.signals import Stopping
 
 PASSED_ON = ("RLKIT_", "HF_", "NCCL_", "GLOO_", "VLLM_", "TORCH_", "WANDB_")  # beginnings of the names that go to the nodes
 PASSED_NAMES = ("OMP_NUM_THREADS", "CUDA_LAUNCH_BLOCKING", "NO_COLOR", "TOKENIZERS_PARALLELISM")

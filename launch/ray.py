@@ -20,8 +20,8 @@ from launch.cluster import joined
 from launch.order import Order, door
 from launch.preflight import Trouble
 from launch.watch import Lost, Signals, Watch, ranks_on, say
+from rlkit.config.sections import LaunchSection
 from rlkit.errors import RunFailed, Stopped, UserError
-from rlkit.sections import LaunchSection
 
 LOOK_SECONDS = 20.0  # for all nodes to be looked at
 PLACE_SECONDS = 20.0  # for the supervisors to be there

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol, TextIO
 
+from rlkit.config.sections import LaunchSection
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped
-from rlkit.sections import LaunchSection
-from rlkit.stopping import take_over
+from rlkit.runtime.signals import take_over
 
 POLL_SECONDS = 0.3
 SETTLE_SECONDS = 1.5  # after a rank's death, for others to end: the first to be seen is not always the one that began it

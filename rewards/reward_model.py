@@ -12,7 +12,7 @@ import torch
 
 from rlkit.data.renderer import Renderer
 from rlkit.engines.classifier import Classifier
-from rlkit.model_reward import ModelReward
+from rlkit.rollout.model_reward import ModelReward
 
 
 def reward_model(completion: str, prompt: Any, *, model: str, **columns: Any) -> float:

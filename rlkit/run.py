@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
-from rlkit.paths import shipped
-from rlkit.quiet import quiet
-from rlkit.stopping import SIGNALS, leave_when_asked
+from rlkit.runtime.library_settings import quiet
+from rlkit.runtime.paths import shipped
+from rlkit.runtime.signals import SIGNALS, leave_when_asked
 
 ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
 
@@ -69,20 +69,21 @@ def dispatch(arguments: list[str]) -> int:
     if "--cfg" in flags:
         print(to_yaml(config), end="")
         return EXIT_DONE
-    from rlkit import recipe as recipes
+    from rlkit.config import recipe as recipes
 
     recipe = recipes.read(config)
-    from rlkit import plan
+    from rlkit.assembly import plan
 
     if recipe.dry_run:
         for label, value in plan.lines(recipe):
             print(f"{label + ':':<14} {value}")
         return EXIT_DONE
     quiet(offline=recipe.offline)
-    from rlkit import assemble, trainer
+    from rlkit.assembly import build
+    from rlkit.trainers import loop
 
-    with assemble.assembled(recipe, to_yaml(config)) as run:
-        trainer.train(run)
+    with build.assembled(recipe, to_yaml(config)) as run:
+        loop.train(run)
     return EXIT_DONE
 
 
@@ -176,7 +177,7 @@ def checked(override: str, folder: Path | None) -> str:
     if key not in groups():
         return f"++{key}={plain(value)}"
     if value not in options(key, folder) and not value.startswith("{"):
-        from rlkit.recipe import nearest
+        from rlkit.config.recipe import nearest
 
         raise UserError(f"there is no {key} {value!r}{nearest(value, options(key, folder))}")
     return override if not value.startswith("{") else f"++{override}"
@@ -207,7 +208,7 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    from rlkit import recipe as recipes
+    from rlkit.config import recipe as recipes
 
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -259,14 +260,19 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-if __name__ == "__main__":
+def start(arguments: list[str] | None = None) -> None:
+    """Is the whole of a process: it does not return."""
     for missing in ("stdout", "stderr"):  # closed by who started this: a run needs neither
         if getattr(sys, missing) is None:
             setattr(sys, missing, open(os.devnull, "w"))  # noqa: SIM115  for the life of the process
     leave_when_asked()  # until the run listens: a stop while libraries are loaded is no crash
     try:
-        code = main()
+        code = main(arguments)
     except BaseException:  # noqa: BLE001  whatever it was, the process ends now, not in the exit handlers of a library
         traceback.print_exc()
         code = EXIT_FAILED
     leave(code)
+
+
+if __name__ == "__main__":
+    start()

@@ -34,7 +34,14 @@ MESSAGE_BYTES = 1 << 20
 IMPORTED = (
     *("bitsandbytes", "datasets", "deepspeed", "matplotlib.pyplot", "peft", "torch.distributed.elastic", "transformers"),
     *("vllm.entrypoints.llm", "vllm.model_executor.models.qwen3", "vllm.v1.executor.uniproc_executor", "vllm.v1.worker.cpu_worker"),
-    *("rlkit.assemble", "rlkit.assemble_offline", "rlkit.engines.deepspeed", "rlkit.engines.vllm", "rlkit.plan", "rlkit.trainer"),
+    *(
+        "rlkit.assembly.build",
+        "rlkit.assembly.offline",
+        "rlkit.engines.deepspeed",
+        "rlkit.engines.vllm",
+        "rlkit.assembly.plan",
+        "rlkit.trainers.loop",
+    ),
 )
 
 
@@ -143,7 +150,7 @@ def kill_group(pid: int) -> None:
 
 def preload() -> None:
     """Imports what a run imports, and starts nothing."""
-    from rlkit.quiet import quiet
+    from rlkit.runtime.library_settings import quiet
 
     quiet(offline=False)
     for name in IMPORTED:

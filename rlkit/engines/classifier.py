@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlkit.batching import Size, micro_batches
 from rlkit.engines.loading import LANGUAGE_HEAD, load_pretrained
 from rlkit.errors import UserError
+from rlkit.ops.batching import Size, micro_batches
 from rlkit.ops.masking import padded
 
 

@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlkit import memory
-from rlkit.engines import hf, weights
+from rlkit.engines import hf, weight_sync
 from rlkit.engines.base import Update
-from rlkit.engines.held import Held
+from rlkit.engines.deepspeed_config import OptimizerSettings, config, in_parts, set_environment
 from rlkit.engines.lora import LoraSettings
-from rlkit.engines.parking import Parking
-from rlkit.engines.ulysses import Crew
-from rlkit.engines.zero import OptimizerSettings, config, in_parts, set_environment
+from rlkit.engines.offload import Parking
+from rlkit.engines.sequence_parallel import Crew
+from rlkit.engines.trained_model import Held
+from rlkit.profiling import memory_estimate
 from rlkit.types import Sample
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -56,10 +56,10 @@ class Learner(ABC):
 
         self.device = device
         self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        sizes = {name: weights.elements(parameter) for name, parameter in self.named.items()}
+        sizes = {name: weight_sync.elements(parameter) for name, parameter in self.named.items()}
         adam = torch.optim.AdamW(
             # stepped one after the other: DeepSpeed copies the gradients of a group, in float32 too
-            [{"params": [self.named[name] for name in group]} for group in weights.buckets(sizes, memory.STEPPED)],
+            [{"params": [self.named[name] for name in group]} for group in weight_sync.buckets(sizes, memory_estimate.STEPPED)],
             lr=0.0,
             betas=optimizer.betas,
             eps=optimizer.eps,
@@ -73,7 +73,7 @@ class Learner(ABC):
                 config=config(zero_stage, dtype, optimizer, extra, sum(sizes.values())),
                 dist_init_required=False,
             )
-        self.stage = memory.stage(zero_stage, dist.get_world_size())
+        self.stage = memory_estimate.stage(zero_stage, dist.get_world_size())
         self._keep = False
         self.parking = Parking(
             self.training_state, keep=lambda: tensors_in([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
@@ -266,7 +266,7 @@ class DeepSpeedPolicy(Learner):
         self.held.write(folder, tensors, adapter=True)
 
     def _stream(self, parts: Mapping[str, Sequence[Tensor]], whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        return weights.stream(parts, self._gathered, whole, weights.BUCKET[self.device.type])
+        return weight_sync.stream(parts, self._gathered, whole, weight_sync.BUCKET[self.device.type])
 
     def export(self, folder: Path, adapter: bool = False) -> None:
         """A Hugging Face folder of the model with its adapters merged, or a peft folder of the adapters alone."""

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlkit.engines import four_bit, liger, packed
+from rlkit.engines import liger, packing, quantization
 from rlkit.engines.base import checksum
 from rlkit.engines.loading import first_line, load_pretrained
-from rlkit.engines.parking import Parking
-from rlkit.engines.ulysses import Crew
+from rlkit.engines.offload import Parking
+from rlkit.engines.sequence_parallel import Crew
 from rlkit.errors import RunFailed, UserError
 from rlkit.ops import logprobs as ops_logprobs
 from rlkit.types import Request, Sample, Stop
@@ -26,10 +26,10 @@ from rlkit.types import Request, Sample, Stop
 def load_model(path: str, dtype: torch.dtype, *, offline: bool, recompute: int = 0, four_bits: bool = False) -> Any:
     """A causal LM in training shape: no dropout, no cache. Every `recompute`-th layer keeps no activations, but makes them again in the
     backward pass; 0: all layers keep them. Raises UserError where `path` does not hold all of such a model."""
-    held = four_bit.loading(dtype) if four_bits else {}
+    held = quantization.loading(dtype) if four_bits else {}
     model = load_pretrained("causal language model", path, "model.path", offline=offline, dtype=dtype, **held)
     if four_bits:
-        four_bit.settle(model)
+        quantization.settle(model)
     model.config.use_cache = False
     switch_off_dropout(model)
     if recompute:
@@ -76,13 +76,13 @@ class TokenScorer(nn.Module):
 
     def __init__(self, model: Any, crew: Crew | None = None) -> None:
         super().__init__()
-        packed.keep_apart(model, crew)
+        packing.keep_apart(model, crew.around if crew else None)
         self.model = model
         self.speaks = speaking(model.get_output_embeddings())
 
-    def forward(self, ids: Tensor, positions: Tensor, looks: packed.Looks, where: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, looks: packing.Looks, where: Tensor, tokens: Tensor, temperature: float) -> Tensor:
         """Packed samples (see packed.Packed) -> log-probs and entropy [2, n]."""
-        hidden = self.model.get_decoder()(**packed.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
+        hidden = self.model.get_decoder()(**packing.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         chosen = hidden[0].index_select(0, where)  # [n, H]
         head = self.model.get_output_embeddings()
         return head(chosen, tokens, temperature) if self.speaks else torch.stack(ops_logprobs.of_chosen(head(chosen), tokens, temperature))
@@ -109,14 +109,14 @@ class TokenValuer(nn.Module):
 
     def __init__(self, model: Any, crew: Crew | None = None) -> None:
         super().__init__()
-        packed.keep_apart(model, crew)
+        packing.keep_apart(model, crew.around if crew else None)
         self.model = model.get_decoder()
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False, dtype=model.dtype)
         nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0
 
-    def forward(self, ids: Tensor, positions: Tensor, looks: packed.Looks, where: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, looks: packing.Looks, where: Tensor) -> Tensor:
         """Packed samples (see packed.Packed) -> values [n] float32."""
-        hidden = self.model(**packed.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
+        hidden = self.model(**packing.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         return self.head(hidden[0].index_select(0, where)).squeeze(-1).float()
 
 
@@ -135,13 +135,13 @@ def value(valuer: nn.Module, samples: Sequence[Sample], width: int, device: torc
 
 
 def laid_out(
-    say: Callable[[packed.Packed], tuple[Tensor, ...]], samples: Sequence[Sample], width: int, device: torch.device, crew: Crew | None
+    say: Callable[[packing.Packed], tuple[Tensor, ...]], samples: Sequence[Sample], width: int, device: torch.device, crew: Crew | None
 ) -> list[Tensor]:
     """What `say` tells of the completion tokens of packed samples, each on the grid [B, width]."""
     if crew:
         told, place = crew.said(say, samples, width, device)
     else:
-        row = packed.packed(samples, width, device)
+        row = packing.packed(samples, width, device)
         told, place = say(row), row.place
     return [flat.new_zeros(len(samples) * width).index_put((place,), flat[: len(place)]).view(len(samples), width) for flat in told]
 

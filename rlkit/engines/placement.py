@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from rlkit.engines.base import Movable, RolloutEngine, Source
-from rlkit.gauge import Gauge, told
+from rlkit.profiling.memory_peak import Gauge, told
 
 MOVES = {  # (where memory is, move) -> where it is then
     ("training", "park"): "parked",
@@ -36,8 +36,9 @@ class Trained(Source, Movable, Protocol):
 class Colocated:
     """Policy and rollout engine take turns on the same devices; `phase` names and times what is done on the way.
 
-    It begins as the engines are built: the training state parked, the rollout engine awake and without weights. mode (rlkit/memory.py):
-    swapped, the training state leaves the device for a rollout; resident, nobody leaves, and freed memory waits for who needs it next.
+    It begins as the engines are built: the training state parked, the rollout engine awake and without weights. mode (as in
+    rlkit/profiling/memory_estimate.py): swapped, the training state leaves the device for a rollout; resident, nobody leaves, and freed
+    memory waits for who needs it next.
     """
 
     def __init__(

@@ -18,10 +18,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from rlkit import memory
 from rlkit.engines.base import checksum
 from rlkit.engines.hf import check_names, make_sample
 from rlkit.errors import RunFailed, UserError
+from rlkit.profiling import memory_estimate
 from rlkit.types import Request, Sample, Stop
 
 SEGMENT = "rlkit-tp-"  # names of shared memory begin with it, and with the process that made them
@@ -65,7 +65,7 @@ class VLLMEngine:
             "seed": 0,
         }
         if not gpu:  # see the module on partial prefills
-            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(memory.HOST_BATCH, max_model_len)}
+            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(memory_estimate.HOST_BATCH, max_model_len)}
         if world > 1:
             settings |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
         self._segments = name_shared_memory() if tensor_parallel > 1 and not gpu else None
@@ -226,7 +226,7 @@ def set_environment(world: int) -> None:
     """What vLLM reads from the environment, before it is imported; a value that is set already stays."""
     defaults = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": str(memory.HOST_CACHE // memory.GIB),
+        "VLLM_CPU_KVCACHE_SPACE": str(memory_estimate.HOST_CACHE // memory_estimate.GIB),
     }
     if world > 1:
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rlkit.errors import UserError
-from rlkit.report.console import open_console
-from rlkit.report.environment import environment
+from rlkit.report.console import Console
 from rlkit.report.folder import METRICS, RunFolder, read_metrics
 from rlkit.report.names import floors
+from rlkit.report.provenance import environment
 from rlkit.report.trackers import TensorBoard, Tracker
 from rlkit.report.wandb import WandB, require_wandb
 
@@ -190,3 +192,18 @@ def _spread(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if len(ranked) <= _SHOWN:
         return ranked
     return [ranked[place * (len(ranked) - 1) // (_SHOWN - 1)] for place in range(_SHOWN)]
+
+
+def open_console(steps: int, *, quiet: bool = False) -> Console:
+    """The console for this process's stdout: live on a terminal, plain elsewhere, silent if `quiet` (ranks other than 0)."""
+    if quiet or not _is_live(sys.stdout):
+        return Console(steps, quiet=quiet)
+    from rlkit.report.terminal import Terminal
+
+    return Terminal(steps)
+
+
+def _is_live(stream: TextIO) -> bool:
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    plain_asked = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
+    return stream.isatty() and stream.encoding.lower().startswith("utf") and not in_ci and not plain_asked

@@ -21,15 +21,6 @@ _PACE_STEPS = 8  # the ETA follows the last steps: completions grow or shrink wh
 _PROMPT_CHARS, _COMPLETION_CHARS = 60, 100  # of a sample, in a plain line
 
 
-def open_console(steps: int, *, quiet: bool = False) -> Console:
-    """The console for this process's stdout: live on a terminal, plain elsewhere, silent if `quiet` (ranks other than 0)."""
-    if quiet or not _is_live(sys.stdout):
-        return Console(steps, quiet=quiet)
-    from rlkit.report.terminal import Terminal
-
-    return Terminal(steps)
-
-
 class Console:
     """Plain lines on a stream (default: stdout). A reader that goes away silences the console and does not end the run."""
 
@@ -150,9 +141,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(max(0, math.ceil(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _is_live(stream: TextIO) -> bool:
-    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
-    plain_asked = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
-    return stream.isatty() and stream.encoding.lower().startswith("utf") and not in_ci and not plain_asked

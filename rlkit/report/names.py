@@ -1,7 +1,8 @@
 """The names of metrics that the console and the picture look for; any other name is written down all the same.
 
 As TRL has them where it has one. A name that depends on the machine starts with one of MACHINE_DEPENDENT and no other does, so that
-two runs of one seed can be compared row by row. Of the time/ names those of rlkit.clock.PHASES do not overlap and add up; no other does.
+two runs of one seed can be compared row by row. Of the time/ names those of rlkit.runtime.timer.PHASES do not overlap and add up; no other
+does.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.clock import PHASES
 from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LENGTH, LOSS, REWARD, REWARD_STD, TIME, train_accuracy
+from rlkit.runtime.timer import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

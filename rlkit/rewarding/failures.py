@@ -49,7 +49,7 @@ class FailureWindow:
         return (
             f"rewards.{spec.name} ({spec.path}) failed for {sum(self._failed)} of the last {len(self._failed)} samples, "
             f"more than rewarding.max_failure_rate={self._limit:g} allows. The first ({outcome.kind.value}), sample {key}:\n"
-            f"{told}\n  completion: {sample}\nSee it again: python -m rlkit.rewarding replay {file}"
+            f"{told}\n  completion: {sample}\nSee it again: rlkit reward retry {file}"
         )
 
 

@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from rlkit.errors import UserError
-from rlkit.paths import shipped
-from rlkit.plugins import module_of_file
+from rlkit.runtime.paths import shipped
+from rlkit.runtime.plugins import module_of_file
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rlkit.algorithms import Needs, State
 from rlkit.algorithms.grpo import GRPO
-from rlkit.collate import collate
-from rlkit.engines.probe import Probe
+from rlkit.engines.logprob_check import Probe
 from rlkit.metrics import values
 from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
-from rlkit.schedule import Schedule
 from rlkit.types import Credit, Group, Rows, Signals
-from rlkit.update import Count, Learning, observe, update
+from rlkit.updates.collate import collate
+from rlkit.updates.lr_schedule import Schedule
+from rlkit.updates.online_update import Count, Learning, observe, update
 from tests.algorithms.shipped import algorithm
 from tests.algorithms.tiny import Policy, Ranks, groups_of, together
 from tests.ops import oracle
@@ -119,7 +119,7 @@ def test_what_it_needs() -> None:
 @pytest.mark.parametrize("scale", ["group_std", "batch_std", "none"])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlkit.collate.deal_samples", lambda sizes, ranks: [i % ranks for i in range(len(sizes))])
+    monkeypatch.setattr("rlkit.updates.collate.deal_samples", lambda sizes, ranks: [i % ranks for i in range(len(sizes))])
     algorithm = PLAIN.model_copy(update={"scale": scale})
     groups = groups_of(REWARDS)
     flat = [r for row in REWARDS for r in row]

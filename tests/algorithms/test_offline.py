@@ -16,12 +16,12 @@ from torch import Tensor
 
 from rlkit.data.preferences import Demonstration, Pair, Rated
 from rlkit.metrics import Mean, values, wilson
-from rlkit.offline import UNITS, Reading, Unit, Work, one_update, with_margins
 from rlkit.ops.masking import even_weights, token_weights, unit_totals, weighted_sum
-from rlkit.reference import Reference, looked_up, name_of
-from rlkit.schedule import Schedule
+from rlkit.trainers.offline import UNITS, Reading, Unit, Work, one_update, with_margins
 from rlkit.types import Sample, Written
-from rlkit.update import Count
+from rlkit.updates.lr_schedule import Schedule
+from rlkit.updates.online_update import Count
+from rlkit.updates.reference_cache import Reference, looked_up, name_of
 from tests.algorithms.shipped import algorithm
 from tests.algorithms.test_grpo import WAYS, Way, difference
 from tests.algorithms.tiny import VOCABULARY, Policy, Ranks, together

@@ -14,13 +14,13 @@ import torch
 from rlkit.algorithms import Needs, State
 from rlkit.algorithms.objective import KLState
 from rlkit.algorithms.ppo import PPO
-from rlkit.collate import collate
-from rlkit.engines.probe import Probe
+from rlkit.engines.logprob_check import Probe
 from rlkit.errors import RunFailed
 from rlkit.metrics import values
-from rlkit.schedule import Schedule
 from rlkit.types import Batch, Group, Scored, Signals
-from rlkit.update import Count, observe, update
+from rlkit.updates.collate import collate
+from rlkit.updates.lr_schedule import Schedule
+from rlkit.updates.online_update import Count, observe, update
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, WAYS, Way, difference, learn, learning, shuffled
 from tests.algorithms.tiny import Policy, Ranks, groups_of, together
@@ -219,7 +219,7 @@ def test_the_policys_schedule_begins_when_the_critic_is_warm() -> None:
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_ranks_stop_together_where_the_sampler_is_another_policy(minibatches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampler is 1/2 nat off on one group, which one rank has: both report the mean over all tokens, and both look for the culprit."""
-    monkeypatch.setattr("rlkit.collate.deal_samples", lambda sizes, ranks: [i * ranks // len(sizes) for i in range(len(sizes))])
+    monkeypatch.setattr("rlkit.updates.collate.deal_samples", lambda sizes, ranks: [i * ranks // len(sizes) for i in range(len(sizes))])
     groups = groups_of([[1.0, 0.0, 0.0, 1.0]] * 4)
     samples = [s.sample for g in groups for s in g.samples]
     tokens, wrong = (sum(int(s.mask.sum()) for s in part) for part in (samples, samples[-4:]))

@@ -138,7 +138,9 @@ def make_model(folder: Path, name: str | None) -> None:
 
 def sides(name: str) -> dict[str, Any]:
     """The configuration of a model of recipes/model."""
-    from rlkit import plan, recipe, run
+    from rlkit import run
+    from rlkit.assembly import plan
+    from rlkit.config import recipe
 
     shape = plan.shape_of(recipe.read(run.compose(["recipe=grpo_gsm8k", f"model={name}"], None)))
     assert shape is not None and shape.qkv_bias and not shape.qk_norm, "the Qwen2 family"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rlkit import memory, plan
-from rlkit.recipe import read
+from rlkit.assembly import plan
+from rlkit.config.recipe import read
+from rlkit.profiling import memory_estimate
 from rlkit.run import compose
 
 TABLE = ("0_5b", "1_5b", "7b", "32b")  # of Qwen2.5
@@ -21,7 +22,7 @@ def table() -> str:
                 recipe = read(compose(words, None))
                 job, gpu = plan.job_of(recipe), plan.gpu_bytes(recipe)
                 assert job is not None and gpu is not None
-                found = memory.planned(job, gpu)
+                found = memory_estimate.planned(job, gpu)
                 peaks = " | ".join(f"{size / 2**30:.0f}" for size in found.peaks.values())
                 kind = "all" if rank == "null" else f"LoRA {rank}"
                 mode_told = found.mode if found.fits else "too large"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import run
-from rlkit.clock import PHASES
 from rlkit.engines.vllm import VLLMEngine
+from rlkit.runtime.timer import PHASES
 from rlkit.types import Request
 
 work: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from rlkit.config.recipe import DataSection
 from rlkit.data.columns import Columns, PromptReader
 from rlkit.data.rows import ListRows
 from rlkit.data.written import DemonstrationReader, PairReader, RatedReader
-from rlkit.recipe import DataSection
 from tests.conftest import ROOT
 
 README = (ROOT / "rlkit" / "data" / "README.md").read_text()

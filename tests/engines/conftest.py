@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from rlkit.ranks import Ranks
+from rlkit.runtime.ranks import Ranks
 from tests.conftest import PLACE
 
 

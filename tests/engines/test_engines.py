@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from rlkit.engines.deepspeed import DeepSpeedPolicy
+from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.engines.hf import HFEngine
-from rlkit.engines.probe import Probe
+from rlkit.engines.logprob_check import Probe
 from rlkit.engines.vllm import VLLMEngine, load_beneath_adapters
-from rlkit.engines.zero import OptimizerSettings
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import padded
-from rlkit.ranks import Ranks
+from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling, Stop
 
 TEMPERATURE = 0.7

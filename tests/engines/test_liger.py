@@ -9,7 +9,7 @@ import torch
 
 from rlkit.engines import hf, liger
 from rlkit.ops import logprobs
-from tests.engines.test_packed import CPU, TEMPERATURE, apart, model_of, samples_of
+from tests.engines.test_packing import CPU, TEMPERATURE, apart, model_of, samples_of
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlkit.engines.classifier import Classifier
+from rlkit.engines.deepspeed_config import OptimizerSettings, config, in_parts
+from rlkit.engines.deepspeed_reward_model import load_classifier
 from rlkit.engines.hf import load_model
 from rlkit.engines.loading import find_prefix
-from rlkit.engines.reward_model import load_classifier
-from rlkit.engines.zero import OptimizerSettings, config, in_parts
 from rlkit.errors import UserError
-from rlkit.ranks import Ranks
+from rlkit.runtime.ranks import Ranks
 from tests.conftest import run
 
 CPU, FLOAT, WEIGHTS = torch.device("cpu"), torch.float32, "model.safetensors"

@@ -12,11 +12,11 @@ import torch
 
 from rlkit.engines import placement as placement_file
 from rlkit.engines.deepspeed import DeepSpeedPolicy
+from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.engines.hf import make_sample
-from rlkit.engines.parking import Parking, host_buffer
+from rlkit.engines.offload import Parking, host_buffer
 from rlkit.engines.placement import MOVES, Colocated
-from rlkit.engines.zero import OptimizerSettings
-from rlkit.ranks import Ranks
+from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sampling, Stop
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launch import order
-from rlkit.sections import LaunchSection
+from rlkit.config.sections import LaunchSection
 from tests.conftest import ROOT, environment
 
 LAUNCH = ROOT / "launch"

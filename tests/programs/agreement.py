@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.engines import weights
+from rlkit.engines import weight_sync
 from rlkit.engines.deepspeed import DeepSpeedPolicy
+from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.engines.hf import Reference
 from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
 from rlkit.engines.vllm import VLLMEngine
-from rlkit.engines.zero import OptimizerSettings
 from rlkit.ops.masking import padded
-from rlkit.ranks import Ranks
 from rlkit.run import leave
+from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling
 
 TEMPERATURE, LR = 0.7, 0.03
 SHARDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # ZeRO 3 keeps small tensors whole, and here all are small
-weights.BUCKET["cpu"] = 30_000  # bytes: several buckets
+weight_sync.BUCKET["cpu"] = 30_000  # bytes: several buckets
 SAMPLING = Sampling(temperature=TEMPERATURE, max_tokens=24)
 model, out, kinds = sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(",")
 tensor_parallel = int(sys.argv[4]) if len(sys.argv) > 4 else 1

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from rlkit import run
 from rlkit.engines.hf import TokenScorer, recompute_layers, score
-from rlkit.engines.ulysses import Crew
-from rlkit.ranks import Ranks
+from rlkit.engines.sequence_parallel import Crew
+from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sample
-from tests.engines.test_packed import CPU, TEMPERATURE, alone, apart, model_of, samples_of
+from tests.engines.test_packing import CPU, TEMPERATURE, alone, apart, model_of, samples_of
 
 MODELS: list[tuple[str, bool, dict[str, Any], int]] = [  # kind, do samples share a prompt, what is different, every n-th layer recomputed
     ("qwen3", False, {}, 0),

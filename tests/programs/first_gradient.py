@@ -13,14 +13,16 @@ from typing import Any
 import torch
 import yaml
 
-from rlkit import assemble, recipe, run
-from rlkit.collate import collate
-from rlkit.engines.zero import set_environment
-from rlkit.offline import UNITS, Offline, Work
-from rlkit.offline import gradient as offline_gradient
-from rlkit.online import Online
+from rlkit import run
+from rlkit.assembly import build
+from rlkit.config import recipe
+from rlkit.engines.deepspeed_config import set_environment
 from rlkit.ops.masking import unit_totals
-from rlkit.update import gradient, observe
+from rlkit.trainers.offline import UNITS, Offline, Work
+from rlkit.trainers.offline import gradient as offline_gradient
+from rlkit.trainers.online import Online
+from rlkit.updates.collate import collate
+from rlkit.updates.online_update import gradient, observe
 
 STEP = 1e4
 
@@ -44,7 +46,7 @@ import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
 
 torch.optim.AdamW = Descent
 config = run.compose([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
-with assemble.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
+with build.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
     story = made.story
     if isinstance(story, Online):
         with story.placement.rollout():

@@ -18,17 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit import recipe, run
+from rlkit import run
 from rlkit.algorithms import Needs
-from rlkit.engines.probe import Probe
-from rlkit.engines.zero import set_environment
-from rlkit.offline import Reading, Unit
-from rlkit.offline import gradient as update_offline
+from rlkit.config import recipe
+from rlkit.engines.deepspeed_config import set_environment
+from rlkit.engines.logprob_check import Probe
 from rlkit.ops.masking import unit_totals
-from rlkit.ranks import Ranks
-from rlkit.schedule import Schedule
+from rlkit.runtime.ranks import Ranks
+from rlkit.trainers.offline import Reading, Unit
+from rlkit.trainers.offline import gradient as update_offline
 from rlkit.types import Batch, Group, Sample, Signals
-from rlkit.update import Learning, gradient, observe
+from rlkit.updates.lr_schedule import Schedule
+from rlkit.updates.online_update import Learning, gradient, observe
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, shuffled
 from tests.algorithms.test_online import greedily
@@ -83,7 +84,7 @@ def learning(ranks: Ranks, policy: Any, critic: Any, keys: Any, budget: int) -> 
 
 def one(ranks: Ranks, policy: Any, critic: Any, name: str, way: str, groups: list[Group]) -> Tensor:
     """The gradient of the update, as one vector."""
-    from rlkit.collate import collate
+    from rlkit.updates.collate import collate
 
     keys = algorithm(name, **CHANGES[name])
     work = learning(ranks, policy, critic, keys, WAYS[way])
@@ -97,7 +98,7 @@ def one(ranks: Ranks, policy: Any, critic: Any, name: str, way: str, groups: lis
 
 def first_step(ranks: Ranks, policy: Any, groups: list[Group]) -> tuple[Tensor, Tensor, float]:
     """The gradient where old log-probs are computed, where the pass is left out, and the largest |ratio - 1| of the first."""
-    from rlkit.collate import collate
+    from rlkit.updates.collate import collate
 
     keys = algorithm("grpo")
     eager = type("Eager", (type(keys),), {"needs": lambda self, updates: Needs(old_logprobs=True)})(**keys.model_dump())
@@ -178,9 +179,9 @@ def main(out: Path, model: str, crew_size: int, cells: set[str]) -> None:
 
     torch.optim.AdamW = Descent  # type: ignore[misc]
     from rlkit.engines.deepspeed import DeepSpeedCritic, DeepSpeedPolicy
-    from rlkit.engines.reward_model import DeepSpeedRewardModel
-    from rlkit.engines.ulysses import Crew
-    from rlkit.engines.zero import OptimizerSettings
+    from rlkit.engines.deepspeed_config import OptimizerSettings
+    from rlkit.engines.deepspeed_reward_model import DeepSpeedRewardModel
+    from rlkit.engines.sequence_parallel import Crew
 
     ranks = Ranks(1, crew_size)
     crew = Crew(ranks.crew) if ranks.crew else None

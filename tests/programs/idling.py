@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.zero import OptimizerSettings
-from rlkit.ranks import Ranks
-from rlkit.room import longest_samples
+from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.run import leave
+from rlkit.runtime.ranks import Ranks
+from rlkit.updates.micro_batch_fit import longest_samples
 
 SHARDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # ZeRO 3 keeps small tensors whole, and here all are small
 LOSSES = [(1.0, 0.0), (0.0, 1.0), (1.0, 0.5), (1.0, 0.0)]  # of a log-prob, of an entropy

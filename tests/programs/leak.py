@@ -14,12 +14,12 @@ import torch
 
 from rlkit.data.renderer import Renderer
 from rlkit.engines.deepspeed import DeepSpeedPolicy
+from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.engines.lora import LoraSettings, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.vllm import VLLMEngine
-from rlkit.engines.zero import OptimizerSettings
-from rlkit.ranks import Ranks
 from rlkit.run import leave
+from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sampling
 
 CYCLES = 25

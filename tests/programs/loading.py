@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from rlkit.engines import hf
-from rlkit.engines.zero import OptimizerSettings, config, in_parts, set_environment
-from rlkit.ranks import Ranks
+from rlkit.engines.deepspeed_config import OptimizerSettings, config, in_parts, set_environment
 from rlkit.run import leave
+from rlkit.runtime.ranks import Ranks
 
 set_environment()
 ranks = Ranks()

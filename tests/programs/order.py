@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit import recipe, run
-from rlkit.collector import Collector
+from rlkit import run
+from rlkit.assembly.datasets import sourced, with_steps
+from rlkit.config import recipe
 from rlkit.data.renderer import Renderer
-from rlkit.ranks import Ranks
-from rlkit.sourcing import sourced, with_steps
+from rlkit.rollout.collector import Collector
+from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sampling
 
 

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 from rlkit.metrics import values
-from rlkit.ranks import Ranks
 from rlkit.rewarding import Judge, RewardSettings, RewardSpec
 from rlkit.run import leave
+from rlkit.runtime.ranks import Ranks
 
 ranks = Ranks()
 with tempfile.TemporaryDirectory() as folder:

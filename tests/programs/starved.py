@@ -14,7 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rlkit import online, ranks, room, run
+from rlkit import run
+from rlkit.runtime import ranks
+from rlkit.trainers import online
+from rlkit.updates import micro_batch_fit
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -25,7 +28,7 @@ def starve() -> None:
 
 
 calls: list[int] = []
-fitted, update = room.fitted, online.update
+fitted, update = micro_batch_fit.fitted, online.update
 
 
 def in_little_room(*given: Any, **named: Any) -> Any:
@@ -46,7 +49,7 @@ ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed goes back: t
 if sys.argv[1] == "alone":
     ranks.PATIENCE = timedelta(seconds=10)
 if sys.argv[1] == "trial" or (sys.argv[1] == "alone" and os.environ["RANK"] == "1"):
-    room.fitted = in_little_room
+    micro_batch_fit.fitted = in_little_room
 elif sys.argv[1] == "update":
     online.update = second_update
 run.leave(run.main(sys.argv[3:]))

@@ -1,7 +1,7 @@
 """rlkit.run, struck by a signal as a phase begins: struck.py SIGNAL PHASE COUNT arguments...
 
-The COUNT-th time that PHASE begins, this process sends itself SIGNAL; phases are those of rlkit.clock, and `reward`, which begins when
-the first verdicts of a step are waited for.
+The COUNT-th time that PHASE begins, this process sends itself SIGNAL; phases are those of rlkit.runtime.timer, and `reward`, which begins
+when the first verdicts of a step are waited for.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 def at_phase(phase: str, count: int, action: Callable[[], None]) -> None:
     """From now on: the `count`-th time that the phase begins in this process, the action."""
-    from rlkit import heartbeat
     from rlkit.rewarding.judge import Judge
+    from rlkit.runtime import heartbeat
 
     seen = 0
 

@@ -13,18 +13,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from rlkit import memory, plan
+from rlkit.assembly import plan
 from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.zero import OptimizerSettings
-from rlkit.gauge import peak_memory, reset_peak
-from rlkit.ranks import Ranks
-from rlkit.room import longest_samples
+from rlkit.engines.deepspeed_config import OptimizerSettings
+from rlkit.profiling import memory_estimate
+from rlkit.profiling.memory_peak import peak_memory, reset_peak
 from rlkit.run import leave
+from rlkit.runtime.ranks import Ranks
+from rlkit.updates.micro_batch_fit import longest_samples
 
 TOKENS, PROMPT, SAID = 64, 8, 8
 model, zero_stage, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 if sys.argv[4:]:
-    memory.STEPPED = int(sys.argv[4])
+    memory_estimate.STEPPED = int(sys.argv[4])
 ranks = Ranks()
 optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
 rest = {"zero_stage": zero_stage, "optimizer": optimizer, "temperature": 1.0, "device": ranks.device, "offline": True, "extra": {}}
@@ -59,12 +60,12 @@ policy = policy_of(model)
 settle()
 update(policy, 3)
 peak = peak_memory() - before
-job = memory.Job(
+job = memory_estimate.Job(
     shape=plan.shape_from(json.loads((Path(model) / "config.json").read_text())),
     width=2,
     rank=None,
     world=ranks.world,
-    stage=memory.stage(zero_stage, ranks.world),
+    stage=memory_estimate.stage(zero_stage, ranks.world),
     tensor_parallel=1,
     tokens=TOKENS,
     completions=TOKENS // 2,
@@ -78,6 +79,6 @@ job = memory.Job(
     samples=False,
 )
 if ranks.main:
-    out.write_text(json.dumps({"peak": peak, "parameters": job.shape.parameters, "predicted": memory.on_host(job)["train"]}))
+    out.write_text(json.dumps({"peak": peak, "parameters": job.shape.parameters, "predicted": memory_estimate.on_host(job)["train"]}))
 dist.barrier()
 leave(0)

@@ -10,8 +10,8 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from rlkit.clock import PHASES, Clock
 from rlkit.report.picture import _time, draw
+from rlkit.runtime.timer import PHASES, Clock
 
 BLUE, ORANGE, GREEN = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C)  # reward and train, held-out, length
 STEPS: list[dict[str, Any]] = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlkit import rows
-from rlkit.collector import score
 from rlkit.rewarding import Outcome, OutcomeKind, RewardSettings, RewardSpec
 from rlkit.rewarding.combining import combined, standardised, verdicts
 from rlkit.rewarding.failures import FailureWindow
+from rlkit.rollout import records
+from rlkit.rollout.collector import score
 from rlkit.types import Group, Key, Sample, Stop
 
 NO_TOKENS = torch.zeros(0)
@@ -73,10 +73,10 @@ def test_what_people_read_is_the_reward_before_it_was_normalised() -> None:
     for normalise in ("none", "each", "sum"):
         told = verdicts(specs, RewardSettings(normalise=normalise), parts, dict.fromkeys(range(3), "g"))  # type: ignore[arg-type]
         group = Group(0, tuple(score(SAMPLE, told[n]) for n in range(3)))
-        assert [rows.plain(s) for s in group.samples] == [100.0, 301.0, None]
-        seen = rows.of_groups([group])
+        assert [records.plain(s) for s in group.samples] == [100.0, 301.0, None]
+        seen = records.of_groups([group])
         assert (seen["reward"], seen["reward_std"], seen["rewards_failed"]) == (200.5, pytest.approx(201 / 2**0.5), 1.0)
-        assert rows.of_sample(group.samples[1], None, str, "train")["reward"] == 301.0
+        assert records.of_sample(group.samples[1], None, str, "train")["reward"] == 301.0
         learned = [s.reward for s in group.samples if s.reward is not None]
         assert sum(learned) == (401.0 if normalise == "none" else 0.0)
 

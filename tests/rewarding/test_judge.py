@@ -19,6 +19,7 @@ from rlkit.metrics import values
 from rlkit.rewarding import Judge, RewardSettings, RewardSpec, outcome
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
 from rlkit.rewarding.supervisor import LUMP_SECONDS, Agenda
+from tests.conftest import run
 
 from .conftest import TORTURE, judge_all
 
@@ -186,17 +187,15 @@ def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_pa
             judge.collect([("prompt", number) for number in range(40)])
     told = str(caught.value)
     assert f"rewards.f ({file}:f) failed for 4 of the last 40 samples, more than rewarding.max_failure_rate=0.05 allows" in told
-    assert "sample ('prompt', 0)" in told and "ZeroDivisionError: float division by zero" in told and f"replay {tmp_path}/f.json" in told
+    assert (
+        "sample ('prompt', 0)" in told
+        and "ZeroDivisionError: float division by zero" in told
+        and f"rlkit reward retry {tmp_path}/f.json" in told
+    )
     assert len(told.splitlines()) <= 10
     assert json.loads((tmp_path / "f.json").read_text())["items"] == [rows[0]]
-    again = subprocess.run(
-        [sys.executable, "-m", "rlkit.rewarding", "replay", str(tmp_path / "f.json")],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert again.returncode == 1 and "ZeroDivisionError: float division by zero" in again.stdout
+    again = run("reward", "retry", str(tmp_path / "f.json"), module="rlkit.cli.main", timeout=100)
+    assert again.code == 1 and "ZeroDivisionError: float division by zero" in again.out
 
 
 def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint(tmp_path: Path) -> None:

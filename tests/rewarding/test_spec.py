@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlkit.errors import UserError
-from rlkit.paths import shipped
 from rlkit.rewarding import Judge, RewardSettings, RewardSpec, resolve
 from rlkit.rewarding.spec import locate, shipped_names
+from rlkit.runtime.paths import shipped
 
 
 def test_shipped_rewards_are_found_by_name() -> None:

@@ -40,7 +40,7 @@ def test_columns_that_a_reward_does_not_get_stand_below_the_table(write_rewards:
 
 
 def command(*arguments: str, cwd: Path = ROOT) -> Ended:
-    return run(*arguments, module="rlkit.rewarding", cwd=cwd, timeout=100)
+    return run("reward", *arguments, module="rlkit.cli.main", cwd=cwd, timeout=100)
 
 
 def lines(path: Path, *rows: dict[str, object]) -> Path:
@@ -92,7 +92,7 @@ def test_a_trial_of_a_local_file_asks_no_server_and_offline_holds_for_libraries_
 import socket
 asked = []
 socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or 1 / 0
-from rlkit.rewarding.__main__ import main
+from rlkit.cli.reward import main
 code = main(["try", "recipe=grpo_math", "n=1", "data.train={tmp_path}/rows.csv", "rewards.mine.path={mine}:offline", OFFLINE])
 print(code, asked)
 """
@@ -123,7 +123,7 @@ def test_stored_completions_of_a_run(tmp_path: Path) -> None:
 
 def test_the_example_of_the_readme(tmp_path: Path) -> None:
     readme = (ROOT / "rewards" / "README.md").read_text()
-    [example] = re.findall(r"^    python -m rlkit\.rewarding (try .*)$", readme, re.MULTILINE)
+    [example] = re.findall(r"^    rlkit reward (try .*)$", readme, re.MULTILINE)
     [source] = re.findall(r"```python\n(def style.*?)```", readme, re.DOTALL)
     (tmp_path / "my_rewards.py").write_text(source)
     lines(tmp_path / "data.jsonl", {"question": "1+1?", "answer": "2", "solution": "It is 2."})
@@ -150,9 +150,9 @@ def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
             ("try", "recipe=grpo_math", "data.test=null", f"samples={held_out}"),
             "holds samples of data.test, which the recipe does not have",
         ),
-        (("replay", str(broken)), "is no file that a run wrote to be replayed"),
-        (("replay", str(left)), f"was written in {tmp_path}/gone, which is gone"),
-        (("rerun",), "valid: try recipe=NAME ..., replay FILE"),
+        (("retry", str(broken)), "is no file that a run wrote to be tried again"),
+        (("retry", str(left)), f"was written in {tmp_path}/gone, which is gone"),
+        (("rerun",), "valid: try recipe=NAME ..., retry FILE"),
     ]:
         done = command(*arguments)
         assert done.code == 2 and told in done.err and len(done.err.splitlines()) <= 10, done.err

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from rlkit.paths import shipped
 from rlkit.rewarding import resolve
 from rlkit.rewarding.spec import shipped_names
+from rlkit.runtime.paths import shipped
 
 
 def score(name: str, completion: str, **columns: Any) -> float:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rlkit import recipe as recipes
 from rlkit import run as door
+from rlkit.config import recipe as recipes
 from rlkit.errors import UserError
 from tests.conftest import ROOT, run
 

@@ -1,4 +1,4 @@
-"""The model of a checkpoint: what rlkit.export writes is what the run itself wrote, byte for byte."""
+"""The model of a checkpoint: what `rlkit export` writes is what the run itself wrote, byte for byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkit import export
+from rlkit.cli import export
 from rlkit.report.folder import read_metrics
 from tests.conftest import run
 
@@ -104,7 +104,7 @@ def test_mistakes_are_told(two_steps: Path, even_model: Path, tmp_path: Path, ca
     cases = [
         ([str(tmp_path / "empty")], 2, "is no folder of a run: FileNotFoundError"),
         ([str(here), "step=7"], 2, "step=7: there is no such checkpoint (there are: 1, 2; or step=best)"),
-        ([str(here), "last"], 2, "unknown: last; valid: python -m rlkit.export RUN [step=N|best] [to=FOLDER]"),
+        ([str(here), "last"], 2, "unknown: last; valid: rlkit export RUN [step=N|best] [to=FOLDER]"),
         ([str(here), f"to={here / 'model'}"], 2, "is there already; delete it, or choose another folder with to="),
         ([str(here), "to=/proc/none/model"], 2, "/proc/none/model cannot be written"),
         ([str(here), "step=1"], 1, "delete its folder to go on from the one before"),

@@ -1,0 +1,99 @@
+"""From the recipe's section `data` to a stream of training rows and the held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from rlkit.config.recipe import Recipe
+from rlkit.config.sections import SourceSection
+from rlkit.data.columns import Columns, PromptReader, RowReader
+from rlkit.data.cursor import Cursor
+from rlkit.data.preferences import DemonstrationSet, PairSet, RatedSet
+from rlkit.data.renderer import Renderer
+from rlkit.data.sources import open_rows
+from rlkit.data.stream import PromptSet, RowSet, Stream
+from rlkit.data.written import DemonstrationReader, PairReader, RatedReader
+from rlkit.rewarding.calling import asks_answer
+
+Kind = Literal["prompts", "pairs", "rated", "demonstrations"]
+READERS: dict[Kind, Callable[..., RowReader[Any]]] = {
+    "prompts": PromptReader,
+    "pairs": PairReader,
+    "rated": RatedReader,
+    "demonstrations": DemonstrationReader,
+}
+SETS: dict[Kind, Callable[..., RowSet[Any]]] = {
+    "prompts": PromptSet,
+    "pairs": PairSet,
+    "rated": RatedSet,
+    "demonstrations": DemonstrationSet,
+}
+OF_SOURCE = ("chat", "system", "template", "answer_pattern")  # keys of `data` that a source may say for itself
+
+
+def sourced(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -> tuple[Stream[Any], list[Any], str | None]:
+    """The training stream, the held-out rows, and what a person should know of rows left out, if any."""
+    readers = opened(recipe, kind, "train", recipe.data.train)
+    train = made(recipe, renderer, kind, readers)
+    stream, told = Stream(train, ordered(recipe, readers)), more_often(recipe, train)
+    if not recipe.data.test:
+        return stream, [], told
+    held_out = made(recipe, renderer, kind, opened(recipe, kind, "test", recipe.data.test))
+    test, counts = held_out.all(recipe.eval.problems)
+    return stream, test, "\n".join(filter(None, (told, held_out.told(counts)))) or None
+
+
+def more_often(recipe: Recipe, train: RowSet[Any]) -> str | None:
+    """A line on data.epochs where rows are left out, judged by some rows: every step is full, so the others come up more often."""
+    if recipe.data.epochs is None:
+        return None
+    counts = train.looked()
+    kept = counts.looked_at - counts.too_long - counts.bad_row
+    if kept in (0, counts.looked_at):  # 0: the first step says that no row can be used
+        return None
+    epochs, passes = recipe.data.epochs, recipe.data.epochs * counts.looked_at / kept
+    return f"data.epochs={epochs:g} counts all rows; those not left out come up about {passes:.2g} times. {train.told(counts)}"
+
+
+def with_steps(recipe: Recipe, rows: int) -> Recipe:
+    """data.epochs as a number of steps, the last of them whole; rows: of all training sources, with those that will be left out."""
+    if recipe.data.epochs is None:
+        return recipe
+    return recipe.model_copy(update={"steps": max(1, round(recipe.data.epochs * rows / recipe.prompts_per_step))})
+
+
+def opened(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
+    """A reader of each source."""
+    data, readers = recipe.data, []
+    rewards = (recipe.rewards or {}).values()
+    needs = {"needs_answer": any(asks_answer(reward.path, reward.args) for reward in rewards)} if kind == "prompts" else {}
+    for name, source in sources.items():
+        own = {key: value if (value := getattr(source, key)) is not None else getattr(data, key) for key in OF_SOURCE}
+        columns = Columns(**(source.columns or data.columns).model_dump(), **own)
+        place = {key: getattr(source, key) for key in ("path", "config", "split", "revision")}
+        rows = open_rows(place, split_default=split, offline=recipe.offline, key=f"data.{split}" + (f".{name}" if name else ""))
+        reader = READERS[kind](rows, columns, **needs)
+        reader.check(stop=data.on_bad_row == "stop")
+        readers.append(reader)
+    return readers
+
+
+def made(recipe: Recipe, renderer: Renderer, kind: Kind, readers: list[RowReader[Any]]) -> RowSet[Any]:
+    """What the rows of all sources become."""
+    data = recipe.data
+    limits = {"max_prompt_tokens": recipe.max_prompt_tokens, "on_long": data.on_long, "on_bad_row": data.on_bad_row}
+    if kind != "prompts":
+        limits["max_completion_tokens"] = recipe.max_completion_tokens
+    return SETS[kind](readers, renderer, **limits)
+
+
+def ordered(recipe: Recipe, readers: list[RowReader[Any]]) -> Cursor:
+    """The order of the training rows: mixed by weight where a source has one, else one shuffle of all."""
+    given = [source.weight for source in recipe.data.train.values()]
+    weights = None if given == [None] * len(given) else [weight or 1.0 for weight in given]
+    column = recipe.data.curriculum
+    values = None if column is None else np.concatenate([reader.values(column) for reader in readers])
+    return Cursor([len(reader) for reader in readers], recipe.seed, weights=weights, values=values)

@@ -1,0 +1,91 @@
+"""The parts of an offline run: no rollout engine, no rewards, and no reference in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkit.assembly import plan
+from rlkit.assembly.base_model import dtype_of
+from rlkit.assembly.common import fitting, made_floors, made_run, schedule
+from rlkit.assembly.models import learner_settings, make_policy
+from rlkit.builtin.model import default_cache
+from rlkit.config.recipe import Recipe
+from rlkit.data.renderer import Renderer
+from rlkit.report import Report
+from rlkit.runtime.ranks import Ranks
+from rlkit.runtime.signals import Stopping
+from rlkit.runtime.timer import Clock
+from rlkit.trainers.loop import Run
+from rlkit.trainers.offline import UNITS, Offline, Reading
+from rlkit.types import Sample
+from rlkit.updates.reference_cache import looked_up
+
+
+def build(
+    recipe: Recipe,
+    ranks: Ranks,
+    folder: Path,
+    model_path: str,
+    renderer: Renderer,
+    rows: tuple[Any, list[Any]],
+    report: Report,
+    stopping: Stopping,
+) -> Run:
+    """Loads what learns, asks it for the reference before it learns, and puts the parts together; rows: to train on, and held out."""
+    clock = Clock(report.phase)
+    report.phase("loading")
+    stream, held_out = rows
+    algorithm = recipe.algorithm
+    learner, said, export = LEARNERS[algorithm.learner](recipe, model_path, ranks, renderer)
+    reading = Reading(
+        learner=learner,
+        said=said,
+        algorithm=algorithm,
+        schedule=schedule(recipe),
+        ranks=ranks,
+        passes=recipe.passes_per_step,
+        minibatches=recipe.minibatches,
+        tokens_per_micro_batch=fitting(recipe, [learner], ranks, folder, report),
+        max_skipped_updates=recipe.engine.max_skipped_updates,
+    )
+    units = [UNITS[algorithm.reads](item) for item in held_out]
+    floors, predicted = made_floors(recipe, ranks), plan.predicted(recipe)
+    story = Offline(stream, recipe.prompts_per_step, units, reading, None, clock, stopping, floors, predicted)
+    if algorithm.reference:
+        report.phase("reference")
+        asked = story.ahead(recipe.steps)
+        story.reference, computed = looked_up(learner, asked, ranks, reading.tokens_per_micro_batch, default_cache())
+        report.note(f"reference log-probs: {f'computed of {computed:,} completions' if computed else 'found in the cache'}")
+    return made_run(recipe, story, [learner], export, renderer, folder, ranks, report, clock, stopping)
+
+
+Said = Callable[[Sequence[Sample], int], Tensor]
+Made = tuple[Any, Said, Callable[[Path], None]]  # what learns, what it says, how it is written down
+
+
+def policy(recipe: Recipe, path: str, ranks: Ranks, renderer: Renderer) -> Made:
+    """A policy that says log-probs [B, T]."""
+    made = make_policy(recipe, path, dtype_of(recipe, ranks.device), ranks)
+    return (
+        made,
+        lambda samples, width: made.logprobs(samples, width)[0],
+        partial(made.export, adapter=recipe.checkpoint.export == "adapter"),
+    )
+
+
+def reward_model(recipe: Recipe, path: str, ranks: Ranks, renderer: Renderer) -> Made:
+    """A reward model that says one score [B, 1] a completion."""
+    from rlkit.engines.deepspeed_reward_model import DeepSpeedRewardModel
+
+    dtype: torch.dtype = dtype_of(recipe, ranks.device)
+    made = DeepSpeedRewardModel(path, dtype, pad=renderer.pad_id, **learner_settings(recipe, ranks))
+    return made, lambda samples, width: made.scores(samples).unsqueeze(-1), made.export
+
+
+LEARNERS: dict[str, Callable[[Recipe, str, Ranks, Renderer], Made]] = {"policy": policy, "reward_model": reward_model}

@@ -1,0 +1,241 @@
+"""What a run will do, told before anything heavy is loaded: `dry_run=true`, and the header of every run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlkit.config.recipe import Recipe
+from rlkit.config.sections import SourceSection
+from rlkit.profiling import memory_estimate as sizes
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def lines(recipe: Recipe) -> list[tuple[str, str]]:
+    """(label, value) pairs."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    samples = recipe.samples_per_step
+    minibatch = -(-recipe.prompts_per_step // recipe.minibatches)
+    passes = f" in {recipe.passes_per_step} passes" if recipe.passes_per_step > 1 else ""
+    test = recipe.data.test
+    offline = recipe.offline_algorithm
+    unit = recipe.algorithm.reads if offline else "prompts"
+    each = f" x {recipe.samples_per_prompt}" if recipe.samples_per_prompt else ""
+    rewards = [(name, f"{r.path}, weight {r.weight:g}") for name, r in (recipe.rewards or {}).items()]
+    trainer = f"DeepSpeed ZeRO {sizes.stage(recipe.engine.zero_stage, world)}"
+    return [
+        ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
+        ("model", model(recipe)),
+        ("data", f"{places(recipe.data.train)}; held out: {places(test) if test else 'none'}"),
+        *([("rewards", ", ".join(f"{name} ({told})" for name, told in rewards))] if rewards else []),
+        ("algorithm", recipe.algorithm.name),
+        ("step", f"{recipe.prompts_per_step} {unit}{each} = {samples:,} {'completions' if offline else 'samples'}"),
+        (
+            "tokens",
+            f"at most {longest(recipe):,} a sample, {samples * longest(recipe):,} a step, {micro_batch(recipe)}",
+        ),
+        ("update", f"{recipe.updates_per_step} a step{passes}, on {minibatch} {unit} each"),
+        ("engines", f"{trainer if offline else f'{recipe.engine.rollout} and {trainer}'}, {processes(world)}, {device()}"),
+        *memory(recipe),
+        ("steps", f"{steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {evaluation(recipe)}"),
+    ]
+
+
+def longest(recipe: Recipe) -> int:
+    return recipe.max_prompt_tokens + recipe.max_completion_tokens
+
+
+def micro_batch(recipe: Recipe) -> str:
+    crew = recipe.engine.sequence_parallel
+    return f"{recipe.tokens_per_micro_batch:,} a micro-batch" + (f" and process, {crew} of which share a row" if crew > 1 else "")
+
+
+def processes(world: int) -> str:
+    return "one process" if world == 1 else f"{world} processes taking turns on the same devices"
+
+
+def places(sources: Mapping[str, SourceSection]) -> str:
+    """By name, with the weights where there are any."""
+
+    def said(name: str, source: SourceSection) -> str:
+        weight = f" (weight {source.weight:g})" if source.weight else ""
+        return f"{name + ': ' if name else ''}{source.path}{'@' + source.split if source.split else ''}{weight}"
+
+    return ", ".join(said(name, source) for name, source in sources.items())
+
+
+def steps(recipe: Recipe) -> str:
+    return f"{recipe.data.epochs:g} times the rows" if recipe.steps is None else str(recipe.steps)
+
+
+def evaluation(recipe: Recipe) -> str:
+    if recipe.data.test is None:
+        return "none"
+    problems = "all" if recipe.eval.problems is None else f"{recipe.eval.problems:,}"
+    every = f"every {recipe.eval.every} steps" if recipe.eval.every else "before and after"
+    what = recipe.algorithm.reads if recipe.offline_algorithm else "problems"
+    return f"on {problems} {what} {every}" + (f", pass@{recipe.eval.samples}" if recipe.eval.samples > 1 else "")
+
+
+def device() -> str:
+    return f"{gpus()} GPU(s)" if gpus() else f"no GPU, {os.cpu_count()} CPU cores"
+
+
+def gpus() -> int:
+    """Those that this machine has, without starting CUDA."""
+    listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+    if listed == 0 and Path("/dev/nvidia0").exists():
+        listed = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return listed
+
+
+def model(recipe: Recipe) -> str:
+    shape, rank = shape_of(recipe), recipe.model.lora.rank
+    size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape else ""
+    trained = "" if rank is None else f", LoRA of rank {rank}" + (f": {shape.adapters(rank) / 1e6:,.1f} M" if shape else "")
+    return f"{recipe.model.path}{size}{trained}, {recipe.model.dtype}"
+
+
+def memory(recipe: Recipe) -> list[tuple[str, str]]:
+    """What a process takes at the peak of each phase, and what makes it fit where it does not."""
+    job = job_of(recipe)
+    if job is None:
+        return [("memory", "known once the model is on this disk, or with model.shape")]
+    gpu = gpu_bytes(recipe)
+    if gpu is None:
+        told = ", ".join(f"{phase} {gib(size)}" for phase, size in sizes.on_host(job).items())
+        return [("memory", f"{told} a process, beside what the libraries take")]
+    plan = sizes.planned(job, gpu, recipe.engine.memory)
+    told = ", ".join(f"{phase} {gib(size)}" for phase, size in plan.peaks.items())
+    found = [("memory", f"{plan.mode}: {told} of {gib(gpu)} a GPU; host {gib(plan.host)} a process")]
+    if not plan.fits:
+        mend = f"{plan.change} makes it fit" if plan.change else "nothing here makes it fit"
+        found.append(("too large", f"the phase {plan.fullest} does not fit; {mend}"))
+    return found
+
+
+def mode(recipe: Recipe) -> str:
+    """Who leaves the GPU when: engine.memory, or what fits; resident without a GPU."""
+    job, gpu = job_of(recipe), gpu_bytes(recipe)
+    if gpu is None:
+        return "resident"
+    if recipe.engine.memory != "auto":
+        return recipe.engine.memory
+    return "swapped" if job is None else sizes.planned(job, gpu).mode
+
+
+def predicted(recipe: Recipe) -> dict[str, float]:
+    """Bytes by phase: of a GPU, or of this process beside what the libraries take."""
+    job, gpu = job_of(recipe), own_gpu()
+    if job is None:
+        return {}
+    return sizes.on_host(job) if gpu is None else sizes.peaks(job, mode(recipe))
+
+
+def share(recipe: Recipe) -> dict[str, float]:
+    """vLLM's share of a GPU: what the training state that stays there leaves free; its own default where that is not known."""
+    job, gpu = job_of(recipe), own_gpu()
+    if job is None or gpu is None:
+        return {}
+    return {"gpu_memory_utilization": round(sizes.left_for_rollout(job, mode(recipe), gpu) / gpu, 3)}
+
+
+def job_of(recipe: Recipe) -> sizes.Job | None:
+    """What a recipe asks of each process; None where the model's shape is not known."""
+    shape = shape_of(recipe)
+    if shape is None:
+        return None
+    world = int(os.environ.get("WORLD_SIZE") or recipe.hardware.gpus or 1)
+    offline = recipe.offline_algorithm
+    needs = None if offline else recipe.algorithm.needs(recipe.updates_per_step)
+    together = recipe.samples_of_a_prompt
+    family = recipe.max_prompt_tokens + together * recipe.max_completion_tokens
+    return sizes.Job(
+        shape=shape,
+        width=BYTES[dtype(recipe)],
+        rank=recipe.model.lora.rank,
+        world=world,
+        stage=sizes.stage(recipe.engine.zero_stage, world),
+        tensor_parallel=recipe.engine.tensor_parallel,
+        tokens=recipe.tokens_per_micro_batch,
+        completions=recipe.tokens_per_micro_batch * together * recipe.max_completion_tokens // family,
+        looked_at=recipe.tokens_per_micro_batch * together * longest(recipe) // family,
+        longest=longest(recipe),
+        rows=-(-recipe.samples_per_step * recipe.engine.tensor_parallel // world),
+        reference=needs is not None and needs.reference,  # offline it is gone before the first step
+        critic=needs is not None and needs.values,
+        samples=not offline,
+        four_bits=recipe.model.load_in_4bit,
+        offload=recipe.engine.offload == "optimizer",
+        checkpointing=int(getattr(recipe.engine, "checkpointing", 0)),
+    )
+
+
+def dtype(recipe: Recipe) -> str:
+    return recipe.model.dtype if recipe.model.dtype != "auto" else ("float32" if gpu_bytes(recipe) is None else "bfloat16")
+
+
+def shape_of(recipe: Recipe) -> sizes.Shape | None:
+    """From model.shape, the built-in model, or the config.json of a folder."""
+    if recipe.model.path == "builtin":
+        from rlkit.builtin import model as builtin
+
+        heads = builtin.HIDDEN // builtin.HEAD
+        sides = (builtin.HIDDEN, builtin.INTERMEDIATE, builtin.LAYERS, heads, heads, builtin.HEAD, builtin.VOCABULARY)
+        return sizes.Shape(*sides, tied=True, qk_norm=True)
+    if recipe.model.shape is not None:
+        return sizes.Shape(**recipe.model.shape)  # type: ignore[arg-type]
+    file = Path(recipe.model.path) / "config.json"
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text())
+    return shape_from(config) if config.keys() >= NAMED else None  # of another family: known once it is loaded
+
+
+NAMED = {"num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"}
+
+
+def shape_from(config: dict[str, Any]) -> sizes.Shape:
+    """The shape that a Hugging Face configuration tells."""
+    heads = config["num_attention_heads"]
+    kind = str(config.get("model_type"))
+    return sizes.Shape(
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=kind.startswith("qwen2") or bool(config.get("attention_bias", False)),
+        qk_norm=kind.startswith("qwen3"),
+    )
+
+
+@cache
+def own_gpu() -> float | None:
+    """Bytes of this machine's first GPU, without starting CUDA."""
+    if "GPU" not in device() or device().startswith("no GPU"):
+        return None
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return float(said.split()[0]) * 2**20
+
+
+def gpu_bytes(recipe: Recipe) -> float | None:
+    """Of one GPU: this machine's, or the one that the recipe is meant for; None: a run without."""
+    return own_gpu() or (recipe.hardware.gpu_gib * 2**30 if recipe.hardware.gpu_gib else None)
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,53 @@
+"""The folder of a run: its name, and whether this recipe may go on in it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from rlkit.config.recipe import Recipe, changed
+from rlkit.errors import UserError
+from rlkit.runtime.ranks import Ranks
+
+
+def open_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
+    """The run's folder, the same on all ranks. Raises UserError where it holds a finished run or one of another recipe."""
+    started = ranks.gather(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
+    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{started}").expanduser().absolute()
+    why = ranks.gather(occupied(folder, text, recipe.resume) if ranks.main else None)[0]
+    if why:
+        raise UserError(why)
+    return folder
+
+
+def occupied(folder: Path, text: str, resume: str) -> str | None:
+    """Why this recipe cannot go on in a folder; None where it can, or where it is the first there."""
+    kept = folder / "recipe.yaml"
+    if not kept.is_file():
+        return None
+    if resume == "never":
+        return f"output_dir {folder} holds a run already, and resume=never; choose another output_dir"
+    if status(folder) == "done":
+        return f"output_dir {folder} holds a finished run; choose another output_dir, or delete it to run again"
+    import yaml
+
+    try:
+        before = yaml.safe_load(kept.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict):
+        return f"{kept} cannot be read, so nobody knows whose run output_dir holds; put it back, or choose another output_dir"
+    differences = changed(before, yaml.safe_load(text))
+    if not differences:
+        return None
+    shown = "\n".join(f"  {line}" for line in differences[:6])
+    return f"output_dir {folder} holds a run of another recipe; what changed:\n{shown}\nchoose another output_dir, or put these back"
+
+
+def status(folder: Path) -> str | None:
+    try:
+        found = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found.get("status") if isinstance(found, dict) else None

@@ -1,0 +1,1 @@
+"""The commands of rlkit, one file a command."""

@@ -1,0 +1,150 @@
+"""The model of a checkpoint: `rlkit export RUN [step=N|best] [to=FOLDER]`.
+
+RUN is the folder of a run, done or not. Without `step` the newest checkpoint is taken; step=best is that of the best evaluation, which
+checkpoint.best=true keeps. Written is what the run writes at its end: a Hugging Face folder, adapters merged, or a peft folder under
+checkpoint.export=adapter. The base model is read anew, on the CPU, by one process, however many trained it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from rlkit.errors import EXIT_DONE, UserError
+from rlkit.run import guarded
+from rlkit.runtime.checkpoint import Checkpoints, publish, unreadable
+from rlkit.runtime.library_settings import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlkit.config.recipe import Recipe
+
+USAGE = "rlkit export RUN [step=N|best] [to=FOLDER]"
+WEIGHT = "weight/model."  # before a parameter's name in the files of a checkpoint
+
+
+def main(arguments: list[str]) -> int:
+    """Exit codes as of rlkit.run."""
+    quiet(offline=False)
+    return guarded(lambda: exported(arguments), arguments)
+
+
+def exported(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return EXIT_DONE
+    run, *rest = arguments
+    given = dict(word.split("=", 1) for word in rest if "=" in word)
+    if len(given) < len(rest) or given.keys() - {"step", "to"}:
+        raise UserError(f"unknown: {' '.join(rest)}; valid: {USAGE}")
+    folder = Path(run).expanduser().absolute()
+    recipe, on_gpu = read(folder)
+    checkpoints = Checkpoints(folder / "checkpoints", every=0, keep=0, main=False, barrier=lambda: None)
+    step = chosen(checkpoints, given.get("step"))
+    final = Path(given.get("to") or folder / f"model-{step:06d}").expanduser().absolute()
+    if final.exists():
+        raise UserError(f"{final} is there already; delete it, or choose another folder with to=")
+    quiet(offline=recipe.offline)
+    unfinished = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        write(recipe, checkpoints.path(step), unfinished, on_gpu)
+        publish(unfinished, final)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{final} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"{final}: the model after step {step}")
+    return EXIT_DONE
+
+
+def read(folder: Path) -> tuple[Recipe, bool]:
+    """The recipe of a run, and whether it had a GPU, which decides on model.dtype=auto. Raises UserError where there is no run."""
+    import yaml
+
+    from rlkit.config import recipe as recipes
+
+    try:
+        config = yaml.safe_load((folder / "recipe.yaml").read_text())
+        gpus = json.loads((folder / "environment.json").read_text())["hardware"]["gpus"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} is no folder of a run: {type(error).__name__}: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder} is no folder of a run: its recipe.yaml is empty")
+    return recipes.read(config), bool(gpus)
+
+
+def chosen(checkpoints: Checkpoints, asked: str | None) -> int:
+    """The step of a checkpoint. Raises UserError where there is none, naming those there are."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
+    there = f"there are: {', '.join(map(str, steps))}"
+    if asked is None:
+        return steps[-1]
+    if asked == "best":
+        best = checkpoints.state(steps[-1]).get("best")
+        if best is None:
+            raise UserError(f"nothing was evaluated yet, so no checkpoint is the best ({there})")
+        if best[1] == 0:
+            raise UserError(f"the best evaluation was the one before the first step: of model.path itself ({there})")
+        if best[1] not in steps:
+            raise UserError(
+                f"the best evaluation was after step {best[1]}, whose checkpoint checkpoint.best=true would have kept ({there})"
+            )
+        return int(best[1])
+    if not asked.isdigit() or int(asked) not in steps:
+        raise UserError(f"step={asked}: there is no such checkpoint ({there}; or step=best)")
+    return int(asked)
+
+
+def write(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
+    """The model of a checkpoint, with its tokenizer."""
+    import torch
+
+    from rlkit.assembly.base_model import dtype_of, lora_of, made_model
+    from rlkit.data.renderer import Renderer
+    from rlkit.engines import hf
+    from rlkit.engines.deepspeed_reward_model import load_classifier
+    from rlkit.engines.trained_model import Held
+
+    path = made_model(recipe, main=True)
+    renderer = Renderer(path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
+    dtype = dtype_of(recipe, torch.device("cuda" if on_gpu else "cpu"))
+    if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
+        model = load_classifier(path, dtype, renderer.pad_id, offline=recipe.offline)
+        put(model, checkpoint / "reward_model.safetensors", dtype)
+        model.save_pretrained(folder)
+    else:
+        model = hf.load_model(path, dtype, offline=recipe.offline, four_bits=recipe.model.load_in_4bit)
+        held, adapter = Held(model, path, dtype, lora_of(recipe)), recipe.checkpoint.export == "adapter"
+        put(model, checkpoint / "policy.safetensors", dtype)
+        names, whole = held.own() if adapter else held.merged()
+        with torch.no_grad():
+            tied = held.tied()
+            held.write(folder, {name: whole(name) for name in names if name not in tied}, adapter)
+    renderer.save(folder)
+
+
+def put(model: Any, file: Path, dtype: torch.dtype) -> None:
+    """The trained tensors of a checkpoint in their places. Raises RunFailed where the file is damaged, UserError for another model's."""
+    from safetensors import safe_open
+
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    try:
+        with safe_open(file, framework="pt") as stored:
+            names = {key.removeprefix(WEIGHT) for key in stored.keys() if key.startswith(WEIGHT)}  # noqa: SIM118  it is no mapping
+            for name in sorted(names ^ trained.keys()):
+                raise UserError(f"{file} is of another model than stands at model.path: {name} is in one of them alone")
+            for name, parameter in trained.items():
+                tensor = stored.get_tensor(WEIGHT + name)
+                if tensor.shape != parameter.shape:
+                    raise UserError(f"{file} is of another model than stands at model.path: {name} is {[*tensor.shape]} there")
+                parameter.data = tensor.to(dtype)
+    except (OSError, SafetensorError) as error:
+        raise unreadable(file, error) from error

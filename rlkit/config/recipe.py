@@ -1,0 +1,288 @@
+"""The typed recipe: what a run is told, with types and bounds. Defaults stand in recipes/, with comments; none stand here.
+
+Unknown keys are refused with the nearest known ones; checks across keys stand in one place, `Recipe.consistent`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+
+from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
+from rlkit.algorithms.offline import COMPLETIONS
+from rlkit.config.sections import (
+    CheckpointSection,
+    Count,
+    CountOrZero,
+    DataSection,
+    EngineSection,
+    EvalSection,
+    HardwareSection,
+    LaunchSection,
+    ModelSection,
+    OptimSection,
+    ReportSection,
+    RewardingSection,
+    RewardSection,
+    SamplingSection,
+    Section,
+)
+from rlkit.errors import UserError
+from rlkit.runtime.plugins import module_of_file
+
+
+def typed_algorithm(value: Any) -> Any:
+    """The section `algorithm` as the class that its `name` stands for, or the class in the user's file that `path` names."""
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get("name")
+    if name == "custom":
+        keys = dict(value)
+        return custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
+    known: dict[str, type[BaseModel]] = {**ALGORITHMS, **OFFLINE}
+    if name not in known:
+        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), [*known, 'custom'])}")
+    return known[name].model_validate(dict(value))
+
+
+def custom_algorithm(path: str) -> type[Objective]:
+    """The class of a path FILE.py:Class, relative to the working directory. Raises ValueError where it is not there."""
+    file, colon, name = path.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        raise ValueError(f"algorithm.path={path} names no class in a file; write my_algorithm.py:MyAlgorithm")
+    place = Path(file).absolute()
+    if not place.is_file():
+        raise ValueError(f"algorithm.path={path}: there is no file {place}; a path is relative to the working directory")
+    try:
+        module = module_of_file(place)
+    except Exception as error:  # a user's file may raise anything, and its own words say what
+        raise ValueError(f"algorithm.path={path} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if isinstance(found, type) and issubclass(found, Objective):
+        return found
+    known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__]
+    what = "is no rlkit.algorithms.Objective" if found is not None else "is not in that file"
+    raise ValueError(f"algorithm.path={path}: {name} {what}{nearest(name, known, 'it has')}")
+
+
+class Recipe(Section):
+    """All that a run is told."""
+
+    recipe: str
+    seed: CountOrZero
+    steps: CountOrZero | None
+    prompts_per_step: Count
+    samples_per_prompt: Count | None  # None where nothing is sampled, as the next ones
+    passes_per_step: Count
+    updates_per_step: Count
+    tokens_per_micro_batch: Count
+    max_prompt_tokens: Count
+    max_completion_tokens: Count
+    mask_truncated_completions: bool
+    sampling: SamplingSection | None
+    model: ModelSection
+    hardware: HardwareSection
+    data: DataSection
+    rewards: dict[str, RewardSection] | None
+    rewarding: RewardingSection | None
+    algorithm: Annotated[Any, BeforeValidator(typed_algorithm)]
+    optim: OptimSection
+    engine: EngineSection
+    eval: EvalSection
+    checkpoint: CheckpointSection
+    report: ReportSection
+    launch: LaunchSection
+    output_dir: str | None
+    resume: Literal["auto", "never"]
+    offline: bool
+    debug: bool
+    dry_run: bool
+
+    @model_validator(mode="after")
+    def consistent(self) -> Recipe:
+        """The checks across keys."""
+        for reason in self.refusals():
+            raise ValueError(reason)
+        if self.updates_per_step % self.passes_per_step:
+            raise ValueError(
+                f"updates_per_step={self.updates_per_step} counts the updates of all passes_per_step={self.passes_per_step} passes "
+                "and must be a multiple of it"
+            )
+        if self.updates_per_step // self.passes_per_step > self.prompts_per_step:
+            raise ValueError(
+                f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} asks for more minibatches "
+                f"than there are groups: prompts_per_step={self.prompts_per_step}"
+            )
+        for reason in self.lora_refusals():
+            raise ValueError(reason)
+        if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
+            raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
+        if self.engine.tensor_parallel > 1 and any(reward.path == "reward_model" for reward in (self.rewards or {}).values()):
+            raise ValueError("a reward model and engine.tensor_parallel above 1 do not go together yet; set engine.tensor_parallel=1")
+        if (self.steps is None) == (self.data.epochs is None):
+            raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
+        if any(source.weight for source in (self.data.test or {}).values()):
+            raise ValueError("data.test takes its sources one after the other: leave their weights away")
+        longest = self.longest_unit
+        if self.tokens_per_micro_batch < self.least_budget:
+            what = "one pair, twice" if longest > self.max_prompt_tokens + self.max_completion_tokens else "one sample of"
+            crew = self.engine.sequence_parallel
+            shared = f", shared by engine.sequence_parallel={crew} processes" if crew > 1 else ""
+            raise ValueError(
+                f"tokens_per_micro_batch={self.tokens_per_micro_batch} does not hold {what} max_prompt_tokens + "
+                f"max_completion_tokens = {longest}{shared}; set it to at least {self.least_budget}"
+            )
+        return self
+
+    def refusals(self) -> list[str]:
+        """Why the rest of the recipe makes no sense with its algorithm."""
+        name = self.algorithm.name
+        own = {word: getattr(self, word) for word in ("samples_per_prompt", "sampling", "rewards", "rewarding")}
+        if self.offline_algorithm:
+            given = ", ".join(word for word, value in own.items() if value is not None)
+            reasons = (
+                [f"{given}: of no use to algorithm={name}, which learns from what is written in the data; leave it out"] if given else []
+            )
+            if self.mask_truncated_completions:
+                reasons.append(f"mask_truncated_completions=true: algorithm={name} samples none; leave it out")
+            if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
+                reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
+            if self.algorithm.learner == "reward_model" and self.model.lora.rank is not None:
+                reasons.append(f"model.lora.rank={self.model.lora.rank}: algorithm={name} trains all weights; set it to null")
+            if self.algorithm.learner == "reward_model" and self.engine.sequence_parallel > 1:
+                reasons.append(f"algorithm={name} says one score a text and does not share rows yet; set engine.sequence_parallel=1")
+            return reasons
+        missing = [word for word, value in own.items() if not value]
+        if missing:
+            return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
+        truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
+        reasons: list[str] = self.algorithm.refusals(truncated, self.samples_per_prompt)
+        together = self.samples_per_prompt + self.algorithm.needs(self.updates_per_step).greedy
+        if self.rewarding.normalise != "none" and together < 2:
+            reasons.append(
+                f"rewarding.normalise={self.rewarding.normalise} brings the mean of a group to 0, and with samples_per_prompt=1 that is "
+                "every reward; set samples_per_prompt to at least 2, or rewarding.normalise=none"
+            )
+        return reasons
+
+    @property
+    def offline_algorithm(self) -> bool:
+        """Whether the algorithm learns from what is written in the data, and samples nothing."""
+        return self.algorithm.name in OFFLINE
+
+    def lora_refusals(self) -> Iterator[str]:
+        sent, lora = self.engine.lora_sync == "adapter", self.model.lora
+        if lora.rank is None and (sent or self.checkpoint.export == "adapter"):
+            key = "engine.lora_sync" if sent else "checkpoint.export"
+            yield f"{key}=adapter needs an adapter, and all weights are trained; set model.lora.rank, or {key}=merged"
+        if sent and lora.dora:
+            yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM takes no adapters of DoRA; set engine.lora_sync=merged"
+        if self.model.load_in_4bit and lora.rank is None:
+            yield "model.load_in_4bit=true: weights in 4 bits are not trained, only adapters on them are; set model.lora.rank"
+        if sent and self.engine.rollout != "vllm":
+            yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
+
+    @property
+    def longest_unit(self) -> int:
+        """Tokens of what is never split: of a pair neither is learnt from alone."""
+        together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1
+        return together * (self.max_prompt_tokens + self.max_completion_tokens)
+
+    @property
+    def least_budget(self) -> int:
+        """The smallest tokens_per_micro_batch: a crew's ranks hold the longest unit together."""
+        return -(-self.longest_unit // self.engine.sequence_parallel)
+
+    @property
+    def samples_of_a_prompt(self) -> int:
+        return COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.prompts_per_step * self.samples_of_a_prompt
+
+    @property
+    def minibatches(self) -> int:
+        """Updates of one pass."""
+        return self.updates_per_step // self.passes_per_step
+
+
+# What a run may go on with another value of: it computes the same, or what memory had no room for otherwise.
+IDENTITY_FREE = frozenset(
+    {"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch", "hardware", "checkpoint.every", "checkpoint.keep"}
+    | {"eval.every", "engine.checkpointing", "engine.memory", "engine.vllm"}
+)
+
+
+def read(config: Mapping[str, Any]) -> Recipe:
+    """The typed recipe of a resolved configuration. Raises UserError naming each key, its value and what is valid."""
+    try:
+        return Recipe.model_validate(dict(config))
+    except ValidationError as error:
+        lines = [told(entry, config) for entry in error.errors()[:6]]
+        raise UserError("\n".join(lines)) from error
+
+
+def told(error: Any, config: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in the words of a recipe."""
+    key = ".".join(str(part) for part in error["loc"] if part != "")  # the only source has no name
+    if error["type"] == "extra_forbidden":
+        *sections, name = error["loc"]
+        known = list(at(config, sections) or {})
+        return f"unknown key {key}{nearest(str(name), keys_of(sections) or [k for k in known if k != name])}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"{key} is not set; it has no default"
+    message = error["msg"].removeprefix("Input ")
+    return f"{key}={error['input']!r} is not valid: it {message}"
+
+
+def keys_of(sections: list[Any]) -> list[str]:
+    """The known keys of a section of the recipe, given by its path."""
+    kind: Any = Recipe
+    for section in sections:
+        if section == "algorithm":
+            return sorted({name for algorithm in [*ALGORITHMS.values(), *OFFLINE.values()] for name in algorithm.model_fields})
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            continue
+        field = kind.model_fields.get(section) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if field is None:
+            return []
+        kind = field.annotation
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def at(config: Mapping[str, Any], path: list[Any]) -> Any:
+    here: Any = config
+    for part in path:
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return here
+
+
+def nearest(word: str, known: Any, ask: str = "valid") -> str:
+    """' (did you mean ...?)' where something known is near, else what is valid."""
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    if close:
+        return f" (did you mean {', '.join(close)}?)"
+    return f"; {ask}: {', '.join(sorted(names))}" if names else ""
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys, with both values, in which two recipes differ such that their runs would too."""
+    lines = []
+    for key in sorted(set(before) | set(now)):
+        if f"{prefix}{key}" in IDENTITY_FREE:
+            continue
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += changed(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} then, {new} now")
+    return lines

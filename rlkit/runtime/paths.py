@@ -1,0 +1,18 @@
+"""Where the files that travel with rlkit are, in a checkout and in an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped(name: str) -> Path:
+    """The folder `recipes`, `rewards` or `launch` that came with this rlkit.
+
+    A wheel carries it inside the package; in a checkout it stands beside the package. Raises FileNotFoundError where it is in neither.
+    """
+    for folder in (PACKAGE / name, PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no folder {name!r} came with this rlkit (looked in {PACKAGE} and {PACKAGE.parent}); install rlkit again")

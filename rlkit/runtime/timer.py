@@ -1,0 +1,48 @@
+"""Where a step's time goes: named phases that do not overlap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rlkit.runtime import heartbeat
+
+# In the order of a step. What else is measured in seconds (a reward's latency) lies within a phase or beside it and adds up to nothing.
+PHASES = ("sync", "rollout", "resume", "read", "observe", "update", "evaluation", "checkpoint")
+
+
+class Clock:
+    """Seconds by phase, one of PHASES, since the last `restart`; each phase is announced as it begins."""
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self._announce = announce
+        self.phase = ""  # the last that was announced
+        self.restart()
+
+    def restart(self, step: int | None = None) -> None:
+        heartbeat.beat(step=step)
+        self._begun = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if name not in PHASES:
+            raise ValueError(f"{name!r} is no phase of a step; valid: {', '.join(PHASES)}")
+        self._announce(name)
+        heartbeat.beat(name)
+        self.phase = name
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        """Since the last restart."""
+        return time.perf_counter() - self._begun
+
+    def metrics(self) -> dict[str, float]:
+        """time/<phase>, and time/step for the whole."""
+        return {f"time/{name}": seconds for name, seconds in self._phases.items()} | {"time/step": self.seconds}

@@ -1,0 +1,1 @@
+"""The stories of a run: the loop, and what a step is online and offline."""

@@ -1,0 +1,168 @@
+"""The story that every online algorithm runs: sample, judge, give credit, learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from rlkit.algorithms import State
+from rlkit.engines.placement import Colocated
+from rlkit.errors import Stopped
+from rlkit.metrics import values
+from rlkit.profiling.roofline import Asked, Floors, ratios
+from rlkit.report import Report
+from rlkit.rollout import records
+from rlkit.rollout.collector import Collector, Taken
+from rlkit.rollout.evaluation import Evaluation
+from rlkit.runtime.ranks import Ranks
+from rlkit.runtime.timer import Clock
+from rlkit.trainers.loop import Stepped
+from rlkit.types import Batch, Credit, Group, Sample
+from rlkit.updates.collate import collate
+from rlkit.updates.online_update import Count, Learning, learned_from, observe, update
+
+
+@dataclass
+class Online:
+    """Rollouts by the policy itself, and what they are learnt by."""
+
+    placement: Colocated
+    collector: Collector
+    evaluation: Evaluation | None
+    learning: Learning
+    remembered: State  # by the algorithm
+    report: Report
+    clock: Clock
+    ranks: Ranks
+    decode: Callable[[Sequence[int]], str]
+    floors: Floors | None = None
+    measure: str = "accuracy"
+
+    def step(self, number: int, count: Count) -> Stepped:
+        """One rollout batch and the updates on it."""
+        with self.placement.rollout(), self.clock("rollout"):
+            taken = self.collector.take()
+        if taken is None:
+            raise Stopped  # before the first optimizer step: this step is abandoned
+        learning = self.learning
+        with self.placement.train():
+            with self.clock("observe"):
+                groups, batch = collate(taken.groups, self.ranks, learning.minibatches, self.placement.version, self.collector.max_lag)
+                signals, seen = observe(learning, batch)
+                credit, self.remembered, given = learning.algorithm.assign(batch, signals, self.remembered, self.ranks)
+            with self.clock("update"):
+                learned, after = update(learning, batch, signals, credit, count)
+        self.placement.version = number
+        left_out = sorted((g for part in self.ranks.gather(taken.left_out) for g in part), key=lambda g: g.number)
+        self._write_samples(number, groups, left_out, batch, credit)
+        judged = [*groups, *left_out]
+        row = {
+            **values(self.ranks.merged(self.collector.desk.judge.stats())),
+            **records.of_groups(judged),
+            **values({**seen, **given, **learned}),
+            **not_asked(self.collector.prompts.state()),
+        }
+        row |= self.placement.memory()
+        if self.collector.max_refills is not None:
+            row |= self._refilled(number, len(groups), len(left_out), taken.refills)
+        scored = [s.sample for g in judged for s in g.samples]
+        row |= self._floors(taken, batch, credit, count)
+        row["throughput/tokens_per_second"] = sum(len(s.tokens) for s in scored) / self.clock.seconds
+        return Stepped(row, after, sum(len(s.prompt) + len(s.tokens) for s in scored))
+
+    @property
+    def tokens_per_micro_batch(self) -> int:
+        return self.learning.tokens_per_micro_batch
+
+    @property
+    def evaluates(self) -> bool:
+        return self.evaluation is not None
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Accuracy on held-out problems; their completions go into samples.jsonl."""
+        assert self.evaluation is not None
+        with self.placement.rollout(), self.clock("evaluation"):
+            result = self.evaluation.run()
+        if result is None:
+            raise Stopped
+        row, mine = result
+        everyone = sorted((g for part in self.ranks.gather(mine) for g in part), key=lambda g: g.number)
+        self.report.samples(step, [records.of_sample(s, None, self.decode, "test") for g in everyone for s in g.samples])
+        self.collector.desk.judge.stats()  # the reward statistics of a step are of its own samples
+        return row
+
+    def state(self) -> dict[str, Any]:
+        judge = self.collector.desk.judge
+        return {"stream": self.collector.state(), "judge": judge.state(), "algorithm": asdict(self.remembered)}
+
+    def load(self, state: dict[str, Any], step: int) -> None:
+        self.collector.load(state["stream"])
+        self.collector.desk.judge.restore(state["judge"])
+        self.remembered = type(self.remembered)(**state["algorithm"])
+        self.placement.version = step
+
+    def _refilled(self, step: int, kept: int, left_out: int, refills: int) -> dict[str, float]:
+        """What became of the groups of a step that wants a signal in each; says so where they are too few."""
+        wanted = self.collector.prompts_per_step
+        if kept < wanted:
+            what = f"learns from the {kept}" if kept else "learns nothing"
+            self.report.note(
+                f"step {step}: {kept} of {wanted} groups have a signal after {refills} refills (algorithm.max_refills); it {what}"
+            )
+        surplus = int(self.ranks.sum(torch.tensor(len(self.collector.surplus))))
+        return {
+            "groups/kept": kept,
+            "groups/left_out": left_out,
+            "groups/refills": refills,
+            "groups/surplus": surplus,
+            "frac_reward_zero_std": left_out / max(kept + left_out, 1),  # the algorithm saw only those with a signal
+        }
+
+    def _floors(self, taken: Taken, batch: Batch, credit: Credit, count: Count) -> dict[str, float]:
+        """How far the phases of this step were from the least that they could take, evaluation aside."""
+        if self.floors is None:
+            return {}
+        floors, learning, needs, clock = self.floors, self.learning, self.learning.needs, self.clock.metrics()
+        active = learned_from(learning, credit, range(len(batch.samples)))
+        everything, learned = by_prompt(batch.samples), by_prompt([batch.samples[i] for i in active]) * learning.passes
+        policy, critic = count.updates >= learning.policy_waits, learning.critic is not None
+        least = {
+            "sync": floors.sync(self.placement.parked, self.placement.sent),
+            "rollout": floors.rollout([[asked(g) for g in groups] for groups in taken.rounds]),
+            "observe": floors.observe(everything, needs.old_logprobs + needs.reference, critic),
+            "update": floors.update(learned, policy, critic),
+        }
+        return ratios(least, clock) | {"throughput/mfu": floors.mfu(learned if policy else [], clock["time/update"])}
+
+    def _write_samples(self, step: int, groups: list[Group], left_out: list[Group], batch: Batch, credit: Credit) -> None:
+        """The step's samples, with their advantages where they were learned from."""
+        counts = batch.mask.sum(-1).clamp(min=1)
+        mine = (credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
+        unused = [s for g in left_out for s in g.samples]
+        advantages = [*self.ranks.everywhere(mine, batch.index, batch.size).tolist(), *[None] * len(unused)]
+        scored = [s for g in groups for s in g.samples] + unused
+        decode = cache(self.decode)  # of a group's prompt once
+        self.report.samples(step, [records.of_sample(s, a, decode, "train") for s, a in zip(scored, advantages, strict=True)])
+
+
+def not_asked(stream: dict[str, Any]) -> dict[str, float]:
+    """Rows so far that gave nothing to learn from, or were cut."""
+    return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
+
+
+def by_prompt(samples: Sequence[Sample]) -> list[Asked]:
+    """Tokens of prompts, and of each completion of theirs."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for sample in samples:
+        found.setdefault(sample.prompt, []).append(len(sample.tokens))
+    return [(len(prompt), lengths) for prompt, lengths in found.items()]
+
+
+def asked(group: Group) -> Asked:
+    """Tokens of its prompt, and of each completion."""
+    every = [*group.samples, *([group.greedy] if group.greedy else [])]
+    return len(every[0].sample.prompt), [len(s.sample.tokens) for s in every]

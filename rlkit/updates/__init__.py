@@ -1,0 +1,1 @@
+"""From scored groups or rows of data to optimizer steps."""

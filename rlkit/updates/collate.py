@@ -1,0 +1,58 @@
+"""From the groups of all ranks to the batch of this one: whole samples move until every minibatch's tokens balance over the ranks."""
+
+from __future__ import annotations
+
+import torch
+
+from rlkit.errors import RunFailed
+from rlkit.ops.batching import deal_samples, minibatch_of_group, size_of
+from rlkit.ops.masking import padded
+from rlkit.runtime.ranks import Ranks
+from rlkit.types import Batch, Group, Sample, Scored
+
+
+def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max_lag: int = 0) -> tuple[list[Group], Batch]:
+    """All groups of the step in order, and the samples of them that this rank works on. Raises RunFailed where one is too old."""
+    for sample in (s.sample for g in mine for s in g.samples):
+        if lag(sample, version) > max_lag or bool((sample.versions > version).any()):
+            raise RunFailed(
+                f"the completion {sample.key} was sampled by weights {sample.versions.unique().tolist()}, the policy is at {version} and "
+                f"learns from weights at most {max_lag} steps old"
+            )
+    groups = sorted((g for part in ranks.gather(mine) for g in part), key=lambda g: g.number)
+    parts = minibatch_of_group(len(groups), minibatches)
+    flat = [(g, parts[g], s) for g, group in enumerate(groups) for s in group.samples]  # N of (group, minibatch, sample)
+    owner = [0] * len(flat)
+    for m in range(minibatches):
+        members = [i for i, (_, part, _) in enumerate(flat) if part == m]
+        sizes = [size_of(flat[i][2].sample) for i in members]
+        for i, rank in zip(members, deal_samples(sizes, ranks.world), strict=True):
+            owner[i] = rank
+    chosen = [i for i, rank in enumerate(owner) if rank == ranks.rank]
+    samples = tuple(flat[i][2].sample for i in chosen)
+    rewards = [flat[i][2].reward for i in chosen]
+    width = max((len(s.tokens) for s in samples), default=0)
+    baselines = [groups[flat[i][0]].greedy for i in chosen]
+    greedy = all(g.greedy for g in groups)  # of the step, so that a rank without samples has an empty tensor
+    return groups, Batch(
+        samples=samples,
+        mask=padded([s.mask for s in samples], width, False).bool(),
+        rollout_logprobs=padded([s.rollout_logprobs for s in samples], width, 0.0),
+        rewards=torch.tensor([0.0 if r is None else r for r in rewards], dtype=torch.float64),
+        valid=torch.tensor([r is not None for r in rewards], dtype=torch.bool),
+        group=torch.tensor([flat[i][0] for i in chosen], dtype=torch.int64),
+        index=torch.tensor(chosen, dtype=torch.int64),
+        minibatch=torch.tensor([flat[i][1] for i in chosen], dtype=torch.int64),
+        lag=torch.tensor([lag(s, version) for s in samples], dtype=torch.int64),
+        size=len(flat),
+        baseline=torch.tensor([reward_or(g, float("nan")) for g in baselines], dtype=torch.float64) if greedy else None,
+    )
+
+
+def lag(sample: Sample, version: int) -> int:
+    """Steps from the weights of its oldest token to `version`; 0 for an empty completion."""
+    return version - int(sample.versions.min()) if len(sample.versions) else 0
+
+
+def reward_or(scored: Scored | None, otherwise: float) -> float:
+    return otherwise if scored is None or scored.reward is None else scored.reward

@@ -1,0 +1,217 @@
+"""Learning from a step's batch: what models say before, then minibatches, micro-batches and optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlkit.algorithms import Algorithm, Needs
+from rlkit.engines.base import Critic, Learner, Policy, Scores
+from rlkit.engines.logprob_check import Probe
+from rlkit.errors import RunFailed
+from rlkit.metrics import Mean, Metrics, Sum, masked, merge
+from rlkit.ops.batching import Size, micro_batches, size_of
+from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
+from rlkit.runtime import heartbeat
+from rlkit.runtime.ranks import Ranks
+from rlkit.types import Batch, Credit, Rows, Sample, Signals
+from rlkit.updates.lr_schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What an update needs, built once."""
+
+    policy: Policy
+    reference: Scores | None
+    algorithm: Algorithm
+    schedule: Schedule  # of the policy, from the first update that it has part in
+    probe: Probe
+    ranks: Ranks
+    passes: int
+    minibatches: int  # of one pass
+    tokens_per_micro_batch: int
+    fixed_length: int  # tokens, what the reduction `fixed_length` divides by
+    max_skipped_updates: int
+    critic: Critic | None = None
+    critic_schedule: Schedule | None = None
+    policy_waits: int = 0  # updates at the start in which only the critic learns
+
+    @property
+    def needs(self) -> Needs:
+        return self.algorithm.needs(self.passes * self.minibatches)
+
+
+@dataclass(frozen=True)
+class Count:
+    """Optimizer steps so far."""
+
+    updates: int = 0  # the skipped ones too: the learning rate follows them
+    skipped_in_a_row: int = 0  # whose gradient was not finite
+
+    def after(self, applied: bool, most: int) -> Count:
+        """The count with one more update. Raises RunFailed at the `most`-th in a row that was skipped."""
+        skipped = 0 if applied else self.skipped_in_a_row + 1
+        if skipped >= most:
+            raise RunFailed(f"the gradients of {skipped} updates in a row were not finite; a smaller optim.lr may help, or other data")
+        return Count(self.updates + 1, skipped)
+
+
+def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
+    """What models say of the batch before the update: only what the algorithm needs."""
+    old = reference = None
+    metrics: Metrics = {}
+    if run.needs.old_logprobs:
+        old = scored(run, batch, run.policy)
+        metrics = run.ranks.merged(run.probe.compare(old, batch.rollout_logprobs, batch.own))
+        run.probe.check(metrics)  # of all ranks: they stop together, or none does
+    if run.needs.reference:
+        assert run.reference is not None, "assemble loads what the algorithm needs"
+        reference = scored(run, batch, run.reference)
+    values = None
+    if run.critic:
+        values = on_batch(run, batch, run.critic.values)
+    return Signals(old_logprobs=old, ref_logprobs=reference, values=values), metrics
+
+
+def scored(run: Learning, batch: Batch, model: Scores) -> Tensor:
+    """Log-probs [B, T] of the batch by a model."""
+    return on_batch(run, batch, lambda samples, width: model.logprobs(samples, width)[0])
+
+
+def on_batch(run: Learning, batch: Batch, said: Callable[[list[Sample], int], Tensor]) -> Tensor:
+    """What a model says of the batch [B, T], micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
+    grid = torch.zeros(batch.mask.shape)
+    for chosen in in_step([size_of(s) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
+        heartbeat.beat()
+        grid[chosen] = said([batch.samples[i] for i in chosen], batch.mask.shape[1]).cpu()
+    return grid
+
+
+def update(run: Learning, batch: Batch, signals: Signals, credit: Credit, count: Count) -> tuple[Metrics, Count]:
+    """All optimizer steps of a step."""
+    seen: list[Metrics] = []
+    for _ in range(run.passes):
+        for minibatch in range(run.minibatches):
+            rows = torch.nonzero(batch.minibatch == minibatch).flatten().tolist()
+            metrics, count = one_update(run, batch, signals, credit, rows, count)
+            seen.append(metrics)
+    return merge(seen), count
+
+
+def one_update(run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], count: Count) -> tuple[Metrics, Count]:
+    """One minibatch: losses over micro-batches, then one optimizer step, or none where no sample has a signal."""
+    totals = run.ranks.sum(unit_totals(batch.mask[rows]))
+    metrics = gradient(run, batch, signals, credit, rows, totals, waits=count.updates < run.policy_waits)
+    if metrics is None:
+        return {"updates_without_signal": Sum(1.0)}, replace(count, updates=count.updates + 1)
+    if signals.old_logprobs is None:
+        run.probe.check(metrics)  # before the optimizer moves
+    applied, moved = True, {}
+    if count.updates >= run.policy_waits:
+        applied, moved = stepped(run.policy, run.schedule.lr(count.updates - run.policy_waits), "")
+    if run.critic and run.critic_schedule:
+        also, more = stepped(run.critic, run.critic_schedule.lr(count.updates), "critic/")
+        applied, moved = applied and also, {**moved, **more}
+    metrics |= {f"{role}loss": Mean(metrics[f"{role}loss"].value, 1.0) for role in ("", "critic/") if f"{role}loss" in metrics}
+    metrics |= {**moved, "updates_skipped": Sum(float(not applied)), "updates_without_signal": Sum(0.0)}
+    return metrics, count.after(applied, run.max_skipped_updates)
+
+
+def stepped(learner: Learner, lr: float, role: str) -> tuple[bool, Metrics]:
+    """One optimizer step: was it applied, and its norm and learning rate."""
+    done = learner.step(lr)
+    return done.applied, {f"{role}grad_norm": Mean(done.grad_norm, 1.0), f"{role}learning_rate": Mean(lr, 1.0)}
+
+
+def gradient(
+    run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], totals: Tensor, waits: bool = False
+) -> Metrics | None:
+    """Backward over the rows in micro-batches, equally many on all ranks; metrics of all ranks, None where no rank had work.
+
+    `waits`: the policy does not learn yet, only the critic.
+    """
+    active = learned_from(run, credit, rows)
+    seen: list[Metrics] = []
+    for places in in_step([size_of(batch.samples[i]) for i in active], run.tokens_per_micro_batch, run.ranks):
+        heartbeat.beat()
+        chosen = [active[i] for i in places]
+        if not waits:
+            with run.policy.training():
+                seen.append(one_micro_batch(run, batch, signals, credit, chosen, totals) if chosen else idled(run.policy))
+        if run.critic:
+            with run.critic.training():
+                seen.append(one_of_critic(run, run.critic, batch, signals, credit, chosen, totals) if chosen else idled(run.critic))
+    return run.ranks.merged(merge(seen)) if seen else None
+
+
+def learned_from(run: Learning, credit: Credit, rows: Sequence[int]) -> list[int]:
+    """Those of the rows that move anything."""
+    if not run.algorithm.inert_without_advantage:
+        return list(rows)
+    moves = credit.advantages.any(-1).tolist()  # [B]
+    return [i for i in rows if moves[i]]
+
+
+def in_step(sizes: list[Size], budget: int, ranks: Ranks) -> list[list[int]]:
+    """Micro-batches of this rank's items, equally many on all ranks: empty ones where it has fewer than others.
+
+    A crew cuts the items of all its ranks together, `budget` tokens a rank; of each micro-batch a rank gets those that are its own.
+    """
+    everyones, first = ranks.of_crew(sizes)
+    plan = micro_batches(everyones, budget * ranks.crew_size)
+    plan = [[i - first for i in items if 0 <= i - first < len(sizes)] for items in plan]
+    return plan + [[] for _ in range(ranks.most(len(plan)) - len(plan))]
+
+
+def idled(learner: Learner) -> Metrics:
+    learner.idle()
+    return {}
+
+
+def one_of_critic(
+    run: Learning, critic: Critic, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor
+) -> Metrics:
+    """Forward, value loss, backward of the chosen rows."""
+    assert signals.values is not None and credit.returns is not None, "an algorithm with a critic says what the critic learns"
+    width = max(len(batch.samples[i].tokens) for i in chosen)
+    seen = critic.values([batch.samples[i] for i in chosen], width)  # [B, T]
+    mask, before, returned = (grid[chosen, :width].to(seen.device) for grid in (batch.mask, signals.values, credit.returns))
+    losses, metrics = run.algorithm.value_loss(seen, before, returned, mask)  # [B, T]
+    weights = token_weights(mask, run.algorithm.reduction, totals.to(seen.device), run.fixed_length)
+    loss = weighted_sum(losses, weights)
+    critic.backward(loss)
+    return {**metrics, "critic/loss": Sum(float(loss.detach()))}
+
+
+def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor) -> Metrics:
+    """Forward, loss, backward of the chosen rows."""
+    width = max(len(batch.samples[i].tokens) for i in chosen)
+    logprobs, entropy = run.policy.logprobs([batch.samples[i] for i in chosen], width)  # [B, T]
+    device = logprobs.device
+
+    def cut(grid: Tensor) -> Tensor:
+        return grid[chosen, :width].to(device)
+
+    mask = cut(batch.mask)
+    rows = Rows(
+        mask=mask,
+        logprobs=logprobs,
+        entropy=entropy,
+        old_logprobs=logprobs.detach() if signals.old_logprobs is None else cut(signals.old_logprobs),
+        rollout_logprobs=cut(batch.rollout_logprobs),
+        ref_logprobs=None if signals.ref_logprobs is None else cut(signals.ref_logprobs),
+        advantages=cut(credit.advantages),
+        kl_coef=credit.kl_coef,
+    )
+    losses, metrics = run.algorithm.policy_loss(rows)  # [B, T]
+    weights = token_weights(mask, run.algorithm.reduction, totals.to(device), run.fixed_length)
+    loss = weighted_sum(losses, weights)
+    run.policy.backward(loss)
+    metrics |= {"loss": Sum(float(loss.detach())), "entropy": masked(entropy, mask)}
+    if signals.old_logprobs is None:
+        metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, cut(batch.own))
+    return metrics

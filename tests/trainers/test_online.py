@@ -1,0 +1,43 @@
+"""What a step of the online story says of groups that it dropped; the story itself is run in tests/runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlkit.assembly import online as assembly
+from rlkit.trainers.online import Online
+from tests.algorithms.tiny import Ranks, together
+from tests.config.test_recipe import composed
+
+
+@pytest.mark.parametrize(("kept", "left_out", "share"), [(4, 12, 0.75), (4, 0, 0.0), (0, 8, 1.0), (0, 0, 0.0)])
+def test_groups_without_signal_are_counted_before_they_are_dropped(kept: int, left_out: int, share: float) -> None:
+    notes: list[str] = []
+
+    def work(ranks: Ranks) -> dict[str, float]:
+        nothing: Any = None
+        collector: Any = SimpleNamespace(prompts_per_step=4, surplus=[None] * 3)
+        report: Any = SimpleNamespace(note=notes.append)
+        online = Online(nothing, collector, None, nothing, nothing, report, nothing, ranks, nothing)  # type: ignore[arg-type]
+        return online._refilled(7, kept, left_out, 2)
+
+    (row,) = together(1, work)
+    assert row == {
+        "groups/kept": kept,
+        "groups/left_out": left_out,
+        "groups/refills": 2,
+        "groups/surplus": 3,
+        "frac_reward_zero_std": share,
+    }
+    assert len(notes) == (kept < 4)
+
+
+@pytest.mark.parametrize(("words", "grade", "cut"), [((), "accuracy", False), (("rewards.accuracy.weight=0",), None, True)])
+def test_a_recipe_says_what_grades_and_whether_the_cut_are_learned_from(words: tuple[str, ...], grade: str | None, cut: bool) -> None:
+    """A grade that is only watched does not decide what is learned from."""
+    recipe = composed("recipe=dapo_math", f"mask_truncated_completions={str(cut).lower()}", "+rewards.other={path: length}", *words)
+    made = assembly.collector(recipe, None, None, None, None)  # type: ignore[arg-type]
+    assert (made.graded_by, made.mask_truncated_completions) == (grade, cut)

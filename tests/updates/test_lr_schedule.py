@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from rlkit.assembly import common
+from rlkit.updates.lr_schedule import Schedule
+
+
+def rates(kind: str, warmup: int, total: int) -> list[float]:
+    schedule = Schedule(1.0, kind, warmup, total)  # type: ignore[arg-type]
+    return [schedule.lr(update) for update in range(total)]
+
+
+def test_exact_rates() -> None:
+    assert rates("constant", 0, 3) == [1.0, 1.0, 1.0]
+    assert rates("linear", 0, 4) == [1.0, 0.75, 0.5, 0.25]  # 0 would come one update after the last: none is wasted
+    assert rates("linear", 2, 6) == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert rates("cosine", 0, 4) == pytest.approx([1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4], abs=1e-15)
+    assert rates("constant", 4, 5) == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (1, 1), (3, 10), (10, 10), (20, 10), (0, 1000)])
+def test_a_rate_is_never_negative_or_above_the_peak_and_never_zero(kind: str, warmup: int, total: int) -> None:
+    every = rates(kind, warmup, total)
+    assert all(0.0 < lr <= 1.0 for lr in every)
+    up, down = every[: min(warmup, total)], every[warmup:]
+    assert up == sorted(up) and down == sorted(down, reverse=True)
+
+
+def test_the_peak_scales_everything() -> None:
+    assert Schedule(5e-4, "linear", 0, 10).lr(5) == 2.5e-4 and Schedule(0.0, "cosine", 3, 10).lr(1) == 0.0
+
+
+def test_who_waits_has_fewer_updates_to_fall_over() -> None:
+    """10 steps of 2 updates, a warm-up of one step: 20 and 2. Whoever waits for 3 steps warms up as long, and has 14 in all."""
+    optim = SimpleNamespace(lr=0.5, schedule="linear", warmup_steps=1)
+    recipe = SimpleNamespace(steps=10, updates_per_step=2, optim=optim)
+    assert common.schedule(recipe) == Schedule(0.5, "linear", 2, 20)  # type: ignore[arg-type]
+    assert common.schedule(recipe, 0.1) == Schedule(0.1, "linear", 2, 20)  # type: ignore[arg-type]
+    assert common.schedule(recipe, waits=6) == Schedule(0.5, "linear", 2, 14)  # type: ignore[arg-type]
