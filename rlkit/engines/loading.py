@@ -1,6 +1,6 @@
 """Loading a checkpoint with transformers, whole or not at all: its from_pretrained gives random values to tensors that the files lack.
 
-Left out: 4 bits (four_bit.py) and ZeRO 3 (zero.py), which are settings of the same call.
+Left out: 4 bits (quantization.py) and ZeRO 3 (deepspeed_config.py), which are settings of the same call.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def find_prefix(unexpected: Iterable[str], missing: set[str]) -> str | None:
 
 @contextmanager
 def without_zero3() -> Iterator[None]:
-    """Inside it transformers loads as if zero.in_parts were not there."""
+    """Inside it transformers loads as if deepspeed_config.in_parts were not there."""
     from transformers.integrations import deepspeed
 
     held = deepspeed._hf_deepspeed_config_weak_ref()

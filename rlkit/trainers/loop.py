@@ -74,7 +74,7 @@ class Progress:
 
 @dataclass
 class Run:
-    """Everything a run is made of, built once by assemble.py."""
+    """Everything a run is made of, built once by assembly/build.py."""
 
     steps: int
     story: Story
