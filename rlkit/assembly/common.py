@@ -13,7 +13,7 @@ from rlkit.data.renderer import Renderer
 from rlkit.engines.base import Learner
 from rlkit.profiling.roofline import Floors, machine
 from rlkit.report import Report
-from rlkit.runtime.checkpoint import Checkpoints
+from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import Stopping
 from rlkit.runtime.timer import Clock
@@ -74,7 +74,7 @@ def made_run(
         learners=learners,
         export=export,
         save_tokenizer=renderer.save,
-        checkpoints=Checkpoints(folder / "checkpoints", every=every, keep=keep, main=ranks.main, barrier=ranks.barrier),
+        checkpoints=Checkpoints(folder / CHECKPOINTS, every=every, keep=keep, main=ranks.main, barrier=ranks.barrier),
         keep_best=recipe.checkpoint.best,
         report=report,
         clock=clock,

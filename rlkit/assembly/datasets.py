@@ -16,6 +16,7 @@ from rlkit.data.renderer import Renderer
 from rlkit.data.sources import open_rows
 from rlkit.data.stream import PromptSet, RowSet, Stream
 from rlkit.data.written import DemonstrationReader, PairReader, RatedReader
+from rlkit.errors import UserError
 from rlkit.rewarding.calling import asks_answer
 
 Kind = Literal["prompts", "pairs", "rated", "demonstrations"]
@@ -59,10 +60,16 @@ def more_often(recipe: Recipe, train: RowSet[Any]) -> str | None:
 
 
 def with_steps(recipe: Recipe, rows: int) -> Recipe:
-    """data.epochs as a number of steps, the last of them whole; rows: of all training sources, with those that will be left out."""
+    """data.epochs as a number of steps, the last of them whole; rows: of all training sources, with those that will be left out.
+
+    Raises UserError where the recipe makes no sense with so many steps.
+    """
     if recipe.data.epochs is None:
         return recipe
-    return recipe.model_copy(update={"steps": max(1, round(recipe.data.epochs * rows / recipe.prompts_per_step))})
+    counted = recipe.model_copy(update={"steps": max(1, round(recipe.data.epochs * rows / recipe.prompts_per_step))})
+    for reason in counted.refusals():
+        raise UserError(reason)
+    return counted
 
 
 def opened(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:

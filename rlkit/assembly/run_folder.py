@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rlkit.config.recipe import Recipe, changed
 from rlkit.errors import UserError
+from rlkit.report.folder import METRICS
+from rlkit.runtime.checkpoint import CHECKPOINTS
 from rlkit.runtime.ranks import Ranks
 
 
@@ -22,9 +24,9 @@ def open_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
 
 
 def occupied(folder: Path, text: str, resume: str) -> str | None:
-    """Why this recipe cannot go on in a folder; None where it can, or where it is the first there."""
+    """Why this recipe cannot go on in a folder; None where it can, or where no run has come as far as a first row or checkpoint there."""
     kept = folder / "recipe.yaml"
-    if not kept.is_file():
+    if not kept.is_file() or not begun(folder):
         return None
     if resume == "never":
         return f"output_dir {folder} holds a run already, and resume=never; choose another output_dir"
@@ -43,6 +45,12 @@ def occupied(folder: Path, text: str, resume: str) -> str | None:
         return None
     shown = "\n".join(f"  {line}" for line in differences[:6])
     return f"output_dir {folder} holds a run of another recipe; what changed:\n{shown}\nchoose another output_dir, or put these back"
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run in the folder left anything that another one would go on with, or mix with its own."""
+    rows = folder / METRICS
+    return (rows.is_file() and rows.stat().st_size > 0) or any((folder / CHECKPOINTS).glob("step-*")) or status(folder) is not None
 
 
 def status(folder: Path) -> str | None:

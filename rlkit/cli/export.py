@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from rlkit.errors import EXIT_DONE, UserError
 from rlkit.run import guarded
-from rlkit.runtime.checkpoint import Checkpoints, publish, unreadable
+from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints, publish, unreadable
 from rlkit.runtime.library_settings import quiet
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def exported(arguments: list[str]) -> int:
         raise UserError(f"unknown: {' '.join(rest)}; valid: {USAGE}")
     folder = Path(run).expanduser().absolute()
     recipe, on_gpu = read(folder)
-    checkpoints = Checkpoints(folder / "checkpoints", every=0, keep=0, main=False, barrier=lambda: None)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, every=0, keep=0, main=False, barrier=lambda: None)
     step = chosen(checkpoints, given.get("step"))
     final = Path(given.get("to") or folder / f"model-{step:06d}").expanduser().absolute()
     if final.exists():

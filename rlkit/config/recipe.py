@@ -161,7 +161,10 @@ class Recipe(Section):
             return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
         truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
         reasons: list[str] = self.algorithm.refusals(truncated, self.samples_per_prompt)
-        together = self.samples_per_prompt + self.algorithm.needs(self.updates_per_step).greedy
+        needs = self.algorithm.needs(self.updates_per_step)
+        if needs.values and self.steps:
+            self.algorithm.policy_waits(self.steps, self.updates_per_step)  # raises where no step is left for the policy
+        together = self.samples_per_prompt + needs.greedy
         if self.rewarding.normalise != "none" and together < 2:
             reasons.append(
                 f"rewarding.normalise={self.rewarding.normalise} brings the mean of a group to 0, and with samples_per_prompt=1 that is "

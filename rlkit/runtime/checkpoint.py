@@ -17,6 +17,7 @@ from rlkit.errors import RunFailed
 
 NAME = re.compile(r"^step-(\d{6,})$")
 STATE = "state.json"
+CHECKPOINTS = "checkpoints"  # their folder in that of a run
 
 
 class Checkpoints:

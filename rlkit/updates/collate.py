@@ -14,7 +14,7 @@ from rlkit.types import Batch, Group, Sample, Scored
 def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max_lag: int = 0) -> tuple[list[Group], Batch]:
     """All groups of the step in order, and the samples of them that this rank works on. Raises RunFailed where one is too old."""
     for sample in (s.sample for g in mine for s in g.samples):
-        if lag(sample, version) > max_lag or bool((sample.versions > version).any()):
+        if lag(sample, version) > max_lag or bool((sample.versions[sample.mask] > version).any()):
             raise RunFailed(
                 f"the completion {sample.key} was sampled by weights {sample.versions.unique().tolist()}, the policy is at {version} and "
                 f"learns from weights at most {max_lag} steps old"
@@ -50,8 +50,9 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
 
 
 def lag(sample: Sample, version: int) -> int:
-    """Steps from the weights of its oldest token to `version`; 0 for an empty completion."""
-    return version - int(sample.versions.min()) if len(sample.versions) else 0
+    """Steps from the weights of its oldest token that counts to `version`; 0 where none counts."""
+    versions = sample.versions[sample.mask]
+    return version - int(versions.min()) if len(versions) else 0
 
 
 def reward_or(scored: Scored | None, otherwise: float) -> float:

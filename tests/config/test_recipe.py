@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from rlkit import run
+from rlkit.assembly.datasets import with_steps
 from rlkit.config import recipe as recipes
 from rlkit.errors import UserError
 
@@ -325,3 +326,14 @@ def test_changes_that_would_change_the_run_are_named() -> None:
         f"optim.lr: {before['optim']['lr']} then, 0.001 now",
         "rewards.brevity: None then, {'path': 'length'} now",
     ]
+
+
+def test_a_policy_that_would_learn_in_no_step_is_refused_by_the_recipe_alone() -> None:
+    told = r"critic_warmup_steps=2: in them only the critic learns, and of steps=2 none is left for the policy"
+    with pytest.raises(UserError, match=told):
+        composed("recipe=ppo_math", "steps=2", "algorithm.critic_warmup_steps=2")
+    assert composed("recipe=ppo_math", "steps=0", "algorithm.critic_warmup_steps=2").steps == 0  # which only evaluates
+    by_epochs = composed("recipe=ppo_math", "steps=null", "data.epochs=1", "prompts_per_step=10", "algorithm.critic_warmup_steps=2")
+    with pytest.raises(UserError, match=told):
+        with_steps(by_epochs, rows=20)
+    assert with_steps(by_epochs, rows=30).steps == 3

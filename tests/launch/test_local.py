@@ -163,6 +163,7 @@ def test_a_reader_that_goes_away_does_not_end_the_launcher() -> None:
 def test_a_mistake_that_the_ranks_find_is_told_once_and_not_tried_again(on_two: list[str], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("seed: 1\n")
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     ended = launcher("local", *on_two, *HERE, folder=tmp_path / "run").ended()
     assert ended.code == 2
     assert ended.err.count("holds a run of another recipe") == 1

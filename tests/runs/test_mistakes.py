@@ -68,6 +68,10 @@ def too_long(folder: Path, model: Path) -> list[str]:
     return ["max_completion_tokens=4000", "tokens_per_micro_batch=8192"]
 
 
+def no_step_for_the_policy(folder: Path, model: Path) -> list[str]:
+    return ["algorithm=ppo", "steps=2", "algorithm.critic_warmup_steps=2"]
+
+
 CASES: list[tuple[Callable[[Path, Path], list[str]], list[str]]] = [
     (missing_model, ["modle", "does not exist"]),
     (missing_data, ["trian.jsonl", "train.jsonl"]),
@@ -79,6 +83,7 @@ CASES: list[tuple[Callable[[Path, Path], list[str]], list[str]]] = [
     (weights_of_a_wrapper, ["25 missing", "24 unexpected", "names in the files start with 'module.'"]),
     (unknown_reward, ["acuracy", "accuracy"]),
     (too_long, ["max_completion_tokens", "2048 tokens"]),
+    (no_step_for_the_policy, ["critic_warmup_steps=2", "steps=2"]),
 ]
 
 

@@ -141,6 +141,7 @@ def test_a_finished_or_changed_run_is_refused(undisturbed: Path, small_vllm: lis
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "recipe.yaml").write_text((undisturbed / "recipe.yaml").read_text().replace("lr: 0.003", "lr: 0.1"))
+    (folder / "metrics.jsonl").write_text((undisturbed / "metrics.jsonl").read_text())
     changed = run(*small_vllm, f"output_dir={folder}")
     assert changed.code == 2
     assert "optim.lr: 0.1 then, 0.003 now" in changed.err

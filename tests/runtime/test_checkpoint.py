@@ -181,4 +181,6 @@ def test_weights_that_cannot_be_read_are_told_too(tmp_path: Path) -> None:
 def test_a_recipe_that_cannot_be_read_back_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     (tmp_path / "summary.json").write_text("[1]")
+    assert occupied(tmp_path, "seed: 1\n", "auto") is None  # nothing was done in it
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert f"{tmp_path / 'recipe.yaml'} cannot be read" in str(occupied(tmp_path, "seed: 1\n", "auto"))
