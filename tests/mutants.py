@@ -24,7 +24,7 @@ TESTS = [
     "tests/ops",
     "tests/algorithms",
     *("tests/test_metrics.py", "tests/test_seeds.py", "tests/rollout/test_collector.py"),
-    *("tests/profiling/test_memory_peak.py", "tests/updates/test_lr_schedule.py"),
+    *("tests/profiling/test_memory_peak.py", "tests/updates/test_lr_schedule.py", "tests/updates/test_collate.py"),
 ]
 SLOW = "not no_process and not of_a_process"  # start a Python of their own
 ONLINE = [f"tests/algorithms/test_{name}.py" for name in ("online", "grpo", "objective")]
@@ -210,8 +210,9 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("rollout/collector.py", "-missing * asked // found", "-missing"),
     ("rollout/collector.py", "numbers[self.prompts_per_step :]", "numbers[: -self.prompts_per_step]"),
     ("rollout/collector.py", "kept, left_out = self.surplus, []", "kept, left_out = [], []"),
-    ("updates/collate.py", " or bool((sample.versions > version).any())", ""),
-    ("updates/collate.py", "int(sample.versions.min())", "int(sample.versions.max())"),
+    ("updates/collate.py", " or bool((sample.versions[sample.mask] > version).any())", ""),
+    ("updates/collate.py", "sample.versions[sample.mask]\n", "sample.versions\n"),
+    ("updates/collate.py", "int(versions.min())", "int(versions.max())"),
     ("ops/batching.py", "(-costs[i], i)", "(costs[i], i)"),
     ("ops/batching.py", "room[last] -= prompt + own", "pass"),
     ("ops/batching.py", "room.append(budget)", "room.append(budget + 1)"),

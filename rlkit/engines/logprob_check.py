@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rlkit.engines.base import RolloutEngine, checksum
 from rlkit.errors import RunFailed
-from rlkit.metrics import Max, Mean, Metrics, masked
+from rlkit.metrics import Max, Mean, Metrics, Sum, masked
 
 MEAN = "sampling/sampling_logp_difference/mean"
 MAX = "sampling/sampling_logp_difference/max"
+COMPARED = "sampling/compared_tokens"  # whose log-probs both gave with the same weights: none in a step of older samples alone
 
 
 class Probe:
@@ -25,7 +26,11 @@ class Probe:
         """Log-probs [B, T] of the trainer's first pass and of the sampler, over tokens that count."""
         difference = (trained.detach() - sampled).abs()
         counted = difference[mask]
-        return {MEAN: masked(difference, mask), MAX: Max(float(counted.max()) if counted.numel() else 0.0)}
+        return {
+            MEAN: masked(difference, mask),
+            MAX: Max(float(counted.max()) if counted.numel() else 0.0),
+            COMPARED: Sum(float(counted.numel())),
+        }
 
     def check(self, metrics: Metrics) -> None:
         """Raises RunFailed, naming the tensors that differ, where sampler and trainer are not the same policy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlkit.algorithms import State
+from rlkit.engines.logprob_check import COMPARED
 from rlkit.engines.placement import Colocated
 from rlkit.errors import Stopped
 from rlkit.metrics import values
@@ -24,6 +25,8 @@ from rlkit.trainers.loop import Stepped
 from rlkit.types import Batch, Credit, Group, Sample
 from rlkit.updates.collate import collate
 from rlkit.updates.online_update import Count, Learning, learned_from, observe, update
+
+ALIKE = "frac_reward_zero_std"  # as in TRL: the share of groups whose rewards are all the same
 
 
 @dataclass
@@ -60,15 +63,19 @@ class Online:
         left_out = sorted((g for part in self.ranks.gather(taken.left_out) for g in part), key=lambda g: g.number)
         self._write_samples(number, groups, left_out, batch, credit)
         judged = [*groups, *left_out]
-        row = {
-            **values(self.ranks.merged(self.collector.desk.judge.stats())),
-            **records.of_groups(judged),
-            **values({**seen, **given, **learned}),
-            **not_asked(self.collector.prompts.state()),
-        }
-        row |= self.placement.memory()
-        if self.collector.max_refills is not None:
-            row |= self._refilled(number, len(groups), len(left_out), taken.refills)
+        if self.collector.max_refills is not None:  # the algorithm saw only groups with a signal
+            given = {name: metric for name, metric in given.items() if name != ALIKE}
+        row = values(self.ranks.merged(self.collector.desk.judge.stats()))
+        row |= join(  # an entry that a reward names like one of these does not hide it
+            records.of_groups(judged),
+            values(seen),
+            values(given),
+            values(learned),
+            not_asked(self.collector.prompts.state()),
+            self.placement.memory(),
+            self._refilled(number, len(groups), len(left_out), taken.refills) if self.collector.max_refills is not None else {},
+        )
+        self._note_uncompared(number, row)
         scored = [s.sample for g in judged for s in g.samples]
         row |= self._floors(taken, batch, credit, count)
         row["throughput/tokens_per_second"] = sum(len(s.tokens) for s in scored) / self.clock.seconds
@@ -119,8 +126,15 @@ class Online:
             "groups/left_out": left_out,
             "groups/refills": refills,
             "groups/surplus": surplus,
-            "frac_reward_zero_std": left_out / max(kept + left_out, 1),  # the algorithm saw only those with a signal
+            ALIKE: left_out / max(kept + left_out, 1),
         }
+
+    def _note_uncompared(self, step: int, row: Mapping[str, float]) -> None:
+        """Says so where a step had nothing by which the sampler's weights could be checked."""
+        if row.get(COMPARED) == 0:
+            self.report.note(
+                f"step {step}: all its tokens were sampled by older weights, so log-probs of sampler and trainer were not compared"
+            )
 
     def _floors(self, taken: Taken, batch: Batch, credit: Credit, count: Count) -> dict[str, float]:
         """How far the phases of this step were from the least that they could take, evaluation aside."""
@@ -147,6 +161,16 @@ class Online:
         scored = [s for g in groups for s in g.samples] + unused
         decode = cache(self.decode)  # of a group's prompt once
         self.report.samples(step, [records.of_sample(s, a, decode, "train") for s, a in zip(scored, advantages, strict=True)])
+
+
+def join(*parts: Mapping[str, float]) -> dict[str, float]:
+    """One row of all. Raises ValueError where a name stands in two: which of them holds would depend on their order."""
+    row: dict[str, float] = {}
+    for part in parts:
+        if twice := row.keys() & part.keys():
+            raise ValueError(f"metrics are made in two places: {', '.join(sorted(twice))}")
+        row |= part
+    return row
 
 
 def not_asked(stream: dict[str, Any]) -> dict[str, float]:

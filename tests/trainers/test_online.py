@@ -6,9 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from rlkit.assembly import online as assembly
-from rlkit.trainers.online import Online
+from rlkit.engines.logprob_check import Probe
+from rlkit.errors import RunFailed
+from rlkit.metrics import values
+from rlkit.trainers.online import Online, join
 from tests.algorithms.tiny import Ranks, together
 from tests.config.test_recipe import composed
 
@@ -41,3 +45,26 @@ def test_a_recipe_says_what_grades_and_whether_the_cut_are_learned_from(words: t
     recipe = composed("recipe=dapo_math", f"mask_truncated_completions={str(cut).lower()}", "+rewards.other={path: length}", *words)
     made = assembly.collector(recipe, None, None, None, None)  # type: ignore[arg-type]
     assert (made.graded_by, made.mask_truncated_completions) == (grade, cut)
+
+
+def test_a_metric_that_is_made_in_two_places_is_a_fault() -> None:
+    assert join({"a": 1.0}, {}, {"b": 2.0}) == {"a": 1.0, "b": 2.0}
+    with pytest.raises(ValueError, match="metrics are made in two places: a"):
+        join({"a": 1.0}, {"b": 2.0, "a": 1.0})
+
+
+@pytest.mark.parametrize(("own", "said"), [([[True, False]], 0), ([[False, False]], 1)])
+def test_a_step_whose_log_probs_cannot_be_compared_says_so(own: list[list[bool]], said: int) -> None:
+    """The sampler is 5 nats off: with no token of the current weights that is seen by nobody, and must not pass for agreement."""
+    nothing: Any = None
+    probe = Probe(nothing, nothing, 1e-4)
+    metrics = probe.compare(torch.zeros(1, 2), torch.full((1, 2), -5.0), torch.tensor(own))
+    if said:
+        probe.check(metrics)
+    else:
+        with pytest.raises(RunFailed, match="does not sample from the policy"):
+            Probe(SimpleNamespace(received=dict), lambda: iter([]), 1e-4).check(metrics)  # type: ignore[arg-type]
+    notes: list[str] = []
+    report: Any = SimpleNamespace(note=notes.append)
+    Online(nothing, nothing, None, nothing, nothing, report, nothing, nothing, nothing)._note_uncompared(3, values(metrics))
+    assert len(notes) == said and all("step 3: all its tokens were sampled by older weights" in note for note in notes)
