@@ -10,10 +10,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from launch.crew import Crew, environments, free_port
 from launch.node import with_interface
 from launch.order import Order, door
 from launch.watch import Signals, Watch, ranks_on
+from launch.worker_group import WorkerGroup, environments, free_port
 from rlkit.assembly.plan import gpus
 from rlkit.errors import UserError
 
@@ -25,7 +25,7 @@ class Local:
     """A fleet of one node."""
 
     order: Order
-    _crew: Crew | None = field(default=None)
+    _crew: WorkerGroup | None = field(default=None)
 
     def start(self, first: bool) -> str:
         settings = self.order.settings
@@ -40,7 +40,7 @@ class Local:
             raise UserError(f"launch.port={settings.port} is in use on this machine; choose another, or leave it out") from error
         base = with_interface(dict(os.environ), settings.interface, HERE)
         each = environments(base, 0, ranks, ranks, HERE, port)
-        self._crew = Crew(HERE, self.order.command(sys.executable, first), each, self.order.folder)
+        self._crew = WorkerGroup(HERE, self.order.command(sys.executable, first), each, self.order.folder)
         return ranks_on(ranks, [HERE])
 
     def poll(self) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What runs on each node of a Ray cluster: the look at it before anything is loaded, and the supervisor of its ranks.
 
-Sent to the nodes by value, together with launch.crew: standard library only, and no rlkit needed to say that there is none.
+Sent to the nodes by value, together with launch.worker_group: standard library only, and no rlkit needed to say that there is none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.crew import Crew, environments, free_port
+from launch.worker_group import WorkerGroup, environments, free_port
 
 LEASE_SECONDS = 30.0  # unpolled for so long, ranks are ended: the launcher is stopped, or on the far side of a broken network
 SIOCGIFADDR = 0x8915  # Linux, linux/sockios.h
@@ -95,7 +95,7 @@ class Supervisor:
     """The ranks of this node; an actor of Ray with several threads, so that it answers while a call is under way."""
 
     def __init__(self) -> None:
-        self._crew: Crew | None = None
+        self._crew: WorkerGroup | None = None
 
     def port(self, address: str, wanted: int | None) -> int:
         return free_port(address, wanted)
@@ -108,7 +108,7 @@ class Supervisor:
         os.chdir(order["cwd"])
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)  # Ray runs its workers at niceness 15; ranks are no work for when nobody else has any
-        self._crew = Crew(order["address"], command, each, Path(order["folder"]), lease=LEASE_SECONDS)
+        self._crew = WorkerGroup(order["address"], command, each, Path(order["folder"]), lease=LEASE_SECONDS)
 
     def poll(self) -> dict[str, Any]:
         assert self._crew is not None

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launch import crew, node, preflight
+from launch import node, preflight, worker_group
 from launch.cluster import joined
 from launch.order import Order, door
 from launch.preflight import Trouble
@@ -258,7 +258,7 @@ def launched(order: Order) -> int:
     with joined(order.settings) as address:
         import ray
 
-        for module in (crew, node):
+        for module in (worker_group, node):
             ray.cloudpickle.register_pickle_by_value(module)
         signals.install()  # after ray.init, which takes SIGTERM for itself
         say(f"Ray cluster {address}")

@@ -39,7 +39,7 @@ class Fleet(Protocol):
         """Starts all ranks; says how many, and where. `first`: not a restart. Raises Lost, UserError or RunFailed."""
 
     def poll(self) -> list[dict[str, Any]]:
-        """What each node says (Crew.poll). Raises Lost."""
+        """What each node says (WorkerGroup.poll). Raises Lost."""
 
     def signal(self, number: int) -> None: ...
 

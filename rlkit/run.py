@@ -82,7 +82,7 @@ def dispatch(arguments: list[str]) -> int:
     from rlkit.assembly import build
     from rlkit.trainers import loop
 
-    with build.assembled(recipe, to_yaml(config)) as run:
+    with build.build_run(recipe, to_yaml(config)) as run:
         loop.train(run)
     return EXIT_DONE
 

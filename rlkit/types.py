@@ -135,7 +135,7 @@ class Credit:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class MicroBatch:
     """The rows of a micro-batch as a loss sees them; T is the longest completion among them."""
 
     mask: Tensor  # [B, T] bool
@@ -149,7 +149,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class OfflineMicroBatch:
     """The completions of a micro-batch as an offline loss sees them; of pairs the chosen one of each first, then its rejected one."""
 
     mask: Tensor  # [B, T] bool

@@ -137,7 +137,7 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("trainers/offline.py", "if o.prompt != mine.prompt", "if o is not mine"),
     ("trainers/offline.py", "key=lambda i: self.units[i].samples[0].key", "key=lambda i: i"),
     ("trainers/offline.py", "self.reading.ranks.sum(total)", "total"),
-    ("trainers/offline.py", "seen.append(idled(reading.learner))", "pass"),
+    ("trainers/offline.py", "seen.append(idle_pass(reading.learner))", "pass"),
     ("updates/reference_cache.py", "numbers[chosen] = said.double().sum(-1)", "numbers[chosen] = said.double().mean(-1)"),
     ("updates/reference_cache.py", "digest.update(tensor.detach()", "str(tensor.detach()"),
     ("updates/reference_cache.py", "(versions, ranks, budget, len(names))", "(versions, ranks, len(names))"),

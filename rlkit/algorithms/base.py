@@ -12,13 +12,13 @@ from torch import Tensor
 
 from rlkit.metrics import Metrics
 from rlkit.ops.masking import Reduction
-from rlkit.types import Batch, Credit, Rows, Signals
+from rlkit.types import Batch, Credit, MicroBatch, Signals
 
 
 class Peers(Protocol):
     """Sums, and one scalar a sample, over all ranks."""
 
-    def everywhere(self, values: Tensor, index: Tensor, size: int) -> Tensor:
+    def gather_by_index(self, values: Tensor, index: Tensor, size: int) -> Tensor:
         """values [B] of the samples at `index` [B] of the step -> [N], the values of all samples in the step's order."""
         ...
 
@@ -69,6 +69,6 @@ class Algorithm(Protocol):
 
     def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]: ...
 
-    def policy_loss(self, rows: Rows) -> tuple[Tensor, Metrics]:
+    def policy_loss(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
         """One value a token, [B, T], and metrics to watch."""
         ...

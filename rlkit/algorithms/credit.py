@@ -71,10 +71,10 @@ class Step:
 
 def whole_step(batch: Batch, rewards: Tensor, peers: Peers) -> Step:
     """rewards [B] of this rank's samples -> those of all, however the groups are split over ranks."""
-    group = peers.everywhere(batch.group.double(), batch.index, batch.size).long()
+    group = peers.gather_by_index(batch.group.double(), batch.index, batch.size).long()
     return Step(
-        rewards=peers.everywhere(rewards, batch.index, batch.size),
-        valid=peers.everywhere(batch.valid.double(), batch.index, batch.size) > 0.5,
+        rewards=peers.gather_by_index(rewards, batch.index, batch.size),
+        valid=peers.gather_by_index(batch.valid.double(), batch.index, batch.size) > 0.5,
         group=group,
         groups=int(group.max()) + 1 if batch.size else 0,
     )

@@ -28,7 +28,7 @@ from torch import Tensor
 from rlkit.algorithms.offline import Keys, Kind, Unit, averaged, log_ratios, seen_of_pairs, sides, summed
 from rlkit.metrics import Metrics
 from rlkit.ops import preference
-from rlkit.types import Written
+from rlkit.types import OfflineMicroBatch
 
 REFERENCE_FREE = ("simpo", "orpo")
 NOISY = ("smoothed", "robust")  # those that know of flipped labels
@@ -64,7 +64,7 @@ class DPO(Keys):
     def reference(self) -> bool:
         return self.loss not in REFERENCE_FREE
 
-    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a pair, [N]."""
         x = log_ratios(rows) if self.reference else averaged(rows)  # [2 N]
         return LOSSES[self.loss](self, *sides(x)), seen_of_pairs(self.beta * x, summed(rows))

@@ -23,7 +23,7 @@ from torch import Tensor
 from rlkit.algorithms.offline import Keys, Kind, Unit, log_ratios, seen_of, summed
 from rlkit.metrics import Mean, Metrics
 from rlkit.ops import preference
-from rlkit.types import Written
+from rlkit.types import OfflineMicroBatch
 
 
 class KTO(Keys):
@@ -48,9 +48,9 @@ class KTO(Keys):
     def reference(self) -> bool:
         return True
 
-    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a completion, [B]."""
-        assert rows.desirable is not None and rows.baseline is not None, "the story brings what the algorithm asks for"
+        assert rows.desirable is not None and rows.baseline is not None, "the trainer brings what the algorithm asks for"
         x, good = log_ratios(rows), rows.desirable  # [B]
         losses = preference.kto(x, good, rows.baseline, self.beta, self.desirable_weight, self.undesirable_weight)
         margins = torch.where(good, x - rows.baseline, rows.baseline - x)

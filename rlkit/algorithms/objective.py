@@ -22,7 +22,7 @@ from rlkit.errors import UserError
 from rlkit.metrics import Max, Metrics, effective, masked
 from rlkit.ops import kl, surrogate, values
 from rlkit.ops.masking import Reduction
-from rlkit.types import Rows
+from rlkit.types import MicroBatch
 
 ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
 REFUSED_KL = {
@@ -113,7 +113,7 @@ class Objective(BaseModel):
         before = reference and (self.kl_in == "reward" or self.kl_target is not None)  # a KL of the whole step, before it
         return Needs(old_logprobs=updates_per_step > 1 or before, reference=reference)
 
-    def policy_loss(self, rows: Rows) -> tuple[Tensor, Metrics]:
+    def policy_loss(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
         """The surrogate with what is added to it; [B, T]."""
         log_ratios = surrogate.log_ratio(rows.logprobs, rows.old_logprobs, rows.mask)
         if self.loss == "gspo":
@@ -138,7 +138,7 @@ class Objective(BaseModel):
             loss = loss - self.entropy_coef * rows.entropy
         return loss, metrics
 
-    def corrected(self, rows: Rows) -> tuple[Tensor, Metrics]:
+    def corrected(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
         """Weights [B, T] of the tokens for their sampler, what they are worth, and the ratios before any cap."""
         log_ratios = surrogate.log_ratio(rows.old_logprobs, rows.rollout_logprobs, rows.mask)
         if self.correction_level == "sequence":
@@ -211,30 +211,30 @@ class CriticObjective(Objective):
         return torch.where(known, loss, 0.0), metrics
 
 
-Surrogate = Callable[[Objective, Rows, Tensor], tuple[Tensor, Tensor]]
+Surrogate = Callable[[Objective, MicroBatch, Tensor], tuple[Tensor, Tensor]]
 
 
-def clipped(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+def clipped(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     return surrogate.clipped(log_ratios, rows.advantages, keys.clip_low, keys.clip_high)
 
 
-def dual_clip(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+def dual_clip(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     return surrogate.dual_clipped(log_ratios, rows.advantages, keys.clip_low, keys.clip_high, keys.dual_clip)
 
 
-def cispo(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+def cispo(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     return surrogate.cispo(log_ratios, counted(rows), rows.advantages, keys.clip_low, keys.clip_high)
 
 
-def sapo(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+def sapo(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     return surrogate.sapo(log_ratios, rows.advantages, keys.sapo_positive, keys.sapo_negative)
 
 
-def reinforce(keys: Objective, rows: Rows, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+def reinforce(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     return surrogate.reinforce(log_ratios, counted(rows), rows.advantages)
 
 
-def counted(rows: Rows) -> Tensor:
+def counted(rows: MicroBatch) -> Tensor:
     """The policy's log-probs where they count, 0 elsewhere; [B, T]."""
     return torch.where(rows.mask, rows.logprobs, torch.zeros_like(rows.logprobs))
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from rlkit.metrics import Mean, Metrics, masked
-from rlkit.types import Written
+from rlkit.types import OfflineMicroBatch
 
 Kind = Literal["pairs", "rated", "demonstrations"]
 Unit = Literal["pair", "sequence", "token"]
@@ -33,7 +33,7 @@ class Keys(BaseModel):
 
     @property
     def reference(self) -> bool:
-        """Whether the loss wants Written.reference."""
+        """Whether the loss wants OfflineMicroBatch.reference."""
         return False
 
 
@@ -52,24 +52,24 @@ class OfflineAlgorithm(Protocol):
     @property
     def reference(self) -> bool: ...
 
-    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a unit, [N], [B] or [B, T], and metrics to watch."""
         ...
 
 
-def summed(rows: Written) -> Tensor:
+def summed(rows: OfflineMicroBatch) -> Tensor:
     """log pi of whole completions; [B] float64."""
     return torch.where(rows.mask, rows.said, 0.0).double().sum(-1)
 
 
-def averaged(rows: Written) -> Tensor:
+def averaged(rows: OfflineMicroBatch) -> Tensor:
     """The mean of log pi over a completion's tokens; [B] float64."""
     return summed(rows) / rows.mask.sum(-1).clamp(min=1)
 
 
-def log_ratios(rows: Written) -> Tensor:
+def log_ratios(rows: OfflineMicroBatch) -> Tensor:
     """log(pi / pi_ref) of whole completions; [B] float64."""
-    assert rows.reference is not None, "the story brings what the algorithm asks for"
+    assert rows.reference is not None, "the trainer brings what the algorithm asks for"
     return summed(rows) - rows.reference
 
 

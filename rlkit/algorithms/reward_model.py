@@ -14,7 +14,7 @@ from torch import Tensor
 from rlkit.algorithms.offline import Keys, Kind, Unit, seen_of_pairs, sides, summed
 from rlkit.metrics import Metrics
 from rlkit.ops import preference
-from rlkit.types import Written
+from rlkit.types import OfflineMicroBatch
 
 
 class RewardModel(Keys):
@@ -26,7 +26,7 @@ class RewardModel(Keys):
 
     name: Literal["reward_model"]
 
-    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a pair, [N]."""
         scores = summed(rows)  # [2 N], each of one number
         chosen, rejected = sides(scores)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlkit.algorithms.offline import Keys, Kind, Unit, summed
 from rlkit.metrics import Metrics, over
-from rlkit.types import Written
+from rlkit.types import OfflineMicroBatch
 
 
 class SFT(Keys):
@@ -24,6 +24,6 @@ class SFT(Keys):
 
     name: Literal["sft"]
 
-    def losses(self, rows: Written) -> tuple[Tensor, Metrics]:
+    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a token, [B, T]."""
         return torch.where(rows.mask, -rows.said, 0.0), {"logps/chosen": over(summed(rows).tolist())}

@@ -14,7 +14,7 @@ from rlkit.engines.lora import LoraSettings
 from rlkit.errors import UserError
 
 
-def made_model(recipe: Recipe, main: bool) -> str:
+def make_base_model(recipe: Recipe, main: bool) -> str:
     """The path of the model; the built-in one is made here if this machine has not made it yet, and `main` tells of it."""
     if recipe.model.path != "builtin":
         return recipe.model.path

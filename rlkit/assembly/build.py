@@ -7,15 +7,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlkit.assembly import offline, online, plan
-from rlkit.assembly.base_model import check_length, made_model
-from rlkit.assembly.datasets import sourced, with_steps
-from rlkit.assembly.rewards import seat_models, seated, settings, specs
+from rlkit.assembly.base_model import check_length, make_base_model
+from rlkit.assembly.datasets import build_datasets, with_steps
+from rlkit.assembly.rewards import in_process_rewards, load_reward_models, reward_settings, reward_specs
 from rlkit.assembly.run_folder import open_folder
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.errors import RunFailed
 from rlkit.report import Report
-from rlkit.rewarding.judge import Judge
+from rlkit.rewarding.judge import RewardClient
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import Stopping
@@ -24,7 +24,7 @@ from rlkit.updates import micro_batch_fit
 
 
 @contextmanager
-def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
+def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text` is the resolved recipe as it is written into the folder. On leaving, all that was started ends."""
     stopping = Stopping()
     stopping.install()
@@ -35,12 +35,14 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
         judge = (
             None
             if recipe.offline_algorithm
-            else stack.enter_context(Judge(specs(recipe), settings(recipe, ranks), folder / "replay", seated(recipe)))
+            else stack.enter_context(
+                RewardClient(reward_specs(recipe), reward_settings(recipe, ranks), folder / "replay", in_process_rewards(recipe))
+            )
         )
-        model_path = made_model(recipe, ranks.main)
+        model_path = make_base_model(recipe, ranks.main)
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
-        train, test, told = sourced(recipe, renderer, "prompts" if judge else recipe.algorithm.reads)
+        train, test, told = build_datasets(recipe, renderer, "prompts" if judge else recipe.algorithm.reads)
         recipe = with_steps(recipe, len(train.rows))
         report = stack.enter_context(open_report(recipe, folder, ranks))
         if ranks.main:
@@ -50,11 +52,11 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
             report.note(told)
         heartbeat.beat("loading")
         if judge is None:
-            run = offline.build(recipe, ranks, folder, model_path, renderer, (train, test), report, stopping)
+            run = offline.build_offline(recipe, ranks, folder, model_path, renderer, (train, test), report, stopping)
         else:
-            run, close = online.build(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
+            run, close = online.build_online(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
             stack.callback(close)
-            seat_models(recipe, judge, run.story.placement, ranks)
+            load_reward_models(recipe, judge, run.trainer.placement, ranks)
             judge.ready()
             for line in judge.ignored(train.rows.columns().union(*(prompt.columns for prompt in test))):
                 report.warn(line)
@@ -65,7 +67,7 @@ def assembled(recipe: Recipe, text: str) -> Iterator[Run]:
                 raise
             engine = judge is not None and run.clock.phase not in ("observe", "update")
             told = micro_batch_fit.engine_ended(run.clock.phase) if engine else None
-            budget, least = run.story.tokens_per_micro_batch, recipe.least_budget
+            budget, least = run.trainer.tokens_per_micro_batch, recipe.least_budget
             raise RunFailed(told or micro_batch_fit.ended(folder, run.clock.phase, budget, least)) from error
 
 

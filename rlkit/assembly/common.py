@@ -1,4 +1,4 @@
-"""What every run has, online or offline: the largest micro-batch, schedules, the roofline, and what stands around a story."""
+"""What every run has, online or offline: the largest micro-batch, schedules, the roofline, and what stands around a trainer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rlkit.assembly.base_model import dtype_of
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.engines.base import Learner
-from rlkit.profiling.roofline import Floors, machine
+from rlkit.profiling.roofline import Roofline, machine
 from rlkit.report import Report
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import Stopping
-from rlkit.runtime.timer import Clock
-from rlkit.trainers.loop import Run, Story
+from rlkit.runtime.timer import PhaseTimer
+from rlkit.trainers.loop import Run, Trainer
 from rlkit.updates import micro_batch_fit
 from rlkit.updates.lr_schedule import Schedule
 
 
-def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: Path, report: Report) -> int:
+def fit_micro_batch(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: Path, report: Report) -> int:
     """Tokens of a micro-batch that fits into memory."""
     report.phase("trying the largest micro-batch")
     budget = micro_batch_fit.remembered(folder, recipe.tokens_per_micro_batch)
@@ -32,8 +32,8 @@ def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: P
     share = (prompts * recipe.max_prompt_tokens + mine * recipe.max_completion_tokens) // ranks.crew_size
     sizes = (recipe.max_prompt_tokens, recipe.max_completion_tokens, together)
     least, crew = recipe.least_budget, (ranks.crew_size, ranks.rank % ranks.crew_size)
-    anyone = micro_batch_fit.asked_together(ranks.meet, ranks.any, folder, budget, least)
-    fits, failed = micro_batch_fit.fitted(learners, budget, *sizes, share, anyone, least, crew)
+    anyone = micro_batch_fit.asked_together(ranks.barrier_with_timeout, ranks.any, folder, budget, least)
+    fits, failed = micro_batch_fit.largest_micro_batch(learners, budget, *sizes, share, anyone, least, crew)
     if failed:
         report.note(f"tokens_per_micro_batch={failed} does not fit into memory; {fits} does and is used")
     elif budget < recipe.tokens_per_micro_batch:
@@ -41,7 +41,7 @@ def fitting(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: P
     return fits
 
 
-def made_floors(recipe: Recipe, ranks: Ranks) -> Floors | None:
+def build_roofline(recipe: Recipe, ranks: Ranks) -> Roofline | None:
     """On the rank that reports, where the shape of the model is known. In a crew, whose ranks compute each other's samples, by its own:
     all have about as many tokens."""
     job = plan.job_of(recipe)
@@ -50,26 +50,26 @@ def made_floors(recipe: Recipe, ranks: Ranks) -> Floors | None:
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         job = replace(job, shape=replace(job.shape, vocab=1))  # its head says one number
     adapter = recipe.engine.lora_sync == "adapter" and job.rank is not None
-    return Floors(job, machine(ranks.device, dtype_of(recipe, ranks.device)), adapter, swaps=plan.mode(recipe) == "swapped")
+    return Roofline(job, machine(ranks.device, dtype_of(recipe, ranks.device)), adapter, swaps=plan.mode(recipe) == "swapped")
 
 
-def made_run(
+def build_trainer_run(
     recipe: Recipe,
-    story: Story,
+    trainer: Trainer,
     learners: Sequence[Learner],
     export: Callable[[Path], None],
     renderer: Renderer,
     folder: Path,
     ranks: Ranks,
     report: Report,
-    clock: Clock,
+    clock: PhaseTimer,
     stopping: Stopping,
 ) -> Run:
-    """A story with what is around it in every run."""
+    """A trainer with what surrounds it in every run."""
     every, keep = recipe.checkpoint.every, recipe.checkpoint.keep
     return Run(
         steps=recipe.steps,
-        story=story,
+        trainer=trainer,
         eval_every=recipe.eval.every,
         learners=learners,
         export=export,
@@ -84,6 +84,6 @@ def made_run(
     )
 
 
-def schedule(recipe: Recipe, lr: float | None = None, waits: int = 0) -> Schedule:
+def build_schedule(recipe: Recipe, lr: float | None = None, waits: int = 0) -> Schedule:
     updates, peak = recipe.updates_per_step, recipe.optim.lr if lr is None else lr
     return Schedule(peak, recipe.optim.schedule, recipe.optim.warmup_steps * updates, recipe.steps * updates - waits)

@@ -35,14 +35,14 @@ SETS: dict[Kind, Callable[..., RowSet[Any]]] = {
 OF_SOURCE = ("chat", "system", "template", "answer_pattern")  # keys of `data` that a source may say for itself
 
 
-def sourced(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -> tuple[Stream[Any], list[Any], str | None]:
+def build_datasets(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -> tuple[Stream[Any], list[Any], str | None]:
     """The training stream, the held-out rows, and what a person should know of rows left out, if any."""
-    readers = opened(recipe, kind, "train", recipe.data.train)
-    train = made(recipe, renderer, kind, readers)
+    readers = open_readers(recipe, kind, "train", recipe.data.train)
+    train = build_row_set(recipe, renderer, kind, readers)
     stream, told = Stream(train, ordered(recipe, readers)), more_often(recipe, train)
     if not recipe.data.test:
         return stream, [], told
-    held_out = made(recipe, renderer, kind, opened(recipe, kind, "test", recipe.data.test))
+    held_out = build_row_set(recipe, renderer, kind, open_readers(recipe, kind, "test", recipe.data.test))
     test, counts = held_out.all(recipe.eval.problems)
     return stream, test, "\n".join(filter(None, (told, held_out.told(counts)))) or None
 
@@ -72,7 +72,7 @@ def with_steps(recipe: Recipe, rows: int) -> Recipe:
     return counted
 
 
-def opened(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
+def open_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
     """A reader of each source."""
     data, readers = recipe.data, []
     rewards = (recipe.rewards or {}).values()
@@ -88,7 +88,7 @@ def opened(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceS
     return readers
 
 
-def made(recipe: Recipe, renderer: Renderer, kind: Kind, readers: list[RowReader[Any]]) -> RowSet[Any]:
+def build_row_set(recipe: Recipe, renderer: Renderer, kind: Kind, readers: list[RowReader[Any]]) -> RowSet[Any]:
     """What the rows of all sources become."""
     data = recipe.data
     limits = {"max_prompt_tokens": recipe.max_prompt_tokens, "on_long": data.on_long, "on_bad_row": data.on_bad_row}

@@ -10,22 +10,22 @@ from rlkit.assembly import plan
 from rlkit.assembly.base_model import lora_of
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
-from rlkit.engines.logprob_check import Probe
+from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.lora import BaseOfPolicy, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.timer import Clock
+from rlkit.runtime.timer import PhaseTimer
 from rlkit.types import Sampling
 
 SENDS = {"merged": send_merged, "adapter": send_adapter}
 MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # mean |difference of log-probs|, nats
 
 
-def crew_of(ranks: Ranks) -> Any:
+def sp_group_of(ranks: Ranks) -> Any:
     """Whom this rank's models share their rows with; None: nobody."""
-    from rlkit.engines.sequence_parallel import Crew
+    from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
-    return Crew(ranks.crew) if ranks.crew else None
+    return SequenceParallelGroup(ranks.crew) if ranks.crew else None
 
 
 def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
@@ -38,7 +38,7 @@ def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> 
         temperature=temperature,
         lora=lora_of(recipe),
         four_bits=recipe.model.load_in_4bit,
-        crew=crew_of(ranks),
+        crew=sp_group_of(ranks),
         **learner_settings(recipe, ranks),
     )
 
@@ -46,7 +46,7 @@ def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> 
 def make_critic(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:
     from rlkit.engines.deepspeed import DeepSpeedCritic
 
-    return DeepSpeedCritic(path, dtype, crew=crew_of(ranks), **learner_settings(recipe, ranks))
+    return DeepSpeedCritic(path, dtype, crew=sp_group_of(ranks), **learner_settings(recipe, ranks))
 
 
 def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
@@ -94,16 +94,16 @@ def make_reference(recipe: Recipe, policy: Any, path: str, dtype: torch.dtype, r
         return BaseOfPolicy(policy)
 
     temperature = recipe.sampling.temperature
-    return Reference(path, dtype, temperature=temperature, device=ranks.device, offline=recipe.offline, crew=crew_of(ranks))
+    return Reference(path, dtype, temperature=temperature, device=ranks.device, offline=recipe.offline, crew=sp_group_of(ranks))
 
 
-def make_probe(recipe: Recipe, policy: Any, engine: Any, dtype: torch.dtype, sampling: Sampling) -> Probe:
+def make_probe(recipe: Recipe, policy: Any, engine: Any, dtype: torch.dtype, sampling: Sampling) -> LogprobCheck:
     limit = MISMATCH_LIMIT[dtype] if recipe.engine.mismatch_limit == "auto" else recipe.engine.mismatch_limit
     sent = policy.parts_sent if recipe.engine.lora_sync == "adapter" else policy.weights
-    return Probe(engine, sent, None if sampling.truncated else limit)
+    return LogprobCheck(engine, sent, None if sampling.truncated else limit)
 
 
-def make_placement(recipe: Recipe, policy: Any, engine: Any, others: tuple[Any, ...], clock: Clock) -> Colocated:
+def make_placement(recipe: Recipe, policy: Any, engine: Any, others: tuple[Any, ...], clock: PhaseTimer) -> Colocated:
     movables = tuple(other for other in others if other)
     send, mode = SENDS[recipe.engine.lora_sync], plan.mode(recipe)
     return Colocated(policy, engine, movables, clock, send, mode, predicted=plan.predicted(recipe))

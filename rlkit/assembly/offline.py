@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlkit.assembly import plan
 from rlkit.assembly.base_model import dtype_of
-from rlkit.assembly.common import fitting, made_floors, made_run, schedule
+from rlkit.assembly.common import build_roofline, build_schedule, build_trainer_run, fit_micro_batch
 from rlkit.assembly.models import learner_settings, make_policy
 from rlkit.builtin.model import default_cache
 from rlkit.config.recipe import Recipe
@@ -20,14 +20,14 @@ from rlkit.data.renderer import Renderer
 from rlkit.report import Report
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import Stopping
-from rlkit.runtime.timer import Clock
+from rlkit.runtime.timer import PhaseTimer
 from rlkit.trainers.loop import Run
-from rlkit.trainers.offline import UNITS, Offline, Reading
+from rlkit.trainers.offline import UNITS, OfflineTrainer, OfflineUpdater
 from rlkit.types import Sample
-from rlkit.updates.reference_cache import looked_up
+from rlkit.updates.reference_cache import load_or_compute
 
 
-def build(
+def build_offline(
     recipe: Recipe,
     ranks: Ranks,
     folder: Path,
@@ -38,31 +38,31 @@ def build(
     stopping: Stopping,
 ) -> Run:
     """Loads what learns, asks it for the reference before it learns, and puts the parts together; rows: to train on, and held out."""
-    clock = Clock(report.phase)
+    clock = PhaseTimer(report.phase)
     report.phase("loading")
     stream, held_out = rows
     algorithm = recipe.algorithm
     learner, said, export = LEARNERS[algorithm.learner](recipe, model_path, ranks, renderer)
-    reading = Reading(
+    reading = OfflineUpdater(
         learner=learner,
         said=said,
         algorithm=algorithm,
-        schedule=schedule(recipe),
+        schedule=build_schedule(recipe),
         ranks=ranks,
         passes=recipe.passes_per_step,
         minibatches=recipe.minibatches,
-        tokens_per_micro_batch=fitting(recipe, [learner], ranks, folder, report),
+        tokens_per_micro_batch=fit_micro_batch(recipe, [learner], ranks, folder, report),
         max_skipped_updates=recipe.engine.max_skipped_updates,
     )
     units = [UNITS[algorithm.reads](item) for item in held_out]
-    floors, predicted = made_floors(recipe, ranks), plan.predicted(recipe)
-    story = Offline(stream, recipe.prompts_per_step, units, reading, None, clock, stopping, floors, predicted)
+    floors, predicted = build_roofline(recipe, ranks), plan.predicted(recipe)
+    trainer = OfflineTrainer(stream, recipe.prompts_per_step, units, reading, None, clock, stopping, floors, predicted)
     if algorithm.reference:
         report.phase("reference")
-        asked = story.ahead(recipe.steps)
-        story.reference, computed = looked_up(learner, asked, ranks, reading.tokens_per_micro_batch, default_cache())
+        asked = trainer.ahead(recipe.steps)
+        trainer.reference, computed = load_or_compute(learner, asked, ranks, reading.tokens_per_micro_batch, default_cache())
         report.note(f"reference log-probs: {f'computed of {computed:,} completions' if computed else 'found in the cache'}")
-    return made_run(recipe, story, [learner], export, renderer, folder, ranks, report, clock, stopping)
+    return build_trainer_run(recipe, trainer, [learner], export, renderer, folder, ranks, report, clock, stopping)
 
 
 Said = Callable[[Sequence[Sample], int], Tensor]

@@ -8,26 +8,26 @@ from rlkit.assembly.base_model import dtype_of
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.engines.placement import Colocated
-from rlkit.rewarding.judge import Judge
+from rlkit.rewarding.judge import RewardClient
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.rollout.model_reward import ModelReward
 from rlkit.runtime.ranks import Ranks
 
 
-def specs(recipe: Recipe) -> list[RewardSpec]:
+def reward_specs(recipe: Recipe) -> list[RewardSpec]:
     return [RewardSpec(name=name, **reward.model_dump()) for name, reward in recipe.rewards.items()]
 
 
-def seated(recipe: Recipe) -> list[str]:
+def in_process_rewards(recipe: Recipe) -> list[str]:
     """Names of the rewards that run in this process."""
     return [name for name, reward in recipe.rewards.items() if reward.path == "reward_model"]
 
 
-def seat_models(recipe: Recipe, judge: Judge, placement: Colocated, ranks: Ranks) -> None:
+def load_reward_models(recipe: Recipe, judge: RewardClient, placement: Colocated, ranks: Ranks) -> None:
     """Loads the reward models, each with a phase of its own on the device."""
     from rlkit.engines.classifier import Classifier
 
-    for name in seated(recipe):
+    for name in in_process_rewards(recipe):
         path = str(recipe.rewards[name].args["model"])
         scorer = Classifier(
             path,
@@ -36,9 +36,9 @@ def seat_models(recipe: Recipe, judge: Judge, placement: Colocated, ranks: Ranks
             offline=recipe.offline,
             tokens_per_micro_batch=recipe.tokens_per_micro_batch,
         )
-        judge.seats[name] = ModelReward(Renderer(path, offline=recipe.offline), scorer, placement.judging).judge
+        judge.in_process[name] = ModelReward(Renderer(path, offline=recipe.offline), scorer, placement.judging).judge
 
 
-def settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
+def reward_settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
     workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) * ranks.team_size // ranks.local_world)
     return RewardSettings(**{**recipe.rewarding.model_dump(), "workers": workers})

@@ -126,7 +126,7 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
     from rlkit.algorithms.sft import SFT
     from rlkit.ops.logprobs import of_chosen, predecessors
     from rlkit.ops.masking import even_weights, weighted_sum
-    from rlkit.types import Written
+    from rlkit.types import OfflineMicroBatch
 
     sft, rng = SFT(name="sft"), random.Random(MODEL_SEED)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
@@ -140,7 +140,9 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
             firsts = counted.int().argmax(1) + torch.arange(len(labels)) * labels.shape[1]  # [B], flat
             where = predecessors(firsts.tolist(), counted.sum(1).tolist())
             said, _ = of_chosen(model.lm_head(hidden.flatten(0, 1)[where]), labels[counted], 1.0)  # [completion tokens]
-            losses, _ = sft.losses(Written(torch.ones(1, len(said), dtype=torch.bool), said.unsqueeze(0)))  # [1, completion tokens]
+            losses, _ = sft.losses(
+                OfflineMicroBatch(torch.ones(1, len(said), dtype=torch.bool), said.unsqueeze(0))
+            )  # [1, completion tokens]
             loss = weighted_sum(losses, even_weights(losses, len(said)))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)

@@ -107,13 +107,13 @@ def write(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
     """The model of a checkpoint, with its tokenizer."""
     import torch
 
-    from rlkit.assembly.base_model import dtype_of, lora_of, made_model
+    from rlkit.assembly.base_model import dtype_of, lora_of, make_base_model
     from rlkit.data.renderer import Renderer
     from rlkit.engines import hf
     from rlkit.engines.deepspeed_reward_model import load_classifier
-    from rlkit.engines.trained_model import Held
+    from rlkit.engines.trained_model import TrainedModel
 
-    path = made_model(recipe, main=True)
+    path = make_base_model(recipe, main=True)
     renderer = Renderer(path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
     dtype = dtype_of(recipe, torch.device("cuda" if on_gpu else "cpu"))
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
@@ -122,7 +122,7 @@ def write(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
         model.save_pretrained(folder)
     else:
         model = hf.load_model(path, dtype, offline=recipe.offline, four_bits=recipe.model.load_in_4bit)
-        held, adapter = Held(model, path, dtype, lora_of(recipe)), recipe.checkpoint.export == "adapter"
+        held, adapter = TrainedModel(model, path, dtype, lora_of(recipe)), recipe.checkpoint.export == "adapter"
         put(model, checkpoint / "policy.safetensors", dtype)
         names, whole = held.own() if adapter else held.merged()
         with torch.no_grad():

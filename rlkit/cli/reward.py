@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import run
-from rlkit.assembly.datasets import opened
+from rlkit.assembly.datasets import open_readers
 from rlkit.config import recipe as recipes
 from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, lookup
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER, UserError
@@ -67,7 +67,7 @@ def attempt(arguments: list[str]) -> int:
 
 def brought(recipe: recipes.Recipe, count: int) -> list[tuple[int, dict[str, Any]]]:
     """The first rows of data.train, each with the completions that it stands for."""
-    reader = opened(recipe, "prompts", "train", recipe.data.train)[0]
+    reader = open_readers(recipe, "prompts", "train", recipe.data.train)[0]
     items = []
     for number in range(min(count, len(reader))):
         row = reader.read(number)
@@ -88,7 +88,7 @@ def stored(recipe: recipes.Recipe, file: Path, count: int) -> list[tuple[int, di
     sources = {split: sources for split in ("train", "test") if (sources := getattr(recipe.data, split))}
     for split in {place[0] for place in places} - sources.keys():
         raise UserError(f"samples={file} holds samples of data.{split}, which the recipe does not have (it has: {', '.join(sources)})")
-    readers = {split: opened(recipe, "prompts", split, sources[split]) for split in {place[0] for place in places}}
+    readers = {split: open_readers(recipe, "prompts", split, sources[split]) for split in {place[0] for place in places}}
     return [(row, given(row_of(readers[split], row)) | {"completion": text, "stop": stop}) for split, row, text, stop in places]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from rlkit.data.renderer import Renderer
-from rlkit.data.stream import LeftOut, RowSet, Taken
+from rlkit.data.stream import LeftOut, RowSet, TokenizedRow
 from rlkit.data.written import DemonstrationReader, PairReader, RatedReader, Written
 
 Tokens = tuple[int, ...]
@@ -53,7 +53,7 @@ class Demonstration:
     cut: bool = False
 
 
-T = TypeVar("T", bound=Taken)
+T = TypeVar("T", bound=TokenizedRow)
 Reader = PairReader | RatedReader | DemonstrationReader
 
 

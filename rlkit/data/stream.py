@@ -26,7 +26,7 @@ LONGEST_GAP = 10_000  # rows in a row that give nothing, after which a limit is 
 SOME_ROWS = 500  # that stand for all, where all would take too long
 
 
-class Taken(Protocol):
+class TokenizedRow(Protocol):
     """A row with tokens. (row, draw) is unique in a run."""
 
     @property
@@ -37,7 +37,7 @@ class Taken(Protocol):
     def cut(self) -> bool: ...  # the prompt's first tokens are left out, for it was too long
 
 
-T = TypeVar("T", bound=Taken)
+T = TypeVar("T", bound=TokenizedRow)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Counts:
     bad_row: int = 0
     cut: int = 0
 
-    def after(self, found: Taken | LeftOut) -> Counts:
+    def after(self, found: TokenizedRow | LeftOut) -> Counts:
         """The counts with one more row."""
         cut = not isinstance(found, LeftOut) and found.cut
         return Counts(

@@ -109,7 +109,7 @@ class Source(Protocol):
         ...
 
 
-class Movable(Protocol):
+class Offloadable(Protocol):
     """Can leave the accelerator's memory and come back."""
 
     def park(self) -> None: ...
@@ -117,7 +117,7 @@ class Movable(Protocol):
     def resume(self) -> None: ...
 
 
-class Policy(Scores, Learner, Source, Movable, Protocol):
+class Policy(Scores, Learner, Source, Offloadable, Protocol):
     """The model being trained."""
 
     def export(self, folder: Path, adapter: bool) -> None:
@@ -125,7 +125,7 @@ class Policy(Scores, Learner, Source, Movable, Protocol):
         ...
 
 
-class Critic(Values, Learner, Movable, Protocol):
+class Critic(Values, Learner, Offloadable, Protocol):
     """The model that learns what is to come."""
 
 

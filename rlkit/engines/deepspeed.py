@@ -24,9 +24,9 @@ from rlkit.engines import hf, weight_sync
 from rlkit.engines.base import Update
 from rlkit.engines.deepspeed_config import OptimizerSettings, config, in_parts, set_environment
 from rlkit.engines.lora import LoraSettings
-from rlkit.engines.offload import Parking
-from rlkit.engines.sequence_parallel import Crew
-from rlkit.engines.trained_model import Held
+from rlkit.engines.offload import CpuOffload
+from rlkit.engines.sequence_parallel import SequenceParallelGroup
+from rlkit.engines.trained_model import TrainedModel
 from rlkit.profiling import memory_estimate
 from rlkit.types import Sample
 
@@ -75,7 +75,7 @@ class Learner(ABC):
             )
         self.stage = memory_estimate.stage(zero_stage, dist.get_world_size())
         self._keep = False
-        self.parking = Parking(
+        self.parking = CpuOffload(
             self.training_state, keep=lambda: tensors_in([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
         )
 
@@ -226,14 +226,14 @@ class DeepSpeedPolicy(Learner):
         extra: Mapping[str, Any],
         recompute: int = 0,
         lora: LoraSettings | None = None,
-        crew: Crew | None = None,
+        crew: SequenceParallelGroup | None = None,
         four_bits: bool = False,
     ) -> None:
         set_environment()
         self.temperature, self.crew = temperature, crew
         with nullcontext() if four_bits else in_parts(config(zero_stage, dtype, optimizer, extra)):  # 4 bits are cut later, by DeepSpeed
             model = hf.load_model(path, dtype, offline=offline, recompute=recompute, four_bits=four_bits)
-            self.held = Held(model, path, dtype, lora)
+            self.held = TrainedModel(model, path, dtype, lora)
         self.model, self.names, self.adapters = model, self.held.names, self.held.adapters
         scorer = hf.TokenScorer(model, crew)
         super().__init__(scorer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
@@ -296,7 +296,7 @@ class DeepSpeedCritic(Learner):
         offline: bool,
         extra: Mapping[str, Any],
         recompute: int = 0,
-        crew: Crew | None = None,
+        crew: SequenceParallelGroup | None = None,
     ) -> None:
         set_environment()
         self.crew = crew

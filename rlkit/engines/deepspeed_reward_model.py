@@ -30,9 +30,9 @@ class LastTokenScorer(nn.Module):
         packing.keep_apart(model)
         self.model = model
 
-    def forward(self, ids: Tensor, positions: Tensor, looks: packing.Looks, last: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, looks: packing.SeqLens, last: Tensor) -> Tensor:
         """Packed samples (see packed.Packed), last [B] positions in ids -> scores [B] float32."""
-        hidden = self.model.base_model(**packing.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
+        hidden = self.model.base_model(**packing.decoder_arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         return self.model.score(hidden[0].index_select(0, last)).squeeze(-1).float()
 
 
@@ -67,7 +67,7 @@ class DeepSpeedRewardModel(Learner):
 
     def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
         """Of no samples one number, for nothing: sharded models are gathered on all ranks together."""
-        row = packing.packed(samples, 0, self.device)
+        row = packing.pack_samples(samples, 0, self.device)
         last = [last_place(s, self.pad, *begin) for s, begin in zip(samples, row.begins, strict=True)]
         return module(row.ids, row.positions, row.looks, torch.tensor(last or [0], device=self.device))
 

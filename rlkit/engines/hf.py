@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from rlkit.engines import liger, packing, quantization
 from rlkit.engines.base import checksum
 from rlkit.engines.loading import first_line, load_pretrained
-from rlkit.engines.offload import Parking
-from rlkit.engines.sequence_parallel import Crew
+from rlkit.engines.offload import CpuOffload
+from rlkit.engines.sequence_parallel import SequenceParallelGroup
 from rlkit.errors import RunFailed, UserError
 from rlkit.ops import logprobs as ops_logprobs
 from rlkit.types import Request, Sample, Stop
@@ -74,15 +74,15 @@ class TokenScorer(nn.Module):
     all ranks must gather alike, whatever their losses depend on.
     """
 
-    def __init__(self, model: Any, crew: Crew | None = None) -> None:
+    def __init__(self, model: Any, crew: SequenceParallelGroup | None = None) -> None:
         super().__init__()
         packing.keep_apart(model, crew.around if crew else None)
         self.model = model
         self.speaks = speaking(model.get_output_embeddings())
 
-    def forward(self, ids: Tensor, positions: Tensor, looks: packing.Looks, where: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, looks: packing.SeqLens, where: Tensor, tokens: Tensor, temperature: float) -> Tensor:
         """Packed samples (see packed.Packed) -> log-probs and entropy [2, n]."""
-        hidden = self.model.get_decoder()(**packing.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
+        hidden = self.model.get_decoder()(**packing.decoder_arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         chosen = hidden[0].index_select(0, where)  # [n, H]
         head = self.model.get_output_embeddings()
         return head(chosen, tokens, temperature) if self.speaks else torch.stack(ops_logprobs.of_chosen(head(chosen), tokens, temperature))
@@ -107,41 +107,52 @@ def speaking(head: nn.Module) -> bool:
 class TokenValuer(nn.Module):
     """The same architecture with one number a position in place of the head: what is still to come, before token t is written."""
 
-    def __init__(self, model: Any, crew: Crew | None = None) -> None:
+    def __init__(self, model: Any, crew: SequenceParallelGroup | None = None) -> None:
         super().__init__()
         packing.keep_apart(model, crew.around if crew else None)
         self.model = model.get_decoder()
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, bias=False, dtype=model.dtype)
         nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0
 
-    def forward(self, ids: Tensor, positions: Tensor, looks: packing.Looks, where: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, looks: packing.SeqLens, where: Tensor) -> Tensor:
         """Packed samples (see packed.Packed) -> values [n] float32."""
-        hidden = self.model(**packing.arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
+        hidden = self.model(**packing.decoder_arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         return self.head(hidden[0].index_select(0, where)).squeeze(-1).float()
 
 
 def score(
-    scorer: nn.Module, samples: Sequence[Sample], width: int, temperature: float, device: torch.device, crew: Crew | None = None
+    scorer: nn.Module,
+    samples: Sequence[Sample],
+    width: int,
+    temperature: float,
+    device: torch.device,
+    crew: SequenceParallelGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs `scorer` on samples and lays what it says on the grid: log-probs and entropy [B, width], 0 beyond a completion."""
     chosen, entropy = laid_out(lambda row: scorer(*row[:5], temperature).unbind(), samples, width, device, crew)
     return chosen, entropy
 
 
-def value(valuer: nn.Module, samples: Sequence[Sample], width: int, device: torch.device, crew: Crew | None = None) -> Tensor:
+def value(
+    valuer: nn.Module, samples: Sequence[Sample], width: int, device: torch.device, crew: SequenceParallelGroup | None = None
+) -> Tensor:
     """Runs `valuer` on samples: values [B, width], 0 beyond a completion."""
     (values,) = laid_out(lambda row: (valuer(*row[:4]),), samples, width, device, crew)
     return values
 
 
 def laid_out(
-    say: Callable[[packing.Packed], tuple[Tensor, ...]], samples: Sequence[Sample], width: int, device: torch.device, crew: Crew | None
+    say: Callable[[packing.PackedRow], tuple[Tensor, ...]],
+    samples: Sequence[Sample],
+    width: int,
+    device: torch.device,
+    crew: SequenceParallelGroup | None,
 ) -> list[Tensor]:
     """What `say` tells of the completion tokens of packed samples, each on the grid [B, width]."""
     if crew:
         told, place = crew.said(say, samples, width, device)
     else:
-        row = packing.packed(samples, width, device)
+        row = packing.pack_samples(samples, width, device)
         told, place = say(row), row.place
     return [flat.new_zeros(len(samples) * width).index_put((place,), flat[: len(place)]).view(len(samples), width) for flat in told]
 
@@ -150,12 +161,19 @@ class Reference:
     """A frozen model that only scores."""
 
     def __init__(
-        self, path: str, dtype: torch.dtype, *, temperature: float, device: torch.device, offline: bool, crew: Crew | None = None
+        self,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        temperature: float,
+        device: torch.device,
+        offline: bool,
+        crew: SequenceParallelGroup | None = None,
     ) -> None:
         model = load_model(path, dtype, offline=offline).eval().requires_grad_(False)
         self.scorer = TokenScorer(model, crew).to(device)
         self.temperature, self.device, self.crew = temperature, device, crew
-        self.parking = Parking(self.scorer.parameters if device.type == "cuda" else tuple)
+        self.parking = CpuOffload(self.scorer.parameters if device.type == "cuda" else tuple)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

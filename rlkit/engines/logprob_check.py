@@ -16,7 +16,7 @@ MAX = "sampling/sampling_logp_difference/max"
 COMPARED = "sampling/compared_tokens"  # whose log-probs both gave with the same weights: none in a step of older samples alone
 
 
-class Probe:
+class LogprobCheck:
     """Compares sampler and trainer before the optimizer moves. limit: of the mean absolute difference, nats; None: watch only."""
 
     def __init__(self, engine: RolloutEngine, weights: Callable[[], Iterator[tuple[str, Tensor]]], limit: float | None) -> None:
@@ -40,10 +40,10 @@ class Probe:
         if mean.value > self.limit or math.isnan(mean.value):
             raise RunFailed(
                 f"the rollout engine does not sample from the policy: its log-probs are {mean.value:.2g} off in the mean, and at most "
-                f"{self.limit:.2g} is taken for rounding (engine.mismatch_limit); {self.culprits()}"
+                f"{self.limit:.2g} is taken for rounding (engine.mismatch_limit); {self.differing_tensors()}"
             )
 
-    def culprits(self) -> str:
+    def differing_tensors(self) -> str:
         """The tensors whose last sent value is not the policy's."""
         received = self.engine.received()
         differing = [n for n, tensor in self.weights() if n not in received or bool(received[n] != checksum(tensor))]

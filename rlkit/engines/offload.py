@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-class Parking:
+class CpuOffload:
     """What `find` names is moved together. `keep`: tensors whose storages must not move, whoever else shares them."""
 
     def __init__(self, find: Callable[[], Iterable[Tensor]], keep: Callable[[], Iterable[Tensor]] = tuple, host: Any = None) -> None:

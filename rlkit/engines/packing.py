@@ -36,7 +36,7 @@ class Text(NamedTuple):
     tokens: Tensor  # [L] of the completion
 
 
-class Looks(NamedTuple):
+class SeqLens(NamedTuple):
     """Which runs look back on what. A run stands at the end of what it looks at."""
 
     queries: Tensor  # [N + 1] int32, where each run begins in the row, and the end
@@ -46,25 +46,25 @@ class Looks(NamedTuple):
     seen: Tensor | None  # [K] positions in the row; None: each run looks at itself alone
 
 
-class Packed(NamedTuple):
+class PackedRow(NamedTuple):
     """Samples as a model takes them."""
 
     ids: Tensor  # [1, S]
     positions: Tensor  # [1, S] in their own sample
-    looks: Looks
+    looks: SeqLens
     where: Tensor  # [n] positions in ids whose outputs predict the completion tokens
     tokens: Tensor  # [n] the completion tokens
     place: Tensor  # [n] their flat positions on the grid [B, width]
     begins: list[tuple[int, int]]  # of each sample in ids: its prompt, its completion
 
 
-def packed(samples: Sequence[Sample | Text], width: int, device: torch.device) -> Packed:
+def pack_samples(samples: Sequence[Sample | Text], width: int, device: torch.device) -> PackedRow:
     """Samples by their prompts, in the order in which these come first. Without samples one token, for nothing: sharded models are
     gathered on all ranks together, so a rank without work goes along."""
     if not samples:
         one = torch.zeros(1, dtype=torch.int64, device=device)
         bounds = torch.tensor([0, 1], dtype=torch.int32, device=device)
-        return Packed(one.view(1, 1), one.view(1, 1), Looks(bounds, bounds, 1, 1, None), one, one, one[:0], [])
+        return PackedRow(one.view(1, 1), one.view(1, 1), SeqLens(bounds, bounds, 1, 1, None), one, one, one[:0], [])
     of_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, sample in enumerate(samples):
         of_prompt.setdefault(tuple(sample.prompt), []).append(i)
@@ -92,20 +92,20 @@ def packed(samples: Sequence[Sample | Text], width: int, device: torch.device) -
     shared = keys[-1] > queries[-1]
     bounds = [torch.tensor(ends, dtype=torch.int32) for ends in (queries, keys)]
     row, tokens = torch.cat([torch.cat(ids)[None], torch.cat(positions)[None]]), torch.cat([s.tokens for s in samples])
-    parts = (row, *bounds, where, tokens, places(lengths, width))
+    parts = (row, *bounds, where, tokens, grid_indices(lengths, width))
     row, ends, key_ends, where, tokens, place = (t.to(device, non_blocking=True) for t in parts)
     most = (max(b - a for a, b in pairwise(each)) for each in (queries, keys))
-    looks = Looks(ends, key_ends, *most, torch.cat(seen).to(device) if shared else None)
-    return Packed(row[:1], row[1:], looks, where, tokens, place, begins)
+    looks = SeqLens(ends, key_ends, *most, torch.cat(seen).to(device) if shared else None)
+    return PackedRow(row[:1], row[1:], looks, where, tokens, place, begins)
 
 
-def places(lengths: Sequence[int], width: int) -> Tensor:
+def grid_indices(lengths: Sequence[int], width: int) -> Tensor:
     """Flat positions on the grid [B, width] of completions of these lengths; [n]."""
     spans = [torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)]
     return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
 
 
-def arguments(ids: Tensor, positions: Tensor, looks: Looks) -> dict[str, Any]:
+def decoder_arguments(ids: Tensor, positions: Tensor, looks: SeqLens) -> dict[str, Any]:
     """What a decoder of transformers is called with; the names of the bounds are those of its flash attention."""
     return {
         "input_ids": ids,
@@ -124,8 +124,8 @@ Around = Callable[[Attention, Any], tuple[str, Attention]]  # attention and conf
 
 
 def keep_apart(model: Any, around: Around | None = None) -> None:
-    """Gives a model the attention that keeps packed samples apart; `around` makes it one of rows that ranks share (Crew.around). Raises
-    UserError where that would not be the same model."""
+    """Gives a model the attention that keeps packed samples apart; `around` makes it one of rows that ranks share, as
+    SequenceParallelGroup.around does. Raises UserError where that would not be the same model."""
     config = model.config.get_text_config()
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS)
     found = [
@@ -163,15 +163,15 @@ def attention(
 ) -> tuple[Tensor, None]:
     """query [1, h, S, d], key and value [1, k, S, d] -> [1, S, h, d]; each sample looks back on itself, `sliding_window` tokens far."""
     window = sliding_window if sliding_window and sliding_window < max_length_k else None
-    looks = Looks(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, seen)
+    looks = SeqLens(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, seen)
     if seen is not None:
         key, value = (x.index_select(2, seen) for x in (key, value))  # [1, k, K, d]
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        return in_one_kernel(query, key, value, looks, scaling, window), None
-    return one_by_one(query, key, value, looks, scaling, window), None
+        return attend_in_one_kernel(query, key, value, looks, scaling, window), None
+    return attend_one_by_one(query, key, value, looks, scaling, window), None
 
 
-def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, looks: Looks, scaling: float, window: int | None) -> Tensor:
+def attend_in_one_kernel(query: Tensor, key: Tensor, value: Tensor, looks: SeqLens, scaling: float, window: int | None) -> Tensor:
     """Flash attention, since its version 2.1, puts the last query of a run over its last key, as it must be here. Not run yet where prompts
     are shared."""
     from torch.nn.attention.varlen import varlen_attn
@@ -185,7 +185,7 @@ def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, looks: Looks, scali
     return varlen_attn(*flat, *looks[:4], scale=scaling, window_size=(back, 0), **grouped)[None]
 
 
-def one_by_one(query: Tensor, key: Tensor, value: Tensor, looks: Looks, scaling: float, window: int | None) -> Tensor:
+def attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, looks: SeqLens, scaling: float, window: int | None) -> Tensor:
     queries, keys = looks.queries.diff().tolist(), looks.keys.diff().tolist()
     many = query.shape[1] != key.shape[1]
     found = []

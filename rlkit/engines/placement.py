@@ -15,8 +15,8 @@ from typing import Protocol
 
 import torch
 
-from rlkit.engines.base import Movable, RolloutEngine, Source
-from rlkit.profiling.memory_peak import Gauge, told
+from rlkit.engines.base import Offloadable, RolloutEngine, Source
+from rlkit.profiling.memory_peak import PeakMemory, memory_metrics
 
 MOVES = {  # (where memory is, move) -> where it is then
     ("training", "park"): "parked",
@@ -29,7 +29,7 @@ MOVES = {  # (where memory is, move) -> where it is then
 }
 
 
-class Trained(Source, Movable, Protocol):
+class Trained(Source, Offloadable, Protocol):
     """What a placement asks of the policy."""
 
 
@@ -45,7 +45,7 @@ class Colocated:
         self,
         policy: Trained,
         engine: RolloutEngine,
-        others: tuple[Movable, ...],
+        others: tuple[Offloadable, ...],
         phase: Callable[[str], AbstractContextManager[None]],
         send: Callable[[Trained, RolloutEngine, int], None],
         mode: str = "swapped",
@@ -53,7 +53,7 @@ class Colocated:
     ) -> None:
         self.policy, self.engine, self.others, self.phase = policy, engine, others, phase
         self.sender, self.mode, self.predicted = send, mode, dict(predicted or {})
-        self.gauge = Gauge()
+        self.gauge = PeakMemory()
         self.peaks: dict[str, float] = {}  # bytes, of the last time in a phase
         self.version = 0  # of the policy's weights: the number of steps that were trained into them
         self.state = "rollout"
@@ -134,7 +134,7 @@ class Colocated:
         for movable in self._movables():
             movable.resume()
 
-    def _movables(self) -> tuple[Movable, ...]:
+    def _movables(self) -> tuple[Offloadable, ...]:
         return (self.policy, *self.others) if self.mode == "swapped" else ()
 
     def _give_back(self) -> None:
@@ -162,4 +162,4 @@ class Colocated:
 
     def memory(self) -> dict[str, float]:
         """GiB at the peak of each phase, measured and predicted."""
-        return told(self.peaks, self.predicted)
+        return memory_metrics(self.peaks, self.predicted)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlkit.engines.packing import Looks, Packed, Text, packed, places
+from rlkit.engines.packing import PackedRow, SeqLens, Text, grid_indices, pack_samples
 from rlkit.errors import UserError
 from rlkit.types import Sample
 
@@ -27,14 +27,14 @@ CPU = torch.device("cpu")
 ALONE = "set engine.sequence_parallel=1"
 
 
-class Crew:
+class SequenceParallelGroup:
     """This rank among those that share its rows."""
 
     def __init__(self, group: Any) -> None:
         self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
 
     def said(
-        self, say: Callable[[Packed], tuple[Tensor, ...]], samples: Sequence[Sample | Text], width: int, device: torch.device
+        self, say: Callable[[PackedRow], tuple[Tensor, ...]], samples: Sequence[Sample | Text], width: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """What `say` tells of the completion tokens of this rank's samples, [k, n of them], and their flat places on the grid [B, width].
 
@@ -42,16 +42,16 @@ class Crew:
         """
         theirs: list[list[Text]] = [[]] * self.size
         dist.all_gather_object(theirs, [Text(s.prompt, s.tokens) for s in samples], group=self.group)
-        row = evened(packed([text for texts in theirs for text in texts], 0, CPU), self.size)
+        row = pad_to_multiple(pack_samples([text for texts in theirs for text in texts], 0, CPU), self.size)
         inside, part = self._part(row)
-        told = torch.stack(say(moved(part, device)))  # [k, n of the part]
+        told = torch.stack(say(to_device(part, device)))  # [k, n of the part]
         everything = told.new_zeros(len(told), len(row.where)).index_copy(1, inside.to(device), told)  # [k, n]
         counts = [sum(len(text.tokens) for text in texts) for texts in theirs]
         first = [0, *accumulate(counts)][self.rank]
-        own = Sum.apply(everything, self.group)[:, first : first + counts[self.rank]]  # type: ignore[no-untyped-call]
-        return own, places([len(s.tokens) for s in samples], width).to(device)
+        own = AllReduceSum.apply(everything, self.group)[:, first : first + counts[self.rank]]  # type: ignore[no-untyped-call]
+        return own, grid_indices([len(s.tokens) for s in samples], width).to(device)
 
-    def _part(self, row: Packed) -> tuple[Tensor, Packed]:
+    def _part(self, row: PackedRow) -> tuple[Tensor, PackedRow]:
         """The part of an even row that is this rank's, and which of the n predictions are made in it. Each stands at the token before the
         one it predicts, wherever that is: nothing looks over the edge of a part."""
         size = row.ids.shape[1] // self.size
@@ -88,21 +88,21 @@ class Crew:
         return f"over_{self.size}_{heads}x{shared}x{width}", traded
 
 
-def moved(row: Packed, device: torch.device) -> Packed:
+def to_device(row: PackedRow, device: torch.device) -> PackedRow:
     def there(thing: Any) -> Any:
         return thing.to(device) if torch.is_tensor(thing) else thing
 
-    return Packed(*map(there, row))._replace(looks=Looks(*map(there, row.looks)))
+    return PackedRow(*map(there, row))._replace(looks=SeqLens(*map(there, row.looks)))
 
 
-def evened(row: Packed, parts: int) -> Packed:
+def pad_to_multiple(row: PackedRow, parts: int) -> PackedRow:
     """The row, lengthened by a sample of no use to a multiple of `parts`."""
     size = row.ids.shape[1]
     more = -size % parts
     if not more:
         return row
     looks = row.looks
-    longer = Looks(
+    longer = SeqLens(
         *(torch.cat([ends, ends[-1:] + more]) for ends in (looks.queries, looks.keys)),
         *(max(most, more) for most in (looks.most_queries, looks.most_keys)),
         None if looks.seen is None else torch.cat([looks.seen, torch.arange(size, size + more)]),
@@ -110,20 +110,20 @@ def evened(row: Packed, parts: int) -> Packed:
     return row._replace(ids=pad(row.ids, (0, more)), positions=torch.cat([row.positions, torch.arange(more)[None]], dim=1), looks=longer)
 
 
-class Sum(torch.autograd.Function):
+class AllReduceSum(torch.autograd.Function):
     """The sum over a crew, whose gradient is the sum of the crew's gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
         ctx.group = group
-        return summed(values, group)
+        return all_reduce_sum(values, group)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return summed(slope, ctx.group), None
+        return all_reduce_sum(slope, ctx.group), None
 
 
-def summed(values: Tensor, group: Any) -> Tensor:
+def all_reduce_sum(values: Tensor, group: Any) -> Tensor:
     total = values.contiguous().clone()
     dist.all_reduce(total, group=group)
     return total

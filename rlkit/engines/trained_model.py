@@ -16,7 +16,7 @@ from rlkit.engines.lora import Adapters, LoraSettings
 Parts = tuple[dict[str, list[Tensor]], Callable[[str], Tensor]]
 
 
-class Held:
+class TrainedModel:
     """`names`: every tensor of the checkpoint at `path`. `dtype`: of what is sent and written."""
 
     def __init__(self, model: Any, path: str, dtype: torch.dtype, lora: LoraSettings | None) -> None:

@@ -11,7 +11,7 @@ import torch
 GIB = 2**30
 
 
-class Gauge:
+class PeakMemory:
     """Reads peaks, of the device without what a rollout engine has given away: asleep its memory is not there, and torch counts it."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ def counted_and_free() -> float:
     return float(torch.cuda.memory_reserved() + free)
 
 
-def told(peaks: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, float]:
+def memory_metrics(peaks: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, float]:
     """GiB at the peak of each phase, measured and predicted."""
     measured = {f"memory/{phase}_peak_gib": size / GIB for phase, size in peaks.items()}
     return measured | {f"memory/{phase}_predicted_gib": size / GIB for phase, size in predicted.items()}

@@ -17,7 +17,7 @@ import torch
 
 from rlkit.profiling.memory_estimate import Job, Shape, state
 
-Asked = tuple[int, Sequence[int]]  # P of a prompt, and L of each of its completions
+PromptLengths = tuple[int, Sequence[int]]  # P of a prompt, and L of each of its completions
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,18 @@ def operations(shape: Shape, read: Sequence[int], said: int) -> float:
     return computed + 4.0 * shape.layers * shape.heads * shape.head_dim * pairs
 
 
-def forward(shape: Shape, asked: Sequence[Asked], head: bool = True) -> float:
+def forward(shape: Shape, asked: Sequence[PromptLengths], head: bool = True) -> float:
     """Operations that completions need, a prompt computed once for all its own."""
     said = sum(n for _, lengths in asked for n in lengths)
     return once(shape, [(p, [n - 1 for n in lengths if n]) for p, lengths in asked], said * head)
 
 
-def nominal(shape: Shape, asked: Sequence[Asked]) -> float:
+def nominal(shape: Shape, asked: Sequence[PromptLengths]) -> float:
     """Operations of samples as publications count them, every token through every weight but the embedding; of a shared prompt once."""
     return once(shape, asked, sum(p + sum(lengths) for p, lengths in asked))
 
 
-def once(shape: Shape, asked: Sequence[Asked], said: int) -> float:
+def once(shape: Shape, asked: Sequence[PromptLengths], said: int) -> float:
     """Operations where all completions of a prompt look back on one computation of it."""
     every = [p + n for p, lengths in asked for n in lengths]
     again = [p for p, lengths in asked for _ in lengths[1:]]
@@ -103,7 +103,7 @@ def once(shape: Shape, asked: Sequence[Asked], said: int) -> float:
 
 
 @dataclass(frozen=True)
-class Floors:
+class Roofline:
     """Of one process, seconds, for the completions that it works on."""
 
     job: Job
@@ -111,7 +111,7 @@ class Floors:
     sends_adapter: bool = False  # to the rollout engine, in place of all weights
     swaps: bool = False  # training state leaves the device for a rollout
 
-    def rollout(self, rounds: Sequence[Sequence[Asked]]) -> float:
+    def rollout(self, rounds: Sequence[Sequence[PromptLengths]]) -> float:
         """Completions of prompts; each round is asked for at once and begins when the one before has ended.
 
         A round takes as many steps as its longest completion has tokens, and each reads all weights but the embedding; the step after
@@ -119,28 +119,28 @@ class Floors:
         """
         return sum(max(self._bytes(asked) / self.machine.bandwidth, self._operations(asked) / self.machine.operations) for asked in rounds)
 
-    def _bytes(self, asked: Sequence[Asked]) -> float:
+    def _bytes(self, asked: Sequence[PromptLengths]) -> float:
         shape, job = self.job.shape, self.job
         read = shape.layers * sum(into * out for into, out in shape.linears) + shape.hidden * shape.vocab
         steps = max((n for _, lengths in asked for n in lengths), default=0)
         looked_back = sum(max(n - 1, 0) * p + n * (n - 1) / 2 for p, lengths in asked for n in lengths)  # 1 + .. + (L - 1) = L (L - 1) / 2
         return (steps * read * job.width + looked_back * shape.cache(job.width)) / job.tensor_parallel
 
-    def _operations(self, asked: Sequence[Asked]) -> float:
+    def _operations(self, asked: Sequence[PromptLengths]) -> float:
         return forward(self.job.shape, asked) / self.job.tensor_parallel
 
-    def observe(self, asked: Sequence[Asked], models: int, values: bool) -> float:
+    def observe(self, asked: Sequence[PromptLengths], models: int, values: bool) -> float:
         """Log-probs by so many models, and values."""
         shape = self.job.shape
         return (models * forward(shape, asked) + values * forward(shape, asked, head=False)) / self.machine.operations
 
-    def update(self, asked: Sequence[Asked], policy: bool = True, critic: bool = False) -> float:
+    def update(self, asked: Sequence[PromptLengths], policy: bool = True, critic: bool = False) -> float:
         """Forward, and backward for inputs and for weights, each as much; of adapters' base weights no gradient is made."""
         shape, passes = self.job.shape, 3 if self.job.rank is None else 2
         learned = policy * passes * forward(shape, asked) + critic * 3 * forward(shape, asked, head=False)
         return learned / self.machine.operations
 
-    def mfu(self, asked: Sequence[Asked], seconds: float) -> float:
+    def mfu(self, asked: Sequence[PromptLengths], seconds: float) -> float:
         """Model FLOP utilisation of an update (Chowdhery et al. 2022, "PaLM", appendix B): recomputed activations do not count."""
         passes = 3 if self.job.rank is None else 2
         return passes * nominal(self.job.shape, asked) / (seconds * self.machine.operations)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlkit.rewarding.judge import Judge
+from rlkit.rewarding.judge import RewardClient
 from rlkit.rewarding.outcome import Outcome, OutcomeKind, Verdict
 from rlkit.rewarding.spec import RewardSettings, RewardSpec, resolve
 
-__all__ = ["Judge", "Outcome", "OutcomeKind", "RewardSettings", "RewardSpec", "Verdict", "resolve"]
+__all__ = ["Outcome", "OutcomeKind", "RewardClient", "RewardSettings", "RewardSpec", "Verdict", "resolve"]

@@ -1,6 +1,6 @@
 """The trainer's side of rewards: give it samples as they finish, ask for verdicts when they are needed.
 
-    with Judge(specs, settings, replay_folder) as judge:          # returns at once; workers import the reward files meanwhile
+    with RewardClient(specs, settings, replay_folder) as judge:          # returns at once; workers import the reward files meanwhile
         judge.submit(key, item, group, group_size)                # item: prompt, completion, and the columns of the data row
         verdicts = judge.collect(keys)                            # blocks until all of them are judged
 
@@ -45,7 +45,7 @@ CLOSE_SECONDS = 20.0
 Seat = Callable[[Sequence[Mapping[str, Any]]], Sequence[Outcome]]
 
 
-class Judge:
+class RewardClient:
     """Rewards as a service: see the module. replay_folder is where samples that failed are written when the run stops for them.
 
     here: names of rewards that are not for workers; `seats` gets a function for each of them, which is given samples in this process when
@@ -62,7 +62,7 @@ class Judge:
         settings = settings or RewardSettings()
         self._specs, self._settings = tuple(specs), settings
         self._sent = tuple(spec for spec in specs if spec.name not in here)  # to the workers
-        self.seats: dict[str, Seat] = {}
+        self.in_process: dict[str, Seat] = {}
         self._replay_folder = replay_folder or Path("replay")
         _check(self._specs, settings)
         self._kinds: list[Kind] | None = None  # of each reward of the workers; None until they are ready
@@ -79,7 +79,7 @@ class Judge:
         self._supervisor, self._connection = _start_supervisor(settings.env)
         self._connection.send((self._sent, settings))
 
-    def __enter__(self) -> Judge:
+    def __enter__(self) -> RewardClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -201,7 +201,7 @@ class Judge:
             if spec in self._sent:
                 continue
             asked = [key for key in keys if spec.name not in self._told[key]]  # none is asked too: other ranks may have some
-            for key, outcome in zip(asked, self.seats[spec.name]([self._items[key] for key in asked]), strict=True):
+            for key, outcome in zip(asked, self.in_process[spec.name]([self._items[key] for key in asked]), strict=True):
                 self._told[key][spec.name] = outcome
 
     def _ask(self, units: Sequence[tuple[int, list[Hashable]]]) -> None:

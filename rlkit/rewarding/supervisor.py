@@ -54,7 +54,7 @@ class Unit:
         return [[payload for payloads in each for payload in payloads]] if self.together else each
 
 
-class Agenda:
+class WorkQueue:
     """Units that wait for a worker. Those of an async reward that wait together are handed out together, and those of a quick one: one at
     first, then twice as many each time, until one of them was slow or killed its worker."""
 
@@ -97,10 +97,10 @@ class Agenda:
         return Unit(index, parts, deadline, together)
 
 
-class Slot(threading.Thread):
+class WorkerSlot(threading.Thread):
     """One worker at a time, replaced when it dies, and the thread that gives it work."""
 
-    def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings, agenda: Agenda, out: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings, agenda: WorkQueue, out: queue.SimpleQueue[Any]) -> None:
         super().__init__(daemon=True)
         self._specs, self._settings, self._agenda, self._out = specs, settings, agenda, out
         self._loaded = self._stopped = False
@@ -205,7 +205,7 @@ class Slot(threading.Thread):
 class Orphans:
     """Ends processes that outlived what started them."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
+    def __init__(self, slots: Sequence[WorkerSlot]) -> None:
         self._slots = slots
         self._seen: dict[int, list[int]] = {}  # pid -> what each slot was doing when it was first seen
 
@@ -260,9 +260,9 @@ def _serve(connection: Connection, alive: int) -> None:
 
     pebble.CONSTS.sleep_unit, pebble.CONSTS.term_timeout, pebble.CONSTS.channel_lock_timeout = POLL_SECONDS, KILL_SECONDS, LOCK_SECONDS
     specs, settings = connection.recv()
-    agenda: Agenda = Agenda(specs, settings)
+    agenda: WorkQueue = WorkQueue(specs, settings)
     out: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    slots = [Slot(specs, settings, agenda, out) for _ in range(settings.workers)]
+    slots = [WorkerSlot(specs, settings, agenda, out) for _ in range(settings.workers)]
     orphans = Orphans(slots)
     threading.Thread(target=_speak, args=(connection, out, agenda), daemon=True).start()
     for slot in slots:
@@ -277,7 +277,7 @@ def _serve(connection: Connection, alive: int) -> None:
     _end_resource_tracker()
 
 
-def _listen(connection: Connection, alive: int, agenda: Agenda, orphans: Orphans) -> None:
+def _listen(connection: Connection, alive: int, agenda: WorkQueue, orphans: Orphans) -> None:
     """Take work from the trainer until it hangs up or ends."""
     swept = time.monotonic()
     while True:
@@ -295,7 +295,7 @@ def _listen(connection: Connection, alive: int, agenda: Agenda, orphans: Orphans
             swept = time.monotonic()
 
 
-def _speak(connection: Connection, out: queue.SimpleQueue[Any], agenda: Agenda) -> None:
+def _speak(connection: Connection, out: queue.SimpleQueue[Any], agenda: WorkQueue) -> None:
     """Tell the trainer; only the first slot's greeting counts."""
     greeted = False
     while True:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlkit.rewarding.judge import Judge
+from rlkit.rewarding.judge import RewardClient
 from rlkit.rewarding.outcome import Outcome
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
@@ -20,7 +20,7 @@ def trial(specs: Sequence[RewardSpec], settings: RewardSettings, items: Sequence
     items: the number of the data row, whose samples are one group, and what a reward gets: prompt, completion, columns.
     """
     sizes = Counter(row for row, _ in items)
-    with Judge(specs, settings) as judge:
+    with RewardClient(specs, settings) as judge:
         for number, (row, item) in enumerate(items):
             judge.submit(number, {"completion_length": len(item["completion"]), **item}, group=row, group_size=sizes[row])
         judged = judge.judged(range(len(items)))

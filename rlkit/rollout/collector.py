@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from rlkit import seeds
 from rlkit.engines.base import RolloutEngine
-from rlkit.rewarding.judge import Judge
+from rlkit.rewarding.judge import RewardClient
 from rlkit.rollout.serialization import group_from_json, group_to_json
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
@@ -30,7 +30,7 @@ class Columned(Protocol):
     columns: Mapping[str, Any]
 
 
-class Ask(Columned, Protocol):
+class PromptRequest(Columned, Protocol):
     """A prompt of the data, ready to be asked."""
 
     row: int
@@ -41,7 +41,7 @@ class Ask(Columned, Protocol):
 class Prompts(Protocol):
     """Where prompts come from; the same on every rank."""
 
-    def take(self, n: int) -> Sequence[Ask]: ...
+    def take(self, n: int) -> Sequence[PromptRequest]: ...
 
     def state(self) -> dict[str, Any]: ...
 
@@ -53,22 +53,24 @@ class Text(Protocol):
 
 
 @dataclass
-class Desk:
+class Sampler:
     """Where a completion is asked for, sampled and judged."""
 
     engine: RolloutEngine
-    judge: Judge
+    judge: RewardClient
     text: Text
     stopping: Stopping
     seed: int
     ranks: Ranks
 
-    def groups(self, prompts: Sequence[tuple[int, Ask]], samples: int, sampling: Sampling, greedy: bool = False) -> list[Group] | None:
+    def groups(
+        self, prompts: Sequence[tuple[int, PromptRequest]], samples: int, sampling: Sampling, greedy: bool = False
+    ) -> list[Group] | None:
         """The scored groups of numbered prompts, in their order, the same on all ranks of a team; None where the run was asked to stop.
 
         greedy: each group gets the most likely completion too.
         """
-        asked: dict[Key, Ask] = {}
+        asked: dict[Key, PromptRequest] = {}
         for _, prompt in prompts:
             for n in [*range(samples), *([GREEDY] if greedy else [])]:
                 key = Key(prompt.row, prompt.draw, n)
@@ -83,16 +85,16 @@ class Desk:
             for sample in self.engine.advance():
                 heartbeat.beat()
                 finished[sample.key] = self._judged_later(sample, asked[sample.key], samples + greedy)
-        verdicts = self.ranks.shared(self.judge.collect(list(asked)) if self.ranks.leads else {})
+        verdicts = self.ranks.shared(self.judge.collect(list(asked)) if self.ranks.is_tp_leader else {})
         scored = {key: score(finished[key], verdicts[key]) for key in asked}
         return [
             Group(number, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples)), scored.get(Key(p.row, p.draw, GREEDY)))
             for number, p in prompts
         ]
 
-    def _judged_later(self, sample: Sample, prompt: Ask, group_size: int) -> Sample:
+    def _judged_later(self, sample: Sample, prompt: PromptRequest, group_size: int) -> Sample:
         sample = replace(sample, text=self.text.decode(sample.tokens.tolist()))
-        if not self.ranks.leads:
+        if not self.ranks.is_tp_leader:
             return sample  # judged once, by the first of the team
         item = {
             **given(prompt),
@@ -116,7 +118,7 @@ def score(sample: Sample, verdict: Any) -> Scored:
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class RolloutBatch:
     """What a step's rollout gave this rank."""
 
     groups: list[Group]  # to learn from
@@ -132,7 +134,7 @@ class Taken:
 class Collector:
     """The prompts of a step, dealt to the ranks, asked, sampled and judged."""
 
-    desk: Desk
+    sampler: Sampler
     prompts: Prompts
     ranks: Ranks
     prompts_per_step: int
@@ -149,14 +151,14 @@ class Collector:
         """Steps that the policy may have learned since it sampled a group: surplus waits for one."""
         return 0 if self.max_refills is None else 1
 
-    def take(self) -> Taken | None:
+    def take(self) -> RolloutBatch | None:
         """This rank's scored groups of the next step; None where somebody was asked to stop."""
         if self.max_refills is None:
             groups = self._asked(0, self.prompts_per_step)
-            return None if groups is None else Taken(groups, [], [groups])
+            return None if groups is None else RolloutBatch(groups, [], [groups])
         return self._with_signal(self.max_refills)
 
-    def _with_signal(self, max_refills: int) -> Taken | None:
+    def _with_signal(self, max_refills: int) -> RolloutBatch | None:
         """Surplus of the step before, then prompts in rounds, each as many as the last rounds' share of signal lets expect to be enough."""
         kept, left_out = self.surplus, []
         numbers = sorted(n for part in self.ranks.gather([g.number for g in kept]) for n in part)  # of the kept groups of all ranks
@@ -174,7 +176,7 @@ class Collector:
             rounds.append(groups)
         later = {number: place for place, number in enumerate(numbers[self.prompts_per_step :])}
         self.surplus = [replace(g, number=later[g.number]) for g in kept if g.number in later]
-        return Taken([g for g in kept if g.number not in later], left_out, rounds)
+        return RolloutBatch([g for g in kept if g.number not in later], left_out, rounds)
 
     def _enough(self, missing: int, found: int, asked: int) -> int:
         """Prompts of which `missing` will have a signal, if as many do as did; never more than a step's."""
@@ -183,12 +185,12 @@ class Collector:
     def _asked(self, first: int, count: int) -> list[Group] | None:
         """This team's share of the next `count` prompts, numbered from `first`, held by its first rank; None where one is asked to stop."""
         numbered = list(enumerate(self.prompts.take(count), start=first))
-        groups = self.desk.groups(self.ranks.dealt(numbered), self.samples_per_prompt, self.sampling, self.greedy)
+        groups = self.sampler.groups(self.ranks.shard(numbered), self.samples_per_prompt, self.sampling, self.greedy)
         if self.ranks.any(groups is None) or groups is None:
             return None
         if self.mask_truncated_completions:
             groups = [without_cut(g) for g in groups]
-        return groups if self.ranks.leads else []
+        return groups if self.ranks.is_tp_leader else []
 
     def state(self) -> dict[str, Any]:
         """Where the prompts stand, and the surplus of all ranks; the same on every rank."""
@@ -197,7 +199,7 @@ class Collector:
 
     def load(self, state: dict[str, Any]) -> None:
         self.prompts.load(state["prompts"])
-        mine = self.ranks.dealt(state["surplus"]) if self.ranks.leads else []
+        mine = self.ranks.shard(state["surplus"]) if self.ranks.is_tp_leader else []
         self.surplus = [group_from_json(g) for g in mine]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rlkit.metrics import Mean, Metrics, over, values
 from rlkit.rollout import records
-from rlkit.rollout.collector import Ask, Desk
+from rlkit.rollout.collector import PromptRequest, Sampler
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Group, Sampling, Stop
 
@@ -18,8 +18,8 @@ RIGHT = 0.5  # a score of at least so much counts as a right answer
 class Evaluation:
     """The same problems each time, shared among the ranks."""
 
-    desk: Desk
-    prompts: Sequence[Ask]
+    sampler: Sampler
+    prompts: Sequence[PromptRequest]
     ranks: Ranks
     samples: int
     sampling: Sampling  # greedy for one sample a problem
@@ -28,10 +28,10 @@ class Evaluation:
     def run(self) -> tuple[dict[str, float], list[Group]] | None:
         """Metrics over all ranks, and this rank's groups; None where this rank was asked to stop."""
         numbered = list(enumerate(self.prompts))
-        groups = self.desk.groups(self.ranks.dealt(numbered), self.samples, self.sampling)
+        groups = self.sampler.groups(self.ranks.shard(numbered), self.samples, self.sampling)
         if self.ranks.any(groups is None) or groups is None:
             return None
-        groups = groups if self.ranks.leads else []
+        groups = groups if self.ranks.is_tp_leader else []
         return values(self.ranks.merged(self._metrics(groups))), groups
 
     def _metrics(self, groups: list[Group]) -> Metrics:

@@ -1,4 +1,4 @@
-"""The other processes of a run: what an algorithm sees as its peers, and what the stories agree on. Plain torch.distributed."""
+"""The other processes of a run: what an algorithm sees as its peers, and what the trainers agree on. Plain torch.distributed."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class Ranks:
         return made[self.rank // size]
 
     @property
-    def leads(self) -> bool:
+    def is_tp_leader(self) -> bool:
         """Whether it is the first of its team."""
         return self.rank % self.team_size == 0
 
-    def dealt(self, things: Sequence[Thing]) -> Sequence[Thing]:
+    def shard(self, things: Sequence[Thing]) -> Sequence[Thing]:
         """This team's share of what all ranks hold."""
         return things[self.team :: self.teams]
 
@@ -80,7 +80,7 @@ class Ranks:
         dist.broadcast_object_list(things, src=self.team * self.team_size, group=self._team)
         return things[0]
 
-    def of_crew(self, things: Sequence[Thing]) -> tuple[list[Thing], int]:
+    def gather_sp(self, things: Sequence[Thing]) -> tuple[list[Thing], int]:
         """The things of all of this crew, and where this rank's begin."""
         if self.crew is None:
             return list(things), 0
@@ -100,7 +100,7 @@ class Ranks:
     def main(self) -> bool:
         return self.rank == 0
 
-    def everywhere(self, values: Tensor, index: Tensor, size: int) -> Tensor:
+    def gather_by_index(self, values: Tensor, index: Tensor, size: int) -> Tensor:
         """values [B] of the samples at `index` [B] of the step -> [size], the values of all samples in the step's order."""
         spread = torch.zeros(size, dtype=values.dtype).index_copy(0, index, values)
         return self.sum(spread)
@@ -118,7 +118,7 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         return bool(self.most(int(flag)))
 
-    def meet(self) -> bool:
+    def barrier_with_timeout(self) -> bool:
         """Whether all ranks come here in time; False where one is held by a collective that this rank has left."""
         try:
             if self._meeting is not None:

@@ -12,7 +12,7 @@ from rlkit.runtime import heartbeat
 PHASES = ("sync", "rollout", "resume", "read", "observe", "update", "evaluation", "checkpoint")
 
 
-class Clock:
+class PhaseTimer:
     """Seconds by phase, one of PHASES, since the last `restart`; each phase is announced as it begins."""
 
     def __init__(self, announce: Callable[[str], None]) -> None:

@@ -1,1 +1,1 @@
-"""The stories of a run: the loop, and what a step is online and offline."""
+"""The loop of every run, and what one step is online and offline."""

@@ -1,13 +1,13 @@
 """What every run does, whatever it learns: go on where a checkpoint stopped, step after step; evaluate, report, save; export at the end.
 
-What one step does is a story: online.py samples and judges, offline.py reads what others wrote.
+What one step does is the matter of a trainer: online.py samples and scores, offline.py reads what others wrote.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,20 +20,20 @@ from rlkit.report import Report
 from rlkit.runtime.checkpoint import Checkpoints, publish, unreadable, written
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import Stopping
-from rlkit.runtime.timer import Clock
-from rlkit.updates.online_update import Count
+from rlkit.runtime.timer import PhaseTimer
+from rlkit.updates.online_update import UpdateCount
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StepResult:
     """What came of one step."""
 
     row: dict[str, float]  # of metrics
-    count: Count
+    count: UpdateCount
     tokens: int  # sampled or read, prompts included
 
 
-class Story(Protocol):
+class Trainer(Protocol):
     """What one step does. All that it remembers is in its state, plain JSON, and in the weights of the learners."""
 
     measure: str  # eval/<measure> says how good the model is: accuracy, or loss, of which less is better
@@ -42,7 +42,7 @@ class Story(Protocol):
     @property
     def tokens_per_micro_batch(self) -> int: ...
 
-    def step(self, number: int, count: Count) -> Stepped:
+    def step(self, number: int, count: UpdateCount) -> StepResult:
         """One batch and the updates on it. Raises Stopped where somebody asked for it before anything was learnt."""
         ...
 
@@ -58,18 +58,18 @@ class Story(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainState:
     """What a run remembers between steps; all of it is in the checkpoint."""
 
     step: int = 0
-    count: Count = field(default_factory=Count)
+    count: UpdateCount = field(default_factory=UpdateCount)
     tokens: int = 0  # so far
     before: float | None = None  # how good the model was at first
     held_out: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     best: tuple[float, int] | None = None  # the best evaluation, and the step that had it
     wall_seconds: float = 0.0
     row: dict[str, float] | None = field(default_factory=dict)  # of the step, while its evaluation is still to come
-    story: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Run:
     """Everything a run is made of, built once by assembly/build.py."""
 
     steps: int
-    story: Story
+    trainer: Trainer
     eval_every: int
     learners: Sequence[Learner]
     export: Callable[[Path], None]  # the trained model as a Hugging Face folder without tokenizer
@@ -85,7 +85,7 @@ class Run:
     checkpoints: Checkpoints
     keep_best: bool
     report: Report
-    clock: Clock
+    clock: PhaseTimer
     ranks: Ranks
     stopping: Stopping
     folder: Path
@@ -111,22 +111,22 @@ def train(run: Run) -> None:
     finish(run, progress)
 
 
-def one_step(run: Run, step: int, before: Progress) -> Progress:
-    """The story's step, and what there is to remember of it."""
+def one_step(run: Run, step: int, before: TrainState) -> TrainState:
+    """The trainer's step, and what there is to remember of it."""
     run.clock.restart(step)
-    done = run.story.step(step, before.count)
+    done = run.trainer.step(step, before.count)
     tokens = before.tokens + done.tokens
     row = done.row | {"num_tokens": float(tokens)}
-    return replace(before, step=step, count=done.count, tokens=tokens, row=row, story=run.story.state())
+    return replace(before, step=step, count=done.count, tokens=tokens, row=row, trainer=run.trainer.state())
 
 
-def concluded(run: Run, progress: Progress) -> Progress:
+def concluded(run: Run, progress: TrainState) -> TrainState:
     """What follows a step, and what comes before the first: evaluation where it is due, the row of metrics, a checkpoint."""
     step, row = progress.step, dict(progress.row or {})
-    if run.story.evaluates and (step in (0, run.steps) or (run.eval_every and step % run.eval_every == 0)):
-        held_out = run.story.evaluate(step)
+    if run.trainer.evaluates and (step in (0, run.steps) or (run.eval_every and step % run.eval_every == 0)):
+        held_out = run.trainer.evaluate(step)
         row |= held_out
-        progress = with_evaluation(progress, held_out, run.story.measure)
+        progress = with_evaluation(progress, held_out, run.trainer.measure)
     if row:
         run.report.step(step, row | run.clock.metrics() | {"memory/process_gib": psutil.Process().memory_info().rss / GIB})
     progress = replace(progress, row=None, wall_seconds=progress.wall_seconds + run.clock.seconds)
@@ -134,14 +134,14 @@ def concluded(run: Run, progress: Progress) -> Progress:
     return progress
 
 
-def with_evaluation(progress: Progress, held_out: dict[str, float], measure: str) -> Progress:
+def with_evaluation(progress: TrainState, held_out: dict[str, float], measure: str) -> TrainState:
     now, best = held_out[f"eval/{measure}"], progress.best
     if best is None or (now < best[0] if measure == "loss" else now > best[0]):
         best = (now, progress.step)
     return replace(progress, before=now if progress.step == 0 else progress.before, held_out=held_out, best=best)
 
 
-def save_if_due(run: Run, progress: Progress) -> None:
+def save_if_due(run: Run, progress: TrainState) -> None:
     if progress.step == 0:
         return  # nothing was learned yet
     new_best = run.keep_best and progress.best is not None and progress.best[1] == progress.step
@@ -149,7 +149,7 @@ def save_if_due(run: Run, progress: Progress) -> None:
         save(run, progress)
 
 
-def save(run: Run, progress: Progress) -> None:
+def save(run: Run, progress: TrainState) -> None:
     """A checkpoint of this moment; nothing where there is one."""
 
     def write(folder: Path) -> None:
@@ -162,16 +162,21 @@ def save(run: Run, progress: Progress) -> None:
         run.checkpoints.save(progress.step, asdict(progress), write, protect)
 
 
-def resumed(run: Run) -> Progress:
+def resumed(run: Run) -> TrainState:
     """Where the last complete checkpoint stopped, with the weights put back; the beginning where there is none."""
     steps = run.checkpoints.steps()
     last = min(run.ranks.gather(steps[-1] if steps else -1))
     if last < 0:
-        return Progress(story=run.story.state())
+        return TrainState(trainer=run.trainer.state())
     kept = run.checkpoints.state(last)
+    if kept.keys() - {field.name for field in fields(TrainState)}:
+        raise UserError(
+            f"{run.checkpoints.path(last)} was written by another version of rlkit, and this one does not read its checkpoints; "
+            "go on with that version, or choose another output_dir"
+        )
     try:
         best = tuple(kept.pop("best") or ()) or None
-        progress = Progress(**{**kept, "count": Count(**kept["count"]), "best": best})
+        progress = TrainState(**{**kept, "count": UpdateCount(**kept["count"]), "best": best})
         with run.training():
             for learner in run.learners:
                 learner.load(run.checkpoints.path(last))
@@ -179,12 +184,12 @@ def resumed(run: Run) -> Progress:
         raise
     except Exception as error:  # a damaged file: each library that reads one has its own words for it
         raise unreadable(run.checkpoints.path(last), error) from error
-    run.story.load(progress.story, last)
+    run.trainer.load(progress.trainer, last)
     run.report.note(f"goes on after step {last}")
     return progress
 
 
-def finish(run: Run, progress: Progress) -> None:
+def finish(run: Run, progress: TrainState) -> None:
     """The trained model as a Hugging Face folder, and the summary."""
     run.report.phase("export")
     unfinished, final = run.folder / ".model.tmp", run.folder / "model"
@@ -194,6 +199,6 @@ def finish(run: Run, progress: Progress) -> None:
             run.save_tokenizer(unfinished)
             publish(unfinished, final)
     run.ranks.barrier()
-    measure = run.story.measure
+    measure = run.trainer.measure
     after = progress.held_out.get(f"eval/{measure}")
     run.report.finish("done", progress.before, after, progress.wall_seconds, progress.step, measure, progress.held_out)

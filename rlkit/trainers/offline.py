@@ -1,4 +1,4 @@
-"""The story that every offline algorithm runs: read, score, learn. Pairs, rated completions and demonstrations; a policy or a reward model.
+"""The step of every offline algorithm: read, score, learn. Pairs, rated completions and demonstrations; a policy or a reward model.
 
 A unit is what is never split: the two completions of a pair, or one completion. Every rank reads the same rows and works on its share.
 """
@@ -22,15 +22,15 @@ from rlkit.metrics import Mean, Metrics, Sum, merge, values, wilson
 from rlkit.ops.batching import Size, deal, minibatch_of_group, size_of, total
 from rlkit.ops.masking import even_weights, padded, token_weights, weighted_sum
 from rlkit.ops.preference import kto_baseline
-from rlkit.profiling.memory_peak import Gauge, told
-from rlkit.profiling.roofline import Asked, Floors, ratios
+from rlkit.profiling.memory_peak import PeakMemory, memory_metrics
+from rlkit.profiling.roofline import PromptLengths, Roofline, ratios
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import Stopping
-from rlkit.runtime.timer import Clock
-from rlkit.trainers.loop import Stepped
-from rlkit.types import Key, Sample, Stop, Written
+from rlkit.runtime.timer import PhaseTimer
+from rlkit.trainers.loop import StepResult
+from rlkit.types import Key, OfflineMicroBatch, Sample, Stop
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import Count, idled, in_step, stepped
+from rlkit.updates.online_update import UpdateCount, idle_pass, lockstep_micro_batches, step_optimizer
 from rlkit.updates.reference_cache import Reference
 
 
@@ -47,7 +47,7 @@ class Unit:
         return total([size_of(s) for s in self.samples])
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> PromptLengths:
         return len(self.samples[0].prompt), [len(s.tokens) for s in self.samples]
 
 
@@ -84,7 +84,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class Reading:
+class OfflineUpdater:
     """What an update needs, built once."""
 
     learner: Learner
@@ -104,19 +104,19 @@ class Reading:
 
 
 @dataclass
-class Offline:
+class OfflineTrainer:
     """Rows of the data, and how they are learnt from."""
 
     rows: Rows
     rows_per_step: int
     held_out: list[Unit]
-    reading: Reading
+    reading: OfflineUpdater
     reference: Reference | None
-    clock: Clock
+    clock: PhaseTimer
     stopping: Stopping
-    floors: Floors | None = None
+    floors: Roofline | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)  # bytes at the peak of its one phase
-    gauge: Gauge = field(default_factory=Gauge)
+    gauge: PeakMemory = field(default_factory=PeakMemory)
 
     @property
     def measure(self) -> str:
@@ -130,7 +130,7 @@ class Offline:
     def evaluates(self) -> bool:
         return bool(self.held_out)
 
-    def step(self, number: int, count: Count) -> Stepped:
+    def step(self, number: int, count: UpdateCount) -> StepResult:
         """The next rows and the updates on them."""
         self.gauge.start()
         with self.clock("read"):
@@ -144,8 +144,8 @@ class Offline:
         tokens = sum(u.tokens for u in units)
         left_out = {f"rows/{name}": float(self.rows.state()[name]) for name in ("too_long", "bad_row", "cut")}
         row = {**with_margins(values(merge(seen))), **left_out, "throughput/tokens_per_second": tokens / self.clock.seconds}
-        row |= told({"train": self.gauge.peak()}, self.predicted)
-        return Stepped(row | self._floors(units), count, tokens)
+        row |= memory_metrics({"train": self.gauge.peak()}, self.predicted)
+        return StepResult(row | self._floors(units), count, tokens)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """The loss on held-out rows and all that is watched with it; of an accuracy its 95 % interval."""
@@ -201,7 +201,7 @@ def share(units: list[Unit], ranks: Ranks) -> list[int]:
 class Work:
     """A minibatch, or the held-out rows: what is looked at together, and this rank's share of it."""
 
-    def __init__(self, reading: Reading, units: list[Unit], reference: Reference | None) -> None:
+    def __init__(self, reading: OfflineUpdater, units: list[Unit], reference: Reference | None) -> None:
         self.reading, self.units, self.reference = reading, units, reference
         ranks = reading.ranks
         self.mine = share(units, ranks)
@@ -219,7 +219,9 @@ class Work:
     def micro_batches(self) -> list[list[int]]:
         """Numbers of units, equally many lists on all ranks."""
         sizes = [Size(i, 0, self.units[i].tokens) for i in self.mine]
-        return [[self.mine[k] for k in part] for part in in_step(sizes, self.reading.tokens_per_micro_batch, self.reading.ranks)]
+        return [
+            [self.mine[k] for k in part] for part in lockstep_micro_batches(sizes, self.reading.tokens_per_micro_batch, self.reading.ranks)
+        ]
 
     def look(self, chosen: list[int]) -> tuple[Tensor, Metrics]:
         """The share of some units in the loss, and what is watched."""
@@ -231,7 +233,7 @@ class Work:
             return said.sum() * 0.0, {}
         device = said.device
         mask = padded([s.mask for s in samples], width, False)[:, : said.shape[1]].to(device)
-        rows = Written(
+        rows = OfflineMicroBatch(
             mask=mask,
             said=said,
             reference=self.reference.of(samples).to(device) if self.reference else None,
@@ -262,7 +264,7 @@ class Work:
         samples = list(self._mismatched(self.mine))
         total = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for chosen in in_step([size_of(s) for s in samples], self.reading.tokens_per_micro_batch, self.reading.ranks):
+            for chosen in lockstep_micro_batches([size_of(s) for s in samples], self.reading.tokens_per_micro_batch, self.reading.ranks):
                 part = [samples[i] for i in chosen]
                 said = self.reading.said(part, max((len(s.tokens) for s in part), default=0))
                 if part:
@@ -271,22 +273,22 @@ class Work:
         return kto_baseline(*self.reading.ranks.sum(total))
 
 
-def one_update(reading: Reading, units: list[Unit], reference: Reference | None, count: Count) -> tuple[Metrics, Count]:
+def one_update(reading: OfflineUpdater, units: list[Unit], reference: Reference | None, count: UpdateCount) -> tuple[Metrics, UpdateCount]:
     """One minibatch: losses over micro-batches, then one optimizer step."""
     metrics = gradient(reading, units, reference)
-    applied, moved = stepped(reading.learner, reading.schedule.lr(count.updates), "")
+    applied, moved = step_optimizer(reading.learner, reading.schedule.lr(count.updates), "")
     metrics |= {**moved, "loss": Mean(metrics["loss"].value, 1.0), "updates_skipped": Sum(float(not applied))}
     return metrics, count.after(applied, reading.max_skipped_updates)
 
 
-def gradient(reading: Reading, units: list[Unit], reference: Reference | None) -> Metrics:
+def gradient(reading: OfflineUpdater, units: list[Unit], reference: Reference | None) -> Metrics:
     """Backward over this rank's share in micro-batches, equally many on all ranks; metrics of all ranks."""
     work = Work(reading, units, reference)
     seen: list[Metrics] = []
     for chosen in work.micro_batches():
         with reading.learner.training():
             if not chosen:
-                seen.append(idled(reading.learner))
+                seen.append(idle_pass(reading.learner))
                 continue
             loss, metrics = work.look(chosen)
             reading.learner.backward(loss)

@@ -1,4 +1,4 @@
-"""The story that every online algorithm runs: sample, judge, give credit, learn."""
+"""The step of every online algorithm: sample, score, give credit, learn."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from rlkit.engines.logprob_check import COMPARED
 from rlkit.engines.placement import Colocated
 from rlkit.errors import Stopped
 from rlkit.metrics import values
-from rlkit.profiling.roofline import Asked, Floors, ratios
+from rlkit.profiling.roofline import PromptLengths, Roofline, ratios
 from rlkit.report import Report
 from rlkit.rollout import records
-from rlkit.rollout.collector import Collector, Taken
+from rlkit.rollout.collector import Collector, RolloutBatch
 from rlkit.rollout.evaluation import Evaluation
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.timer import Clock
-from rlkit.trainers.loop import Stepped
+from rlkit.runtime.timer import PhaseTimer
+from rlkit.trainers.loop import StepResult
 from rlkit.types import Batch, Credit, Group, Sample
 from rlkit.updates.collate import collate
-from rlkit.updates.online_update import Count, Learning, learned_from, observe, update
+from rlkit.updates.online_update import OnlineUpdater, UpdateCount, observe, rows_with_signal, update
 
 ALIKE = "frac_reward_zero_std"  # as in TRL: the share of groups whose rewards are all the same
 
 
 @dataclass
-class Online:
+class OnlineTrainer:
     """Rollouts by the policy itself, and what they are learnt by."""
 
     placement: Colocated
     collector: Collector
     evaluation: Evaluation | None
-    learning: Learning
+    learning: OnlineUpdater
     remembered: State  # by the algorithm
     report: Report
-    clock: Clock
+    clock: PhaseTimer
     ranks: Ranks
     decode: Callable[[Sequence[int]], str]
-    floors: Floors | None = None
+    floors: Roofline | None = None
     measure: str = "accuracy"
 
-    def step(self, number: int, count: Count) -> Stepped:
+    def step(self, number: int, count: UpdateCount) -> StepResult:
         """One rollout batch and the updates on it."""
         with self.placement.rollout(), self.clock("rollout"):
             taken = self.collector.take()
@@ -65,13 +65,13 @@ class Online:
         judged = [*groups, *left_out]
         if self.collector.max_refills is not None:  # the algorithm saw only groups with a signal
             given = {name: metric for name, metric in given.items() if name != ALIKE}
-        row = values(self.ranks.merged(self.collector.desk.judge.stats()))
-        row |= join(  # an entry that a reward names like one of these does not hide it
+        row = values(self.ranks.merged(self.collector.sampler.judge.stats()))
+        row |= join_metrics(  # an entry that a reward names like one of these does not hide it
             records.of_groups(judged),
             values(seen),
             values(given),
             values(learned),
-            not_asked(self.collector.prompts.state()),
+            count_unused_prompts(self.collector.prompts.state()),
             self.placement.memory(),
             self._refilled(number, len(groups), len(left_out), taken.refills) if self.collector.max_refills is not None else {},
         )
@@ -79,7 +79,7 @@ class Online:
         scored = [s.sample for g in judged for s in g.samples]
         row |= self._floors(taken, batch, credit, count)
         row["throughput/tokens_per_second"] = sum(len(s.tokens) for s in scored) / self.clock.seconds
-        return Stepped(row, after, sum(len(s.prompt) + len(s.tokens) for s in scored))
+        return StepResult(row, after, sum(len(s.prompt) + len(s.tokens) for s in scored))
 
     @property
     def tokens_per_micro_batch(self) -> int:
@@ -99,16 +99,16 @@ class Online:
         row, mine = result
         everyone = sorted((g for part in self.ranks.gather(mine) for g in part), key=lambda g: g.number)
         self.report.samples(step, [records.of_sample(s, None, self.decode, "test") for g in everyone for s in g.samples])
-        self.collector.desk.judge.stats()  # the reward statistics of a step are of its own samples
+        self.collector.sampler.judge.stats()  # the reward statistics of a step are of its own samples
         return row
 
     def state(self) -> dict[str, Any]:
-        judge = self.collector.desk.judge
+        judge = self.collector.sampler.judge
         return {"stream": self.collector.state(), "judge": judge.state(), "algorithm": asdict(self.remembered)}
 
     def load(self, state: dict[str, Any], step: int) -> None:
         self.collector.load(state["stream"])
-        self.collector.desk.judge.restore(state["judge"])
+        self.collector.sampler.judge.restore(state["judge"])
         self.remembered = type(self.remembered)(**state["algorithm"])
         self.placement.version = step
 
@@ -136,17 +136,17 @@ class Online:
                 f"step {step}: all its tokens were sampled by older weights, so log-probs of sampler and trainer were not compared"
             )
 
-    def _floors(self, taken: Taken, batch: Batch, credit: Credit, count: Count) -> dict[str, float]:
+    def _floors(self, taken: RolloutBatch, batch: Batch, credit: Credit, count: UpdateCount) -> dict[str, float]:
         """How far the phases of this step were from the least that they could take, evaluation aside."""
         if self.floors is None:
             return {}
         floors, learning, needs, clock = self.floors, self.learning, self.learning.needs, self.clock.metrics()
-        active = learned_from(learning, credit, range(len(batch.samples)))
-        everything, learned = by_prompt(batch.samples), by_prompt([batch.samples[i] for i in active]) * learning.passes
+        active = rows_with_signal(learning, credit, range(len(batch.samples)))
+        everything, learned = lengths_by_prompt(batch.samples), lengths_by_prompt([batch.samples[i] for i in active]) * learning.passes
         policy, critic = count.updates >= learning.policy_waits, learning.critic is not None
         least = {
             "sync": floors.sync(self.placement.parked, self.placement.sent),
-            "rollout": floors.rollout([[asked(g) for g in groups] for groups in taken.rounds]),
+            "rollout": floors.rollout([[request_lengths(g) for g in groups] for groups in taken.rounds]),
             "observe": floors.observe(everything, needs.old_logprobs + needs.reference, critic),
             "update": floors.update(learned, policy, critic),
         }
@@ -157,13 +157,13 @@ class Online:
         counts = batch.mask.sum(-1).clamp(min=1)
         mine = (credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
         unused = [s for g in left_out for s in g.samples]
-        advantages = [*self.ranks.everywhere(mine, batch.index, batch.size).tolist(), *[None] * len(unused)]
+        advantages = [*self.ranks.gather_by_index(mine, batch.index, batch.size).tolist(), *[None] * len(unused)]
         scored = [s for g in groups for s in g.samples] + unused
         decode = cache(self.decode)  # of a group's prompt once
         self.report.samples(step, [records.of_sample(s, a, decode, "train") for s, a in zip(scored, advantages, strict=True)])
 
 
-def join(*parts: Mapping[str, float]) -> dict[str, float]:
+def join_metrics(*parts: Mapping[str, float]) -> dict[str, float]:
     """One row of all. Raises ValueError where a name stands in two: which of them holds would depend on their order."""
     row: dict[str, float] = {}
     for part in parts:
@@ -173,12 +173,12 @@ def join(*parts: Mapping[str, float]) -> dict[str, float]:
     return row
 
 
-def not_asked(stream: dict[str, Any]) -> dict[str, float]:
+def count_unused_prompts(stream: dict[str, Any]) -> dict[str, float]:
     """Rows so far that gave nothing to learn from, or were cut."""
     return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
 
 
-def by_prompt(samples: Sequence[Sample]) -> list[Asked]:
+def lengths_by_prompt(samples: Sequence[Sample]) -> list[PromptLengths]:
     """Tokens of prompts, and of each completion of theirs."""
     found: dict[tuple[int, ...], list[int]] = {}
     for sample in samples:
@@ -186,7 +186,7 @@ def by_prompt(samples: Sequence[Sample]) -> list[Asked]:
     return [(len(prompt), lengths) for prompt, lengths in found.items()]
 
 
-def asked(group: Group) -> Asked:
+def request_lengths(group: Group) -> PromptLengths:
     """Tokens of its prompt, and of each completion."""
     every = [*group.samples, *([group.greedy] if group.greedy else [])]
     return len(every[0].sample.prompt), [len(s.sample.tokens) for s in every]

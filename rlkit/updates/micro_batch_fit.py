@@ -21,7 +21,7 @@ HINTS = (
 )
 
 
-def fitted(
+def largest_micro_batch(
     models: Sequence[Learner],
     budget: int,
     prompt: int,

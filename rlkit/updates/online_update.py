@@ -10,26 +10,26 @@ from torch import Tensor
 
 from rlkit.algorithms import Algorithm, Needs
 from rlkit.engines.base import Critic, Learner, Policy, Scores
-from rlkit.engines.logprob_check import Probe
+from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
 from rlkit.metrics import Mean, Metrics, Sum, masked, merge
 from rlkit.ops.batching import Size, micro_batches, size_of
 from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
-from rlkit.types import Batch, Credit, Rows, Sample, Signals
+from rlkit.types import Batch, Credit, MicroBatch, Sample, Signals
 from rlkit.updates.lr_schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Learning:
+class OnlineUpdater:
     """What an update needs, built once."""
 
     policy: Policy
     reference: Scores | None
     algorithm: Algorithm
     schedule: Schedule  # of the policy, from the first update that it has part in
-    probe: Probe
+    probe: LogprobCheck
     ranks: Ranks
     passes: int
     minibatches: int  # of one pass
@@ -46,21 +46,21 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Count:
+class UpdateCount:
     """Optimizer steps so far."""
 
     updates: int = 0  # the skipped ones too: the learning rate follows them
     skipped_in_a_row: int = 0  # whose gradient was not finite
 
-    def after(self, applied: bool, most: int) -> Count:
+    def after(self, applied: bool, most: int) -> UpdateCount:
         """The count with one more update. Raises RunFailed at the `most`-th in a row that was skipped."""
         skipped = 0 if applied else self.skipped_in_a_row + 1
         if skipped >= most:
             raise RunFailed(f"the gradients of {skipped} updates in a row were not finite; a smaller optim.lr may help, or other data")
-        return Count(self.updates + 1, skipped)
+        return UpdateCount(self.updates + 1, skipped)
 
 
-def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
+def observe(run: OnlineUpdater, batch: Batch) -> tuple[Signals, Metrics]:
     """What models say of the batch before the update: only what the algorithm needs."""
     old = reference = None
     metrics: Metrics = {}
@@ -73,36 +73,38 @@ def observe(run: Learning, batch: Batch) -> tuple[Signals, Metrics]:
         reference = scored(run, batch, run.reference)
     values = None
     if run.critic:
-        values = on_batch(run, batch, run.critic.values)
+        values = score_batch(run, batch, run.critic.values)
     return Signals(old_logprobs=old, ref_logprobs=reference, values=values), metrics
 
 
-def scored(run: Learning, batch: Batch, model: Scores) -> Tensor:
+def scored(run: OnlineUpdater, batch: Batch, model: Scores) -> Tensor:
     """Log-probs [B, T] of the batch by a model."""
-    return on_batch(run, batch, lambda samples, width: model.logprobs(samples, width)[0])
+    return score_batch(run, batch, lambda samples, width: model.logprobs(samples, width)[0])
 
 
-def on_batch(run: Learning, batch: Batch, said: Callable[[list[Sample], int], Tensor]) -> Tensor:
+def score_batch(run: OnlineUpdater, batch: Batch, said: Callable[[list[Sample], int], Tensor]) -> Tensor:
     """What a model says of the batch [B, T], micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
     grid = torch.zeros(batch.mask.shape)
-    for chosen in in_step([size_of(s) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
+    for chosen in lockstep_micro_batches([size_of(s) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
         heartbeat.beat()
         grid[chosen] = said([batch.samples[i] for i in chosen], batch.mask.shape[1]).cpu()
     return grid
 
 
-def update(run: Learning, batch: Batch, signals: Signals, credit: Credit, count: Count) -> tuple[Metrics, Count]:
+def update(run: OnlineUpdater, batch: Batch, signals: Signals, credit: Credit, count: UpdateCount) -> tuple[Metrics, UpdateCount]:
     """All optimizer steps of a step."""
     seen: list[Metrics] = []
     for _ in range(run.passes):
         for minibatch in range(run.minibatches):
             rows = torch.nonzero(batch.minibatch == minibatch).flatten().tolist()
-            metrics, count = one_update(run, batch, signals, credit, rows, count)
+            metrics, count = update_minibatch(run, batch, signals, credit, rows, count)
             seen.append(metrics)
     return merge(seen), count
 
 
-def one_update(run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], count: Count) -> tuple[Metrics, Count]:
+def update_minibatch(
+    run: OnlineUpdater, batch: Batch, signals: Signals, credit: Credit, rows: list[int], count: UpdateCount
+) -> tuple[Metrics, UpdateCount]:
     """One minibatch: losses over micro-batches, then one optimizer step, or none where no sample has a signal."""
     totals = run.ranks.sum(unit_totals(batch.mask[rows]))
     metrics = gradient(run, batch, signals, credit, rows, totals, waits=count.updates < run.policy_waits)
@@ -112,43 +114,43 @@ def one_update(run: Learning, batch: Batch, signals: Signals, credit: Credit, ro
         run.probe.check(metrics)  # before the optimizer moves
     applied, moved = True, {}
     if count.updates >= run.policy_waits:
-        applied, moved = stepped(run.policy, run.schedule.lr(count.updates - run.policy_waits), "")
+        applied, moved = step_optimizer(run.policy, run.schedule.lr(count.updates - run.policy_waits), "")
     if run.critic and run.critic_schedule:
-        also, more = stepped(run.critic, run.critic_schedule.lr(count.updates), "critic/")
+        also, more = step_optimizer(run.critic, run.critic_schedule.lr(count.updates), "critic/")
         applied, moved = applied and also, {**moved, **more}
     metrics |= {f"{role}loss": Mean(metrics[f"{role}loss"].value, 1.0) for role in ("", "critic/") if f"{role}loss" in metrics}
     metrics |= {**moved, "updates_skipped": Sum(float(not applied)), "updates_without_signal": Sum(0.0)}
     return metrics, count.after(applied, run.max_skipped_updates)
 
 
-def stepped(learner: Learner, lr: float, role: str) -> tuple[bool, Metrics]:
+def step_optimizer(learner: Learner, lr: float, role: str) -> tuple[bool, Metrics]:
     """One optimizer step: was it applied, and its norm and learning rate."""
     done = learner.step(lr)
     return done.applied, {f"{role}grad_norm": Mean(done.grad_norm, 1.0), f"{role}learning_rate": Mean(lr, 1.0)}
 
 
 def gradient(
-    run: Learning, batch: Batch, signals: Signals, credit: Credit, rows: list[int], totals: Tensor, waits: bool = False
+    run: OnlineUpdater, batch: Batch, signals: Signals, credit: Credit, rows: list[int], totals: Tensor, waits: bool = False
 ) -> Metrics | None:
     """Backward over the rows in micro-batches, equally many on all ranks; metrics of all ranks, None where no rank had work.
 
     `waits`: the policy does not learn yet, only the critic.
     """
-    active = learned_from(run, credit, rows)
+    active = rows_with_signal(run, credit, rows)
     seen: list[Metrics] = []
-    for places in in_step([size_of(batch.samples[i]) for i in active], run.tokens_per_micro_batch, run.ranks):
+    for places in lockstep_micro_batches([size_of(batch.samples[i]) for i in active], run.tokens_per_micro_batch, run.ranks):
         heartbeat.beat()
         chosen = [active[i] for i in places]
         if not waits:
             with run.policy.training():
-                seen.append(one_micro_batch(run, batch, signals, credit, chosen, totals) if chosen else idled(run.policy))
+                seen.append(backward_micro_batch(run, batch, signals, credit, chosen, totals) if chosen else idle_pass(run.policy))
         if run.critic:
             with run.critic.training():
-                seen.append(one_of_critic(run, run.critic, batch, signals, credit, chosen, totals) if chosen else idled(run.critic))
+                seen.append(backward_critic(run, run.critic, batch, signals, credit, chosen, totals) if chosen else idle_pass(run.critic))
     return run.ranks.merged(merge(seen)) if seen else None
 
 
-def learned_from(run: Learning, credit: Credit, rows: Sequence[int]) -> list[int]:
+def rows_with_signal(run: OnlineUpdater, credit: Credit, rows: Sequence[int]) -> list[int]:
     """Those of the rows that move anything."""
     if not run.algorithm.inert_without_advantage:
         return list(rows)
@@ -156,24 +158,24 @@ def learned_from(run: Learning, credit: Credit, rows: Sequence[int]) -> list[int
     return [i for i in rows if moves[i]]
 
 
-def in_step(sizes: list[Size], budget: int, ranks: Ranks) -> list[list[int]]:
+def lockstep_micro_batches(sizes: list[Size], budget: int, ranks: Ranks) -> list[list[int]]:
     """Micro-batches of this rank's items, equally many on all ranks: empty ones where it has fewer than others.
 
     A crew cuts the items of all its ranks together, `budget` tokens a rank; of each micro-batch a rank gets those that are its own.
     """
-    everyones, first = ranks.of_crew(sizes)
+    everyones, first = ranks.gather_sp(sizes)
     plan = micro_batches(everyones, budget * ranks.crew_size)
     plan = [[i - first for i in items if 0 <= i - first < len(sizes)] for items in plan]
     return plan + [[] for _ in range(ranks.most(len(plan)) - len(plan))]
 
 
-def idled(learner: Learner) -> Metrics:
+def idle_pass(learner: Learner) -> Metrics:
     learner.idle()
     return {}
 
 
-def one_of_critic(
-    run: Learning, critic: Critic, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor
+def backward_critic(
+    run: OnlineUpdater, critic: Critic, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor
 ) -> Metrics:
     """Forward, value loss, backward of the chosen rows."""
     assert signals.values is not None and credit.returns is not None, "an algorithm with a critic says what the critic learns"
@@ -187,7 +189,7 @@ def one_of_critic(
     return {**metrics, "critic/loss": Sum(float(loss.detach()))}
 
 
-def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor) -> Metrics:
+def backward_micro_batch(run: OnlineUpdater, batch: Batch, signals: Signals, credit: Credit, chosen: list[int], totals: Tensor) -> Metrics:
     """Forward, loss, backward of the chosen rows."""
     width = max(len(batch.samples[i].tokens) for i in chosen)
     logprobs, entropy = run.policy.logprobs([batch.samples[i] for i in chosen], width)  # [B, T]
@@ -197,7 +199,7 @@ def one_micro_batch(run: Learning, batch: Batch, signals: Signals, credit: Credi
         return grid[chosen, :width].to(device)
 
     mask = cut(batch.mask)
-    rows = Rows(
+    rows = MicroBatch(
         mask=mask,
         logprobs=logprobs,
         entropy=entropy,

@@ -25,7 +25,7 @@ from rlkit.engines.base import Scores, Source
 from rlkit.ops.batching import deal_samples, size_of
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sample
-from rlkit.updates.online_update import in_step
+from rlkit.updates.online_update import lockstep_micro_batches
 
 
 class Initial(Scores, Source, Protocol):
@@ -50,7 +50,7 @@ def name_of(sample: Sample) -> bytes:
     return digest.digest()
 
 
-def looked_up(policy: Initial, asked: Iterable[Sample], ranks: Ranks, budget: int, cache: Path) -> tuple[Reference, int]:
+def load_or_compute(policy: Initial, asked: Iterable[Sample], ranks: Ranks, budget: int, cache: Path) -> tuple[Reference, int]:
     """The reference for these completions, and how many were scored for it now: 0 where the cache has them."""
     samples = {name_of(s): s for s in asked}
     names = sorted(samples)
@@ -81,7 +81,7 @@ def scored(policy: Scores, samples: list[Sample], ranks: Ranks, budget: int) -> 
     sizes = [size_of(s) for s in samples]
     mine = [i for i, rank in enumerate(deal_samples(sizes, ranks.world)) if rank == ranks.rank]
     numbers = torch.zeros(len(samples), dtype=torch.float64)
-    for part in in_step([sizes[i] for i in mine], budget, ranks):
+    for part in lockstep_micro_batches([sizes[i] for i in mine], budget, ranks):
         chosen = [mine[k] for k in part]
         said, _ = policy.logprobs([samples[i] for i in chosen], max((len(samples[i].tokens) for i in chosen), default=0))
         numbers[chosen] = said.double().sum(-1).cpu()

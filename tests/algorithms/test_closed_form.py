@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlkit.algorithms import State
-from rlkit.types import Batch, Rows, Signals
+from rlkit.types import Batch, MicroBatch, Signals
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.tiny import Ranks, together
 
@@ -66,7 +66,9 @@ def expected_gradient(keys: Any, logits: Tensor, group_size: int, ranks: Ranks, 
         batch, signals = one_batch(chosen, pi, rewards)
         credit, _, _ = keys.assign(batch, signals, State(), ranks)
         new = logs[chosen.flatten()].unsqueeze(-1)  # [B, 1]
-        rows = Rows(batch.mask, new, torch.zeros_like(new), new.detach(), new.detach(), signals.ref_logprobs, credit.advantages.double())
+        rows = MicroBatch(
+            batch.mask, new, torch.zeros_like(new), new.detach(), new.detach(), signals.ref_logprobs, credit.advantages.double()
+        )
         losses = keys.policy_loss(rows)[0].view(-1, group_size).mean(-1)  # [P]
         total = total + (losses * chance[part]).sum()
     return torch.autograd.grad(total, at)[0]
@@ -139,7 +141,7 @@ def test_reinforce_follows_the_gradient_beyond_the_first_update(name: str) -> No
     at = torch.tensor([2.5, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
     new = torch.log_softmax(at, 0).unsqueeze(-1)  # [K, 1]
     advantages = (rewards - old.exp() @ rewards).unsqueeze(-1)
-    rows = Rows(torch.ones(3, 1).bool(), new, torch.zeros_like(new), old.unsqueeze(-1), old.unsqueeze(-1), None, advantages)
+    rows = MicroBatch(torch.ones(3, 1).bool(), new, torch.zeros_like(new), old.unsqueeze(-1), old.unsqueeze(-1), None, advantages)
     losses, _ = algorithm(name).policy_loss(rows)
     (got,) = torch.autograd.grad((old.exp() * losses.squeeze(-1)).sum(), at, retain_graph=True)
     (wanted,) = torch.autograd.grad(-(new.squeeze(-1).exp() @ rewards), at)

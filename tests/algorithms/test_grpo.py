@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rlkit.algorithms import Needs, State
 from rlkit.algorithms.grpo import GRPO
-from rlkit.engines.logprob_check import Probe
+from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.metrics import values
 from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
-from rlkit.types import Credit, Group, Rows, Signals
+from rlkit.types import Credit, Group, MicroBatch, Signals
 from rlkit.updates.collate import collate
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import Count, Learning, observe, update
+from rlkit.updates.online_update import OnlineUpdater, UpdateCount, observe, update
 from tests.algorithms.shipped import algorithm
 from tests.algorithms.tiny import Policy, Ranks, groups_of, together
 from tests.ops import oracle
@@ -42,9 +42,9 @@ FIXED_LENGTH = 12
 # -- the loss ----------------------------------------------------------------------------------------------------------------------
 
 
-def rows_of(mask: list[list[bool]], new: Tensor, entropy: Tensor, old: Tensor, ref: Tensor, advantages: Tensor) -> Rows:
+def rows_of(mask: list[list[bool]], new: Tensor, entropy: Tensor, old: Tensor, ref: Tensor, advantages: Tensor) -> MicroBatch:
     flags = torch.tensor(mask)
-    return Rows(flags, new, entropy, old, old, ref, advantages.unsqueeze(-1) * flags)
+    return MicroBatch(flags, new, entropy, old, old, ref, advantages.unsqueeze(-1) * flags)
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean", "fixed_length"])
@@ -87,7 +87,9 @@ def test_clips_are_counted_by_side() -> None:
     low, high, near = -1.0, 1.0, 0.05
     ratios = torch.tensor([[high, high, low], [low, high, near], [high, low, high]])
     mask = torch.tensor([[True, True, True], [True, True, True], [False, False, False]])
-    rows = Rows(mask, ratios, torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3, 3), None, torch.tensor([[1.0], [-1.0], [1.0]]) * mask)
+    rows = MicroBatch(
+        mask, ratios, torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3, 3), None, torch.tensor([[1.0], [-1.0], [1.0]]) * mask
+    )
     seen = values(PLAIN.policy_loss(rows)[1])
     assert seen == {
         "ratio/max_deviation": pytest.approx(math.e - 1),
@@ -99,7 +101,7 @@ def test_clips_are_counted_by_side() -> None:
 def test_only_what_counts_is_watched() -> None:
     mask = torch.tensor([[True, False]])
     zeros, odd = torch.zeros(1, 2), torch.tensor([[0.0, -200.0]])
-    rows = Rows(mask, odd, odd, zeros, zeros, torch.tensor([[1.0, -40.0]]), zeros)
+    rows = MicroBatch(mask, odd, odd, zeros, zeros, torch.tensor([[1.0, -40.0]]), zeros)
     losses, metrics = FULL.policy_loss(rows)
     assert values(metrics)["kl"] == pytest.approx(2.718281828 - 2, abs=1e-6)  # e^1 - 1 - 1
     assert values(metrics)["clip_ratio/high_mean"] == 0.0 and torch.isfinite(losses).all()
@@ -178,14 +180,14 @@ def shuffled(groups: list[Group]) -> list[Group]:
     return rng.sample(mixed, len(mixed))
 
 
-def learning(algorithm: Any, ranks: Ranks, minibatches: int, **changes: Any) -> Learning:
+def learning(algorithm: Any, ranks: Ranks, minibatches: int, **changes: Any) -> OnlineUpdater:
     """What an update of the small policy needs."""
     given: dict[str, Any] = {
         "policy": Policy(ranks),
         "reference": Policy(ranks, seed=1),
         "algorithm": algorithm,
         "schedule": Schedule(0.2, "constant", 0, 10),
-        "probe": Probe(None, None, None),  # type: ignore[arg-type]
+        "probe": LogprobCheck(None, None, None),  # type: ignore[arg-type]
         "ranks": ranks,
         "passes": 1,
         "minibatches": minibatches,
@@ -193,7 +195,7 @@ def learning(algorithm: Any, ranks: Ranks, minibatches: int, **changes: Any) -> 
         "fixed_length": FIXED_LENGTH,
         "max_skipped_updates": 3,
     }
-    return Learning(**{**given, **changes})
+    return OnlineUpdater(**{**given, **changes})
 
 
 def learn(
@@ -208,8 +210,8 @@ def learn(
         _, batch = collate(way.order(groups[ranks.rank :: way.world]), ranks, minibatches, 0)  # type: ignore[arg-type]
         signals, _ = observe(run, batch)
         credit, _, _ = algorithm.assign(batch, signals, State(), ranks)
-        metrics, count = update(run, batch, signals, credit, Count())
-        assert count == Count(passes * minibatches)
+        metrics, count = update(run, batch, signals, credit, UpdateCount())
+        assert count == UpdateCount(passes * minibatches)
         return policy, values(metrics)
 
     done = together(way.world, work)

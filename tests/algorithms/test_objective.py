@@ -18,7 +18,7 @@ from rlkit.algorithms.objective import POLICY_LOSSES, KLState
 from rlkit.errors import UserError
 from rlkit.metrics import merge, values
 from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
-from rlkit.types import Rows
+from rlkit.types import MicroBatch
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.ops import oracle
 
@@ -84,7 +84,7 @@ def test_every_loss_with_all_additions_is_the_papers_with_its_gradient(loss: str
 
         at = tensor(new).requires_grad_()
         flags = torch.tensor(mask)
-        losses, _ = keys.policy_loss(Rows(flags, at, tensor(entropy), tensor(old), tensor(rollout), tensor(ref), tensor(advantages)))
+        losses, _ = keys.policy_loss(MicroBatch(flags, at, tensor(entropy), tensor(old), tensor(rollout), tensor(ref), tensor(advantages)))
         assert losses.shape == (rows, width)  # law 2
         total = weighted_sum(losses, token_weights(flags, keys.reduction, unit_totals(flags), LENGTH))
         total.backward()
@@ -100,7 +100,7 @@ def test_every_loss_with_all_additions_is_the_papers_with_its_gradient(loss: str
 def test_at_ratio_one_every_loss_is_the_policy_gradient(loss: str) -> None:
     """-A a token, for GSPO the mean of its sequence's -A at each; nothing is cut."""
     new = torch.tensor([[-1.0, -2.0, -0.5]], dtype=torch.float64, requires_grad=True)
-    rows = Rows(torch.ones(1, 3).bool(), new, new.detach(), new.detach(), new.detach(), None, tensor([[2.0, 2.0, 2.0]]))
+    rows = MicroBatch(torch.ones(1, 3).bool(), new, new.detach(), new.detach(), new.detach(), None, tensor([[2.0, 2.0, 2.0]]))
     losses, metrics = algorithm("grpo", loss=loss).policy_loss(rows)
     losses.sum().backward()
     assert new.grad is not None and new.grad.flatten().tolist() == pytest.approx([-2.0] * 3, abs=1e-12)
@@ -117,7 +117,7 @@ def test_at_ratio_one_every_loss_is_the_policy_gradient(loss: str) -> None:
 def test_the_clips_of_a_sequence_are_counted_on_its_side() -> None:
     """Log ratios 1 and -0.2: their mean is 0.4, past the upper bound, so both tokens are held above; as tokens one would be free."""
     new = torch.tensor([[1.0, -0.2]], dtype=torch.float64)
-    rows = Rows(torch.ones(1, 2).bool(), new, new, new * 0, new * 0, None, new * 0 + 1)
+    rows = MicroBatch(torch.ones(1, 2).bool(), new, new, new * 0, new * 0, None, new * 0 + 1)
     for loss, high, apart in (("gspo", 1.0, math.exp(0.4) - 1), ("clipped", 0.5, math.e - 1)):
         seen = values(algorithm("grpo", loss=loss, correction="none").policy_loss(rows)[1])
         assert seen == {"ratio/max_deviation": pytest.approx(apart), "clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": high}
@@ -126,7 +126,7 @@ def test_the_clips_of_a_sequence_are_counted_on_its_side() -> None:
 def sampled(ratios: list[list[float]], **changes: Any) -> tuple[Tensor, Any]:
     """The loss and metrics of tokens of advantage 1 whose sampler gave them probability 1 / ratio of the trainer's."""
     old = torch.zeros(len(ratios), len(ratios[0]), dtype=torch.float64)
-    rows = Rows(torch.ones_like(old).bool(), old, old, old, -tensor(ratios).log(), None, torch.ones_like(old))
+    rows = MicroBatch(torch.ones_like(old).bool(), old, old, old, -tensor(ratios).log(), None, torch.ones_like(old))
     return algorithm("grpo", **changes).policy_loss(rows)
 
 
@@ -149,7 +149,7 @@ def test_effective_samples_of_parts_are_those_of_the_whole() -> None:
     ratios = [[1.0, 4.0, 0.5, 0.25, 8.0, 1.5]]
     parts = merge(sampled([part])[1] for part in (ratios[0][:1], ratios[0][1:4], ratios[0][4:]))
     assert values(parts) == pytest.approx(values(sampled(ratios)[1]))
-    rows = Rows(torch.zeros(1, 2).bool(), *(torch.zeros(1, 2) for _ in range(4)), None, torch.zeros(1, 2))
+    rows = MicroBatch(torch.zeros(1, 2).bool(), *(torch.zeros(1, 2) for _ in range(4)), None, torch.zeros(1, 2))
     empty = algorithm("grpo").policy_loss(rows)[1]
     assert math.isnan(values(empty)["sampling/effective_sample_size"])
     assert values(merge([empty, sampled(ratios)[1]])) == pytest.approx(values(sampled(ratios)[1]))
@@ -157,7 +157,7 @@ def test_effective_samples_of_parts_are_those_of_the_whole() -> None:
 
 def test_an_adapted_coefficient_takes_the_place_of_the_recipes() -> None:
     zero = torch.zeros(1, 1, dtype=torch.float64)
-    rows = Rows(torch.ones(1, 1).bool(), zero, zero, zero, zero, zero + 1, zero, kl_coef=0.5)
+    rows = MicroBatch(torch.ones(1, 1).bool(), zero, zero, zero, zero, zero + 1, zero, kl_coef=0.5)
     losses, _ = algorithm("grpo", kl_coef=0.1, kl_target=6.0).policy_loss(rows)
     assert losses.item() == pytest.approx(0.5 * (math.e - 2), abs=1e-12)
 

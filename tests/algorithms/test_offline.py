@@ -17,11 +17,11 @@ from torch import Tensor
 from rlkit.data.preferences import Demonstration, Pair, Rated
 from rlkit.metrics import Mean, values, wilson
 from rlkit.ops.masking import even_weights, token_weights, unit_totals, weighted_sum
-from rlkit.trainers.offline import UNITS, Reading, Unit, Work, one_update, with_margins
-from rlkit.types import Sample, Written
+from rlkit.trainers.offline import UNITS, OfflineUpdater, Unit, Work, one_update, with_margins
+from rlkit.types import OfflineMicroBatch, Sample
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import Count
-from rlkit.updates.reference_cache import Reference, looked_up, name_of
+from rlkit.updates.online_update import UpdateCount
+from rlkit.updates.reference_cache import Reference, load_or_compute, name_of
 from tests.algorithms.shipped import algorithm
 from tests.algorithms.test_grpo import WAYS, Way, difference
 from tests.algorithms.tiny import VOCABULARY, Policy, Ranks, together
@@ -98,7 +98,9 @@ def test_a_loss_is_the_papers_with_its_gradient(name: str, seed: int) -> None:
     reference, good, z = [rng.gauss(-4, 3) for _ in mask], [rng.random() < 0.5 for _ in mask], 0.4
     at = torch.tensor(said, dtype=torch.float64, requires_grad=True)
     flags = torch.tensor(mask)
-    rows = Written(flags, at, torch.tensor(reference, dtype=torch.float64), torch.tensor(good), torch.tensor(z, dtype=torch.float64))
+    rows = OfflineMicroBatch(
+        flags, at, torch.tensor(reference, dtype=torch.float64), torch.tensor(good), torch.tensor(z, dtype=torch.float64)
+    )
     losses, _ = keys.losses(rows)
     token = keys.unit == "token"
     weights = token_weights(flags, "token_mean", unit_totals(flags), 1) if token else even_weights(losses, len(losses))
@@ -117,7 +119,7 @@ def test_what_is_watched_of_pairs() -> None:
     """Pair one: 0.5 (-1 + 3) - 0.5 (-2 + 2) = 1 above; pair two: a tie, half right."""
     said = torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]])
     keys = algorithm("dpo", beta=0.5)
-    _, metrics = keys.losses(Written(torch.ones(4, 1).bool(), said, torch.tensor([-3.0, -2.0, -3.0, -4.0]).double()))
+    _, metrics = keys.losses(OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.tensor([-3.0, -2.0, -3.0, -4.0]).double()))
     assert with_margins(values(metrics)) == {
         "rewards/chosen": 0.5,
         "rewards/rejected": 0.0,
@@ -132,7 +134,7 @@ def test_what_is_watched_of_rated_completions() -> None:
     """z = 1: x = 2 and good, right; x = -1 and bad, right; x = 0.5 and good, wrong; x = 1, a tie."""
     said = torch.tensor([[2.0], [-1.0], [0.5], [1.0]])
     good = torch.tensor([True, False, True, False])
-    rows = Written(torch.ones(4, 1).bool(), said, torch.zeros(4).double(), good, torch.tensor(1.0).double())
+    rows = OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.zeros(4).double(), good, torch.tensor(1.0).double())
     seen = with_margins(values(algorithm("kto", beta=0.2).losses(rows)[1]))
     assert seen["rewards/accuracies"] == 0.625 and seen["kl"] == 1.0
     assert seen["rewards/margins"] == pytest.approx(0.2 * (1.25 - 0.0))
@@ -195,12 +197,12 @@ class Source(Policy):
         yield from self.model.named_parameters()
 
 
-def reading_of(keys: Any, ranks: Ranks, policy: Any, way: Way, minibatches: int = 1) -> Reading:
+def reading_of(keys: Any, ranks: Ranks, policy: Any, way: Way, minibatches: int = 1) -> OfflineUpdater:
     def said(samples: Sequence[Sample], width: int) -> Tensor:
         logs: Tensor = policy.logprobs(samples, width)[0]
         return logs.sum(-1, keepdim=True) if keys.learner == "reward_model" else logs
 
-    return Reading(policy, said, keys, Schedule(0.2, "constant", 0, 10), ranks, 1, minibatches, way.budget, 3)  # type: ignore[arg-type]
+    return OfflineUpdater(policy, said, keys, Schedule(0.2, "constant", 0, 10), ranks, 1, minibatches, way.budget, 3)  # type: ignore[arg-type]
 
 
 def units_of(keys: Any, seed: int = 0) -> list[Unit]:
@@ -225,11 +227,11 @@ def learn(keys: Any, way: Way, other: int = 1) -> tuple[list[Tensor], dict[str, 
 
     def work(ranks: Ranks) -> Any:
         policy = Source(ranks, padding=way.padding)
-        reading, count = reading_of(keys, ranks, policy, way, minibatches=3), Count()
+        reading, count = reading_of(keys, ranks, policy, way, minibatches=3), UpdateCount()
         reference = told_by(Source(ranks, seed=other), keys, *reading.cut(units)) if keys.reference else None
         for minibatch in reading.cut(units):
             metrics, count = one_update(reading, minibatch, reference, count)
-        assert count == Count(3)
+        assert count == UpdateCount(3)
         return policy, values(metrics)
 
     done = together(way.world, work)
@@ -304,7 +306,7 @@ def test_what_starts_at_its_reference() -> None:
         policy = together(1, Source)[0]
         units = units_of(keys)
         reading = reading_of(keys, policy.ranks, policy, Way())
-        metrics, _ = one_update(reading, units, told_by(policy, keys, units), Count())
+        metrics, _ = one_update(reading, units, told_by(policy, keys, units), UpdateCount())
         seen = with_margins(values(metrics))
         assert seen["loss"] == pytest.approx(start, abs=1e-6) and seen["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
 
@@ -321,7 +323,7 @@ def test_the_reference_is_computed_once_by_the_policy_as_it_is(world: int, tmp_p
         ranks.main = ranks.rank == 0  # type: ignore[attr-defined]
         policy = Source(ranks, seed)
         asked = list(Work(reading_of(keys, ranks, policy, Way()), units[:rows], None).asked())
-        reference, computed = looked_up(policy, asked, ranks, budget, tmp_path)  # type: ignore[arg-type]
+        reference, computed = load_or_compute(policy, asked, ranks, budget, tmp_path)  # type: ignore[arg-type]
         return reference.of(asked).tolist(), computed, policy.asked, [policy.logprobs([x], len(x.tokens))[0].sum().item() for x in asked]
 
     first, again = together(world, work), together(world, work)

@@ -14,13 +14,13 @@ import torch
 from rlkit.algorithms import Needs, State
 from rlkit.algorithms.objective import KLState
 from rlkit.algorithms.ppo import PPO
-from rlkit.engines.logprob_check import Probe
+from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
 from rlkit.metrics import values
 from rlkit.types import Batch, Group, Scored, Signals
 from rlkit.updates.collate import collate
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import Count, observe, update
+from rlkit.updates.online_update import UpdateCount, observe, update
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, WAYS, Way, difference, learn, learning, shuffled
 from tests.algorithms.tiny import Policy, Ranks, groups_of, together
@@ -204,7 +204,7 @@ def test_the_policys_schedule_begins_when_the_critic_is_warm() -> None:
         run = learning(made("ppo"), ranks, minibatches=1, schedule=Schedule(1.0, "linear", 2, 4), policy_waits=2)
         _, batch = collate(groups, ranks, 1, 0)  # type: ignore[arg-type]
         credit = run.algorithm.assign(batch, Signals(), State(), ranks)[0]
-        rates, count = [], Count()
+        rates, count = [], UpdateCount()
         for _ in range(6):
             metrics, count = update(run, batch, Signals(), credit, count)
             rates.append(values(metrics).get("learning_rate", 0.0))
@@ -232,13 +232,13 @@ def test_ranks_stop_together_where_the_sampler_is_another_policy(minibatches: in
             return replace(scored, sample=replace(scored.sample, rollout_logprobs=said + off))
 
         mine = [replace(g, samples=tuple(told(s, 0.5 * (g.number == 3)) for s in g.samples)) for g in groups[ranks.rank :: 2]]
-        probe = Probe(SimpleNamespace(received=dict), lambda: iter([("weight", torch.zeros(1))]), limit)  # type: ignore[arg-type]
+        probe = LogprobCheck(SimpleNamespace(received=dict), lambda: iter([("weight", torch.zeros(1))]), limit)  # type: ignore[arg-type]
         run = learning(algorithm("grpo"), ranks, minibatches=minibatches, probe=probe)
         _, batch = collate(mine, ranks, minibatches, 0)  # type: ignore[arg-type]
         try:
             signals, seen = observe(run, batch)
             credit = run.algorithm.assign(batch, signals, State(), ranks)[0]
-            return {**values(update(run, batch, signals, credit, Count())[0]), **values(seen)}
+            return {**values(update(run, batch, signals, credit, UpdateCount())[0]), **values(seen)}
         except RunFailed as error:
             return str(error)
 

@@ -52,18 +52,18 @@ class Ranks:
     def sum(self, values: Tensor) -> Tensor:
         return torch.stack(self.gather(values)).sum(0)
 
-    def everywhere(self, values: Tensor, index: Tensor, size: int) -> Tensor:
+    def gather_by_index(self, values: Tensor, index: Tensor, size: int) -> Tensor:
         return self.sum(torch.zeros(size, dtype=values.dtype).index_copy(0, index, values))
 
     def most(self, number: int) -> int:
         return max(self.gather(number))
 
-    crew_size, leads = 1, True
+    crew_size, is_tp_leader = 1, True
 
-    def of_crew(self, things: list[Any]) -> tuple[list[Any], int]:
+    def gather_sp(self, things: list[Any]) -> tuple[list[Any], int]:
         return things, 0
 
-    def dealt(self, things: list[Any]) -> list[Any]:
+    def shard(self, things: list[Any]) -> list[Any]:
         return things[self.rank :: self.world]
 
     def any(self, flag: bool) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlkit import run
-from rlkit.assembly.datasets import opened, sourced, with_steps
+from rlkit.assembly.datasets import build_datasets, open_readers, with_steps
 from rlkit.config import recipe as recipes
 from rlkit.config.recipe import Recipe
 from rlkit.errors import UserError
@@ -46,7 +46,7 @@ def test_rewards_that_ask_for_no_answer_take_rows_without_one(tmp_path: Path, re
     """Held-out rows likewise; what columns there are arrive."""
     file = lines(tmp_path / "a.jsonl", {"question": "Write square(n).", "tests": ["assert square(3) == 9"], "nums": [1, 2], "target": 3})
     told = recipe(f"data.train={file}", f"data.test={file}", *rewards)
-    stream, [held_out], _ = sourced(told, Letters())  # type: ignore[arg-type]
+    stream, [held_out], _ = build_datasets(told, Letters())  # type: ignore[arg-type]
     [prompt] = stream.take(1)
     assert prompt.answer is held_out.answer is None
     assert given(prompt) == {**prompt.columns, "prompt": [{"role": "user", "content": "Write square(n)."}]}
@@ -56,27 +56,27 @@ def test_a_reward_that_asks_for_an_answer_has_a_missing_one_refused_at_the_start
     file = lines(tmp_path / "a.jsonl", {"question": "a", "answer": "1"}, {"question": "b"})
     told = rf'data.train {file} row 2 has no column "answer" \(columns: question\); set data.columns.answer'
     with pytest.raises(UserError, match=told):
-        sourced(recipe(f"data.train={file}"), Letters())  # type: ignore[arg-type]
+        build_datasets(recipe(f"data.train={file}"), Letters())  # type: ignore[arg-type]
     with pytest.raises(UserError, match=told):  # the recipe says that there is one
-        sourced(recipe(f"data.train={file}", "data.columns.answer=answer", *LENGTH), Letters())  # type: ignore[arg-type]
-    some = sourced(recipe(f"data.train={file}", *LENGTH), Letters())[0].take(2)  # type: ignore[arg-type]
+        build_datasets(recipe(f"data.train={file}", "data.columns.answer=answer", *LENGTH), Letters())  # type: ignore[arg-type]
+    some = build_datasets(recipe(f"data.train={file}", *LENGTH), Letters())[0].take(2)  # type: ignore[arg-type]
     assert {prompt.prompt[0]["content"]: prompt.answer for prompt in some} == {"a": "1", "b": None}
     held_out = lines(tmp_path / "b.jsonl", {"question": "b"})
     with pytest.raises(UserError, match=rf'data.test {held_out} row 1 has no column "answer"'):
-        sourced(recipe(f"data.train={tmp_path}/a.jsonl", f"data.test={held_out}", "data.on_bad_row=skip"), Letters())  # type: ignore[arg-type]
+        build_datasets(recipe(f"data.train={tmp_path}/a.jsonl", f"data.test={held_out}", "data.on_bad_row=skip"), Letters())  # type: ignore[arg-type]
 
 
 def test_answers_reach_rewards_as_they_are_in_the_row(tmp_path: Path) -> None:
     truth = {"target": 98, "numbers": [44, 19, 35]}
     rows = [{"question": "a", "answer": ["0.5", "1/2"]}, {"question": "b", "answer": 7}, {"question": "c", "answer": truth}]
-    [reader] = opened(told := recipe(f"data.train={lines(tmp_path / 'a.jsonl', *rows)}"), "prompts", "train", told.data.train)
+    [reader] = open_readers(told := recipe(f"data.train={lines(tmp_path / 'a.jsonl', *rows)}"), "prompts", "train", told.data.train)
     assert [given(reader.read(number))["answer"] for number in range(3)] == [["0.5", "1/2"], 7, truth]
 
 
 def test_epochs_count_rows_that_are_left_out_and_say_so(tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", *({"question": "q" * (99 if i % 2 else 9), "answer": "1"} for i in range(64)))
     asked = [f"data.train={file}", "max_prompt_tokens=50", "steps=null", "prompts_per_step=8"]
-    stream, _, told = sourced(recipe(*asked, "data.epochs=1"), Letters())  # type: ignore[arg-type]
+    stream, _, told = build_datasets(recipe(*asked, "data.epochs=1"), Letters())  # type: ignore[arg-type]
     assert told == (
         "data.epochs=1 counts all rows; those not left out come up about 2 times. "
         f"data.train {file}: of 64 rows looked at, 32 left out: longer than 50 tokens"
@@ -84,12 +84,12 @@ def test_epochs_count_rows_that_are_left_out_and_say_so(tmp_path: Path) -> None:
     steps = with_steps(recipe(*asked, "data.epochs=1"), len(stream.rows)).steps
     taken = [prompt.row for _ in range(steps or 0) for prompt in stream.take(8)]
     assert steps == 8 and sorted(taken) == sorted(2 * list(range(0, 64, 2)))
-    assert sourced(recipe(*asked, "data.epochs=1", "max_prompt_tokens=99"), Letters())[2] is None  # type: ignore[arg-type]
+    assert build_datasets(recipe(*asked, "data.epochs=1", "max_prompt_tokens=99"), Letters())[2] is None  # type: ignore[arg-type]
 
 
 def test_shipped_recipes_still_ask_for_answers() -> None:
     for file in sorted((ROOT / "recipes" / "recipe").glob("*_math.yaml")):
         told = recipes.read(run.compose([f"recipe={file.stem}"], None))
         if told.rewards:
-            [reader] = opened(told, "prompts", "train", told.data.train)
+            [reader] = open_readers(told, "prompts", "train", told.data.train)
             assert reader._answer_must_be  # type: ignore[attr-defined]

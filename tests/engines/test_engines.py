@@ -13,7 +13,7 @@ from torch import Tensor
 from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.engines.hf import HFEngine
-from rlkit.engines.logprob_check import Probe
+from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.vllm import VLLMEngine, load_beneath_adapters
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import padded
@@ -148,7 +148,7 @@ def test_a_sync_that_sends_an_old_tensor_is_caught_and_the_tensor_named(vllm: VL
     sampling = Sampling(temperature=TEMPERATURE, max_tokens=24)
     vllm.load(policy.weights(), 8)
     kept = {name: tensor.clone() for name, tensor in policy.weights()}
-    probe = Probe(vllm, policy.weights, 1e-4)
+    probe = LogprobCheck(vllm, policy.weights, 1e-4)
     good = asked(vllm, 16, sampling)
     probe.check(probe.compare(trained(policy, good), said(good), said(good) != 0))
     large_update(policy, good, -1.0)

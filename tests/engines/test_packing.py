@@ -88,7 +88,7 @@ def test_the_layout_in_numbers() -> None:
     """Two prompts (7 8 | 9) with completions (5 | 4 3): 7 8 5 9 4 3; token 5 is predicted at 1, 4 and 3 at 3 and 4."""
     requests = [Request(Key(i, 0, 0), prompt, Sampling(), 0) for i, prompt in enumerate([(7, 8), (9,)])]
     samples = [make_sample(r, tokens, [0.0] * len(tokens), Stop.LENGTH, 0) for r, tokens in zip(requests, [[5], [4, 3]], strict=True)]
-    row = packing.packed(samples, 3, CPU)
+    row = packing.pack_samples(samples, 3, CPU)
     assert row.ids.tolist() == [[7, 8, 5, 9, 4, 3]] and row.positions.tolist() == [[0, 1, 2, 0, 1, 2]]
     assert row.looks.queries.tolist() == row.looks.keys.tolist() == [0, 3, 6]
     assert row.looks.most_queries == row.looks.most_keys == 3 and row.looks.seen is None
@@ -99,7 +99,7 @@ def test_a_prompt_stands_once() -> None:
     """Of 7 8 the completions 5 6, 4, none, 3 3, and of 9 in their midst 2 and none: 7 8 5 6 4 3 3 9 2. The run 4 looks at 7 8 4, the run
     3 3 at 7 8 3 3; token 4 is predicted at 8, and so is the first 3."""
     made = [((7, 8), [5, 6]), ((7, 8), [4]), ((9,), [2]), ((7, 8), []), ((7, 8), [3, 3]), ((9,), [])]
-    row = packing.packed([packing.Text(prompt, torch.tensor(said, dtype=torch.int64)) for prompt, said in made], 2, CPU)
+    row = packing.pack_samples([packing.Text(prompt, torch.tensor(said, dtype=torch.int64)) for prompt, said in made], 2, CPU)
     assert row.ids.tolist() == [[7, 8, 5, 6, 4, 3, 3, 9, 2]] and row.positions.tolist() == [[0, 1, 2, 3, 2, 2, 3, 0, 1]]
     queries, keys, *most, seen = row.looks
     assert queries.tolist() == [0, 4, 5, 7, 9] and keys.tolist() == [0, 4, 7, 11, 13] and most == [4, 4]
@@ -150,7 +150,7 @@ def test_scores_are_those_of_each_sample_alone() -> None:
     made = [((9, 8), [5, 6]), ((7, 3, 4), [2]), ((7, 3, 4), []), ((9, 8), [3, 0]), ((7, 3, 0), []), ((7, 3, 4), [0])]
     samples = [make_sample(Request(Key(i, 0, 0), p, Sampling(), 0), t, [0.0] * len(t), Stop.EOS, 0) for i, (p, t) in enumerate(made)]
     wanted = [model(input_ids=torch.tensor([[*p, *t]])).logits.item() for p, t in made]
-    row = packing.packed(samples, 0, CPU)
+    row = packing.pack_samples(samples, 0, CPU)
     last = [last_place(s, 0, *begin) for s, begin in zip(samples, row.begins, strict=True)]
     found = LastTokenScorer(model)(row.ids, row.positions, row.looks, torch.tensor(last))
     assert found.tolist() == pytest.approx(wanted, rel=1e-6) and len({round(x, 6) for x in wanted}) == 5  # one ends twice in its prompt
@@ -196,7 +196,7 @@ class Full(torch.autograd.Function):
 
 def memory_runs_out_in_a_trial(policy: DeepSpeedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     """First in the second layer's attention, then in its backward pass; then a trial ends well."""
-    attention = packing.one_by_one
+    attention = packing.attend_one_by_one
     for backwards in (False, True):
         calls: list[int] = []
 
@@ -206,10 +206,10 @@ def memory_runs_out_in_a_trial(policy: DeepSpeedPolicy, monkeypatch: pytest.Monk
                 raise torch.OutOfMemoryError
             return Full.apply(attention(*given)) if len(calls) == 2 else attention(*given)
 
-        monkeypatch.setattr(packing, "one_by_one", full)
+        monkeypatch.setattr(packing, "attend_one_by_one", full)
         with pytest.raises(torch.OutOfMemoryError):
             policy.trial(samples_of(200))
-    monkeypatch.setattr(packing, "one_by_one", attention)
+    monkeypatch.setattr(packing, "attend_one_by_one", attention)
     policy.trial(samples_of(200))
 
 

@@ -14,7 +14,7 @@ from rlkit.engines import placement as placement_file
 from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.engines.hf import make_sample
-from rlkit.engines.offload import Parking, host_buffer
+from rlkit.engines.offload import CpuOffload, host_buffer
 from rlkit.engines.placement import MOVES, Colocated
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sampling, Stop
@@ -89,7 +89,7 @@ def test_who_leaves(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         placement_file.torch, "cuda", SimpleNamespace(is_initialized=lambda: True, empty_cache=lambda: given_back.append(""))
     )
-    monkeypatch.setattr(placement_file, "Gauge", lambda: SimpleNamespace(start=int, peak=int, behind_torch=nullcontext))
+    monkeypatch.setattr(placement_file, "PeakMemory", lambda: SimpleNamespace(start=int, peak=int, behind_torch=nullcontext))
     told, placement = placed(mode=mode)
     one_step(placement, 1)
     one_step(placement, 2)
@@ -125,7 +125,7 @@ def test_what_is_parked_comes_back_in_the_same_buffers_and_views() -> None:
     view, kept, grown = flat[100:200], torch.randn(50), torch.randn(10)
     before, things = flat.clone(), [flat, view, kept]
     made: list[int] = []
-    parking = Parking(lambda: things, keep=lambda: [kept[:3]], host=lambda size: made.append(size) or host_buffer(size))
+    parking = CpuOffload(lambda: things, keep=lambda: [kept[:3]], host=lambda size: made.append(size) or host_buffer(size))
     parking.park()
     assert parking.bytes == 4000 and flat.untyped_storage().nbytes() == 0  # once, though a view is named too
     assert kept.untyped_storage().nbytes() == 200  # shared with what must stay

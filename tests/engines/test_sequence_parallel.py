@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlkit.engines.packing import attention, packed
-from rlkit.engines.sequence_parallel import Crew, evened
+from rlkit.engines.packing import attention, pack_samples
+from rlkit.engines.sequence_parallel import SequenceParallelGroup, pad_to_multiple
 from rlkit.errors import UserError
 from rlkit.runtime.ranks import Ranks
 from tests.conftest import run
@@ -29,14 +29,14 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
 
 
 def test_a_row_is_lengthened_to_equal_parts() -> None:
-    row = packed(samples_of(shared=True), 0, CPU)
-    longer = evened(row, 8)  # 33 -> 40
+    row = pack_samples(samples_of(shared=True), 0, CPU)
+    longer = pad_to_multiple(row, 8)  # 33 -> 40
     assert longer.ids.shape == (1, 40) and longer.ids[0, 33:].tolist() == [0] * 7
     assert longer.positions[0, 31:].tolist() == [0, 1, 0, 1, 2, 3, 4, 5, 6]
     assert longer.looks.queries.tolist() == [0, 8, 15, 25, 31, 33, 40] and longer.looks.keys.tolist() == [0, 8, 18, 28, 34, 36, 43]
     assert longer.looks.seen is not None and longer.looks.seen.tolist()[-7:] == list(range(33, 40))
-    assert (longer.looks.most_queries, longer.looks.most_keys) == (10, 10) and evened(row, 33) is row
-    assert evened(packed([], 0, CPU), 4).looks.most_keys == 3  # one token for nothing, and a sample of three
+    assert (longer.looks.most_queries, longer.looks.most_keys) == (10, 10) and pad_to_multiple(row, 33) is row
+    assert pad_to_multiple(pack_samples([], 0, CPU), 4).looks.most_keys == 3  # one token for nothing, and a sample of three
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_row_is_lengthened_to_equal_parts() -> None:
     ],
 )
 def test_heads_that_cannot_be_shared(size: int, more: dict[str, int], why: str, ranks: Ranks) -> None:
-    crew = Crew(None)
+    crew = SequenceParallelGroup(None)
     crew.size = size
     with pytest.raises(UserError, match=why):
         crew.around(attention, model_of("qwen3", torch.float32, **more).config)

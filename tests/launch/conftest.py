@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from launch.crew import descendants, stat
+from launch.worker_group import descendants, stat
 from rlkit.report.folder import read_metrics
 from rlkit.report.names import repeatable
 from tests.conftest import Ended, environment

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.crew import Crew, descendants, environments, process_state
 from launch.watch import Ended, silent, verdict
+from launch.worker_group import WorkerGroup, descendants, environments, process_state
 from tests.conftest import environment
 from tests.launch.conftest import Halt, Launch, launcher, left_behind, metrics, restarts, until
 
@@ -22,13 +22,13 @@ HERE = ["nodes=1", "workers_per_node=2"]
 # -- a crew of small programs ------------------------------------------------------------------------------------------------------
 
 
-def crew(folder: Path, code: str, ranks: int = 2, lease: float | None = None) -> Crew:
+def crew(folder: Path, code: str, ranks: int = 2, lease: float | None = None) -> WorkerGroup:
     """Ranks that run a line of Python each."""
     each = environments(os.environ, 0, ranks, ranks, "127.0.0.1", 1)
-    return Crew("here", [sys.executable, "-u", "-c", code], each, folder, lease)
+    return WorkerGroup("here", [sys.executable, "-u", "-c", code], each, folder, lease)
 
 
-def codes(made: Crew) -> list[int | None]:
+def codes(made: WorkerGroup) -> list[int | None]:
     return [rank["code"] for rank in made.poll()["ranks"]]
 
 
@@ -93,10 +93,10 @@ def test_nothing_outlives_a_crew(tmp_path: Path, lease: float | None) -> None:
 
 def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
     code = (
-        "import sys, time, os\nfrom pathlib import Path\nfrom launch.crew import Crew, environments\n"
+        "import sys, time, os\nfrom pathlib import Path\nfrom launch.worker_group import WorkerGroup, environments\n"
         "each = environments(os.environ, 0, 2, 2, '127.0.0.1', 1)\n"
         "rank = 'import os, time; os.write(2, b\"up\\\\n\"); time.sleep(60)'\n"
-        "made, seen = Crew('here', [sys.executable, '-c', rank], each, Path(sys.argv[1])), []\n"
+        "made, seen = WorkerGroup('here', [sys.executable, '-c', rank], each, Path(sys.argv[1])), []\n"
         "while len(seen) < 2: seen += made.poll()['lines']\n"
         "print(*[r['pid'] for r in made.poll()['ranks']], flush=True); time.sleep(60)"
     )

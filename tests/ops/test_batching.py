@@ -8,7 +8,7 @@ import torch
 from rlkit.errors import RunFailed
 from rlkit.ops.batching import Size, deal, deal_samples, micro_batches, minibatch_of_group, size_of, total
 from rlkit.updates.collate import collate
-from rlkit.updates.online_update import in_step
+from rlkit.updates.online_update import lockstep_micro_batches
 from tests.algorithms.tiny import Ranks, groups_of, together
 
 
@@ -123,7 +123,7 @@ class Crew(Ranks):
     def crew_size(self) -> int:  # type: ignore[override]
         return self.world
 
-    def of_crew(self, things: list[Size]) -> tuple[list[Size], int]:
+    def gather_sp(self, things: list[Size]) -> tuple[list[Size], int]:
         everyones = self.gather(things)
         return [thing for part in everyones for thing in part], sum(len(part) for part in everyones[: self.rank])
 
@@ -132,7 +132,7 @@ def test_a_crew_cuts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 has 9 and 1 tokens, rank 1 has 4 and 5, 5 tokens a rank: 9 + 1, then 5 + 4."""
     monkeypatch.setattr("tests.algorithms.tiny.Ranks", Crew)
     sizes = [[Size(0, 0, 9), Size(1, 0, 1)], [Size(2, 0, 4), Size(3, 0, 5)]]
-    assert together(2, lambda ranks: in_step(sizes[ranks.rank], 5, ranks)) == [[[0, 1], []], [[], [1, 0]]]  # type: ignore[arg-type]
+    assert together(2, lambda ranks: lockstep_micro_batches(sizes[ranks.rank], 5, ranks)) == [[[0, 1], []], [[], [1, 0]]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -171,11 +171,11 @@ def test_more_ranks_than_samples() -> None:
 
 @pytest.mark.parametrize("version", [1, -1])
 def test_tokens_of_other_weights_never_reach_a_loss(version: int) -> None:
-    """Law 4: the samples are of version 0; one token of another version, in any place, is refused by name."""
+    """Law 4: the samples are of version 0; one token of another version that counts is refused by name."""
     groups = groups_of([[1.0, 0.0], [1.0, 0.0]])
-    stale = groups[1].samples[1].sample
-    stale.versions[-1] = version
-    with pytest.raises(RunFailed, match=r"sample=1.* was sampled by weights .*, the policy is at 0"):
+    stale = groups[1].samples[0].sample
+    stale.versions[int(stale.mask.nonzero()[-1])] = version
+    with pytest.raises(RunFailed, match=r"prompt=1, draw=0, sample=0.* was sampled by weights .*, the policy is at 0"):
         together(1, lambda ranks: collate(groups, ranks, 1, 0))  # type: ignore[arg-type]
     with pytest.raises(RunFailed, match="the policy is at 7"):
         together(1, lambda ranks: collate(groups, ranks, 1, 7))  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
     from rlkit.engines import packing
 
     texts = [packing.Text((0,) * 96, torch.zeros(32, dtype=torch.int64))] * completions
-    row = packing.packed(texts, 32, torch.device("cpu"))
+    row = packing.pack_samples(texts, 32, torch.device("cpu"))
     tokens, looked_at = 96 + 32 * completions, 128 * completions
     assert row.ids.shape == (1, tokens) and row.looks.keys[-1] == looked_at
 
@@ -130,7 +130,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
 
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
             said = model.model(
-                **packing.arguments(row.ids, row.positions, row.looks)
+                **packing.decoder_arguments(row.ids, row.positions, row.looks)
             ).last_hidden_state  # alone transformers' own attention
             kept.append(sum(storage.nbytes() for key, storage in seen.items() if key not in own))
         del said

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlkit.profiling import memory_peak
-from rlkit.profiling.memory_peak import GIB, Gauge, told
+from rlkit.profiling.memory_peak import GIB, PeakMemory, memory_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = 7  # what libraries hold on the device, of which torch knows nothing
@@ -41,7 +41,7 @@ class Device:
 
 
 def test_what_sleeps_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    device, meter = Device(), Gauge()
+    device, meter = Device(), PeakMemory()
     monkeypatch.setattr(memory_peak.torch, "cuda", device.as_torch())
     device.takes(30)  # the rollout engine's
     device.takes(20)  # the trainer's
@@ -67,8 +67,8 @@ def test_what_sleeps_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 HOLDS_256_MIB = """
 import numpy
-from rlkit.profiling.memory_peak import Gauge
-meter = Gauge()
+from rlkit.profiling.memory_peak import PeakMemory
+meter = PeakMemory()
 meter.start()
 before = meter.peak()
 held = numpy.ones(2**25)
@@ -85,4 +85,4 @@ def test_of_a_process_without_a_device() -> None:
 
 
 def test_both_are_told_by_phase() -> None:
-    assert told({"train": 3 * GIB}, {"train": 2 * GIB}) == {"memory/train_peak_gib": 3.0, "memory/train_predicted_gib": 2.0}
+    assert memory_metrics({"train": 3 * GIB}, {"train": 2 * GIB}) == {"memory/train_peak_gib": 3.0, "memory/train_predicted_gib": 2.0}

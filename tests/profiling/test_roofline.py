@@ -14,15 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rlkit.assembly import common, plan
 from rlkit.profiling import roofline
-from rlkit.profiling.roofline import GEN4, Floors, Machine
+from rlkit.profiling.roofline import GEN4, Machine, Roofline
 from rlkit.report.names import floors as told
 from tests.profiling.test_memory_estimate import JOB, TINY, composed
 
 UNIT = Machine(operations=1.0, bandwidth=1.0, bus=1.0)  # floors in operations and bytes; TINY has 2 x 168 weights in layers, 40 in its head
 
 
-def made(job: Any = JOB, machine: Machine = UNIT, **more: bool) -> Floors:
-    return Floors(job, machine, **more)
+def made(job: Any = JOB, machine: Machine = UNIT, **more: bool) -> Roofline:
+    return Roofline(job, machine, **more)
 
 
 def test_operations_by_hand() -> None:
@@ -112,18 +112,18 @@ def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(common, "machine", refused)
     words = ["recipe=grpo_math", f"model.path={tiny_model}"]
     main, other = (SimpleNamespace(main=here, device=torch.device("cpu")) for here in (True, False))
-    assert common.made_floors(composed(*words, "report.floors=false"), main) is None  # type: ignore[arg-type]
-    assert common.made_floors(composed(*words), other) is None  # type: ignore[arg-type]
-    assert common.made_floors(composed("recipe=grpo_math", "model.path=some/model"), main) is None  # type: ignore[arg-type]
+    assert common.build_roofline(composed(*words, "report.floors=false"), main) is None  # type: ignore[arg-type]
+    assert common.build_roofline(composed(*words), other) is None  # type: ignore[arg-type]
+    assert common.build_roofline(composed("recipe=grpo_math", "model.path=some/model"), main) is None  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="measured"):
-        common.made_floors(composed(*words), main)  # type: ignore[arg-type]
+        common.build_roofline(composed(*words), main)  # type: ignore[arg-type]
 
 
 def test_a_reward_model_has_a_head_of_one_number(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     monkeypatch.setattr(common, "machine", lambda device, dtype: UNIT)
     main = SimpleNamespace(main=True, device=torch.device("cpu"))
     for recipe, vocab in (("reward_model", 1), ("sft_math", 259)):
-        found = common.made_floors(composed(f"recipe={recipe}", f"model.path={tiny_model}"), main)  # type: ignore[arg-type]
+        found = common.build_roofline(composed(f"recipe={recipe}", f"model.path={tiny_model}"), main)  # type: ignore[arg-type]
         assert found is not None and found.job.shape.vocab == vocab, recipe
 
 

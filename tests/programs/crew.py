@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlkit import run
 from rlkit.engines.hf import TokenScorer, recompute_layers, score
-from rlkit.engines.sequence_parallel import Crew
+from rlkit.engines.sequence_parallel import SequenceParallelGroup
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sample
 from tests.engines.test_packing import CPU, TEMPERATURE, alone, apart, model_of, samples_of
@@ -56,7 +56,7 @@ def gradient(model: Any) -> list[Tensor]:
 
 def main(out: Path) -> None:
     ranks, seen = Ranks(1, 2), {}
-    crew = Crew(ranks.crew)
+    crew = SequenceParallelGroup(ranks.crew)
     for kind, shared, more, recompute in MODELS:
         model, samples = model_of(kind, **more), samples_of(shared=shared)
         told = on_own(model, samples)

@@ -18,9 +18,9 @@ from rlkit.assembly import build
 from rlkit.config import recipe
 from rlkit.engines.deepspeed_config import set_environment
 from rlkit.ops.masking import unit_totals
-from rlkit.trainers.offline import UNITS, Offline, Work
+from rlkit.trainers.offline import UNITS, OfflineTrainer, Work
 from rlkit.trainers.offline import gradient as offline_gradient
-from rlkit.trainers.online import Online
+from rlkit.trainers.online import OnlineTrainer
 from rlkit.updates.collate import collate
 from rlkit.updates.online_update import gradient, observe
 
@@ -46,26 +46,26 @@ import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
 
 torch.optim.AdamW = Descent
 config = run.compose([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
-with build.assembled(recipe.read(config), yaml.safe_dump(config)) as made:
-    story = made.story
-    if isinstance(story, Online):
-        with story.placement.rollout():
-            taken = story.collector.take()
+with build.build_run(recipe.read(config), yaml.safe_dump(config)) as made:
+    trainer = made.trainer
+    if isinstance(trainer, OnlineTrainer):
+        with trainer.placement.rollout():
+            taken = trainer.collector.take()
         assert taken is not None
-        with story.placement.train():
-            groups, batch = collate(taken.groups, made.ranks, 1, story.placement.version)
-            signals, _ = observe(story.learning, batch)
-            credit, *_ = story.learning.algorithm.assign(batch, signals, story.remembered, made.ranks)
+        with trainer.placement.train():
+            groups, batch = collate(taken.groups, made.ranks, 1, trainer.placement.version)
+            signals, _ = observe(trainer.learning, batch)
+            credit, *_ = trainer.learning.algorithm.assign(batch, signals, trainer.remembered, made.ranks)
             totals = made.ranks.sum(unit_totals(batch.mask))
-            gradient(story.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
-        learner, share = story.learning.policy, len(batch.samples)
+            gradient(trainer.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
+        learner, share = trainer.learning.policy, len(batch.samples)
         samples = [s.sample for g in groups for s in g.samples]
     else:
-        assert isinstance(story, Offline)
-        units = [UNITS[story.reading.algorithm.reads](item) for item in story.rows.take(story.rows_per_step)]
-        offline_gradient(story.reading, units, story.reference)
-        learner, samples = story.reading.learner, [s for u in units for s in u.samples]
-        share = len(Work(story.reading, units, None).mine) * len(units[0].samples)
+        assert isinstance(trainer, OfflineTrainer)
+        units = [UNITS[trainer.reading.algorithm.reads](item) for item in trainer.rows.take(trainer.rows_per_step)]
+        offline_gradient(trainer.reading, units, trainer.reference)
+        learner, samples = trainer.reading.learner, [s for u in units for s in u.samples]
+        share = len(Work(trainer.reading, units, None).mine) * len(units[0].samples)
     before = weights_of(learner)
     assert learner.step(STEP).applied
     gradients = {name: (before[name] - tensor) / STEP for name, tensor in weights_of(learner).items()}

@@ -22,14 +22,14 @@ from rlkit import run
 from rlkit.algorithms import Needs
 from rlkit.config import recipe
 from rlkit.engines.deepspeed_config import set_environment
-from rlkit.engines.logprob_check import Probe
+from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.ops.masking import unit_totals
 from rlkit.runtime.ranks import Ranks
-from rlkit.trainers.offline import Reading, Unit
+from rlkit.trainers.offline import OfflineUpdater, Unit
 from rlkit.trainers.offline import gradient as update_offline
 from rlkit.types import Batch, Group, Sample, Signals
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import Learning, gradient, observe
+from rlkit.updates.online_update import OnlineUpdater, gradient, observe
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, shuffled
 from tests.algorithms.test_online import greedily
@@ -65,13 +65,13 @@ def said(batch: Batch, seed: int, around: float) -> Tensor:
     return grid
 
 
-def learning(ranks: Ranks, policy: Any, critic: Any, keys: Any, budget: int) -> Learning:
-    return Learning(
+def learning(ranks: Ranks, policy: Any, critic: Any, keys: Any, budget: int) -> OnlineUpdater:
+    return OnlineUpdater(
         policy=policy,
         reference=None,
         algorithm=keys,
         schedule=Schedule(0.1, "constant", 0, 10),
-        probe=Probe(None, policy.weights, None),  # type: ignore[arg-type]
+        probe=LogprobCheck(None, policy.weights, None),  # type: ignore[arg-type]
         ranks=ranks,
         passes=1,
         minibatches=1,
@@ -108,7 +108,7 @@ def first_step(ranks: Ranks, policy: Any, groups: list[Group]) -> tuple[Tensor, 
         _, batch = collate(groups[ranks.rank :: ranks.world], ranks, 1, 0)
         signals, _ = observe(work, batch)
         if signals.old_logprobs is not None:
-            alone = Learning(**{**vars(work), "tokens_per_micro_batch": 1})
+            alone = OnlineUpdater(**{**vars(work), "tokens_per_micro_batch": 1})
             ratio = (observe(alone, batch)[0].old_logprobs - signals.old_logprobs).exp()  # other micro-batches
             apart = float((ratio - 1).abs()[batch.mask].max())
         credit, *_ = algorithm_.assign(batch, signals, algorithm_.start(), ranks)
@@ -141,7 +141,7 @@ def offline(ranks: Ranks, learner: Any, name: str, way: str, groups: list[Group]
         if keys.learner == "reward_model"
         else lambda s, w: learner.logprobs(s, w)[0]
     )
-    reading = Reading(learner, says, keys, Schedule(0.1, "constant", 0, 10), ranks, 1, 1, WAYS[way], 3)
+    reading = OfflineUpdater(learner, says, keys, Schedule(0.1, "constant", 0, 10), ranks, 1, 1, WAYS[way], 3)
     update_offline(reading, units, Remembered() if keys.reference else None)  # type: ignore[arg-type]
     return moved(ranks, learner)
 
@@ -181,10 +181,10 @@ def main(out: Path, model: str, crew_size: int, cells: set[str]) -> None:
     from rlkit.engines.deepspeed import DeepSpeedCritic, DeepSpeedPolicy
     from rlkit.engines.deepspeed_config import OptimizerSettings
     from rlkit.engines.deepspeed_reward_model import DeepSpeedRewardModel
-    from rlkit.engines.sequence_parallel import Crew
+    from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
     ranks = Ranks(1, crew_size)
-    crew = Crew(ranks.crew) if ranks.crew else None
+    crew = SequenceParallelGroup(ranks.crew) if ranks.crew else None
     groups = greedily(groups_of(REWARDS))
     seen: dict[Any, Any] = {}
     for stage in STAGES:

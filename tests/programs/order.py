@@ -1,6 +1,6 @@
 """The order of the prompts as the ranks of a run take them, without engines: order.py FILE arguments...
 
-Everything is the run's own, from the recipe to the collector's deal; only the desk hands prompts back instead of sampling.
+Everything is the run's own, from the recipe to the collector's deal; only the sampler hands prompts back instead of sampling.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import run
-from rlkit.assembly.datasets import sourced, with_steps
+from rlkit.assembly.datasets import build_datasets, with_steps
 from rlkit.config import recipe
 from rlkit.data.renderer import Renderer
 from rlkit.rollout.collector import Collector
@@ -20,16 +20,16 @@ from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sampling
 
 
-class Desk:
+class StubSampler:
     def groups(self, prompts: Sequence[Any], *rest: Any) -> Any:
         return prompts
 
 
 told = recipe.read(run.compose(sys.argv[2:], None))
-stream, _, _ = sourced(told, Renderer(told.model.path))
+stream, _, _ = build_datasets(told, Renderer(told.model.path))
 told = with_steps(told, len(stream.rows))
 ranks = Ranks()
-collector = Collector(Desk(), stream, ranks, told.prompts_per_step, told.samples_per_prompt, Sampling(), False)  # type: ignore[arg-type]
+collector = Collector(StubSampler(), stream, ranks, told.prompts_per_step, told.samples_per_prompt, Sampling(), False)  # type: ignore[arg-type]
 steps = []
 for _ in range(told.steps or 0):
     taken = collector.take()

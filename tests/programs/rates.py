@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from rlkit.metrics import values
-from rlkit.rewarding import Judge, RewardSettings, RewardSpec
+from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec
 from rlkit.run import leave
 from rlkit.runtime.ranks import Ranks
 
@@ -16,7 +16,7 @@ ranks = Ranks()
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder, "mine.py")
     file.write_text("def f(completion): return {'score': 1 / len(completion), 'size': len(completion)}\n")
-    with Judge([RewardSpec("f", f"{file}:f")], RewardSettings(workers=1, max_failure_rate=1.0)) as judge:
+    with RewardClient([RewardSpec("f", f"{file}:f")], RewardSettings(workers=1, max_failure_rate=1.0)) as judge:
         said = ["a", "bb", "cccccc"] if ranks.main else [""]
         for number, text in enumerate(said):
             judge.submit(number, {"prompt": "p", "completion": text})

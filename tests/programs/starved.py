@@ -28,7 +28,7 @@ def starve() -> None:
 
 
 calls: list[int] = []
-fitted, update = micro_batch_fit.fitted, online.update
+fitted, update = micro_batch_fit.largest_micro_batch, online.update
 
 
 def in_little_room(*given: Any, **named: Any) -> Any:
@@ -49,7 +49,7 @@ ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed goes back: t
 if sys.argv[1] == "alone":
     ranks.PATIENCE = timedelta(seconds=10)
 if sys.argv[1] == "trial" or (sys.argv[1] == "alone" and os.environ["RANK"] == "1"):
-    micro_batch_fit.fitted = in_little_room
+    micro_batch_fit.largest_micro_batch = in_little_room
 elif sys.argv[1] == "update":
     online.update = second_update
 run.leave(run.main(sys.argv[3:]))

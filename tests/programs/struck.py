@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 def at_phase(phase: str, count: int, action: Callable[[], None]) -> None:
     """From now on: the `count`-th time that the phase begins in this process, the action."""
-    from rlkit.rewarding.judge import Judge
+    from rlkit.rewarding.judge import RewardClient
     from rlkit.runtime import heartbeat
 
     seen = 0
@@ -26,18 +26,18 @@ def at_phase(phase: str, count: int, action: Callable[[], None]) -> None:
         if name == phase and seen == count:
             action()
 
-    beat, collected = heartbeat.beat, Judge.collect
+    beat, collected = heartbeat.beat, RewardClient.collect
 
     def watched_beat(name: str | None = None, step: int | None = None) -> None:
         beat(name, step)
         passed(name)
 
-    def watched_collect(self: Judge, keys: object) -> object:
+    def watched_collect(self: RewardClient, keys: object) -> object:
         passed("reward")
         return collected(self, keys)
 
     heartbeat.beat = watched_beat
-    Judge.collect = watched_collect
+    RewardClient.collect = watched_collect
 
 
 def strike(number: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from rlkit.report.picture import _time, draw
-from rlkit.runtime.timer import PHASES, Clock
+from rlkit.runtime.timer import PHASES, PhaseTimer
 
 BLUE, ORANGE, GREEN = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C)  # reward and train, held-out, length
 STEPS: list[dict[str, Any]] = [
@@ -72,7 +72,7 @@ def test_the_stack_of_a_step_is_as_high_as_its_phases_take_seconds() -> None:
 
 
 def test_a_clock_knows_the_phases_and_no_other() -> None:
-    clock = Clock(lambda _: None)
+    clock = PhaseTimer(lambda _: None)
     for phase in PHASES:
         with clock(phase):
             pass

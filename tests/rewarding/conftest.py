@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import Judge, RewardSettings, RewardSpec, Verdict, processes, sandbox
+from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec, Verdict, processes, sandbox
 
 HERE = Path(__file__).parent
 TORTURE = f"{HERE / 'torture_rewards.py'}:score"
@@ -30,7 +30,7 @@ def write_rewards(tmp_path: Path) -> Callable[[str], str]:
 
 def judge_all(specs: list[RewardSpec], items: list[dict[str, Any]], group_size: int | None = None, **settings: Any) -> list[Verdict]:
     """Verdicts on these items by a judge of its own; groups of group_size in their order."""
-    with Judge(specs, RewardSettings(**settings)) as judge:
+    with RewardClient(specs, RewardSettings(**settings)) as judge:
         for number, item in enumerate(items):
             judge.submit(number, item, None if group_size is None else number // group_size, group_size)
         return list(judge.collect(range(len(items))).values())

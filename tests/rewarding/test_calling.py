@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import Judge, OutcomeKind, RewardSpec, resolve
+from rlkit.rewarding import OutcomeKind, RewardClient, RewardSpec, resolve
 from rlkit.rewarding.calling import asks_answer, load
 from rlkit.rewarding.spec import shipped_names
 
@@ -121,7 +121,7 @@ def test_a_column_fills_no_setting_of_a_function_in_any_form(write_rewards: Call
 def test_columns_that_a_setting_hides_are_named_for_each_reward(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards(SETTINGS)
     specs = [RewardSpec(name, f"{file}:{name}") for name in ("ours", "verl", "easyr1")]
-    with Judge(specs) as judge:
+    with RewardClient(specs) as judge:
         judge.ready()
         assert judge.ignored({"prompt", "level", "difficulty", "extra_info"}) == []
         end = "parameters of these names are settings, which only rewards.{}.args sets (see rewards/README.md)"

@@ -16,9 +16,9 @@ import pytest
 
 from rlkit.errors import RunFailed, UserError
 from rlkit.metrics import values
-from rlkit.rewarding import Judge, RewardSettings, RewardSpec, outcome
+from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec, outcome
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
-from rlkit.rewarding.supervisor import LUMP_SECONDS, Agenda
+from rlkit.rewarding.supervisor import LUMP_SECONDS, WorkQueue
 from tests.conftest import run
 
 from .conftest import TORTURE, judge_all
@@ -45,7 +45,7 @@ def ranked(completions): return [float(n) for n in range(len(completions))]
         order = list(range(40))
         if seed is not None:
             random.Random(seed).shuffle(order)
-        with Judge(specs, RewardSettings(workers=workers)) as judge:
+        with RewardClient(specs, RewardSettings(workers=workers)) as judge:
             for number in order:
                 judge.submit(keys[number], items(40)[number], keys[number][0], 4)
             seen.append([(key, verdict.reward) for key, verdict in judge.collect(keys).items()])
@@ -54,7 +54,7 @@ def ranked(completions): return [float(n) for n in range(len(completions))]
 
 
 def test_samples_are_scored_while_others_are_still_to_come() -> None:
-    with Judge([RewardSpec("accuracy", "accuracy")]) as judge:
+    with RewardClient([RewardSpec("accuracy", "accuracy")]) as judge:
         judge.submit("early", items(1)[0])
         assert not judge.done(["early"])  # the workers have just been started
         until = time.monotonic() + 60
@@ -67,7 +67,7 @@ def test_samples_are_scored_while_others_are_still_to_come() -> None:
 
 def test_quick_calls_go_together_twice_as_many_each_time_until_one_is_slow() -> None:
     quick, slow = (Outcome(OutcomeKind.SCORE, 1.0, seconds=seconds) for seconds in (1e-5, 0.5))
-    agenda = Agenda([RewardSpec("a", "accuracy"), RewardSpec("b", "accuracy")], RewardSettings(deadline=10.0))
+    agenda = WorkQueue([RewardSpec("a", "accuracy"), RewardSpec("b", "accuracy")], RewardSettings(deadline=10.0))
     agenda.put([(number, 0, [b"x"]) for number in range(200)])
     seen: list[int] = []
     for outcomes in ([quick], [quick] * 2, [quick] * 4, [quick] * 8, [quick] * 16, [quick] * 32, [quick, slow], [quick], None, [slow]):
@@ -87,7 +87,7 @@ def test_quick_samples_wait_for_each_other_and_none_is_forgotten(monkeypatch: py
     monkeypatch.setattr(outcome, "QUICK_SECONDS", 60.0)  # here, not in the supervisor: a busy machine makes a quick call slow
     words = ["x" * (n % 5) for n in range(200)]
     words[150] = "hard exit"
-    with Judge([RewardSpec("tortured", TORTURE)], RewardSettings(workers=1, max_failure_rate=1.0)) as judge:
+    with RewardClient([RewardSpec("tortured", TORTURE)], RewardSettings(workers=1, max_failure_rate=1.0)) as judge:
         judge.ready()
         told = []
         send = judge._connection.send
@@ -107,9 +107,9 @@ def test_quick_samples_wait_for_each_other_and_none_is_forgotten(monkeypatch: py
 def test_constructing_returns_at_once_and_imports_no_reward_here() -> None:
     code = """
 import sys, time
-from rlkit.rewarding import Judge, RewardSpec
+from rlkit.rewarding import RewardClient, RewardSpec
 started = time.monotonic()
-with Judge([RewardSpec("accuracy", "accuracy")]) as judge:
+with RewardClient([RewardSpec("accuracy", "accuracy")]) as judge:
     seconds = time.monotonic() - started
     judge.ready()
 heavy = [name for name in ("torch", "math_verify", "sympy", "pebble", "transformers", "vllm") if name in sys.modules]
@@ -121,7 +121,7 @@ print(seconds < 0.5, heavy)
 
 def test_a_group_shorter_than_announced_is_judged_at_collect(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def size(completions): return [float(len(completions))] * len(completions)\n")
-    with Judge([RewardSpec("size", f"{file}:size")]) as judge:
+    with RewardClient([RewardSpec("size", f"{file}:size")]) as judge:
         for number in range(7):
             judge.submit(number, items(7)[number], number // 4, 4)
         assert [verdict.reward for verdict in judge.collect(range(7)).values()] == [4.0] * 4 + [3.0] * 3
@@ -180,7 +180,7 @@ def f(completion):
 def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_path: Path, write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def f(completion, answer):\n    return 1.0 / int(answer)\n")
     rows = [{"prompt": "p", "completion": "c", "answer": str(n % 10)} for n in range(40)]  # four of forty divide by zero
-    with Judge([RewardSpec("f", f"{file}:f")], RewardSettings(), tmp_path) as judge:
+    with RewardClient([RewardSpec("f", f"{file}:f")], RewardSettings(), tmp_path) as judge:
         for number, row in enumerate(rows):
             judge.submit(("prompt", number), row)
         with pytest.raises(UserError) as caught:
@@ -200,13 +200,13 @@ def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_pa
 
 def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint(tmp_path: Path) -> None:
     specs, bad = [RewardSpec("t", TORTURE)], {"prompt": "p", "completion": "raise"}
-    with Judge(specs) as judge:
+    with RewardClient(specs) as judge:
         for round_ in range(2):
             judge.submit(round_, bad)
             assert judge.collect([round_])[round_].reward is None
         state = judge.state()
         assert state == {"t": "11"}
-    with Judge(specs, replay_folder=tmp_path) as judge:
+    with RewardClient(specs, replay_folder=tmp_path) as judge:
         judge.restore(state)
         judge.submit(0, bad)
         with pytest.raises(UserError, match="3 of the last 3"):
@@ -215,7 +215,7 @@ def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint
 
 def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def f(completion): return None if completion == 'n' else 1 / 0 if completion == 'e' else float(completion)\n")
-    with Judge([RewardSpec("f", f"{file}:f")], RewardSettings(max_failure_rate=1.0)) as judge:
+    with RewardClient([RewardSpec("f", f"{file}:f")], RewardSettings(max_failure_rate=1.0)) as judge:
         for number, completion in enumerate(["1", "0", "0", "3", "n", "e", "e", "e"]):
             judge.submit(number, {"prompt": "p", "completion": completion})
         judge.collect(range(8))
@@ -232,7 +232,7 @@ def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> 
 @pytest.mark.usefixtures("nobody_left")
 def test_killed_supervisor_is_told_and_its_workers_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
-    judge = Judge([RewardSpec("accuracy", "accuracy")], RewardSettings(env=("RLKIT_TEST_MARK",)))
+    judge = RewardClient([RewardSpec("accuracy", "accuracy")], RewardSettings(env=("RLKIT_TEST_MARK",)))
     judge.ready()
     os.kill(judge._supervisor.pid, 9)
     with pytest.raises(RunFailed, match=r"the reward supervisor .* is gone, exit status -9"):
@@ -242,7 +242,7 @@ def test_killed_supervisor_is_told_and_its_workers_end(monkeypatch: pytest.Monke
 
 
 def test_close_ends_all_even_where_a_fork_holds_the_connection() -> None:
-    judge = Judge([RewardSpec("accuracy", "accuracy")])
+    judge = RewardClient([RewardSpec("accuracy", "accuracy")])
     judge.ready()
     fork = os.fork()
     if fork == 0:
@@ -260,7 +260,7 @@ def test_close_ends_all_even_where_a_fork_holds_the_connection() -> None:
 @pytest.mark.parametrize("after", [0.0, 0.1, 0.2, 0.3, 0.5])
 def test_close_while_workers_are_still_starting(monkeypatch: pytest.MonkeyPatch, after: float) -> None:
     monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
-    judge = Judge([RewardSpec("accuracy", "accuracy")], RewardSettings(env=("RLKIT_TEST_MARK",)))
+    judge = RewardClient([RewardSpec("accuracy", "accuracy")], RewardSettings(env=("RLKIT_TEST_MARK",)))
     time.sleep(after)
     started = time.monotonic()
     judge.close()
@@ -270,7 +270,7 @@ def test_close_while_workers_are_still_starting(monkeypatch: pytest.MonkeyPatch,
 def test_overhead_of_a_sample_is_below_a_millisecond(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def f(completion): return 1.0\n")
     row = {"prompt": "p" * 1000, "completion": "c" * 4000, "answer": "1"}
-    with Judge([RewardSpec("f", f"{file}:f")]) as judge:
+    with RewardClient([RewardSpec("f", f"{file}:f")]) as judge:
         judge.ready()
         best = float("inf")
         for _ in range(5):  # the best of five: the machine may be busy

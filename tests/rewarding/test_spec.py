@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlkit.errors import UserError
-from rlkit.rewarding import Judge, RewardSettings, RewardSpec, resolve
+from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec, resolve
 from rlkit.rewarding.spec import locate, shipped_names
 from rlkit.runtime.paths import shipped
 
@@ -68,11 +68,11 @@ def test_missing_file_and_missing_function(write_rewards: Callable[[str], str]) 
 
 def test_judge_refuses_what_is_not_there_before_anything_starts() -> None:
     with pytest.raises(UserError, match="at least one reward"):
-        Judge([])
+        RewardClient([])
     with pytest.raises(UserError, match="did you mean repetition"):
-        Judge([RewardSpec("r", "repetitions")])
+        RewardClient([RewardSpec("r", "repetitions")])
     with pytest.raises(UserError, match=r"needs a gate: set rewards.<name>.gate=true for one of a"):
-        Judge([RewardSpec("a", "accuracy")], RewardSettings(combine="gate"))
+        RewardClient([RewardSpec("a", "accuracy")], RewardSettings(combine="gate"))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,9 @@ def test_judge_refuses_what_is_not_there_before_anything_starts() -> None:
 )
 def test_files_that_cannot_be_used_stop_the_run_in_words(write_rewards: Callable[[str], str], source: str, message: str) -> None:
     specs = [RewardSpec("mine", f"{write_rewards(source)}:f")]
-    with Judge(specs, RewardSettings(workers=1, load_deadline=3.0)) as judge, pytest.raises(UserError, match=f"(?s){message}") as caught:
+    with (
+        RewardClient(specs, RewardSettings(workers=1, load_deadline=3.0)) as judge,
+        pytest.raises(UserError, match=f"(?s){message}") as caught,
+    ):
         judge.ready()
     assert len(str(caught.value).splitlines()) <= 10

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.rewarding import Judge, OutcomeKind, RewardSettings, RewardSpec
+from rlkit.rewarding import OutcomeKind, RewardClient, RewardSettings, RewardSpec
 
 from .conftest import TORTURE, judge_all
 
@@ -51,15 +51,15 @@ DEEDS = {
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
+def judge() -> Iterator[RewardClient]:
     os.environ["RLKIT_TEST_MARK"] = str(os.getpid())
     settings = RewardSettings(deadline=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
-    with Judge([RewardSpec("tortured", TORTURE)], settings) as judge:
+    with RewardClient([RewardSpec("tortured", TORTURE)], settings) as judge:
         yield judge
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_deed_is_told_and_harms_no_other(judge: Judge, deed: str) -> None:
+def test_deed_is_told_and_harms_no_other(judge: RewardClient, deed: str) -> None:
     kind, detail = DEEDS[deed]
     others = ["x" * length for length in range(8)]
     for number, completion in enumerate([*others[:4], deed, *others[4:]]):
@@ -91,7 +91,7 @@ def test_list_of_the_wrong_length_and_a_string_fail_their_group_alone() -> None:
 
 def test_one_percent_hanging_costs_their_deadlines_and_no_more() -> None:
     items = [{"prompt": "p", "completion": "hang in c" if n % 100 == 50 else "x" * (n % 5)} for n in range(1000)]
-    with Judge([RewardSpec("tortured", TORTURE)], RewardSettings(deadline=0.5)) as judge:
+    with RewardClient([RewardSpec("tortured", TORTURE)], RewardSettings(deadline=0.5)) as judge:
         judge.ready()
         started = time.monotonic()
         for number, item in enumerate(items):
@@ -113,8 +113,8 @@ def test_close_leaves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 RUN = """
 import os, sys, time
-from rlkit.rewarding import Judge, RewardSettings, RewardSpec
-judge = Judge([RewardSpec("tortured", sys.argv[1])], RewardSettings(deadline=60, env=("RLKIT_TEST_MARK",)))
+from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec
+judge = RewardClient([RewardSpec("tortured", sys.argv[1])], RewardSettings(deadline=60, env=("RLKIT_TEST_MARK",)))
 judge.ready()
 for number, deed in enumerate(["fork 100", "double fork", "leave", "hang"]):
     judge.submit(number, {"prompt": "p", "completion": deed})

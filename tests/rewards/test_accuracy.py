@@ -14,7 +14,7 @@ from typing import Any
 import math_verify
 import pytest
 
-from rlkit.rewarding import Judge, RewardSpec, resolve
+from rlkit.rewarding import RewardClient, RewardSpec, resolve
 
 ROOT = Path(__file__).parents[2]
 accuracy = resolve("accuracy")
@@ -321,7 +321,7 @@ def _changed(reference: str) -> str:
 def test_every_gsm8k_reference_earns_1_boxed_and_0_changed_in_under_a_minute() -> None:
     references = [row["answer"].rpartition("####")[2].strip() for row in _gsm8k()]
     assert len(references) == 40 or len(references) > 8000
-    with Judge([RewardSpec("accuracy", "accuracy")]) as judge:
+    with RewardClient([RewardSpec("accuracy", "accuracy")]) as judge:
         judge.ready()
         started = time.monotonic()
         for number, reference in enumerate(references):
@@ -339,7 +339,7 @@ def test_ten_thousand_answers_of_all_forms_in_under_a_minute() -> None:
     forms = [r"\frac{%d}{3}", r"\sqrt{%d}", r"\{%d, 1\}", r"%d \text{ cm}", "%d,000", r"%d\%%", "x=%d", "(%d, 2)", "%d"]
     problems = [(forms[n % 9] % (n + 2), forms[n % 9] % (n + 3)) for n in range(1250)]  # right, wrong
     samples = [(problems[n // 8][0], problems[n // 8][n % 2]) for n in range(10_000)]  # eight of each problem, half of them right
-    with Judge([RewardSpec("accuracy", "accuracy")]) as judge:
+    with RewardClient([RewardSpec("accuracy", "accuracy")]) as judge:
         judge.ready()
         started = time.monotonic()
         for number, (reference, given) in enumerate(samples):

@@ -37,7 +37,7 @@ class Rows:
 
 
 @dataclass
-class Desk:
+class StubSampler:
     """Rewards two samples of a prompt; they differ where the pattern, cycled over prompts, says so."""
 
     pattern: str  # "1": a signal, "0": none, "x": the rewards failed, "p": both are right, and a penalty differs
@@ -69,23 +69,23 @@ def completion(row: int, n: int, version: int) -> Sample:
     )
 
 
-def collector(desk: Desk, ranks: Ranks, size: int, max_refills: int | None = 4) -> Collector:
-    return Collector(desk, Rows(), ranks, size, 2, Sampling(), False, max_refills)  # type: ignore[arg-type]
+def collector(sampler: StubSampler, ranks: Ranks, size: int, max_refills: int | None = 4) -> Collector:
+    return Collector(sampler, Rows(), ranks, size, 2, Sampling(), False, max_refills)  # type: ignore[arg-type]
 
 
 def steps(pattern: str, size: int, count: int, world: int, max_refills: int | None = 4, cut: int | None = None) -> Any:
     """Of each step: the rows learned from in order, those left out, the refills, the surplus. cut: a resumed run from that step on."""
 
     def work(ranks: Ranks) -> Any:
-        desk = Desk(pattern)
-        made = collector(desk, ranks, size, max_refills)
+        sampler = StubSampler(pattern)
+        made = collector(sampler, ranks, size, max_refills)
         seen = []
         for step in range(count):
             if step == cut:
                 kept = json.loads(json.dumps(made.state()))
-                made = collector(desk, ranks, size, max_refills)
+                made = collector(sampler, ranks, size, max_refills)
                 made.load(kept)
-            desk.version = step
+            sampler.version = step
             taken = made.take()
             assert taken is not None
             groups, batch = collate(taken.groups, ranks, 1, step, made.max_lag)  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def test_a_resumed_run_takes_the_same_groups(world: int) -> None:
 
 
 def test_a_stored_group_is_the_group_to_the_last_bit() -> None:
-    group = Desk("1").group(3, 5)
+    group = StubSampler("1").group(3, 5)
     odd = replace(group.samples[0], sample=replace(group.samples[0].sample, rollout_logprobs=torch.tensor([0.1, -1e-30, -7.7e5])))
     group = replace(group, samples=(odd, group.samples[1]), greedy=group.samples[1])
     back = group_from_json(json.loads(json.dumps(group_to_json(group))))
@@ -152,8 +152,8 @@ def test_a_stored_group_is_the_group_to_the_last_bit() -> None:
 
 
 def test_a_group_has_a_signal_where_its_valid_rewards_differ() -> None:
-    desk = Desk("10x")
-    assert [has_signal(desk.group(n, n)) for n in range(3)] == [True, False, False]
+    sampler = StubSampler("10x")
+    assert [has_signal(sampler.group(n, n)) for n in range(3)] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def ending(groups: list[Group], tokens: int) -> list[Group]:
 
 
 @dataclass
-class CutDesk(Desk):
+class CutSampler(StubSampler):
     def groups(self, *asked: Any) -> list[Group]:
         return ending(super().groups(*asked), 3)
 
@@ -201,7 +201,7 @@ def test_completions_that_were_cut_can_be_left_out_of_the_loss(masks: bool) -> N
     """They stay in their group, with their reward."""
 
     def work(ranks: Ranks) -> None:
-        made = replace(collector(CutDesk("1"), ranks, 2, None), mask_truncated_completions=masks)
+        made = replace(collector(CutSampler("1"), ranks, 2, None), mask_truncated_completions=masks)
         taken = made.take()
         assert taken is not None
         groups, batch = collate(taken.groups, ranks, 1, 0)  # type: ignore[arg-type]
@@ -226,7 +226,7 @@ def test_no_gradient_comes_from_a_completion_that_was_masked(reduction: str) -> 
 
 
 def test_samples_older_than_the_collector_allows_never_reach_a_loss() -> None:
-    old = [Desk("1", version=2).group(0, 0)]
+    old = [StubSampler("1", version=2).group(0, 0)]
 
     def work(ranks: Ranks) -> None:
         _, batch = collate(old, ranks, 1, 3, max_lag=1)  # type: ignore[arg-type]

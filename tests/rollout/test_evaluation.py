@@ -15,7 +15,7 @@ from tests.algorithms.tiny import Ranks, together
 
 
 @dataclass
-class Desk:
+class StubSampler:
     """Hands out what was graded before."""
 
     grades: list[list[float | None]]
@@ -34,7 +34,7 @@ def scored(row: int, n: int, grade: float | None) -> Scored:
 def evaluated(grades: list[list[float | None]], world: int) -> dict[str, float]:
     def work(ranks: Ranks) -> Any:
         asked: Any = list(range(len(grades)))
-        seen = Evaluation(Desk(grades), asked, ranks, len(grades[0]), Sampling(), "accuracy").run()  # type: ignore[arg-type]
+        seen = Evaluation(StubSampler(grades), asked, ranks, len(grades[0]), Sampling(), "accuracy").run()  # type: ignore[arg-type]
         assert seen is not None
         return seen[0]
 

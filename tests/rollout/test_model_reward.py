@@ -17,7 +17,7 @@ from rlkit.engines.classifier import Classifier
 from rlkit.errors import UserError
 from rlkit.metrics import values
 from rlkit.report.folder import read_rows
-from rlkit.rewarding import Judge, RewardSettings, RewardSpec
+from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec
 from rlkit.rollout.model_reward import ModelReward
 from tests.conftest import run
 
@@ -131,8 +131,8 @@ def test_workers_score_beside_it_and_its_failures_leave_no_reward(tiny_classifie
     specs = [RewardSpec("size", f"{tmp_path}/mine.py:size", weight=2.0), RewardSpec("rm", "reward_model", args={"model": "x"})]
     reward = loaded(tiny_classifier, room=room)
     items = [*ITEMS, {"prompt": ASKED, "completion": "x" * 400}]
-    with Judge(specs, RewardSettings(workers=1, max_failure_rate=0.5), tmp_path, here=["rm"]) as judge:
-        judge.seats["rm"] = reward.judge
+    with RewardClient(specs, RewardSettings(workers=1, max_failure_rate=0.5), tmp_path, here=["rm"]) as judge:
+        judge.in_process["rm"] = reward.judge
         for number, item in enumerate(items):
             judge.submit(number, item, 0, len(items))
         verdicts = judge.collect(range(len(items)))

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlkit.assembly.run_folder import occupied
-from rlkit.errors import RunFailed
+from rlkit.errors import RunFailed, UserError
 from rlkit.runtime.checkpoint import Checkpoints, publish
-from rlkit.trainers.loop import Progress, resumed
+from rlkit.trainers.loop import TrainState, resumed
 
 
 def open_at(folder: Path, every: int = 2, keep: int = 2) -> Checkpoints:
@@ -169,11 +169,21 @@ def test_weights_that_cannot_be_read_are_told_too(tmp_path: Path) -> None:
         load_file(folder / "policy.safetensors")
 
     checkpoints = open_at(tmp_path)
-    known = asdict(Progress(story={})) | {"step": 2}
+    known = asdict(TrainState(trainer={})) | {"step": 2}
     checkpoints.save(2, known, lambda folder: (folder / "policy.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"))
     run = SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[SimpleNamespace(load=load)])
     run.ranks = SimpleNamespace(gather=lambda value: [value])
     with pytest.raises(RunFailed, match=r"step-000002 cannot be read \(SafetensorError: .* delete its folder"):
+        resumed(run)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    checkpoints = open_at(tmp_path)
+    known = asdict(TrainState(trainer={})) | {"step": 2}
+    checkpoints.save(2, {("story" if name == "trainer" else name): value for name, value in known.items()}, lambda folder: None)
+    run = SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[])
+    run.ranks = SimpleNamespace(gather=lambda value: [value])
+    with pytest.raises(UserError, match=r"step-000002 was written by another version of rlkit, .* choose another output_dir"):
         resumed(run)  # type: ignore[arg-type]
 
 

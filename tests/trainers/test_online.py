@@ -1,4 +1,4 @@
-"""What a step of the online story says of groups that it dropped; the story itself is run in tests/runs."""
+"""What a step of the online trainer says of groups that it dropped; whole steps are run in tests/runs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rlkit.assembly import online as assembly
-from rlkit.engines.logprob_check import Probe
+from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
 from rlkit.metrics import values
-from rlkit.trainers.online import Online, join
+from rlkit.trainers.online import OnlineTrainer, join_metrics
 from tests.algorithms.tiny import Ranks, together
 from tests.config.test_recipe import composed
 
@@ -25,7 +25,7 @@ def test_groups_without_signal_are_counted_before_they_are_dropped(kept: int, le
         nothing: Any = None
         collector: Any = SimpleNamespace(prompts_per_step=4, surplus=[None] * 3)
         report: Any = SimpleNamespace(note=notes.append)
-        online = Online(nothing, collector, None, nothing, nothing, report, nothing, ranks, nothing)  # type: ignore[arg-type]
+        online = OnlineTrainer(nothing, collector, None, nothing, nothing, report, nothing, ranks, nothing)  # type: ignore[arg-type]
         return online._refilled(7, kept, left_out, 2)
 
     (row,) = together(1, work)
@@ -43,28 +43,28 @@ def test_groups_without_signal_are_counted_before_they_are_dropped(kept: int, le
 def test_a_recipe_says_what_grades_and_whether_the_cut_are_learned_from(words: tuple[str, ...], grade: str | None, cut: bool) -> None:
     """A grade that is only watched does not decide what is learned from."""
     recipe = composed("recipe=dapo_math", f"mask_truncated_completions={str(cut).lower()}", "+rewards.other={path: length}", *words)
-    made = assembly.collector(recipe, None, None, None, None)  # type: ignore[arg-type]
+    made = assembly.build_collector(recipe, None, None, None, None)  # type: ignore[arg-type]
     assert (made.graded_by, made.mask_truncated_completions) == (grade, cut)
 
 
 def test_a_metric_that_is_made_in_two_places_is_a_fault() -> None:
-    assert join({"a": 1.0}, {}, {"b": 2.0}) == {"a": 1.0, "b": 2.0}
+    assert join_metrics({"a": 1.0}, {}, {"b": 2.0}) == {"a": 1.0, "b": 2.0}
     with pytest.raises(ValueError, match="metrics are made in two places: a"):
-        join({"a": 1.0}, {"b": 2.0, "a": 1.0})
+        join_metrics({"a": 1.0}, {"b": 2.0, "a": 1.0})
 
 
 @pytest.mark.parametrize(("own", "said"), [([[True, False]], 0), ([[False, False]], 1)])
 def test_a_step_whose_log_probs_cannot_be_compared_says_so(own: list[list[bool]], said: int) -> None:
     """The sampler is 5 nats off: with no token of the current weights that is seen by nobody, and must not pass for agreement."""
     nothing: Any = None
-    probe = Probe(nothing, nothing, 1e-4)
+    probe = LogprobCheck(nothing, nothing, 1e-4)
     metrics = probe.compare(torch.zeros(1, 2), torch.full((1, 2), -5.0), torch.tensor(own))
     if said:
         probe.check(metrics)
     else:
         with pytest.raises(RunFailed, match="does not sample from the policy"):
-            Probe(SimpleNamespace(received=dict), lambda: iter([]), 1e-4).check(metrics)  # type: ignore[arg-type]
+            LogprobCheck(SimpleNamespace(received=dict), lambda: iter([]), 1e-4).check(metrics)  # type: ignore[arg-type]
     notes: list[str] = []
     report: Any = SimpleNamespace(note=notes.append)
-    Online(nothing, nothing, None, nothing, nothing, report, nothing, nothing, nothing)._note_uncompared(3, values(metrics))
+    OnlineTrainer(nothing, nothing, None, nothing, nothing, report, nothing, nothing, nothing)._note_uncompared(3, values(metrics))
     assert len(notes) == said and all("step 3: all its tokens were sampled by older weights" in note for note in notes)

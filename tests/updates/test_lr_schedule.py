@@ -39,6 +39,6 @@ def test_who_waits_has_fewer_updates_to_fall_over() -> None:
     """10 steps of 2 updates, a warm-up of one step: 20 and 2. Whoever waits for 3 steps warms up as long, and has 14 in all."""
     optim = SimpleNamespace(lr=0.5, schedule="linear", warmup_steps=1)
     recipe = SimpleNamespace(steps=10, updates_per_step=2, optim=optim)
-    assert common.schedule(recipe) == Schedule(0.5, "linear", 2, 20)  # type: ignore[arg-type]
-    assert common.schedule(recipe, 0.1) == Schedule(0.1, "linear", 2, 20)  # type: ignore[arg-type]
-    assert common.schedule(recipe, waits=6) == Schedule(0.5, "linear", 2, 14)  # type: ignore[arg-type]
+    assert common.build_schedule(recipe) == Schedule(0.5, "linear", 2, 20)  # type: ignore[arg-type]
+    assert common.build_schedule(recipe, 0.1) == Schedule(0.1, "linear", 2, 20)  # type: ignore[arg-type]
+    assert common.build_schedule(recipe, waits=6) == Schedule(0.5, "linear", 2, 14)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlkit.engines.packing import packed
+from rlkit.engines.packing import pack_samples
 from rlkit.errors import RunFailed, UserError
 from rlkit.types import Sample
 from rlkit.updates import micro_batch_fit
@@ -26,7 +26,7 @@ class Model:
 
 def fitted(budget: int, share: int = 10**9, least: int = 10, **rooms: int) -> tuple[tuple[int, int | None], list[list[int]]]:
     models = [Model(tokens) for tokens in rooms.values()]
-    found = micro_batch_fit.fitted(models, budget, 3, 7, 1, share, bool, least)  # type: ignore[arg-type]
+    found = micro_batch_fit.largest_micro_batch(models, budget, 3, 7, 1, share, bool, least)  # type: ignore[arg-type]
     return found, [model.tried for model in models]
 
 
@@ -47,7 +47,7 @@ def test_ranks_that_share_rows_try_them_together() -> None:
     tried = []
     for place in (0, 1):
         models = [Model(100), Model(10)]
-        found = micro_batch_fit.fitted(models, 25, 3, 7, 1, 10**9, bool, 5, (2, place))  # type: ignore[arg-type]
+        found = micro_batch_fit.largest_micro_batch(models, 25, 3, 7, 1, 10**9, bool, 5, (2, place))  # type: ignore[arg-type]
         tried.append((found, models[1].tried))
     assert tried == [((12, 25), [30, 10]), ((12, 25), [20, 10])]
 
@@ -56,7 +56,7 @@ def test_the_samples_tried_fill_a_row() -> None:
     """Prompts of 3 tokens, completions of 7, four of a prompt: 31 tokens together, and what is left is a smaller one."""
     for tokens, count in ((10, 1), (24, 3), (31, 4), (62, 8), (72, 9), (31 * 150, 600)):
         samples = micro_batch_fit.longest_samples(tokens, 3, 7, 4)
-        row = packed(samples, 7, torch.device("cpu"))
+        row = pack_samples(samples, 7, torch.device("cpu"))
         assert len(samples) == count and tokens - 7 < row.ids.shape[1] <= tokens, tokens
         assert row.looks.keys[-1] == 10 * count
 
@@ -69,7 +69,7 @@ def test_one_sample_that_does_not_fit_is_said_so() -> None:
 
 def test_what_fits_here_and_not_on_another_rank_is_halved_too() -> None:
     answers = iter([True, False])
-    assert micro_batch_fit.fitted([Model(800)], 800, 3, 7, 1, 800, lambda mine: mine or next(answers), 10) == (400, 800)  # type: ignore[list-item]
+    assert micro_batch_fit.largest_micro_batch([Model(800)], 800, 3, 7, 1, 800, lambda mine: mine or next(answers), 10) == (400, 800)  # type: ignore[list-item]
 
 
 def test_ranks_that_do_not_come_are_not_waited_for_by_one_without_memory(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
             raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        micro_batch_fit.fitted([Broken(1)], 40, 3, 7, 1, 40, bool, 10)  # type: ignore[list-item]
+        micro_batch_fit.largest_micro_batch([Broken(1)], 40, 3, 7, 1, 40, bool, 10)  # type: ignore[list-item]
     assert micro_batch_fit.out_of_memory(
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried")
     )

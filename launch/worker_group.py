@@ -57,7 +57,7 @@ class Rank:
         }
 
 
-class Crew:
+class WorkerGroup:
     """Starts in a thread of its own, which outlives the ranks: PDEATHSIG means the thread that forked.
 
     environments: of each rank of this node, by its number. folder: the run's. lease: seconds without a poll after which it ends them.
