@@ -62,7 +62,7 @@ def same_as(alone: Any, many: Any) -> None:
 
 def test_reward_statistics_are_those_of_all_ranks(tmp_path: Path) -> None:
     """Of four samples one fails, on the second rank; sizes 1, 2 and 6 are the first's."""
-    ended = run(str(tmp_path / "rates.json"), program="rates.py", ranks=2, OMP_NUM_THREADS="1")
+    ended = run(str(tmp_path / "rates.json"), program="rates.py", ranks=2, cold=True, OMP_NUM_THREADS="1")  # by torchrun
     assert ended.code == 0, ended.out + ended.err
     rates = json.loads((tmp_path / "rates.json").read_text())
     assert rates.pop("time/reward_p50") > 0 and rates.pop("time/reward_p99") > 0
