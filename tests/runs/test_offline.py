@@ -53,7 +53,7 @@ def undisturbed(few: list[str], cache: str, tmp_path_factory: pytest.TempPathFac
     """A run for which importing vLLM would be an error."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "vllm.py").write_text("raise RuntimeError('an offline run has no use for vLLM')\n")
-    ended = succeeded(run(*few, f"output_dir={folder / 'run'}", RLKIT_CACHE=cache, PYTHONPATH=f"{folder}:{ROOT}"))
+    ended = succeeded(run(*few, f"output_dir={folder / 'run'}", cold=True, RLKIT_CACHE=cache, PYTHONPATH=f"{folder}:{ROOT}"))
     assert "reference log-probs: computed of 96 completions" in ended.out  # 4 steps of 8 pairs and 16 held out
     return folder / "run"
 
