@@ -91,7 +91,8 @@ CASES: list[tuple[Callable[[Path, Path], list[str]], list[str]]] = [
 def test_a_mistake_is_told_with_its_mend(
     mistake: Callable[[Path, Path], list[str]], words: list[str], tiny_model: Path, small: list[str], tmp_path: Path
 ) -> None:
-    ended = run(*small, f"output_dir={tmp_path / 'out'}", *mistake(tmp_path, tiny_model), cwd=tmp_path)
+    cold = mistake is no_chat_template  # in a new Python libraries may have something to say as they are imported
+    ended = run(*small, f"output_dir={tmp_path / 'out'}", *mistake(tmp_path, tiny_model), cwd=tmp_path, cold=cold)
     assert ended.code == 2, ended.out + ended.err
     assert "Traceback" not in ended.err + ended.out
     told = ended.err.strip().splitlines()
