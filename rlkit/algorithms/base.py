@@ -22,7 +22,7 @@ class Peers(Protocol):
         """values [B] of the samples at `index` [B] of the step -> [N], the values of all samples in the step's order."""
         ...
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks of a tensor that has one shape on each."""
         ...
 

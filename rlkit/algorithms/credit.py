@@ -42,7 +42,7 @@ def penalty(keys: Objective, batch: Batch, signals: Signals, state: State, peers
         return Penalty(nothing, None, state, {})
     assert signals.old_logprobs is not None and signals.ref_logprobs is not None, "the trainer computes what `needs` asks for"
     k1 = torch.where(batch.mask, kl.k1(signals.old_logprobs.double(), signals.ref_logprobs.double()), nothing)  # [B, T]
-    total, tokens = peers.sum(torch.stack([k1.sum(), batch.mask.sum().double()])).tolist()
+    total, tokens = peers.all_reduce_sum(torch.stack([k1.sum(), batch.mask.sum().double()])).tolist()
     metrics: Metrics = {"kl": Mean(total, tokens)} if keys.kl_in == "reward" else {}
     coef = state.kl_coef if isinstance(state, KLState) else keys.kl_coef
     if keys.kl_target is not None:
@@ -87,10 +87,10 @@ def whitened(advantages: Tensor, mask: Tensor, peers: Peers) -> Tensor:
     """
     nothing = torch.zeros_like(advantages)
     kept = torch.where(mask, advantages, nothing)
-    total, count = peers.sum(torch.stack([kept.sum(), mask.sum().to(kept.dtype)])).unbind()
+    total, count = peers.all_reduce_sum(torch.stack([kept.sum(), mask.sum().to(kept.dtype)])).unbind()
     mean = total / count.clamp(min=1.0)
     centred = torch.where(mask, kept - mean, nothing)
-    std = (peers.sum(centred.square().sum()) / (count - 1.0).clamp(min=1.0)).sqrt()
+    std = (peers.all_reduce_sum(centred.square().sum()) / (count - 1.0).clamp(min=1.0)).sqrt()
     return nothing if bool(std <= ROUNDING * mean.abs()) else centred / std.clamp(min=returns.STD_FLOOR)
 
 

@@ -26,13 +26,13 @@ def fit_micro_batch(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, f
     """Tokens of a micro-batch that fits into memory."""
     report.phase("trying the largest micro-batch")
     budget = micro_batch_fit.remembered(folder, recipe.tokens_per_micro_batch)
-    crews = ranks.world // ranks.crew_size
+    crews = ranks.world // ranks.sp_size
     mine, together = -(-recipe.samples_per_step // crews), recipe.samples_of_a_prompt
     prompts = min(mine, -(-mine // together) + (crews > 1))  # of several crews, some share a prompt
-    share = (prompts * recipe.max_prompt_tokens + mine * recipe.max_completion_tokens) // ranks.crew_size
+    share = (prompts * recipe.max_prompt_tokens + mine * recipe.max_completion_tokens) // ranks.sp_size
     sizes = (recipe.max_prompt_tokens, recipe.max_completion_tokens, together)
-    least, crew = recipe.least_budget, (ranks.crew_size, ranks.rank % ranks.crew_size)
-    anyone = micro_batch_fit.asked_together(ranks.barrier_with_timeout, ranks.any, folder, budget, least)
+    least, crew = recipe.least_budget, (ranks.sp_size, ranks.rank % ranks.sp_size)
+    anyone = micro_batch_fit.asked_together(ranks.barrier_with_timeout, ranks.any_rank, folder, budget, least)
     fits, failed = micro_batch_fit.largest_micro_batch(learners, budget, *sizes, share, anyone, least, crew)
     if failed:
         report.note(f"tokens_per_micro_batch={failed} does not fit into memory; {fits} does and is used")

@@ -25,7 +25,7 @@ def sp_group_of(ranks: Ranks) -> Any:
     """Whom this rank's models share their rows with; None: nobody."""
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
-    return SequenceParallelGroup(ranks.crew) if ranks.crew else None
+    return SequenceParallelGroup(ranks.sp_group) if ranks.sp_group else None
 
 
 def make_policy(recipe: Recipe, path: str, dtype: torch.dtype, ranks: Ranks) -> Any:

@@ -40,5 +40,5 @@ def load_reward_models(recipe: Recipe, judge: RewardClient, placement: Colocated
 
 
 def reward_settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
-    workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) * ranks.team_size // ranks.local_world)
+    workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) * ranks.tp_size // ranks.local_world)
     return RewardSettings(**{**recipe.rewarding.model_dump(), "workers": workers})

@@ -79,13 +79,13 @@ class Sampler:
                 asked[key] = prompt
         finished: dict[Key, Sample] = {}
         while self.engine.pending:
-            if self.ranks.any_of_team(self.stopping.requested):
+            if self.ranks.any_tp_rank(self.stopping.requested):
                 self.engine.abort()
                 return None
             for sample in self.engine.advance():
                 heartbeat.beat()
                 finished[sample.key] = self._judged_later(sample, asked[sample.key], samples + greedy)
-        verdicts = self.ranks.shared(self.judge.collect(list(asked)) if self.ranks.is_tp_leader else {})
+        verdicts = self.ranks.broadcast_tp(self.judge.collect(list(asked)) if self.ranks.is_tp_leader else {})
         scored = {key: score(finished[key], verdicts[key]) for key in asked}
         return [
             Group(number, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples)), scored.get(Key(p.row, p.draw, GREEDY)))
@@ -186,7 +186,7 @@ class Collector:
         """This team's share of the next `count` prompts, numbered from `first`, held by its first rank; None where one is asked to stop."""
         numbered = list(enumerate(self.prompts.take(count), start=first))
         groups = self.sampler.groups(self.ranks.shard(numbered), self.samples_per_prompt, self.sampling, self.greedy)
-        if self.ranks.any(groups is None) or groups is None:
+        if self.ranks.any_rank(groups is None) or groups is None:
             return None
         if self.mask_truncated_completions:
             groups = [without_cut(g) for g in groups]

@@ -29,10 +29,10 @@ class Evaluation:
         """Metrics over all ranks, and this rank's groups; None where this rank was asked to stop."""
         numbered = list(enumerate(self.prompts))
         groups = self.sampler.groups(self.ranks.shard(numbered), self.samples, self.sampling)
-        if self.ranks.any(groups is None) or groups is None:
+        if self.ranks.any_rank(groups is None) or groups is None:
             return None
         groups = groups if self.ranks.is_tp_leader else []
-        return values(self.ranks.merged(self._metrics(groups))), groups
+        return values(self.ranks.merge_metrics(self._metrics(groups))), groups
 
     def _metrics(self, groups: list[Group]) -> Metrics:
         scored = [s for group in groups for s in group.samples]

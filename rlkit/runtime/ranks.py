@@ -1,4 +1,4 @@
-"""The other processes of a run: what an algorithm sees as its peers, and what the trainers agree on. Plain torch.distributed."""
+"""The processes of a run and their collectives, with plain torch.distributed. An algorithm sees `Ranks` as its `Peers`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from rlkit.errors import UserError
 from rlkit.metrics import Metrics, merge
 from rlkit.runtime.loopback import ensure_loopback
 
-Thing = TypeVar("Thing")
-TIMEOUT = timedelta(hours=2)  # a rank may wait for another's longest rollout
-PATIENCE = timedelta(minutes=2)  # with ranks that do the same at the same time
+Item = TypeVar("Item")
+TIMEOUT = timedelta(hours=2)  # a rank may wait for the longest rollout of another rank
+BARRIER_TIMEOUT = timedelta(minutes=2)  # of ranks that do the same work at the same time
 
 
 class Ranks:
-    """This process among the others; alone where the environment names no others.
+    """This process among all processes of the run. Without RANK and WORLD_SIZE in the environment it is the only one.
 
-    A team is the ranks that share one rollout engine: they ask for the same completions, and its first rank hands them on. A crew is the
-    ranks that share each row of packed samples: they cut micro-batches together (rlkit/engines/sequence_parallel.py).
+    The ranks of a tensor-parallel group share one rollout engine: they send it the same requests, and the first rank of the group (the
+    leader) passes results on. The ranks of a sequence-parallel group share each packed row (rlkit/engines/sequence_parallel.py).
+    Raises UserError where a group size does not divide the number of ranks.
     """
 
-    def __init__(self, team_size: int = 1, crew_size: int = 1) -> None:
+    def __init__(self, tp_size: int = 1, sp_size: int = 1) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -37,107 +38,119 @@ class Ranks:
         if cuda:
             torch.cuda.set_device(self.device)
         self._connect("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        self._meeting = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
-        self.team_size, self.teams, self.team = team_size, self.world // team_size, self.rank // team_size
-        self._team = self._made(team_size, "engine.tensor_parallel", "gloo")
-        self.crew_size, self.crew = crew_size, self._made(crew_size, "engine.sequence_parallel")
+        self._barrier_group = dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT) if self.world > 1 else None
+        self.tp_size, self.tp_group_count, self.tp_group_index = tp_size, self.world // tp_size, self.rank // tp_size
+        self._tp_group = self._build_group(tp_size, "engine.tensor_parallel", "gloo")
+        self.sp_size, self.sp_group = sp_size, self._build_group(sp_size, "engine.sequence_parallel")
 
     def _connect(self, backend: str) -> None:
-        """Must come before DeepSpeed and vLLM, which find the group made and take it."""
+        """Initialises torch.distributed. It must run before DeepSpeed and vLLM, which then use the same process group."""
         if self.world > 1:
             dist.init_process_group(backend, timeout=TIMEOUT)
             return
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
             os.environ.setdefault(name, value)
         ensure_loopback()
-        store = dist.HashStore()  # in memory: takes no port
+        store = dist.HashStore()  # in memory: it needs no port
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
 
-    def _made(self, size: int, key: str, backend: str | None = None) -> Any:
-        """The torch group of this rank and its neighbours, `size` together; None where it would be alone. All ranks make all of them."""
+    def _build_group(self, size: int, key: str, backend: str | None = None) -> Any:
+        """The process group of this rank and its neighbours, `size` ranks in all; None if size is 1. All ranks create all groups."""
         if self.world % size:
             raise UserError(f"{key}={size} does not divide the {self.world} process(es) of this run")
         if size == 1:
             return None
-        firsts = range(0, self.world, size)
-        made = [dist.new_group(list(range(first, first + size)), timeout=TIMEOUT, backend=backend) for first in firsts]
-        return made[self.rank // size]
-
-    @property
-    def is_tp_leader(self) -> bool:
-        """Whether it is the first of its team."""
-        return self.rank % self.team_size == 0
-
-    def shard(self, things: Sequence[Thing]) -> Sequence[Thing]:
-        """This team's share of what all ranks hold."""
-        return things[self.team :: self.teams]
-
-    def shared(self, thing: Thing) -> Thing:
-        """The thing of the team's first rank."""
-        if self._team is None:
-            return thing
-        things = [thing]
-        dist.broadcast_object_list(things, src=self.team * self.team_size, group=self._team)
-        return things[0]
-
-    def gather_sp(self, things: Sequence[Thing]) -> tuple[list[Thing], int]:
-        """The things of all of this crew, and where this rank's begin."""
-        if self.crew is None:
-            return list(things), 0
-        theirs: list[Any] = [None] * self.crew_size
-        dist.all_gather_object(theirs, list(things), group=self.crew)
-        before = theirs[: self.rank % self.crew_size]
-        return [thing for part in theirs for thing in part], sum(len(part) for part in before)
-
-    def any_of_team(self, flag: bool) -> bool:
-        if self._team is None:
-            return flag
-        found = torch.tensor([int(flag)])
-        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._team)
-        return bool(found)
+        starts = range(0, self.world, size)
+        groups = [dist.new_group(list(range(start, start + size)), timeout=TIMEOUT, backend=backend) for start in starts]
+        return groups[self.rank // size]
 
     @property
     def main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
+
+    @property
+    def is_tp_leader(self) -> bool:
+        """Whether this is the first rank of its tensor-parallel group."""
+        return self.rank % self.tp_size == 0
+
+    # -- a tensor-parallel group --
+
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The part of `items`, the same list on all ranks, that belongs to this tensor-parallel group."""
+        return items[self.tp_group_index :: self.tp_group_count]
+
+    def broadcast_tp(self, item: Item) -> Item:
+        """The item of the group's first rank, on all ranks of the group."""
+        if self._tp_group is None:
+            return item
+        items = [item]
+        dist.broadcast_object_list(items, src=self.tp_group_index * self.tp_size, group=self._tp_group)
+        return items[0]
+
+    def any_tp_rank(self, flag: bool) -> bool:
+        """Whether the flag is true on any rank of the group."""
+        if self._tp_group is None:
+            return flag
+        found = torch.tensor([int(flag)])
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._tp_group)
+        return bool(found)
+
+    # -- a sequence-parallel group --
+
+    def gather_sp(self, items: Sequence[Item]) -> tuple[list[Item], int]:
+        """The items of all ranks of the group in one list, and the index at which those of this rank start."""
+        if self.sp_group is None:
+            return list(items), 0
+        parts: list[Any] = [None] * self.sp_size
+        dist.all_gather_object(parts, list(items), group=self.sp_group)
+        before = parts[: self.rank % self.sp_size]
+        return [item for part in parts for item in part], sum(len(part) for part in before)
+
+    # -- all ranks --
 
     def gather_by_index(self, values: Tensor, index: Tensor, size: int) -> Tensor:
         """values [B] of the samples at `index` [B] of the step -> [size], the values of all samples in the step's order."""
-        spread = torch.zeros(size, dtype=values.dtype).index_copy(0, index, values)
-        return self.sum(spread)
+        scattered = torch.zeros(size, dtype=values.dtype).index_copy(0, index, values)
+        return self.all_reduce_sum(scattered)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, a new tensor of the same shape."""
         total = values.clone()
         dist.all_reduce(total)
         return total
 
-    def most(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
+        """The largest number of all ranks."""
         largest = torch.tensor([number])
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
 
-    def any(self, flag: bool) -> bool:
-        return bool(self.most(int(flag)))
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is true on any rank."""
+        return bool(self.all_reduce_max(int(flag)))
 
-    def barrier_with_timeout(self) -> bool:
-        """Whether all ranks come here in time; False where one is held by a collective that this rank has left."""
-        try:
-            if self._meeting is not None:
-                dist.monitored_barrier(self._meeting)
-        except RuntimeError:
-            return False
-        return True
-
-    def gather(self, thing: Any) -> list[Any]:
-        """Everybody's thing, in the order of the ranks."""
+    def gather(self, item: Any) -> list[Any]:
+        """The items of all ranks, in the order of the ranks."""
         if self.world == 1:
-            return [thing]
-        things: list[Any] = [None] * self.world
-        dist.all_gather_object(things, thing)
-        return things
+            return [item]
+        items: list[Any] = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
 
-    def merged(self, metrics: Metrics) -> Metrics:
-        """Metrics over all ranks, in the order of the ranks."""
+    def merge_metrics(self, metrics: Metrics) -> Metrics:
+        """The metrics of all ranks, merged in the order of the ranks."""
         return merge(self.gather(metrics))
 
     def barrier(self) -> None:
+        """Waits until all ranks are here."""
         dist.barrier()
+
+    def barrier_with_timeout(self) -> bool:
+        """Whether all ranks arrive in time. False where a rank waits in a collective operation that this rank has left."""
+        try:
+            if self._barrier_group is not None:
+                dist.monitored_barrier(self._barrier_group)
+        except RuntimeError:
+            return False
+        return True

@@ -103,7 +103,7 @@ def train(run: Run) -> None:
         for step in range(progress.step + 1, run.steps + 1):
             progress = one_step(run, step, progress)
             progress = concluded(run, progress)
-            if step < run.steps and run.ranks.any(run.stopping.requested):
+            if step < run.steps and run.ranks.any_rank(run.stopping.requested):
                 raise Stopped
     except Stopped:
         save(run, progress)

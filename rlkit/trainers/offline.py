@@ -153,11 +153,11 @@ class OfflineTrainer:
         seen: list[Metrics] = []
         with self.clock("evaluation"), torch.no_grad():
             for chosen in work.micro_batches():
-                if self.reading.ranks.any(self.stopping.requested):
+                if self.reading.ranks.any_rank(self.stopping.requested):
                     raise Stopped
                 loss, metrics = work.look(chosen)  # on ranks without work too: sharded models are gathered on all
                 seen.append(metrics | {"loss": Sum(float(loss))})
-        everything = self.reading.ranks.merged(merge(seen))
+        everything = self.reading.ranks.merge_metrics(merge(seen))
         row = {f"eval/{name}": value for name, value in with_margins(values(everything)).items()}
         right = everything.get("rewards/accuracies")
         if isinstance(right, Mean):
@@ -270,7 +270,7 @@ class Work:
                 if part:
                     ratios = said.double().sum(-1).cpu() - self.reference.of(part)
                     total += torch.stack([ratios.sum(), torch.tensor(float(len(part)), dtype=torch.float64)])
-        return kto_baseline(*self.reading.ranks.sum(total))
+        return kto_baseline(*self.reading.ranks.all_reduce_sum(total))
 
 
 def one_update(reading: OfflineUpdater, units: list[Unit], reference: Reference | None, count: UpdateCount) -> tuple[Metrics, UpdateCount]:
@@ -293,7 +293,7 @@ def gradient(reading: OfflineUpdater, units: list[Unit], reference: Reference | 
             loss, metrics = work.look(chosen)
             reading.learner.backward(loss)
             seen.append(metrics | {"loss": Sum(float(loss.detach()))})
-    return reading.ranks.merged(merge(seen))
+    return reading.ranks.merge_metrics(merge(seen))
 
 
 def with_margins(row: dict[str, float]) -> dict[str, float]:

@@ -65,7 +65,7 @@ class OnlineTrainer:
         judged = [*groups, *left_out]
         if self.collector.max_refills is not None:  # the algorithm saw only groups with a signal
             given = {name: metric for name, metric in given.items() if name != ALIKE}
-        row = values(self.ranks.merged(self.collector.sampler.judge.stats()))
+        row = values(self.ranks.merge_metrics(self.collector.sampler.judge.stats()))
         row |= join_metrics(  # an entry that a reward names like one of these does not hide it
             records.of_groups(judged),
             values(seen),
@@ -120,7 +120,7 @@ class OnlineTrainer:
             self.report.note(
                 f"step {step}: {kept} of {wanted} groups have a signal after {refills} refills (algorithm.max_refills); it {what}"
             )
-        surplus = int(self.ranks.sum(torch.tensor(len(self.collector.surplus))))
+        surplus = int(self.ranks.all_reduce_sum(torch.tensor(len(self.collector.surplus))))
         return {
             "groups/kept": kept,
             "groups/left_out": left_out,

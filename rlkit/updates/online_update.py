@@ -66,7 +66,7 @@ def observe(run: OnlineUpdater, batch: Batch) -> tuple[Signals, Metrics]:
     metrics: Metrics = {}
     if run.needs.old_logprobs:
         old = scored(run, batch, run.policy)
-        metrics = run.ranks.merged(run.probe.compare(old, batch.rollout_logprobs, batch.own))
+        metrics = run.ranks.merge_metrics(run.probe.compare(old, batch.rollout_logprobs, batch.own))
         run.probe.check(metrics)  # of all ranks: they stop together, or none does
     if run.needs.reference:
         assert run.reference is not None, "assemble loads what the algorithm needs"
@@ -106,7 +106,7 @@ def update_minibatch(
     run: OnlineUpdater, batch: Batch, signals: Signals, credit: Credit, rows: list[int], count: UpdateCount
 ) -> tuple[Metrics, UpdateCount]:
     """One minibatch: losses over micro-batches, then one optimizer step, or none where no sample has a signal."""
-    totals = run.ranks.sum(unit_totals(batch.mask[rows]))
+    totals = run.ranks.all_reduce_sum(unit_totals(batch.mask[rows]))
     metrics = gradient(run, batch, signals, credit, rows, totals, waits=count.updates < run.policy_waits)
     if metrics is None:
         return {"updates_without_signal": Sum(1.0)}, replace(count, updates=count.updates + 1)
@@ -147,7 +147,7 @@ def gradient(
         if run.critic:
             with run.critic.training():
                 seen.append(backward_critic(run, run.critic, batch, signals, credit, chosen, totals) if chosen else idle_pass(run.critic))
-    return run.ranks.merged(merge(seen)) if seen else None
+    return run.ranks.merge_metrics(merge(seen)) if seen else None
 
 
 def rows_with_signal(run: OnlineUpdater, credit: Credit, rows: Sequence[int]) -> list[int]:
@@ -164,9 +164,9 @@ def lockstep_micro_batches(sizes: list[Size], budget: int, ranks: Ranks) -> list
     A crew cuts the items of all its ranks together, `budget` tokens a rank; of each micro-batch a rank gets those that are its own.
     """
     everyones, first = ranks.gather_sp(sizes)
-    plan = micro_batches(everyones, budget * ranks.crew_size)
+    plan = micro_batches(everyones, budget * ranks.sp_size)
     plan = [[i - first for i in items if 0 <= i - first < len(sizes)] for items in plan]
-    return plan + [[] for _ in range(ranks.most(len(plan)) - len(plan))]
+    return plan + [[] for _ in range(ranks.all_reduce_max(len(plan)) - len(plan))]
 
 
 def idle_pass(learner: Learner) -> Metrics:

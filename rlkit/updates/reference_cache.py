@@ -54,7 +54,7 @@ def load_or_compute(policy: Initial, asked: Iterable[Sample], ranks: Ranks, budg
     """The reference for these completions, and how many were scored for it now: 0 where the cache has them."""
     samples = {name_of(s): s for s in asked}
     names = sorted(samples)
-    file = cache / "reference" / f"{key(policy.weights(), names, (ranks.world, ranks.crew_size), budget)}.npy"
+    file = cache / "reference" / f"{key(policy.weights(), names, (ranks.world, ranks.sp_size), budget)}.npy"
     found = ranks.gather(stored(file, len(names)) if ranks.main else None)[0]
     if found is not None:
         return Reference(names, found.tolist()), 0
@@ -85,7 +85,7 @@ def scored(policy: Scores, samples: list[Sample], ranks: Ranks, budget: int) -> 
         chosen = [mine[k] for k in part]
         said, _ = policy.logprobs([samples[i] for i in chosen], max((len(samples[i].tokens) for i in chosen), default=0))
         numbers[chosen] = said.double().sum(-1).cpu()
-    return ranks.sum(numbers)
+    return ranks.all_reduce_sum(numbers)
 
 
 def stored(file: Path, count: int) -> np.ndarray | None:

@@ -49,16 +49,16 @@ class Ranks:
         self._barrier.wait()
         return things
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         return torch.stack(self.gather(values)).sum(0)
 
     def gather_by_index(self, values: Tensor, index: Tensor, size: int) -> Tensor:
-        return self.sum(torch.zeros(size, dtype=values.dtype).index_copy(0, index, values))
+        return self.all_reduce_sum(torch.zeros(size, dtype=values.dtype).index_copy(0, index, values))
 
-    def most(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         return max(self.gather(number))
 
-    crew_size, is_tp_leader = 1, True
+    sp_size, is_tp_leader = 1, True
 
     def gather_sp(self, things: list[Any]) -> tuple[list[Any], int]:
         return things, 0
@@ -66,10 +66,10 @@ class Ranks:
     def shard(self, things: list[Any]) -> list[Any]:
         return things[self.rank :: self.world]
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         return any(self.gather(flag))
 
-    def merged(self, metrics: Metrics) -> Metrics:
+    def merge_metrics(self, metrics: Metrics) -> Metrics:
         return merge(self.gather(metrics))
 
 
@@ -139,7 +139,7 @@ class Policy:
 
     def step(self, lr: float) -> Update:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.model.parameters()]
-        total = self.ranks.sum(torch.cat([p.flatten() for p in parts]))
+        total = self.ranks.all_reduce_sum(torch.cat([p.flatten() for p in parts]))
         self.gradients.append(total)
         with torch.no_grad():
             for parameter, part in zip(self.model.parameters(), total.split([p.numel() for p in parts]), strict=True):

@@ -116,11 +116,11 @@ def test_no_rank_has_more_than_samples_dealt_singly_would_give_it() -> None:
         assert busiest(owner) <= busiest(singly) + max((s.own for s in sizes), default=0)
 
 
-class Crew(Ranks):
+class SharedRows(Ranks):
     """All ranks share their rows."""
 
     @property
-    def crew_size(self) -> int:  # type: ignore[override]
+    def sp_size(self) -> int:  # type: ignore[override]
         return self.world
 
     def gather_sp(self, things: list[Size]) -> tuple[list[Size], int]:
@@ -128,9 +128,9 @@ class Crew(Ranks):
         return [thing for part in everyones for thing in part], sum(len(part) for part in everyones[: self.rank])
 
 
-def test_a_crew_cuts_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_parallel_group_cuts_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 has 9 and 1 tokens, rank 1 has 4 and 5, 5 tokens a rank: 9 + 1, then 5 + 4."""
-    monkeypatch.setattr("tests.algorithms.tiny.Ranks", Crew)
+    monkeypatch.setattr("tests.algorithms.tiny.Ranks", SharedRows)
     sizes = [[Size(0, 0, 9), Size(1, 0, 1)], [Size(2, 0, 4), Size(3, 0, 5)]]
     assert together(2, lambda ranks: lockstep_micro_batches(sizes[ranks.rank], 5, ranks)) == [[[0, 1], []], [[], [1, 0]]]  # type: ignore[arg-type]
 

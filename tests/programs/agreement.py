@@ -53,7 +53,7 @@ def policy_of(kind: str, stage: int) -> DeepSpeedPolicy:
 
 def asked(engine: VLLMEngine, count: int, seed: int) -> list[Sample]:
     for i in range(count):
-        prompt = tuple(40 + (7 * i + 3 * ranks.team + j) % 90 for j in range(3 + i % 5))
+        prompt = tuple(40 + (7 * i + 3 * ranks.tp_group_index + j) % 90 for j in range(3 + i % 5))
         engine.add(Request(Key(i, 0, 0), prompt, SAMPLING, seed + i))
     finished = []
     while engine.pending:

@@ -56,7 +56,7 @@ def gradient(model: Any) -> list[Tensor]:
 
 def main(out: Path) -> None:
     ranks, seen = Ranks(1, 2), {}
-    crew = SequenceParallelGroup(ranks.crew)
+    crew = SequenceParallelGroup(ranks.sp_group)
     for kind, shared, more, recompute in MODELS:
         model, samples = model_of(kind, **more), samples_of(shared=shared)
         told = on_own(model, samples)

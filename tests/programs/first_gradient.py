@@ -56,7 +56,7 @@ with build.build_run(recipe.read(config), yaml.safe_dump(config)) as made:
             groups, batch = collate(taken.groups, made.ranks, 1, trainer.placement.version)
             signals, _ = observe(trainer.learning, batch)
             credit, *_ = trainer.learning.algorithm.assign(batch, signals, trainer.remembered, made.ranks)
-            totals = made.ranks.sum(unit_totals(batch.mask))
+            totals = made.ranks.all_reduce_sum(unit_totals(batch.mask))
             gradient(trainer.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
         learner, share = trainer.learning.policy, len(batch.samples)
         samples = [s.sample for g in groups for s in g.samples]

@@ -92,7 +92,7 @@ def one(ranks: Ranks, policy: Any, critic: Any, name: str, way: str, groups: lis
     _, batch = collate(order(groups[ranks.rank :: ranks.world]), ranks, 1, 0)
     signals = Signals(said(batch, 1, OLD), said(batch, 2, OLD), said(batch, 3, 0.0) if work.critic else None)
     credit, *_ = keys.assign(batch, signals, keys.start(), ranks)
-    gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.sum(unit_totals(batch.mask)))
+    gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(unit_totals(batch.mask)))
     return torch.cat([moved(ranks, learner) for learner in (policy, *([critic] if work.critic else []))])
 
 
@@ -112,7 +112,7 @@ def first_step(ranks: Ranks, policy: Any, groups: list[Group]) -> tuple[Tensor, 
             ratio = (observe(alone, batch)[0].old_logprobs - signals.old_logprobs).exp()  # other micro-batches
             apart = float((ratio - 1).abs()[batch.mask].max())
         credit, *_ = algorithm_.assign(batch, signals, algorithm_.start(), ranks)
-        metrics = gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.sum(unit_totals(batch.mask)))
+        metrics = gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(unit_totals(batch.mask)))
         assert metrics is not None
         gradients.append(moved(ranks, policy))
     return gradients[0], gradients[1], apart
@@ -173,7 +173,7 @@ def weights(learner: Any) -> Tensor:
     return torch.cat(parts)
 
 
-def main(out: Path, model: str, crew_size: int, cells: set[str]) -> None:
+def main(out: Path, model: str, sp_size: int, cells: set[str]) -> None:
     set_environment()
     import deepspeed  # noqa: F401  derives classes from the true AdamW
 
@@ -183,8 +183,8 @@ def main(out: Path, model: str, crew_size: int, cells: set[str]) -> None:
     from rlkit.engines.deepspeed_reward_model import DeepSpeedRewardModel
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
-    ranks = Ranks(1, crew_size)
-    crew = SequenceParallelGroup(ranks.crew) if ranks.crew else None
+    ranks = Ranks(1, sp_size)
+    crew = SequenceParallelGroup(ranks.sp_group) if ranks.sp_group else None
     groups = greedily(groups_of(REWARDS))
     seen: dict[Any, Any] = {}
     for stage in STAGES:

@@ -21,7 +21,7 @@ with tempfile.TemporaryDirectory() as folder:
         for number, text in enumerate(said):
             judge.submit(number, {"prompt": "p", "completion": text})
         judge.collect(range(len(said)))
-        merged = ranks.merged(judge.stats())
+        merged = ranks.merge_metrics(judge.stats())
         seconds = merged["time/reward_p99"].numbers  # type: ignore[union-attr]
 if ranks.main:
     Path(sys.argv[1]).write_text(json.dumps({**values(merged), "counted": len(seconds)}))
