@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlkit.assembly.plan import gpus
 from rlkit.config.sections import LaunchSection
 from rlkit.errors import UserError
+from rlkit.runtime.hardware import count_gpus
 
 ANSWER_SECONDS = 5.0
 STORE_BYTES = 100_000_000  # of a cluster of our own: nothing but small messages goes through Ray
@@ -99,7 +99,7 @@ def start(settings: LaunchSection, folder: Path) -> None:
         "starting a Ray cluster on this machine",
         address="local",
         num_cpus=max(settings.workers_per_node, os.cpu_count() or 1),
-        num_gpus=gpus(),
+        num_gpus=count_gpus(),
         include_dashboard=False,
         object_store_memory=STORE_BYTES,
         _node_ip_address="127.0.0.1",

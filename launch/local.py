@@ -14,8 +14,8 @@ from launch.node import with_interface
 from launch.order import Order, door
 from launch.watch import Signals, Watch, ranks_on
 from launch.worker_group import WorkerGroup, environments, free_port
-from rlkit.assembly.plan import gpus
 from rlkit.errors import UserError
+from rlkit.runtime.hardware import count_visible_gpus
 
 HERE = "127.0.0.1"
 
@@ -29,7 +29,7 @@ class Local:
 
     def start(self, first: bool) -> str:
         settings = self.order.settings
-        ranks = settings.gpus_per_node or visible_gpus() or settings.workers_per_node
+        ranks = settings.gpus_per_node or count_visible_gpus() or settings.workers_per_node
         try:
             self.order.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -64,18 +64,12 @@ class Local:
             file.write(line + "\n")
 
 
-def visible_gpus() -> int:
-    """GPUs of this machine that CUDA_VISIBLE_DEVICES leaves."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return gpus() if named is None else len([name for name in named.split(",") if name])
-
-
 def check(order: Order) -> None:
     """Raises UserError for what one machine cannot do."""
     if order.settings.nodes > 1:
         raise UserError(f"launch.nodes={order.settings.nodes}: launch.local starts ranks on this machine only; use `python -m launch.ray`")
-    if (wanted := order.settings.gpus_per_node or 0) > visible_gpus():
-        raise UserError(f"launch.gpus_per_node={wanted}, and this machine shows {visible_gpus()} (nvidia-smi, CUDA_VISIBLE_DEVICES)")
+    if (wanted := order.settings.gpus_per_node or 0) > count_visible_gpus():
+        raise UserError(f"launch.gpus_per_node={wanted}, and this machine shows {count_visible_gpus()} (nvidia-smi, CUDA_VISIBLE_DEVICES)")
 
 
 def launched(order: Order) -> int:

@@ -45,12 +45,12 @@ def build_roofline(recipe: Recipe, ranks: Ranks) -> Roofline | None:
     """On the rank that reports, where the shape of the model is known. In a crew, whose ranks compute each other's samples, by its own:
     all have about as many tokens."""
     job = plan.job_of(recipe)
-    if job is None or not (ranks.main and recipe.report.floors):
+    if job is None or not (ranks.main and recipe.report.roofline):
         return None
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         job = replace(job, shape=replace(job.shape, vocab=1))  # its head says one number
     adapter = recipe.engine.lora_sync == "adapter" and job.rank is not None
-    return Roofline(job, machine(ranks.device, dtype_of(recipe, ranks.device)), adapter, swaps=plan.mode(recipe) == "swapped")
+    return Roofline(job, machine(ranks.device, dtype_of(recipe, ranks.device)), adapter, swaps=plan.mode(recipe) == "sleep_and_offload")
 
 
 def build_trainer_run(

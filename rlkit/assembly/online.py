@@ -46,7 +46,7 @@ def build_online(
     waits = recipe.algorithm.policy_waits(recipe.steps, recipe.updates_per_step) if needs.values else 0
     report.phase("loading")
     policy = make_policy(recipe, model_path, dtype, ranks)
-    if plan.mode(recipe) == "swapped":
+    if plan.mode(recipe) == "sleep_and_offload":
         policy.park()  # the rollout engine looks at what is free
     engine = make_engine(recipe, model_path, dtype, policy.names, renderer, ranks)
     reference = make_reference(recipe, policy, model_path, dtype, ranks) if needs.reference else None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
 from rlkit.profiling import memory_estimate as sizes
+from rlkit.runtime.hardware import count_gpus, gpu_memory
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -84,15 +83,7 @@ def evaluation(recipe: Recipe) -> str:
 
 
 def device() -> str:
-    return f"{gpus()} GPU(s)" if gpus() else f"no GPU, {os.cpu_count()} CPU cores"
-
-
-def gpus() -> int:
-    """Those that this machine has, without starting CUDA."""
-    listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
-    if listed == 0 and Path("/dev/nvidia0").exists():
-        listed = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return listed
+    return f"{count_gpus()} GPU(s)" if count_gpus() else f"no GPU, {os.cpu_count()} CPU cores"
 
 
 def model(recipe: Recipe) -> str:
@@ -127,12 +118,12 @@ def mode(recipe: Recipe) -> str:
         return "resident"
     if recipe.engine.memory != "auto":
         return recipe.engine.memory
-    return "swapped" if job is None else sizes.planned(job, gpu).mode
+    return "sleep_and_offload" if job is None else sizes.planned(job, gpu).mode
 
 
 def predicted(recipe: Recipe) -> dict[str, float]:
     """Bytes by phase: of a GPU, or of this process beside what the libraries take."""
-    job, gpu = job_of(recipe), own_gpu()
+    job, gpu = job_of(recipe), gpu_memory()
     if job is None:
         return {}
     return sizes.on_host(job) if gpu is None else sizes.peaks(job, mode(recipe))
@@ -140,7 +131,7 @@ def predicted(recipe: Recipe) -> dict[str, float]:
 
 def share(recipe: Recipe) -> dict[str, float]:
     """vLLM's share of a GPU: what the training state that stays there leaves free; its own default where that is not known."""
-    job, gpu = job_of(recipe), own_gpu()
+    job, gpu = job_of(recipe), gpu_memory()
     if job is None or gpu is None:
         return {}
     return {"gpu_memory_utilization": round(sizes.left_for_rollout(job, mode(recipe), gpu) / gpu, 3)}
@@ -219,22 +210,9 @@ def shape_from(config: dict[str, Any]) -> sizes.Shape:
     )
 
 
-@cache
-def own_gpu() -> float | None:
-    """Bytes of this machine's first GPU, without starting CUDA."""
-    if "GPU" not in device() or device().startswith("no GPU"):
-        return None
-    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return float(said.split()[0]) * 2**20
-
-
 def gpu_bytes(recipe: Recipe) -> float | None:
     """Of one GPU: this machine's, or the one that the recipe is meant for; None: a run without."""
-    return own_gpu() or (recipe.hardware.gpu_gib * 2**30 if recipe.hardware.gpu_gib else None)
+    return gpu_memory() or (recipe.hardware.gpu_gib * 2**30 if recipe.hardware.gpu_gib else None)
 
 
 def gib(count: float) -> str:

@@ -141,7 +141,7 @@ class EngineSection(Section):
     checkpointing: CountOrZero
     tensor_parallel: Count
     sequence_parallel: Count
-    memory: Literal["auto", "resident", "slept", "swapped"]
+    memory: Literal["auto", "resident", "sleep", "sleep_and_offload"]
     offload: Literal["none", "optimizer"]
     lora_sync: Literal["merged", "adapter"]
     mismatch_limit: Literal["auto"] | Positive
@@ -165,7 +165,7 @@ class CheckpointSection(Section):
 
 class ReportSection(Section):
     table_every: Count
-    floors: bool
+    roofline: bool
     wandb: str | None
 
 

@@ -37,8 +37,8 @@ class Colocated:
     """Policy and rollout engine take turns on the same devices; `phase` names and times what is done on the way.
 
     It begins as the engines are built: the training state parked, the rollout engine awake and without weights. mode (as in
-    rlkit/profiling/memory_estimate.py): swapped, the training state leaves the device for a rollout; resident, nobody leaves, and freed
-    memory waits for who needs it next.
+    rlkit/profiling/memory_estimate.py): sleep_and_offload, the training state leaves the device for a rollout; resident, nobody leaves,
+    and freed memory waits for who needs it next.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Colocated:
         others: tuple[Offloadable, ...],
         phase: Callable[[str], AbstractContextManager[None]],
         send: Callable[[Trained, RolloutEngine, int], None],
-        mode: str = "swapped",
+        mode: str = "sleep_and_offload",
         predicted: Mapping[str, float] | None = None,
     ) -> None:
         self.policy, self.engine, self.others, self.phase = policy, engine, others, phase
@@ -135,7 +135,7 @@ class Colocated:
             movable.resume()
 
     def _movables(self) -> tuple[Offloadable, ...]:
-        return (self.policy, *self.others) if self.mode == "swapped" else ()
+        return (self.policy, *self.others) if self.mode == "sleep_and_offload" else ()
 
     def _give_back(self) -> None:
         """What was freed, to the device: the two engines have allocators of their own."""

@@ -198,20 +198,20 @@ def parts(job: Job) -> dict[str, float]:
     }
 
 
-MODES = ("resident", "slept", "swapped")  # the first that fits is the quickest
+MODES = ("resident", "sleep", "sleep_and_offload")  # the first that fits is the quickest
 
 
 def peaks(job: Job, mode: str) -> dict[str, float]:
-    """Bytes of GPU memory at the peak of each phase, the cache at its least. resident: all stays; slept: the engine leaves for training;
-    swapped: the training state leaves for a rollout too."""
+    """Bytes of GPU memory at the peak of each phase, the cache at its least. resident: all stays; sleep: the engine leaves for training;
+    sleep_and_offload: the training state leaves for a rollout too."""
     p = parts(job)
     engine = p["engine weights"] + p["engine cache"] + OVERHEAD
     learning = p["weights"] + p["training state"] + p["gradients"] + p["update"]
     if not job.samples:
         return {"train": CONTEXT + learning}
     return {
-        "sync": CONTEXT + p["weights"] + (0.0 if mode == "swapped" else p["training state"]) + p["engine weights"] + 2 * GATHERED,
-        "rollout": CONTEXT + p["weights"] + (0.0 if mode == "swapped" else p["training state"]) + engine,
+        "sync": CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + p["engine weights"] + 2 * GATHERED,
+        "rollout": CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + engine,
         "train": CONTEXT + learning + (engine if mode == "resident" else 0.0),
     }
 
@@ -219,7 +219,7 @@ def peaks(job: Job, mode: str) -> dict[str, float]:
 def host(job: Job, mode: str) -> float:
     """Bytes of host memory a process: the weights while they load, its part of them under ZeRO 3 (not of 4 bits), and what is parked or
     offloaded."""
-    away = state(job) if job.offload or mode == "swapped" else 0.0
+    away = state(job) if job.offload or mode == "sleep_and_offload" else 0.0
     in_parts = job.stage == 3 and not job.four_bits
     return max(job.shape.parameters * job.width / (job.world if in_parts else 1), away) + 4 * GIB
 
@@ -227,7 +227,7 @@ def host(job: Job, mode: str) -> float:
 def left_for_rollout(job: Job, mode: str, gpu: float) -> float:
     """Bytes of a GPU that the rollout engine may take for weights, cache and all it does."""
     p = parts(job)
-    stays = CONTEXT + p["weights"] + (0.0 if mode == "swapped" else p["training state"]) + GATHERED
+    stays = CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + GATHERED
     return USABLE * gpu - stays - (p["gradients"] + p["update"] if mode == "resident" else 0.0)
 
 
@@ -275,9 +275,9 @@ def changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
         words.append(word)
         return " ".join(words)
 
-    if mode != "swapped":
-        mode = "swapped"
-        yield told("engine.memory=swapped"), job, mode
+    if mode != "sleep_and_offload":
+        mode = "sleep_and_offload"
+        yield told("engine.memory=sleep_and_offload"), job, mode
     if job.tokens > job.longest:
         job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest), looked_at=job.longest)
         yield told(f"tokens_per_micro_batch={job.longest}"), job, mode

@@ -44,7 +44,7 @@ class Told:
         return said
 
 
-def placed(keeps: bool = False, mode: str = "swapped") -> tuple[Told, Colocated]:
+def placed(keeps: bool = False, mode: str = "sleep_and_offload") -> tuple[Told, Colocated]:
     told = Told(keeps)
     return told, Colocated(told, told, (), lambda name: nullcontext(), told.send, mode)  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ def test_an_engine_that_kept_the_newest_weights_gets_none() -> None:
     assert told.take() == ["park", "wake_weights", "wake_cache", "sleep", "resume"]
 
 
-@pytest.mark.parametrize("mode", ["resident", "slept", "swapped"])
+@pytest.mark.parametrize("mode", ["resident", "sleep", "sleep_and_offload"])
 def test_who_leaves(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back: list[str] = []
     monkeypatch.setattr(
@@ -93,7 +93,7 @@ def test_who_leaves(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told, placement = placed(mode=mode)
     one_step(placement, 1)
     one_step(placement, 2)
-    assert ({"park", "resume"} <= set(told.take())) == (mode == "swapped")
+    assert ({"park", "resume"} <= set(told.take())) == (mode == "sleep_and_offload")
     assert placement.peaks.keys() == {"rollout", "train"}
     assert bool(given_back) == (mode != "resident")  # where all fits, what was freed is waited for, not asked for again
 

@@ -87,7 +87,7 @@ def test_the_host_holds_what_loads_and_what_is_parked() -> None:
         memory_estimate.host(many, "resident") - 4 * GIB == 872
         and memory_estimate.host(replace(many, stage=3), "resident") - 4 * GIB == 218
     )
-    assert memory_estimate.host(many, "swapped") - 4 * GIB == memory_estimate.state(many) == 1308
+    assert memory_estimate.host(many, "sleep_and_offload") - 4 * GIB == memory_estimate.state(many) == 1308
 
 
 def test_recomputed_layers_keep_their_input_alone() -> None:
@@ -145,14 +145,16 @@ def test_the_first_way_that_fits_is_taken_and_what_mends_the_rest_is_named() -> 
     assert shape is not None
     job = replace(JOB, shape=shape, world=4, stage=2, tokens=8192, completions=4096, longest=1536, checkpointing=1)
     seen = [memory_estimate.planned(job, gpu * GIB) for gpu in (40, 56, 64, 100, 160)]
-    assert [p.mode for p in seen if p.fits] == sorted((p.mode for p in seen if p.fits), key=("swapped", "slept", "resident").index)
+    assert [p.mode for p in seen if p.fits] == sorted(
+        (p.mode for p in seen if p.fits), key=("sleep_and_offload", "sleep", "resident").index
+    )
     assert [p.fits for p in seen] == sorted(p.fits for p in seen) and not seen[0].fits and seen[-1].mode == "resident"
     assert seen[0].change is not None and seen[0].fullest == "train"
     mended = replace(job, tokens=1536, completions=1536, stage=3)
-    assert memory_estimate.fits(mended, "swapped", 40 * GIB) and seen[0].change.startswith(
+    assert memory_estimate.fits(mended, "sleep_and_offload", 40 * GIB) and seen[0].change.startswith(
         "tokens_per_micro_batch=1536 engine.zero_stage=3"
     )
-    assert memory_estimate.planned(job, 8 * GIB).change is not None or not memory_estimate.fits(mended, "swapped", 8 * GIB)
+    assert memory_estimate.planned(job, 8 * GIB).change is not None or not memory_estimate.fits(mended, "sleep_and_offload", 8 * GIB)
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -162,7 +164,7 @@ def test_a_recipe_fits_the_hardware_of_its_first_line(name: str) -> None:
     recipe = composed(f"recipe={name}", *(["data.train=train.jsonl", "data.test=test.jsonl"] if name.startswith("dpo") else []))
     assert said is not None and (GPUS[said[1]], float(said[2])) == (recipe.hardware.gpus, recipe.hardware.gpu_gib)
     labels = dict(plan.lines(recipe))
-    assert "too large" not in labels and re.match(r"(resident|slept|swapped): (sync|train) ", labels["memory"])
+    assert "too large" not in labels and re.match(r"(resident|sleep|sleep_and_offload): (sync|train) ", labels["memory"])
 
 
 def test_a_plan_that_does_not_fit_says_what_makes_it() -> None:

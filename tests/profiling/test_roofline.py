@@ -112,7 +112,7 @@ def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(common, "machine", refused)
     words = ["recipe=grpo_math", f"model.path={tiny_model}"]
     main, other = (SimpleNamespace(main=here, device=torch.device("cpu")) for here in (True, False))
-    assert common.build_roofline(composed(*words, "report.floors=false"), main) is None  # type: ignore[arg-type]
+    assert common.build_roofline(composed(*words, "report.roofline=false"), main) is None  # type: ignore[arg-type]
     assert common.build_roofline(composed(*words), other) is None  # type: ignore[arg-type]
     assert common.build_roofline(composed("recipe=grpo_math", "model.path=some/model"), main) is None  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="measured"):
