@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlkit import run
 from rlkit.config import recipe as recipes
-from rlkit.config.recipe import Recipe, nearest
+from rlkit.config.recipe import Recipe, suggest
 from rlkit.config.sections import LaunchSection
 from rlkit.errors import UserError
 from rlkit.runtime.signals import Stopping
@@ -45,17 +45,17 @@ class Order:
 def read(arguments: list[str]) -> Order | int:
     """The order; or an exit code where nothing is to be launched (--help, --cfg, dry_run). Raises UserError."""
     words = [full(word) for word in arguments]
-    flags, overrides, extra = run.parse(words)
+    flags, overrides, extra = run.parse_arguments(words)
     if "--multirun" in flags:
         raise UserError("--multirun starts its jobs one after the other by `python -m rlkit.run`; launch each with its own command here")
     if flags:
         return run.main(words)
     config = run.compose(overrides, extra)
-    recipe = recipes.read(config)
+    recipe = recipes.read_recipe(config)
     if recipe.dry_run:
         return planned(words, recipe.launch.nodes * (recipe.launch.gpus_per_node or recipe.launch.workers_per_node))
     folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser().absolute()
-    return Order(recipe, folder, [*words, f"output_dir={run.quoted(folder)}"])
+    return Order(recipe, folder, [*words, f"output_dir={run.quote(folder)}"])
 
 
 def planned(words: list[str], ranks: int) -> int:
@@ -76,9 +76,9 @@ def full(word: str) -> str:
         return word
     if key in LaunchSection.model_fields:
         return f"launch.{word}"
-    known = {*Recipe.model_fields, *run.groups()}
+    known = {*Recipe.model_fields, *run.list_groups()}
     if key not in known:
-        raise UserError(f"unknown key {key}{nearest(key, {*known, *LaunchSection.model_fields})}")
+        raise UserError(f"unknown key {key}{suggest(key, {*known, *LaunchSection.model_fields})}")
     return word
 
 
@@ -91,4 +91,4 @@ def door(launched: Callable[[Order], int]) -> None:
         order = read(arguments)
         return order if isinstance(order, int) else launched(order)
 
-    run.leave(run.guarded(whole, arguments))
+    run.exit_process(run.handle_errors(whole, arguments))

@@ -33,24 +33,24 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs what the arguments say; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     quiet(offline=False)
-    return guarded(lambda: dispatch(arguments), arguments)
+    return handle_errors(lambda: dispatch(arguments), arguments)
 
 
-def guarded(action: Callable[[], int], arguments: list[str]) -> int:
+def handle_errors(action: Callable[[], int], arguments: list[str]) -> int:
     """The exit code of an action, with the errors that rlkit raises on purpose told and turned into theirs."""
     debug = "debug=true" in [a.lower() for a in arguments]
     try:
         return action()
     except UserError as error:
-        return tell(error, EXIT_USER, debug)
+        return report_error(error, EXIT_USER, debug)
     except RunFailed as error:
-        return tell(error, EXIT_FAILED, debug)
+        return report_error(error, EXIT_FAILED, debug)
     except Stopped as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_STOPPED
 
 
-def tell(error: Exception, code: int, debug: bool) -> int:
+def report_error(error: Exception, code: int, debug: bool) -> int:
     """Says what went wrong in the error's own words; the traceback is for those who ask."""
     if debug:
         raise error
@@ -59,9 +59,9 @@ def tell(error: Exception, code: int, debug: bool) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    flags, overrides, folder = parse(arguments)
+    flags, overrides, folder = parse_arguments(arguments)
     if "--help" in flags:
-        print(__doc__, f"\nrecipes: {', '.join(options('recipe', folder))}", sep="")
+        print(__doc__, f"\nrecipes: {', '.join(list_options('recipe', folder))}", sep="")
         return EXIT_DONE
     if "--multirun" in flags:
         return sweep(overrides, folder)
@@ -71,7 +71,7 @@ def dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     from rlkit.config import recipe as recipes
 
-    recipe = recipes.read(config)
+    recipe = recipes.read_recipe(config)
     from rlkit.assembly import plan
 
     if recipe.dry_run:
@@ -87,7 +87,7 @@ def dispatch(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
-def parse(arguments: list[str]) -> tuple[set[str], list[str], Path | None]:
+def parse_arguments(arguments: list[str]) -> tuple[set[str], list[str], Path | None]:
     """Flags, overrides, and the extra folder of recipes."""
     flags: set[str] = set()
     overrides: list[str] = []
@@ -115,12 +115,12 @@ def parse(arguments: list[str]) -> tuple[set[str], list[str], Path | None]:
     return flags, overrides, folder
 
 
-def groups() -> dict[str, Path]:
+def list_groups() -> dict[str, Path]:
     """The config groups: the folders of the recipe tree."""
     return {p.name: p for p in shipped("recipes").iterdir() if p.is_dir()}
 
 
-def options(group: str, folder: Path | None) -> list[str]:
+def list_options(group: str, folder: Path | None) -> list[str]:
     """The names that can be chosen for a group."""
     places = [shipped("recipes") / group, *([folder / group] if folder else [])]
     return sorted({p.stem for place in places if place.is_dir() for p in place.glob("*.yaml")})
@@ -136,11 +136,11 @@ def compose(overrides: list[str], folder: Path | None) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    written = [checked(override, folder) for override in overrides]
+    written = [check_override(override, folder) for override in overrides]
     if not any(override.startswith("recipe=") for override in written):
-        raise UserError(f"choose a recipe: recipe=NAME, one of {', '.join(options('recipe', folder))}")
+        raise UserError(f"choose a recipe: recipe=NAME, one of {', '.join(list_options('recipe', folder))}")
     if folder:
-        written.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
+        written.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(shipped("recipes")), version_base="1.3"):
@@ -150,14 +150,14 @@ def compose(overrides: list[str], folder: Path | None) -> dict[str, Any]:
         del composed["hydra"]
         config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(shortened(error)) from error
+        raise UserError(shorten_error(error)) from error
     except YAMLError as error:
         raise UserError(f"a recipe is no YAML: {error}") from error
     assert isinstance(config, dict)
     return {"recipe": chosen, **{str(key): value for key, value in config.items()}}
 
 
-def shortened(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     """Hydra's message in few lines, and what to do where a key was left open."""
     text = str(error).strip()
     if "Missing mandatory value" in text:
@@ -166,7 +166,7 @@ def shortened(error: Exception) -> str:
     return "\n".join(text.splitlines()[:6])
 
 
-def checked(override: str, folder: Path | None) -> str:
+def check_override(override: str, folder: Path | None) -> str:
     """An override as Hydra shall see it: a group's option exists; any key may be set, since the typed recipe refuses unknown ones."""
     match = ASSIGNMENT.match(override)
     if match is None:
@@ -174,16 +174,16 @@ def checked(override: str, folder: Path | None) -> str:
             raise UserError(f"{override!r} is no override; write key=value")
         return override  # Hydra's own +key=, ++key= and ~key, which takes a key away
     key, value = match["key"], match["value"]
-    if key not in groups():
-        return f"++{key}={plain(value)}"
-    if value not in options(key, folder) and not value.startswith("{"):
-        from rlkit.config.recipe import nearest
+    if key not in list_groups():
+        return f"++{key}={quote_if_needed(value)}"
+    if value not in list_options(key, folder) and not value.startswith("{"):
+        from rlkit.config.recipe import suggest
 
-        raise UserError(f"there is no {key} {value!r}{nearest(value, options(key, folder))}")
+        raise UserError(f"there is no {key} {value!r}{suggest(value, list_options(key, folder))}")
     return override if not value.startswith("{") else f"++{override}"
 
 
-def plain(value: str) -> str:
+def quote_if_needed(value: str) -> str:
     """A value as it was given, or in quotes where Hydra's grammar knows it not: a path with a = or ~, a regular expression."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -193,7 +193,7 @@ def plain(value: str) -> str:
     try:
         OverridesParser.create().parse_override(f"key={value}")
     except HydraException:
-        return quoted(value)
+        return quote(value)
     return value
 
 
@@ -213,7 +213,7 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise UserError(shortened(error)) from error
+        raise UserError(shorten_error(error)) from error
     choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
     started = time.strftime("%Y-%m-%d_%H-%M-%S")
     jobs = []
@@ -221,20 +221,20 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
         words = [o.input_line if c is None else f"{o.get_key_element()}={c}" for o, c in zip(parsed, combination, strict=True)]
         varied = ",".join(w for w, c in zip(words, combination, strict=True) if c is not None) or "0"
         config = compose(words, folder)
-        recipes.read(config)  # a mistake in one job is found before the first starts
+        recipes.read_recipe(config)  # a mistake in one job is found before the first starts
         base = config["output_dir"] or f"runs/{config['recipe']}/{started}"
-        jobs.append([*words, f"output_dir={quoted(Path(base) / varied.replace('/', '_'))}"])
+        jobs.append([*words, f"output_dir={quote(Path(base) / varied.replace('/', '_'))}"])
     codes = []
     for number, words in enumerate(jobs, start=1):
         print(f"job {number}/{len(jobs)}: {' '.join(words)}", flush=True)
         extra = ["--config-dir", str(folder)] if folder else []
-        codes.append(passed_on([sys.executable, "-m", "rlkit.run", *extra, *words]))
+        codes.append(run_and_forward_signals([sys.executable, "-m", "rlkit.run", *extra, *words]))
         if codes[-1] == EXIT_STOPPED:
             return EXIT_STOPPED
     return next((code for code in codes if code != EXIT_DONE), EXIT_DONE)
 
 
-def passed_on(command: list[str]) -> int:
+def run_and_forward_signals(command: list[str]) -> int:
     """The exit code of a command, with the signals that ask a run to stop passed on to it: it saves, and this process waits.
 
     In a session of its own: what a terminal sends to all of its processes would reach it twice, and the second ends a run unsaved.
@@ -248,19 +248,19 @@ def passed_on(command: list[str]) -> int:
             signal.signal(number, handler)
 
 
-def quoted(value: Path | str) -> str:
+def quote(value: Path | str) -> str:
     """A value that Hydra's grammar takes as one string: it unescapes a quote, and backslashes before one."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(value)) + "'"
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """Ends the process at once: vLLM, DeepSpeed and torch tear down their process groups in each other's way at exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def start(arguments: list[str] | None = None) -> None:
+def run_process(arguments: list[str] | None = None) -> None:
     """Is the whole of a process: it does not return."""
     for missing in ("stdout", "stderr"):  # closed by who started this: a run needs neither
         if getattr(sys, missing) is None:
@@ -271,8 +271,8 @@ def start(arguments: list[str] | None = None) -> None:
     except BaseException:  # noqa: BLE001  whatever it was, the process ends now, not in the exit handlers of a library
         traceback.print_exc()
         code = EXIT_FAILED
-    leave(code)
+    exit_process(code)
 
 
 if __name__ == "__main__":
-    start()
+    run_process()

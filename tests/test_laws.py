@@ -196,7 +196,7 @@ def test_a_token_loss_is_one_value_a_token_and_of_that_token_alone(name: str) ->
     advantages = torch.tensor([[1.0], [-1.0], [0.5]], dtype=torch.float64) * mask
 
     def losses(logprobs: torch.Tensor) -> torch.Tensor:
-        loss, _ = algorithm.policy_loss(MicroBatch(mask, logprobs, -logprobs.detach(), old, old, ref, advantages))
+        loss, _ = algorithm.compute_policy_loss(MicroBatch(mask, logprobs, -logprobs.detach(), old, old, ref, advantages))
         assert loss.shape == (rows, width)
         return loss
 
@@ -217,7 +217,7 @@ def test_an_offline_loss_is_one_value_a_unit_and_of_that_unit_alone(name: str) -
     mask[:, 0] = True
 
     def losses(said: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = algorithm.losses(OfflineMicroBatch(mask, said, ref.squeeze(-1), good, torch.tensor(0.1).double()))[0]  # type: ignore[attr-defined]
+        loss: torch.Tensor = algorithm.compute_losses(OfflineMicroBatch(mask, said, ref.squeeze(-1), good, torch.tensor(0.1).double()))[0]  # type: ignore[attr-defined]
         assert loss.shape == {"pair": (pairs,), "sequence": (2 * pairs,), "token": (2 * pairs, width)}[algorithm.unit]
         return loss.flatten()
 

@@ -68,7 +68,7 @@ def test_ones_own_rows_are_asked_as_they_are(row: dict[str, Any], tmp_path: Path
     workplace(tmp_path)
     (tmp_path / "my_train.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.chdir(tmp_path)
-    asked = recipe.read(compose(words, None))
+    asked = recipe.read_recipe(compose(words, None))
     [reader] = datasets.open_readers(asked, "prompts", "train", asked.data.train)
     found = reader.read(0)
     assert (found.messages, found.answer) == (({"role": "user", "content": "1+1?"},), "#### 2")

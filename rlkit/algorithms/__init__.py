@@ -7,7 +7,7 @@ from rlkit.algorithms.dpo import DPO
 from rlkit.algorithms.grpo import GRPO
 from rlkit.algorithms.kto import KTO
 from rlkit.algorithms.objective import CriticObjective, GroupObjective, Objective
-from rlkit.algorithms.offline import Keys, OfflineAlgorithm
+from rlkit.algorithms.offline import OfflineAlgorithm, OfflineObjective
 from rlkit.algorithms.ppo import PPO
 from rlkit.algorithms.reinforce_pp import ReinforcePP, ReinforcePPBaseline
 from rlkit.algorithms.remax import ReMax
@@ -24,7 +24,7 @@ ALGORITHMS: dict[str, type[Objective]] = {
     "ppo": PPO,
 }
 
-OFFLINE: dict[str, type[Keys]] = {
+OFFLINE: dict[str, type[OfflineObjective]] = {
     "dpo": DPO,
     "kto": KTO,
     "sft": SFT,

@@ -20,7 +20,7 @@ ROUNDING = 1e-10  # of the mean: a smaller spread is that of equal numbers added
 
 
 @dataclass(frozen=True, eq=False)
-class Penalty:
+class KLPenalty:
     """What the KL to the reference takes off the rewards, and the coefficient of the next step."""
 
     tokens: Tensor  # [B, T] float64, kl_coef k1 where the KL is in the reward, else 0
@@ -34,27 +34,27 @@ class Penalty:
         return self.tokens.sum(-1)
 
 
-def penalty(keys: Objective, batch: Batch, signals: Signals, state: State, peers: Peers) -> Penalty:
+def compute_kl_penalty(config: Objective, batch: Batch, signals: Signals, state: State, peers: Peers) -> KLPenalty:
     """The KL's part of the rewards; adapts the coefficient where it has a target (arXiv 1909.08593)."""
     nothing = torch.zeros(batch.mask.shape, dtype=torch.float64)
-    watched = keys.kl_coef > 0.0 and (keys.kl_in == "reward" or keys.kl_target is not None)
+    watched = config.kl_coef > 0.0 and (config.kl_in == "reward" or config.kl_target is not None)
     if not watched:
-        return Penalty(nothing, None, state, {})
+        return KLPenalty(nothing, None, state, {})
     assert signals.old_logprobs is not None and signals.ref_logprobs is not None, "the trainer computes what `needs` asks for"
     k1 = torch.where(batch.mask, kl.k1(signals.old_logprobs.double(), signals.ref_logprobs.double()), nothing)  # [B, T]
     total, tokens = peers.all_reduce_sum(torch.stack([k1.sum(), batch.mask.sum().double()])).tolist()
-    metrics: Metrics = {"kl": Mean(total, tokens)} if keys.kl_in == "reward" else {}
-    coef = state.kl_coef if isinstance(state, KLState) else keys.kl_coef
-    if keys.kl_target is not None:
+    metrics: Metrics = {"kl": Mean(total, tokens)} if config.kl_in == "reward" else {}
+    coef = state.kl_coef if isinstance(state, KLState) else config.kl_coef
+    if config.kl_target is not None:
         metrics["kl_coef"] = Mean(coef, 1.0)
         if tokens:  # a step without any says nothing of the KL
-            state = KLState(kl.adapted(coef, total / batch.size, keys.kl_target))
-    taken = coef * k1 if keys.kl_in == "reward" else nothing
-    return Penalty(taken, coef if keys.kl_target is not None else None, state, metrics)
+            state = KLState(kl.adapt_coefficient(coef, total / batch.size, config.kl_target))
+    penalties = coef * k1 if config.kl_in == "reward" else nothing
+    return KLPenalty(penalties, coef if config.kl_target is not None else None, state, metrics)
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class StepRewards:
     """The rewards of all samples of a step, in its order; the same on every rank."""
 
     rewards: Tensor  # [N] float64
@@ -69,10 +69,10 @@ class Step:
         return {"frac_reward_zero_std": over(alike.double().tolist())}
 
 
-def whole_step(batch: Batch, rewards: Tensor, peers: Peers) -> Step:
+def gather_step_rewards(batch: Batch, rewards: Tensor, peers: Peers) -> StepRewards:
     """rewards [B] of this rank's samples -> those of all, however the groups are split over ranks."""
     group = peers.gather_by_index(batch.group.double(), batch.index, batch.size).long()
-    return Step(
+    return StepRewards(
         rewards=peers.gather_by_index(rewards, batch.index, batch.size),
         valid=peers.gather_by_index(batch.valid.double(), batch.index, batch.size) > 0.5,
         group=group,
@@ -80,7 +80,7 @@ def whole_step(batch: Batch, rewards: Tensor, peers: Peers) -> Step:
     )
 
 
-def whitened(advantages: Tensor, mask: Tensor, peers: Peers) -> Tensor:
+def whiten(advantages: Tensor, mask: Tensor, peers: Peers) -> Tensor:
     """(A - mean) / max(std, floor) over all tokens of the step that count, std with n - 1; 0 where mask is False; [B, T].
 
     0 everywhere where all of them are the same number.
@@ -94,8 +94,8 @@ def whitened(advantages: Tensor, mask: Tensor, peers: Peers) -> Tensor:
     return nothing if bool(std <= ROUNDING * mean.abs()) else centred / std.clamp(min=returns.STD_FLOOR)
 
 
-def given(advantages: Tensor, batch: Batch, taken: Penalty, returned: Tensor | None = None) -> Credit:
+def to_credit(advantages: Tensor, batch: Batch, penalty: KLPenalty, returned: Tensor | None = None) -> Credit:
     """Advantages [B] or [B, T] as credit, 0 on tokens that do not count."""
     grid = advantages if advantages.dim() == 2 else advantages.unsqueeze(-1)
     learnt = None if returned is None else returned.float()
-    return Credit(torch.where(batch.mask, grid.float(), 0.0), returns=learnt, kl_coef=taken.kl_coef)
+    return Credit(torch.where(batch.mask, grid.float(), 0.0), returns=learnt, kl_coef=penalty.kl_coef)

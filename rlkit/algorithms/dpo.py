@@ -25,7 +25,16 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rlkit.algorithms.offline import Keys, Kind, Unit, averaged, log_ratios, seen_of_pairs, sides, summed
+from rlkit.algorithms.offline import (
+    Kind,
+    OfflineObjective,
+    Unit,
+    average_logprobs,
+    compute_log_ratios,
+    compute_pair_metrics,
+    split_pairs,
+    sum_logprobs,
+)
 from rlkit.metrics import Metrics
 from rlkit.ops import preference
 from rlkit.types import OfflineMicroBatch
@@ -34,7 +43,7 @@ REFERENCE_FREE = ("simpo", "orpo")
 NOISY = ("smoothed", "robust")  # those that know of flipped labels
 
 
-class DPO(Keys):
+class DPO(OfflineObjective):
     """Config and functions of DPO; the defaults stand in recipes/algorithm/dpo.yaml."""
 
     reads: ClassVar[Kind] = "pairs"
@@ -47,7 +56,7 @@ class DPO(Keys):
     gap: float = Field(ge=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def sensible(self) -> DPO:
+    def check_keys(self) -> DPO:
         """The checks across keys."""
         if self.flipped >= 0.5:
             raise ValueError(
@@ -64,18 +73,18 @@ class DPO(Keys):
     def reference(self) -> bool:
         return self.loss not in REFERENCE_FREE
 
-    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
+    def compute_losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a pair, [N]."""
-        x = log_ratios(rows) if self.reference else averaged(rows)  # [2 N]
-        return LOSSES[self.loss](self, *sides(x)), seen_of_pairs(self.beta * x, summed(rows))
+        x = compute_log_ratios(rows) if self.reference else average_logprobs(rows)  # [2 N]
+        return LOSSES[self.loss](self, *split_pairs(x)), compute_pair_metrics(self.beta * x, sum_logprobs(rows))
 
 
 LOSSES: dict[str, Callable[[DPO, Tensor, Tensor], Tensor]] = {
-    "sigmoid": lambda keys, chosen, rejected: preference.sigmoid(chosen - rejected, keys.beta),
-    "smoothed": lambda keys, chosen, rejected: preference.smoothed(chosen - rejected, keys.beta, keys.flipped),
-    "hinge": lambda keys, chosen, rejected: preference.hinge(chosen - rejected, keys.beta),
-    "ipo": lambda keys, chosen, rejected: preference.ipo(chosen - rejected, keys.beta),
-    "robust": lambda keys, chosen, rejected: preference.robust(chosen - rejected, keys.beta, keys.flipped),
-    "simpo": lambda keys, chosen, rejected: preference.simpo(chosen, rejected, keys.beta, keys.gap),
-    "orpo": lambda keys, chosen, rejected: preference.orpo(chosen, rejected, keys.beta),
+    "sigmoid": lambda keys, chosen, rejected: preference.dpo_loss(chosen - rejected, keys.beta),
+    "smoothed": lambda keys, chosen, rejected: preference.conservative_dpo_loss(chosen - rejected, keys.beta, keys.flipped),
+    "hinge": lambda keys, chosen, rejected: preference.hinge_loss(chosen - rejected, keys.beta),
+    "ipo": lambda keys, chosen, rejected: preference.ipo_loss(chosen - rejected, keys.beta),
+    "robust": lambda keys, chosen, rejected: preference.robust_dpo_loss(chosen - rejected, keys.beta, keys.flipped),
+    "simpo": lambda keys, chosen, rejected: preference.simpo_loss(chosen, rejected, keys.beta, keys.gap),
+    "orpo": lambda keys, chosen, rejected: preference.orpo_loss(chosen, rejected, keys.beta),
 }

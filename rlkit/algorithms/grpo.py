@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlkit.algorithms.base import Peers, State
-from rlkit.algorithms.credit import given, penalty, whole_step
+from rlkit.algorithms.credit import compute_kl_penalty, gather_step_rewards, to_credit
 from rlkit.algorithms.objective import GroupObjective
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
@@ -32,23 +32,23 @@ class GRPO(GroupObjective):
 
     scale: Literal["group_std", "batch_std", "none"]
 
-    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+    def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T] from the rewards of all groups, however the groups are split over ranks."""
-        taken = penalty(self, batch, signals, state, peers)
-        step = whole_step(batch, batch.rewards - taken.samples, peers)
+        penalty = compute_kl_penalty(self, batch, signals, state, peers)
+        step = gather_step_rewards(batch, batch.rewards - penalty.samples, peers)
         advantages = SCALES[self.scale](step.rewards, step.valid, step.group, step.groups)[batch.index]  # [B]
-        return given(advantages, batch, taken), taken.state, taken.metrics | step.metrics
+        return to_credit(advantages, batch, penalty), penalty.state, penalty.metrics | step.metrics
 
 
-def batch_normalised(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
+def normalise_by_batch_std(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
     """(reward - group mean) / max(std of the step's valid rewards, floor): arXiv 2508.08221; [N]."""
     whole = torch.zeros_like(group)  # the step as one group
-    std = returns.group_std(returns.group_centred(rewards, valid, whole, 1), valid, whole, 1)  # [1]
-    return returns.group_centred(rewards, valid, group, groups) / std.clamp(min=returns.STD_FLOOR)
+    std = returns.group_std(returns.centre_by_group(rewards, valid, whole, 1), valid, whole, 1)  # [1]
+    return returns.centre_by_group(rewards, valid, group, groups) / std.clamp(min=returns.STD_FLOOR)
 
 
 SCALES: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
-    "group_std": returns.group_normalised,
-    "batch_std": batch_normalised,
-    "none": returns.group_centred,
+    "group_std": returns.normalise_by_group,
+    "batch_std": normalise_by_batch_std,
+    "none": returns.centre_by_group,
 }

@@ -20,13 +20,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rlkit.algorithms.offline import Keys, Kind, Unit, log_ratios, seen_of, summed
+from rlkit.algorithms.offline import Kind, OfflineObjective, Unit, compute_log_ratios, compute_reward_metrics, sum_logprobs
 from rlkit.metrics import Mean, Metrics
 from rlkit.ops import preference
 from rlkit.types import OfflineMicroBatch
 
 
-class KTO(Keys):
+class KTO(OfflineObjective):
     """Config and functions of KTO; the defaults stand in recipes/algorithm/kto.yaml."""
 
     reads: ClassVar[Kind] = "rated"
@@ -39,7 +39,7 @@ class KTO(Keys):
     undesirable_weight: float = Field(ge=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def sensible(self) -> KTO:
+    def check_keys(self) -> KTO:
         if self.desirable_weight == self.undesirable_weight == 0.0:
             raise ValueError("algorithm.desirable_weight and algorithm.undesirable_weight are both 0: nothing would be learnt")
         return self
@@ -48,10 +48,10 @@ class KTO(Keys):
     def reference(self) -> bool:
         return True
 
-    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
+    def compute_losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a completion, [B]."""
         assert rows.desirable is not None and rows.baseline is not None, "the trainer brings what the algorithm asks for"
-        x, good = log_ratios(rows), rows.desirable  # [B]
-        losses = preference.kto(x, good, rows.baseline, self.beta, self.desirable_weight, self.undesirable_weight)
+        x, good = compute_log_ratios(rows), rows.desirable  # [B]
+        losses = preference.kto_loss(x, good, rows.baseline, self.beta, self.desirable_weight, self.undesirable_weight)
         margins = torch.where(good, x - rows.baseline, rows.baseline - x)
-        return losses, {**seen_of(self.beta * x, summed(rows), good, margins), "kl": Mean(float(rows.baseline), 1.0)}
+        return losses, {**compute_reward_metrics(self.beta * x, sum_logprobs(rows), good, margins), "kl": Mean(float(rows.baseline), 1.0)}

@@ -4,7 +4,7 @@
 
 S is one of `POLICY_LOSSES`. w_it corrects for a sampler that is not quite pi_old: w = exp(log pi_old - log pi_rollout), without gradient,
 held at a cap or dropped above it, a token's own or its sequence's geometric mean. k is k2 or k3 of a reference; k1 goes into the reward.
-An algorithm adds `assign`, rewards to advantages.
+An algorithm adds `compute_advantages`, rewards to advantages.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Objective(BaseModel):
     correction_cap: float = Field(ge=1.0)
 
     @model_validator(mode="after")
-    def sensible(self) -> Objective:
+    def check_keys(self) -> Objective:
         """The checks across keys of one algorithm."""
         reason = REFUSED_KL.get((self.kl_in, self.kl_estimator))
         if reason:
@@ -85,10 +85,10 @@ class Objective(BaseModel):
     def inert_without_advantage(self) -> bool:
         return self.entropy_coef == 0.0 and not (self.kl_coef > 0.0 and self.kl_in == "loss")
 
-    def start(self) -> State:
+    def init_state(self) -> State:
         return State() if self.kl_target is None else KLState(self.kl_coef)
 
-    def refusals(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
+    def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
         """Why this algorithm makes no sense with the rest of a recipe; empty where it does."""
         reasons = []
         if samples_per_prompt < self.min_samples_per_prompt:
@@ -113,7 +113,7 @@ class Objective(BaseModel):
         before = reference and (self.kl_in == "reward" or self.kl_target is not None)  # a KL of the whole step, before it
         return Needs(old_logprobs=updates_per_step > 1 or before, reference=reference)
 
-    def policy_loss(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
+    def compute_policy_loss(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
         """The surrogate with what is added to it; [B, T]."""
         log_ratios = surrogate.log_ratio(rows.logprobs, rows.old_logprobs, rows.mask)
         if self.loss == "gspo":
@@ -126,7 +126,7 @@ class Objective(BaseModel):
             "clip_ratio/high_mean": masked((cut & (log_ratios > 0)).float(), rows.mask),
         }
         if self.correction != "none":
-            weights, seen = self.corrected(rows)
+            weights, seen = self.compute_correction(rows)
             loss = loss * weights
             metrics |= seen
         if self.kl_coef > 0.0 and self.kl_in == "loss":
@@ -138,13 +138,13 @@ class Objective(BaseModel):
             loss = loss - self.entropy_coef * rows.entropy
         return loss, metrics
 
-    def corrected(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
+    def compute_correction(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
         """Weights [B, T] of the tokens for their sampler, what they are worth, and the ratios before any cap."""
         log_ratios = surrogate.log_ratio(rows.old_logprobs, rows.rollout_logprobs, rows.mask)
         if self.correction_level == "sequence":
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
-        raw = surrogate.correction(log_ratios, float("inf"), drop=False)
-        weights = surrogate.correction(log_ratios, self.correction_cap, drop=self.correction == "mask")
+        raw = surrogate.importance_weights(log_ratios, float("inf"), drop=False)
+        weights = surrogate.importance_weights(log_ratios, self.correction_cap, drop=self.correction == "mask")
         counted = raw[rows.mask]
         metrics: Metrics = {
             "sampling/importance_sampling_ratio/mean": masked(raw, rows.mask),
@@ -167,8 +167,8 @@ class GroupObjective(Objective):
     def needs(self, updates_per_step: int) -> Needs:
         return replace(super().needs(updates_per_step), max_refills=self.max_refills if self.dynamic_sampling else None)
 
-    def refusals(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
-        reasons = super().refusals(sampling_truncated, samples_per_prompt)
+    def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
+        reasons = super().find_conflicts(sampling_truncated, samples_per_prompt)
         if self.dynamic_sampling and self.correction == "none":
             reasons.append(
                 "algorithm.dynamic_sampling=true carries surplus groups to the next step, whose policy did not sample them, and "
@@ -178,7 +178,10 @@ class GroupObjective(Objective):
 
 
 class CriticObjective(Objective):
-    """Of algorithms with a critic. `assign` reads in Signals.values what it says, and gives in Credit.returns what it shall learn."""
+    """For algorithms with a critic.
+
+    `compute_advantages` reads the critic's values from Signals.values and returns what the critic learns in Credit.returns.
+    """
 
     value_clip: float = Field(gt=0.0)
     critic_lr: float = Field(gt=0.0)
@@ -191,7 +194,7 @@ class CriticObjective(Objective):
     def needs(self, updates_per_step: int) -> Needs:
         return replace(super().needs(updates_per_step), values=True)
 
-    def policy_waits(self, steps: int, updates_per_step: int) -> int:
+    def count_critic_warmup_updates(self, steps: int, updates_per_step: int) -> int:
         """Updates at the start in which only the critic learns. Raises UserError where the policy would learn in none of the steps."""
         if 0 < steps <= self.critic_warmup_steps:
             raise UserError(
@@ -200,10 +203,10 @@ class CriticObjective(Objective):
             )
         return self.critic_warmup_steps * updates_per_step
 
-    def value_loss(self, seen: Tensor, before: Tensor, returned: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
+    def compute_value_loss(self, seen: Tensor, before: Tensor, returned: Tensor, mask: Tensor) -> tuple[Tensor, Metrics]:
         """The critic's loss from its values now and before the update, both [B, T], and Credit.returns; one value a token, [B, T]."""
         known = mask & ~returned.isnan()
-        loss, cut = values.clipped(seen, before, torch.where(known, returned, before), self.value_clip)
+        loss, cut = values.value_clip_loss(seen, before, torch.where(known, returned, before), self.value_clip)
         metrics: Metrics = {
             "critic/squared_error": masked((seen - torch.where(known, returned, seen)).square(), known),
             "critic/clip_ratio": masked(cut.float(), known),
@@ -214,36 +217,36 @@ class CriticObjective(Objective):
 Surrogate = Callable[[Objective, MicroBatch, Tensor], tuple[Tensor, Tensor]]
 
 
-def clipped(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
-    return surrogate.clipped(log_ratios, rows.advantages, keys.clip_low, keys.clip_high)
-
-
-def dual_clip(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
-    return surrogate.dual_clipped(log_ratios, rows.advantages, keys.clip_low, keys.clip_high, keys.dual_clip)
-
-
-def cispo(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
-    return surrogate.cispo(log_ratios, counted(rows), rows.advantages, keys.clip_low, keys.clip_high)
-
-
-def sapo(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
-    return surrogate.sapo(log_ratios, rows.advantages, keys.sapo_positive, keys.sapo_negative)
-
-
-def reinforce(keys: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
-    return surrogate.reinforce(log_ratios, counted(rows), rows.advantages)
-
-
-def counted(rows: MicroBatch) -> Tensor:
+def mask_logprobs(rows: MicroBatch) -> Tensor:
     """The policy's log-probs where they count, 0 elsewhere; [B, T]."""
     return torch.where(rows.mask, rows.logprobs, torch.zeros_like(rows.logprobs))
 
 
+def compute_ppo_clip(config: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.ppo_clip_loss(log_ratios, rows.advantages, config.clip_low, config.clip_high)
+
+
+def compute_dual_clip(config: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.dual_clip_loss(log_ratios, rows.advantages, config.clip_low, config.clip_high, config.dual_clip)
+
+
+def compute_cispo(config: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.cispo_loss(log_ratios, mask_logprobs(rows), rows.advantages, config.clip_low, config.clip_high)
+
+
+def compute_sapo(config: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.sapo_loss(log_ratios, rows.advantages, config.sapo_positive, config.sapo_negative)
+
+
+def compute_reinforce(config: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.reinforce_loss(log_ratios, mask_logprobs(rows), rows.advantages)
+
+
 POLICY_LOSSES: dict[str, Surrogate] = {
-    "clipped": clipped,
-    "dual_clip": dual_clip,
-    "gspo": clipped,  # of the sequence's ratio
-    "cispo": cispo,
-    "sapo": sapo,
-    "reinforce": reinforce,
+    "clipped": compute_ppo_clip,
+    "dual_clip": compute_dual_clip,
+    "gspo": compute_ppo_clip,  # of the sequence's ratio
+    "cispo": compute_cispo,
+    "sapo": compute_sapo,
+    "reinforce": compute_reinforce,
 }

@@ -16,10 +16,10 @@ from rlkit.types import OfflineMicroBatch
 
 Kind = Literal["pairs", "rated", "demonstrations"]
 Unit = Literal["pair", "sequence", "token"]
-COMPLETIONS: dict[Kind, int] = {"pairs": 2, "rated": 1, "demonstrations": 1}  # of a row
+COMPLETIONS_PER_ROW: dict[Kind, int] = {"pairs": 2, "rated": 1, "demonstrations": 1}  # of a row
 
 
-class Keys(BaseModel):
+class OfflineObjective(BaseModel):
     """What the configs have in common; defaults stand in recipes/algorithm/."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,52 +52,52 @@ class OfflineAlgorithm(Protocol):
     @property
     def reference(self) -> bool: ...
 
-    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
+    def compute_losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a unit, [N], [B] or [B, T], and metrics to watch."""
         ...
 
 
-def summed(rows: OfflineMicroBatch) -> Tensor:
+def sum_logprobs(rows: OfflineMicroBatch) -> Tensor:
     """log pi of whole completions; [B] float64."""
     return torch.where(rows.mask, rows.said, 0.0).double().sum(-1)
 
 
-def averaged(rows: OfflineMicroBatch) -> Tensor:
+def average_logprobs(rows: OfflineMicroBatch) -> Tensor:
     """The mean of log pi over a completion's tokens; [B] float64."""
-    return summed(rows) / rows.mask.sum(-1).clamp(min=1)
+    return sum_logprobs(rows) / rows.mask.sum(-1).clamp(min=1)
 
 
-def log_ratios(rows: OfflineMicroBatch) -> Tensor:
+def compute_log_ratios(rows: OfflineMicroBatch) -> Tensor:
     """log(pi / pi_ref) of whole completions; [B] float64."""
     assert rows.reference is not None, "the trainer brings what the algorithm asks for"
-    return summed(rows) - rows.reference
+    return sum_logprobs(rows) - rows.reference
 
 
-def sides(values: Tensor) -> tuple[Tensor, Tensor]:
+def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
     """[2 N] in the order of pairs -> the chosen [N] and the rejected [N]."""
     chosen, rejected = values.view(-1, 2).unbind(-1)
     return chosen, rejected
 
 
-def share_above(margins: Tensor) -> Mean:
+def compute_accuracy(margins: Tensor) -> Mean:
     """The share of margins [N] above 0; one that is 0 is half right, as a coin would be."""
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
     return masked(right, torch.ones_like(right, dtype=torch.bool))
 
 
-def seen_of(rewards: Tensor, logps: Tensor, desirable: Tensor, margins: Tensor) -> Metrics:
+def compute_reward_metrics(rewards: Tensor, logps: Tensor, desirable: Tensor, margins: Tensor) -> Metrics:
     """What to watch: rewards [B], log-probs [B] and which are the better ones [B]; margins [N or B], above 0 where the model is right."""
     return {
         "rewards/chosen": masked(rewards, desirable),
         "rewards/rejected": masked(rewards, ~desirable),
-        "rewards/accuracies": share_above(margins.detach()),
+        "rewards/accuracies": compute_accuracy(margins.detach()),
         "logps/chosen": masked(logps, desirable),
         "logps/rejected": masked(logps, ~desirable),
     }
 
 
-def seen_of_pairs(rewards: Tensor, logps: Tensor) -> Metrics:
+def compute_pair_metrics(rewards: Tensor, logps: Tensor) -> Metrics:
     """The same of pairs; rewards [2 N], logps [2 N]."""
-    chosen, rejected = sides(rewards)
+    chosen, rejected = split_pairs(rewards)
     better = torch.arange(len(rewards), device=rewards.device) % 2 == 0
-    return seen_of(rewards, logps, better, chosen - rejected)
+    return compute_reward_metrics(rewards, logps, better, chosen - rejected)

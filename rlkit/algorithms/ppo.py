@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from rlkit.algorithms.base import Peers, State
-from rlkit.algorithms.credit import given, penalty, whitened
+from rlkit.algorithms.credit import compute_kl_penalty, to_credit, whiten
 from rlkit.algorithms.objective import CriticObjective
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
@@ -32,15 +32,15 @@ class PPO(CriticObjective):
     gae_lambda: float = Field(ge=0.0, le=1.0)
     whiten: bool
 
-    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+    def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages and returns [B, T], of tokens."""
         assert signals.values is not None, "the trainer computes what `needs` asks for"
-        taken = penalty(self, batch, signals, state, peers)
-        rewards = returns.at_the_end(batch.rewards, batch.mask) - taken.tokens  # [B, T]
+        penalty = compute_kl_penalty(self, batch, signals, state, peers)
+        rewards = returns.reward_on_last_token(batch.rewards, batch.mask) - penalty.tokens  # [B, T]
         before = signals.values.double()
         mask = batch.mask & batch.valid.unsqueeze(-1)
         advantages = returns.gae(rewards, before, mask, self.gamma, self.gae_lambda)
         returned = torch.where(batch.valid.unsqueeze(-1), advantages + before, torch.nan)
         if self.whiten:
-            advantages = whitened(advantages, mask, peers)
-        return given(advantages, batch, taken, returned), taken.state, taken.metrics
+            advantages = whiten(advantages, mask, peers)
+        return to_credit(advantages, batch, penalty, returned), penalty.state, penalty.metrics

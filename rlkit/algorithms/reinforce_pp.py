@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from rlkit.algorithms.base import Peers, State
-from rlkit.algorithms.credit import given, penalty, whitened, whole_step
+from rlkit.algorithms.credit import compute_kl_penalty, gather_step_rewards, to_credit, whiten
 from rlkit.algorithms.objective import GroupObjective, Objective
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
@@ -30,12 +30,12 @@ class ReinforcePP(Objective):
     def inert_without_advantage(self) -> bool:
         return False  # the mean of the batch gives every sample a share
 
-    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+    def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T], of tokens."""
-        taken = penalty(self, batch, signals, state, peers)
-        rewards = returns.at_the_end(batch.rewards, batch.mask) - taken.tokens  # [B, T]
+        penalty = compute_kl_penalty(self, batch, signals, state, peers)
+        rewards = returns.reward_on_last_token(batch.rewards, batch.mask) - penalty.tokens  # [B, T]
         mask = batch.mask & batch.valid.unsqueeze(-1)
-        return given(whitened(returns.to_go(rewards, mask), mask, peers), batch, taken), taken.state, taken.metrics
+        return to_credit(whiten(returns.reward_to_go(rewards, mask), mask, peers), batch, penalty), penalty.state, penalty.metrics
 
 
 class ReinforcePPBaseline(GroupObjective):
@@ -45,11 +45,11 @@ class ReinforcePPBaseline(GroupObjective):
     def inert_without_advantage(self) -> bool:
         return False  # the mean of the batch gives every sample a share
 
-    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+    def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T], one number a sample."""
-        taken = penalty(self, batch, signals, state, peers)
-        step = whole_step(batch, batch.rewards - taken.samples, peers)
-        centred = returns.group_centred(step.rewards, step.valid, step.group, step.groups)[batch.index]  # [B]
+        penalty = compute_kl_penalty(self, batch, signals, state, peers)
+        step = gather_step_rewards(batch, batch.rewards - penalty.samples, peers)
+        centred = returns.centre_by_group(step.rewards, step.valid, step.group, step.groups)[batch.index]  # [B]
         mask = batch.mask & batch.valid.unsqueeze(-1)
-        advantages = whitened(centred.unsqueeze(-1).expand(mask.shape), mask, peers)
-        return given(advantages, batch, taken), taken.state, taken.metrics | step.metrics
+        advantages = whiten(centred.unsqueeze(-1).expand(mask.shape), mask, peers)
+        return to_credit(advantages, batch, penalty), penalty.state, penalty.metrics | step.metrics

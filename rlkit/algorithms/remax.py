@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from rlkit.algorithms.base import Needs, Peers, State
-from rlkit.algorithms.credit import given, penalty
+from rlkit.algorithms.credit import compute_kl_penalty, to_credit
 from rlkit.algorithms.objective import Objective
 from rlkit.metrics import Metrics
 from rlkit.types import Batch, Credit, Signals
@@ -27,10 +27,10 @@ class ReMax(Objective):
     def needs(self, updates_per_step: int) -> Needs:
         return replace(super().needs(updates_per_step), greedy=True)
 
-    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+    def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T], one number a sample."""
         assert batch.baseline is not None, "the collector samples greedily where `needs` asks for it"
-        taken = penalty(self, batch, signals, state, peers)
-        advantages = batch.rewards - taken.samples - batch.baseline  # [B]
+        penalty = compute_kl_penalty(self, batch, signals, state, peers)
+        advantages = batch.rewards - penalty.samples - batch.baseline  # [B]
         usable = batch.valid & ~batch.baseline.isnan()
-        return given(torch.where(usable, advantages, 0.0), batch, taken), taken.state, taken.metrics
+        return to_credit(torch.where(usable, advantages, 0.0), batch, penalty), penalty.state, penalty.metrics

@@ -11,13 +11,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlkit.algorithms.offline import Keys, Kind, Unit, seen_of_pairs, sides, summed
+from rlkit.algorithms.offline import Kind, OfflineObjective, Unit, compute_pair_metrics, split_pairs, sum_logprobs
 from rlkit.metrics import Metrics
 from rlkit.ops import preference
 from rlkit.types import OfflineMicroBatch
 
 
-class RewardModel(Keys):
+class RewardModel(OfflineObjective):
     """Config and functions of reward modelling."""
 
     reads: ClassVar[Kind] = "pairs"
@@ -26,9 +26,9 @@ class RewardModel(Keys):
 
     name: Literal["reward_model"]
 
-    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
+    def compute_losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a pair, [N]."""
-        scores = summed(rows)  # [2 N], each of one number
-        chosen, rejected = sides(scores)
-        watched = seen_of_pairs(scores, scores)
-        return preference.sigmoid(chosen - rejected, 1.0), {name: m for name, m in watched.items() if not name.startswith("logps/")}
+        scores = sum_logprobs(rows)  # [2 N], each of one number
+        chosen, rejected = split_pairs(scores)
+        watched = compute_pair_metrics(scores, scores)
+        return preference.dpo_loss(chosen - rejected, 1.0), {name: m for name, m in watched.items() if not name.startswith("logps/")}

@@ -11,7 +11,7 @@ fixed_length`). A failed reward leaves its group and gets advantage 0. At least 
 from __future__ import annotations
 
 from rlkit.algorithms.base import Peers, State
-from rlkit.algorithms.credit import given, penalty, whole_step
+from rlkit.algorithms.credit import compute_kl_penalty, gather_step_rewards, to_credit
 from rlkit.algorithms.objective import GroupObjective
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
@@ -21,9 +21,9 @@ from rlkit.types import Batch, Credit, Signals
 class RLOO(GroupObjective):
     """Config and functions of RLOO; the defaults stand in recipes/algorithm/rloo.yaml."""
 
-    def assign(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
+    def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T], one number a sample."""
-        taken = penalty(self, batch, signals, state, peers)
-        step = whole_step(batch, batch.rewards - taken.samples, peers)
+        penalty = compute_kl_penalty(self, batch, signals, state, peers)
+        step = gather_step_rewards(batch, batch.rewards - penalty.samples, peers)
         advantages = returns.leave_one_out(step.rewards, step.valid, step.group, step.groups)[batch.index]  # [B]
-        return given(advantages, batch, taken), taken.state, taken.metrics | step.metrics
+        return to_credit(advantages, batch, penalty), penalty.state, penalty.metrics | step.metrics

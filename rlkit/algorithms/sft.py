@@ -10,12 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlkit.algorithms.offline import Keys, Kind, Unit, summed
+from rlkit.algorithms.offline import Kind, OfflineObjective, Unit, sum_logprobs
 from rlkit.metrics import Metrics, over
 from rlkit.types import OfflineMicroBatch
 
 
-class SFT(Keys):
+class SFT(OfflineObjective):
     """Config and functions of supervised fine-tuning."""
 
     reads: ClassVar[Kind] = "demonstrations"
@@ -24,6 +24,6 @@ class SFT(Keys):
 
     name: Literal["sft"]
 
-    def losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
+    def compute_losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a token, [B, T]."""
-        return torch.where(rows.mask, -rows.said, 0.0), {"logps/chosen": over(summed(rows).tolist())}
+        return torch.where(rows.mask, -rows.said, 0.0), {"logps/chosen": over(sum_logprobs(rows).tolist())}

@@ -67,7 +67,7 @@ def with_steps(recipe: Recipe, rows: int) -> Recipe:
     if recipe.data.epochs is None:
         return recipe
     counted = recipe.model_copy(update={"steps": max(1, round(recipe.data.epochs * rows / recipe.prompts_per_step))})
-    for reason in counted.refusals():
+    for reason in counted.find_conflicts():
         raise UserError(reason)
     return counted
 

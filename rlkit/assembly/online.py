@@ -43,7 +43,7 @@ def build_online(
     """Loads the engines and puts the parts together; the second part ends the rollout engine."""
     clock, dtype = PhaseTimer(report.phase), dtype_of(recipe, ranks.device)
     needs = recipe.algorithm.needs(recipe.updates_per_step)
-    waits = recipe.algorithm.policy_waits(recipe.steps, recipe.updates_per_step) if needs.values else 0
+    waits = recipe.algorithm.count_critic_warmup_updates(recipe.steps, recipe.updates_per_step) if needs.values else 0
     report.phase("loading")
     policy = make_policy(recipe, model_path, dtype, ranks)
     if plan.mode(recipe) == "sleep_and_offload":
@@ -78,7 +78,7 @@ def build_online(
         collector=build_collector(recipe, sampler, train, ranks, sampling),
         evaluation=build_evaluation(recipe, sampler, test, ranks, sampling) if test else None,
         learning=learning,
-        remembered=recipe.algorithm.start(),
+        remembered=recipe.algorithm.init_state(),
         report=report,
         clock=clock,
         ranks=ranks,

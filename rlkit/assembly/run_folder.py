@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from rlkit.config.recipe import Recipe, changed
+from rlkit.config.recipe import Recipe, list_changes
 from rlkit.errors import UserError
 from rlkit.report.folder import METRICS
 from rlkit.runtime.checkpoint import CHECKPOINTS
@@ -40,7 +40,7 @@ def occupied(folder: Path, text: str, resume: str) -> str | None:
         before = None
     if not isinstance(before, dict):
         return f"{kept} cannot be read, so nobody knows whose run output_dir holds; put it back, or choose another output_dir"
-    differences = changed(before, yaml.safe_load(text))
+    differences = list_changes(before, yaml.safe_load(text))
     if not differences:
         return None
     shown = "\n".join(f"  {line}" for line in differences[:6])

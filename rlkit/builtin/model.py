@@ -124,8 +124,8 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
     import torch
 
     from rlkit.algorithms.sft import SFT
-    from rlkit.ops.logprobs import of_chosen, predecessors
-    from rlkit.ops.masking import even_weights, weighted_sum
+    from rlkit.ops.logprobs import build_predict_index, logprobs_from_logits
+    from rlkit.ops.masking import uniform_weights, weighted_sum
     from rlkit.types import OfflineMicroBatch
 
     sft, rng = SFT(name="sft"), random.Random(MODEL_SEED)
@@ -138,12 +138,12 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
             hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
             counted = labels != IGNORED  # [B, T], the completions
             firsts = counted.int().argmax(1) + torch.arange(len(labels)) * labels.shape[1]  # [B], flat
-            where = predecessors(firsts.tolist(), counted.sum(1).tolist())
-            said, _ = of_chosen(model.lm_head(hidden.flatten(0, 1)[where]), labels[counted], 1.0)  # [completion tokens]
-            losses, _ = sft.losses(
+            where = build_predict_index(firsts.tolist(), counted.sum(1).tolist())
+            said, _ = logprobs_from_logits(model.lm_head(hidden.flatten(0, 1)[where]), labels[counted], 1.0)  # [completion tokens]
+            losses, _ = sft.compute_losses(
                 OfflineMicroBatch(torch.ones(1, len(said), dtype=torch.bool), said.unsqueeze(0))
             )  # [1, completion tokens]
-            loss = weighted_sum(losses, even_weights(losses, len(said)))
+            loss = weighted_sum(losses, uniform_weights(losses, len(said)))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()

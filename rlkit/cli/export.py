@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from rlkit.errors import EXIT_DONE, UserError
-from rlkit.run import guarded
+from rlkit.run import handle_errors
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints, publish, unreadable
 from rlkit.runtime.library_settings import quiet
 
@@ -31,7 +31,7 @@ WEIGHT = "weight/model."  # before a parameter's name in the files of a checkpoi
 def main(arguments: list[str]) -> int:
     """Exit codes as of rlkit.run."""
     quiet(offline=False)
-    return guarded(lambda: exported(arguments), arguments)
+    return handle_errors(lambda: exported(arguments), arguments)
 
 
 def exported(arguments: list[str]) -> int:
@@ -76,7 +76,7 @@ def read(folder: Path) -> tuple[Recipe, bool]:
         raise UserError(f"{folder} is no folder of a run: {type(error).__name__}: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{folder} is no folder of a run: its recipe.yaml is empty")
-    return recipes.read(config), bool(gpus)
+    return recipes.read_recipe(config), bool(gpus)
 
 
 def chosen(checkpoints: Checkpoints, asked: str | None) -> int:

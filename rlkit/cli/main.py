@@ -22,7 +22,7 @@ def rlkit() -> None:
 @app.command(context_settings=WORDS)
 def run(context: typer.Context) -> None:
     """Train: rlkit run recipe=NAME [key=value ...], the same as python -m rlkit.run."""
-    door.start(context.args)
+    door.run_process(context.args)
 
 
 @app.command(context_settings=WORDS)

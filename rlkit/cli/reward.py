@@ -55,7 +55,7 @@ def attempt(arguments: list[str]) -> int:
     count = own.get("n", "20")
     if not count.isdigit() or int(count) < 1:
         raise UserError(f"n={count} is not valid: it should be a whole number of rows from 1 on")
-    recipe = recipes.read(run.compose(overrides, None))
+    recipe = recipes.read_recipe(run.compose(overrides, None))
     quiet(offline=recipe.offline)
     if not recipe.rewards:
         raise UserError("this recipe has no rewards to try; name one of an algorithm that samples: recipe=grpo_math")

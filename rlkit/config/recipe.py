@@ -1,6 +1,6 @@
 """The typed recipe: what a run is told, with types and bounds. Defaults stand in recipes/, with comments; none stand here.
 
-Unknown keys are refused with the nearest known ones; checks across keys stand in one place, `Recipe.consistent`.
+Unknown keys are refused with the nearest known ones; checks across keys stand in one place, `Recipe.check_keys`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
 
 from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
-from rlkit.algorithms.offline import COMPLETIONS
+from rlkit.algorithms.offline import COMPLETIONS_PER_ROW
 from rlkit.config.sections import (
     CheckpointSection,
     Count,
@@ -35,21 +35,21 @@ from rlkit.errors import UserError
 from rlkit.runtime.plugins import module_of_file
 
 
-def typed_algorithm(value: Any) -> Any:
+def parse_algorithm(value: Any) -> Any:
     """The section `algorithm` as the class that its `name` stands for, or the class in the user's file that `path` names."""
     if not isinstance(value, Mapping):
         return value
     name = value.get("name")
     if name == "custom":
         keys = dict(value)
-        return custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
+        return load_custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
     known: dict[str, type[BaseModel]] = {**ALGORITHMS, **OFFLINE}
     if name not in known:
-        raise ValueError(f"there is no algorithm {name!r}{nearest(str(name), [*known, 'custom'])}")
+        raise ValueError(f"there is no algorithm {name!r}{suggest(str(name), [*known, 'custom'])}")
     return known[name].model_validate(dict(value))
 
 
-def custom_algorithm(path: str) -> type[Objective]:
+def load_custom_algorithm(path: str) -> type[Objective]:
     """The class of a path FILE.py:Class, relative to the working directory. Raises ValueError where it is not there."""
     file, colon, name = path.rpartition(":")
     if not colon or not file.endswith(".py"):
@@ -66,7 +66,7 @@ def custom_algorithm(path: str) -> type[Objective]:
         return found
     known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__]
     what = "is no rlkit.algorithms.Objective" if found is not None else "is not in that file"
-    raise ValueError(f"algorithm.path={path}: {name} {what}{nearest(name, known, 'it has')}")
+    raise ValueError(f"algorithm.path={path}: {name} {what}{suggest(name, known, 'it has')}")
 
 
 class Recipe(Section):
@@ -89,7 +89,7 @@ class Recipe(Section):
     data: DataSection
     rewards: dict[str, RewardSection] | None
     rewarding: RewardingSection | None
-    algorithm: Annotated[Any, BeforeValidator(typed_algorithm)]
+    algorithm: Annotated[Any, BeforeValidator(parse_algorithm)]
     optim: OptimSection
     engine: EngineSection
     eval: EvalSection
@@ -103,9 +103,9 @@ class Recipe(Section):
     dry_run: bool
 
     @model_validator(mode="after")
-    def consistent(self) -> Recipe:
+    def check_keys(self) -> Recipe:
         """The checks across keys."""
-        for reason in self.refusals():
+        for reason in self.find_conflicts():
             raise ValueError(reason)
         if self.updates_per_step % self.passes_per_step:
             raise ValueError(
@@ -117,7 +117,7 @@ class Recipe(Section):
                 f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} asks for more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
-        for reason in self.lora_refusals():
+        for reason in self.find_lora_conflicts():
             raise ValueError(reason)
         if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
             raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
@@ -138,7 +138,7 @@ class Recipe(Section):
             )
         return self
 
-    def refusals(self) -> list[str]:
+    def find_conflicts(self) -> list[str]:
         """Why the rest of the recipe makes no sense with its algorithm."""
         name = self.algorithm.name
         own = {word: getattr(self, word) for word in ("samples_per_prompt", "sampling", "rewards", "rewarding")}
@@ -160,10 +160,10 @@ class Recipe(Section):
         if missing:
             return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
         truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
-        reasons: list[str] = self.algorithm.refusals(truncated, self.samples_per_prompt)
+        reasons: list[str] = self.algorithm.find_conflicts(truncated, self.samples_per_prompt)
         needs = self.algorithm.needs(self.updates_per_step)
         if needs.values and self.steps:
-            self.algorithm.policy_waits(self.steps, self.updates_per_step)  # raises where no step is left for the policy
+            self.algorithm.count_critic_warmup_updates(self.steps, self.updates_per_step)  # raises where no step is left for the policy
         together = self.samples_per_prompt + needs.greedy
         if self.rewarding.normalise != "none" and together < 2:
             reasons.append(
@@ -177,7 +177,7 @@ class Recipe(Section):
         """Whether the algorithm learns from what is written in the data, and samples nothing."""
         return self.algorithm.name in OFFLINE
 
-    def lora_refusals(self) -> Iterator[str]:
+    def find_lora_conflicts(self) -> Iterator[str]:
         sent, lora = self.engine.lora_sync == "adapter", self.model.lora
         if lora.rank is None and (sent or self.checkpoint.export == "adapter"):
             key = "engine.lora_sync" if sent else "checkpoint.export"
@@ -192,7 +192,7 @@ class Recipe(Section):
     @property
     def longest_unit(self) -> int:
         """Tokens of what is never split: of a pair neither is learnt from alone."""
-        together = COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else 1
+        together = COMPLETIONS_PER_ROW[self.algorithm.reads] if self.offline_algorithm else 1
         return together * (self.max_prompt_tokens + self.max_completion_tokens)
 
     @property
@@ -202,7 +202,7 @@ class Recipe(Section):
 
     @property
     def samples_of_a_prompt(self) -> int:
-        return COMPLETIONS[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt
+        return COMPLETIONS_PER_ROW[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt
 
     @property
     def samples_per_step(self) -> int:
@@ -221,22 +221,22 @@ IDENTITY_FREE = frozenset(
 )
 
 
-def read(config: Mapping[str, Any]) -> Recipe:
+def read_recipe(config: Mapping[str, Any]) -> Recipe:
     """The typed recipe of a resolved configuration. Raises UserError naming each key, its value and what is valid."""
     try:
         return Recipe.model_validate(dict(config))
     except ValidationError as error:
-        lines = [told(entry, config) for entry in error.errors()[:6]]
+        lines = [describe_error(entry, config) for entry in error.errors()[:6]]
         raise UserError("\n".join(lines)) from error
 
 
-def told(error: Any, config: Mapping[str, Any]) -> str:
+def describe_error(error: Any, config: Mapping[str, Any]) -> str:
     """One of pydantic's errors in the words of a recipe."""
     key = ".".join(str(part) for part in error["loc"] if part != "")  # the only source has no name
     if error["type"] == "extra_forbidden":
         *sections, name = error["loc"]
-        known = list(at(config, sections) or {})
-        return f"unknown key {key}{nearest(str(name), keys_of(sections) or [k for k in known if k != name])}"
+        known = list(get_at_path(config, sections) or {})
+        return f"unknown key {key}{suggest(str(name), list_keys(sections) or [k for k in known if k != name])}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "missing":
@@ -245,7 +245,7 @@ def told(error: Any, config: Mapping[str, Any]) -> str:
     return f"{key}={error['input']!r} is not valid: it {message}"
 
 
-def keys_of(sections: list[Any]) -> list[str]:
+def list_keys(sections: list[Any]) -> list[str]:
     """The known keys of a section of the recipe, given by its path."""
     kind: Any = Recipe
     for section in sections:
@@ -261,14 +261,14 @@ def keys_of(sections: list[Any]) -> list[str]:
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
-def at(config: Mapping[str, Any], path: list[Any]) -> Any:
+def get_at_path(config: Mapping[str, Any], path: list[Any]) -> Any:
     here: Any = config
     for part in path:
         here = here.get(part) if isinstance(here, Mapping) else None
     return here
 
 
-def nearest(word: str, known: Any, ask: str = "valid") -> str:
+def suggest(word: str, known: Any, ask: str = "valid") -> str:
     """' (did you mean ...?)' where something known is near, else what is valid."""
     names = [str(name) for name in known]
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
@@ -277,7 +277,7 @@ def nearest(word: str, known: Any, ask: str = "valid") -> str:
     return f"; {ask}: {', '.join(sorted(names))}" if names else ""
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def list_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The keys, with both values, in which two recipes differ such that their runs would too."""
     lines = []
     for key in sorted(set(before) | set(now)):
@@ -285,7 +285,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
             continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += changed(old, new, f"{prefix}{key}.")
+            lines += list_changes(old, new, f"{prefix}{key}.")
         elif old != new:
             lines.append(f"{prefix}{key}: {old} then, {new} now")
     return lines

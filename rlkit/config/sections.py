@@ -65,7 +65,7 @@ class SourceSection(Section):
     answer_pattern: str | None = None
 
 
-def named_sources(value: Any) -> Any:
+def parse_sources(value: Any) -> Any:
     """One place, which needs no name, or several under names -> by name."""
     if isinstance(value, str):
         return {"": {"path": value}}
@@ -74,7 +74,7 @@ def named_sources(value: Any) -> Any:
     return {"": value} if isinstance(value.get("path"), str) else value
 
 
-Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidator(named_sources)]
+Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidator(parse_sources)]
 
 
 class HardwareSection(Section):

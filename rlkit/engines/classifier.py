@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rlkit.engines.loading import LANGUAGE_HEAD, load_pretrained
 from rlkit.errors import UserError
-from rlkit.ops.batching import Size, micro_batches
-from rlkit.ops.masking import padded
+from rlkit.ops.batching import SampleLength, split_micro_batches
+from rlkit.ops.masking import pad_rows
 
 
 class Classifier:
@@ -27,7 +27,7 @@ class Classifier:
     def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """One number a row of token ids, in the order of the rows: what transformers says of each row alone."""
         found = [0.0] * len(rows)
-        for batch in micro_batches([Size(i, 0, len(row)) for i, row in enumerate(rows)], self.tokens_per_micro_batch):
+        for batch in split_micro_batches([SampleLength(i, 0, len(row)) for i, row in enumerate(rows)], self.tokens_per_micro_batch):
             for place, score in zip(batch, self._batch([torch.tensor(rows[i]) for i in batch]).tolist(), strict=True):
                 found[place] = score
         return found
@@ -46,7 +46,7 @@ class Classifier:
             # transformers reads the score at the last token that is not padding, and alone at the last: take what no row ends with
             ends = {int(row[-1]) for row in rows}
             pad = next(token for token in range(len(ends) + 1) if token not in ends)
-        ids = padded(rows, max(len(row) for row in rows), pad).to(self.device)  # [B, S]
+        ids = pad_rows(rows, max(len(row) for row in rows), pad).to(self.device)  # [B, S]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         mask = torch.arange(ids.shape[1], device=self.device) < lengths.unsqueeze(-1)  # [B, S]
         config.pad_token_id = pad

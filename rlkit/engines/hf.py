@@ -19,7 +19,7 @@ from rlkit.engines.loading import first_line, load_pretrained
 from rlkit.engines.offload import CpuOffload
 from rlkit.engines.sequence_parallel import SequenceParallelGroup
 from rlkit.errors import RunFailed, UserError
-from rlkit.ops import logprobs as ops_logprobs
+from rlkit.ops.logprobs import logprobs_from_hidden, logprobs_from_logits
 from rlkit.types import Request, Sample, Stop
 
 
@@ -85,7 +85,7 @@ class TokenScorer(nn.Module):
         hidden = self.model.get_decoder()(**packing.decoder_arguments(ids, positions, looks)).last_hidden_state  # [1, S, H]
         chosen = hidden[0].index_select(0, where)  # [n, H]
         head = self.model.get_output_embeddings()
-        return head(chosen, tokens, temperature) if self.speaks else torch.stack(ops_logprobs.of_chosen(head(chosen), tokens, temperature))
+        return head(chosen, tokens, temperature) if self.speaks else torch.stack(logprobs_from_logits(head(chosen), tokens, temperature))
 
 
 def speaking(head: nn.Module) -> bool:
@@ -98,7 +98,7 @@ def speaking(head: nn.Module) -> bool:
             return nn.functional.linear(hidden, head.weight, head.bias)
         if liger.serves(hidden, head.bias):
             return torch.stack(liger.of_hidden(hidden, head.weight, tokens, temperature))
-        return torch.stack(ops_logprobs.of_hidden(hidden, head.weight, head.bias, tokens, temperature))
+        return torch.stack(logprobs_from_hidden(hidden, head.weight, head.bias, tokens, temperature))
 
     head.forward = forward
     return True

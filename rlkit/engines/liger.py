@@ -28,7 +28,7 @@ def installed() -> bool:
 
 
 def of_hidden(hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`rlkit.ops.logprobs.of_hidden` without a bias: of tokens [n], by hidden [n, H] and weight [V, H]; two of [n], float32."""
+    """`rlkit.ops.logprobs.logprobs_from_hidden` without a bias: of tokens [n], by hidden [n, H] and weight [V, H]; two of [n], float32."""
     from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
 
     surprise, entropy = LigerFusedLinearScaledCrossEntropyFunction.apply(hidden, weight, tokens, float(temperature), return_entropy=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlkit.errors import UserError
-from rlkit.ops.logprobs import predecessors
+from rlkit.ops.logprobs import build_predict_index
 from rlkit.types import Sample
 
 NAME = "rlkit_packed"  # of the attention, as transformers knows it
@@ -84,7 +84,7 @@ def pack_samples(samples: Sequence[Sample | Text], width: int, device: torch.dev
                 seen += [torch.arange(begin, begin + size), torch.arange(start, start + n)]
                 queries.append(start + n)
                 keys.append(keys[-1] + size + n)
-    where = predecessors([start for _, start in begins], lengths)  # [n]
+    where = build_predict_index([start for _, start in begins], lengths)  # [n]
     said = [i for i, n in enumerate(lengths) if n]
     firsts = [0, *accumulate(lengths)]
     # the first token of any completion is predicted at the end of its prompt

@@ -23,7 +23,7 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return log_r.expm1() - log_r
 
 
-def adapted(coef: float, measured: float, target: float) -> float:
+def adapt_coefficient(coef: float, measured: float, target: float) -> float:
     """The coefficient of the next step: coef (1 + GAIN e), e = clip((measured - target) / target, -LIMIT, LIMIT).
 
     The log-space proportional controller of Ziegler et al., arXiv 1909.08593, section 2.2. measured, target: nats a completion.

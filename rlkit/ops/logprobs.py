@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 BLOCK = 2**25  # logits held at a time: 128 MiB in float32, whatever n and V
 
 
-def predecessors(firsts: list[int], lengths: list[int]) -> Tensor:
+def build_predict_index(firsts: list[int], lengths: list[int]) -> Tensor:
     """Flat positions whose outputs predict the completion tokens, completion by completion; [sum of lengths] int64.
 
     Completion i stands at the flat positions firsts[i], firsts[i] + 1, ...: what predicts its token t stands one before it.
@@ -23,7 +23,7 @@ def predecessors(firsts: list[int], lengths: list[int]) -> Tensor:
     return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
 
 
-def of_chosen(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def logprobs_from_logits(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature) of the tokens, and the entropy of that distribution in nats.
 
     logits [n, V] of any float type, tokens [n] int64; returns [n] and [n], float32 (float64 of
@@ -36,19 +36,19 @@ def of_chosen(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tenso
     return chosen, entropy
 
 
-def of_hidden(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`of_chosen` of the logits hidden @ weight.T + bias, of which never more than BLOCK are held at a time.
+def logprobs_from_hidden(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`logprobs_from_logits` of the logits hidden @ weight.T + bias, of which never more than BLOCK are held at a time.
 
     hidden [n, H], weight [V, H], bias [V], tokens [n]; gradients flow to hidden, weight and bias. Where all logits are one block they
     are kept for the backward pass, else it makes them again, block by block of the vocabulary.
     """
     if tokens.numel() * weight.shape[0] <= BLOCK:
-        return of_chosen(linear(hidden, weight, bias), tokens, temperature)
-    chosen, entropy = Blockwise.apply(hidden, weight, bias, tokens, temperature)  # type: ignore[no-untyped-call]
+        return logprobs_from_logits(linear(hidden, weight, bias), tokens, temperature)
+    chosen, entropy = BlockwiseLogprobs.apply(hidden, weight, bias, tokens, temperature)  # type: ignore[no-untyped-call]
     return chosen, entropy
 
 
-class Blockwise(torch.autograd.Function):
+class BlockwiseLogprobs(torch.autograd.Function):
     """A softmax over the vocabulary in one pass (Milakov and Gimelshein 2018, arXiv 1805.02867), with the entropy beside it.
 
     With z = logits / temperature, top = max z, mass = sum e^(z - top) and tilt = sum e^(z - top) (z - top): log p = z - top - log mass
@@ -61,9 +61,9 @@ class Blockwise(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         mass, tilt, own = (hidden.new_zeros(len(tokens), dtype=wide) for _ in range(3))  # [n] each
         top = torch.full_like(mass, torch.finfo(wide).min / 2)  # [n]
-        for a, b in blocks(len(tokens), weight.shape[0]):
-            z = scaled_logits(hidden, weight, bias, a, b, temperature)  # [n, v]
-            inside, place = within(tokens, a, b)
+        for a, b in split_vocabulary(len(tokens), weight.shape[0]):
+            z = compute_scaled_logits(hidden, weight, bias, a, b, temperature)  # [n, v]
+            inside, place = locate_in_block(tokens, a, b)
             own = torch.where(inside, z.gather(-1, place).squeeze(-1), own)
             higher = torch.maximum(top, z.amax(-1))
             sunk = top - higher  # [n], of what was summed so far
@@ -90,8 +90,8 @@ class Blockwise(torch.autograd.Function):
         to_hidden = torch.zeros_like(hidden, dtype=top.dtype) if ctx.needs_input_grad[0] else None
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         to_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for a, b in blocks(len(tokens), weight.shape[0]):
-            z = scaled_logits(hidden, weight, bias, a, b, ctx.temperature)
+        for a, b in split_vocabulary(len(tokens), weight.shape[0]):
+            z = compute_scaled_logits(hidden, weight, bias, a, b, ctx.temperature)
             z -= top.unsqueeze(-1)
             z -= log_mass.unsqueeze(-1)  # [n, v], log p
             slope = z.exp()  # p
@@ -99,7 +99,7 @@ class Blockwise(torch.autograd.Function):
                 slope *= -one.unsqueeze(-1)
             else:
                 slope *= z.add_(entropy.unsqueeze(-1)).mul_(by_entropy.unsqueeze(-1)).add_(one.unsqueeze(-1)).neg_()
-            inside, place = within(tokens, a, b)
+            inside, place = locate_in_block(tokens, a, b)
             slope.scatter_add_(-1, place, torch.where(inside, one, 0.0).unsqueeze(-1))
             slope /= ctx.temperature
             slope = slope.to(hidden.dtype)  # [n, v], by logits
@@ -112,18 +112,18 @@ class Blockwise(torch.autograd.Function):
         return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, to_bias, None, None
 
 
-def blocks(tokens: int, vocabulary: int) -> list[tuple[int, int]]:
+def split_vocabulary(tokens: int, vocabulary: int) -> list[tuple[int, int]]:
     """Columns [a, b) of the logits, at most BLOCK logits for so many tokens."""
     columns = max(1, BLOCK // tokens)
     return [(a, min(a + columns, vocabulary)) for a in range(0, vocabulary, columns)]
 
 
-def scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, a: int, b: int, temperature: float) -> Tensor:
+def compute_scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, a: int, b: int, temperature: float) -> Tensor:
     """Columns [a, b) of logits / temperature, [n, v], not below float32; the caller's own."""
     logits = linear(hidden, weight[a:b], None if bias is None else bias[a:b])
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
 
 
-def within(tokens: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
+def locate_in_block(tokens: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
     """Which tokens [n] are columns [a, b), and where in them [n, 1]; somewhere for those that are not."""
     return (tokens >= a) & (tokens < b), (tokens - a).clamp(0, b - a - 1).unsqueeze(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 Reduction = Literal["token_mean", "sequence_mean", "fixed_length"]
 
 
-def padded(rows: list[Tensor], length: int, value: float | bool | int) -> Tensor:
+def pad_rows(rows: list[Tensor], length: int, value: float | bool | int) -> Tensor:
     """Stacks ragged [L_i] rows into [B, length], filled with `value` on the right."""
     first = rows[0] if rows else torch.zeros(0)
     grid = first.new_full((len(rows), length), value)  # [B, length]
@@ -23,7 +23,7 @@ def padded(rows: list[Tensor], length: int, value: float | bool | int) -> Tensor
     return grid
 
 
-def unit_totals(mask: Tensor) -> Tensor:
+def count_units(mask: Tensor) -> Tensor:
     """[2] float64: the tokens that count, and the sequences, of these rows. Sums of it over ranks are what `token_weights` asks for.
 
     A sequence none of whose tokens count is a sequence still: masked samples stay in the denominator.
@@ -35,7 +35,7 @@ def token_weights(mask: Tensor, reduction: Reduction, totals: Tensor, fixed_leng
     """Weights [B, T] float64 for a loss a token.
 
     token_mean: 1 / all tokens (DAPO, arXiv 2503.14476); sequence_mean: 1 / (length x sequences) (GRPO, arXiv 2402.03300);
-    fixed_length: 1 / (fixed_length x sequences) (Dr. GRPO, arXiv 2503.20783). `totals` as from `unit_totals`, over all ranks.
+    fixed_length: 1 / (fixed_length x sequences) (Dr. GRPO, arXiv 2503.20783). `totals` as from `count_units`, over all ranks.
     """
     counts = mask.double()  # [B, T]
     weights: Tensor
@@ -49,7 +49,7 @@ def token_weights(mask: Tensor, reduction: Reduction, totals: Tensor, fixed_leng
     return weights
 
 
-def even_weights(losses: Tensor, total: int) -> Tensor:
+def uniform_weights(losses: Tensor, total: int) -> Tensor:
     """1 / total for every value; float64. total: the units of the whole minibatch on all ranks."""
     return torch.full_like(losses, 1.0 / max(total, 1), dtype=torch.float64)
 

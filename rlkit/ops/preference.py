@@ -13,12 +13,12 @@ from torch.nn.functional import logsigmoid, relu
 CERTAIN = -1e-7  # the largest mean log-prob of which odds are taken; 1 - exp(0) has no logarithm
 
 
-def sigmoid(margin: Tensor, beta: float) -> Tensor:
+def dpo_loss(margin: Tensor, beta: float) -> Tensor:
     """-log sigmoid(beta margin): DPO, arXiv 2305.18290, equation 7; [N]. ln 2 where policy and reference agree."""
     return -logsigmoid(beta * margin)
 
 
-def smoothed(margin: Tensor, beta: float, flipped: float) -> Tensor:
+def conservative_dpo_loss(margin: Tensor, beta: float, flipped: float) -> Tensor:
     """-(1 - e) log sigmoid(beta margin) - e log sigmoid(-beta margin), e the share of flipped labels; [N].
 
     Conservative DPO: Mitchell (2023), "A note on DPO with noisy preferences", equation 3.
@@ -26,17 +26,17 @@ def smoothed(margin: Tensor, beta: float, flipped: float) -> Tensor:
     return -(1.0 - flipped) * logsigmoid(beta * margin) - flipped * logsigmoid(-beta * margin)
 
 
-def hinge(margin: Tensor, beta: float) -> Tensor:
+def hinge_loss(margin: Tensor, beta: float) -> Tensor:
     """max(0, 1 - beta margin): the calibration loss of SLiC-HF, arXiv 2305.10425, on DPO's margin; [N]."""
     return relu(1.0 - beta * margin)
 
 
-def ipo(margin: Tensor, beta: float) -> Tensor:
+def ipo_loss(margin: Tensor, beta: float) -> Tensor:
     """(margin - 1 / (2 beta))^2: IPO, arXiv 2310.12036, equation 17, by sums of log-probs; [N]."""
     return (margin - 1.0 / (2.0 * beta)).square()
 
 
-def robust(margin: Tensor, beta: float, flipped: float) -> Tensor:
+def robust_dpo_loss(margin: Tensor, beta: float, flipped: float) -> Tensor:
     """(-(1 - e) log sigmoid(beta margin) + e log sigmoid(-beta margin)) / (1 - 2 e), e < 1/2: arXiv 2403.00409, equation 12; [N].
 
     Its expectation under labels flipped at the rate e is DPO's loss under true ones.
@@ -44,12 +44,12 @@ def robust(margin: Tensor, beta: float, flipped: float) -> Tensor:
     return (-(1.0 - flipped) * logsigmoid(beta * margin) + flipped * logsigmoid(-beta * margin)) / (1.0 - 2.0 * flipped)
 
 
-def simpo(chosen: Tensor, rejected: Tensor, beta: float, gap: float) -> Tensor:
+def simpo_loss(chosen: Tensor, rejected: Tensor, beta: float, gap: float) -> Tensor:
     """-log sigmoid(beta (chosen - rejected) - gap), by means of log-probs: SimPO, arXiv 2405.14734, equation 6; [N]."""
     return -logsigmoid(beta * (chosen - rejected) - gap)
 
 
-def orpo(chosen: Tensor, rejected: Tensor, weight: float) -> Tensor:
+def orpo_loss(chosen: Tensor, rejected: Tensor, weight: float) -> Tensor:
     """-chosen - weight log sigmoid(log(odds of chosen / odds of rejected)), odds = p / (1 - p), by means of log-probs; [N].
 
     ORPO, arXiv 2403.07691, equations 6 and 7: likelihood of the chosen, and that it is likelier than the rejected.
@@ -63,7 +63,7 @@ def log_odds(logprob: Tensor) -> Tensor:
     return sure - torch.log(-torch.expm1(sure))
 
 
-def kto(log_ratios: Tensor, desirable: Tensor, baseline: Tensor, beta: float, gain: float, loss: float) -> Tensor:
+def kto_loss(log_ratios: Tensor, desirable: Tensor, baseline: Tensor, beta: float, gain: float, loss: float) -> Tensor:
     """gain (1 - sigmoid(beta (x - z))) where desirable [N] is True, loss (1 - sigmoid(beta (z - x))) elsewhere; [N].
 
     KTO, arXiv 2402.01306, equation 8; x = log_ratios [N], log(pi / pi_ref) of a completion, summed; z = `kto_baseline`, a scalar.

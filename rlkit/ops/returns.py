@@ -8,16 +8,16 @@ from torch import Tensor
 STD_FLOOR = 1e-6  # groups of equal rewards have no spread to divide by
 
 
-def group_sums(values: Tensor, group: Tensor, groups: int) -> Tensor:
+def sum_by_group(values: Tensor, group: Tensor, groups: int) -> Tensor:
     """Sums [groups] of values [N] by group number [N]."""
     return torch.zeros(groups, dtype=values.dtype, device=values.device).index_add(0, group, values)
 
 
-def group_centred(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
+def centre_by_group(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
     """reward - mean of its group's valid rewards, 0 where not valid; all [N]. A group with one valid sample has no baseline: 0."""
-    counts = group_sums(valid.to(rewards.dtype), group, groups)  # [groups]
+    counts = sum_by_group(valid.to(rewards.dtype), group, groups)  # [groups]
     kept = torch.where(valid, rewards, torch.zeros_like(rewards))
-    means = group_sums(kept, group, groups) / counts.clamp(min=1.0)
+    means = sum_by_group(kept, group, groups) / counts.clamp(min=1.0)
     usable = valid & (counts[group] >= 2)
     centred = torch.where(usable, rewards - means[group], torch.zeros_like(rewards))
     alike = group_spread_is_zero(rewards, valid, group, groups)
@@ -26,13 +26,13 @@ def group_centred(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) ->
 
 def group_std(centred: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
     """Standard deviation (n-1) of each group's valid rewards from their centred values; [groups]."""
-    counts = group_sums(valid.to(centred.dtype), group, groups)
-    return (group_sums(centred.square(), group, groups) / (counts - 1.0).clamp(min=1.0)).sqrt()
+    counts = sum_by_group(valid.to(centred.dtype), group, groups)
+    return (sum_by_group(centred.square(), group, groups) / (counts - 1.0).clamp(min=1.0)).sqrt()
 
 
-def group_normalised(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
+def normalise_by_group(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
     """(reward - group mean) / max(group std, floor): GRPO, arXiv 2402.03300, section 4.1.2; [N]."""
-    centred = group_centred(rewards, valid, group, groups)
+    centred = centre_by_group(rewards, valid, group, groups)
     return centred / group_std(centred, valid, group, groups)[group].clamp(min=STD_FLOOR)
 
 
@@ -48,17 +48,17 @@ def leave_one_out(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) ->
 
     That is n / (n - 1) (reward - mean of all n).
     """
-    counts = group_sums(valid.to(rewards.dtype), group, groups)[group]  # [N]
-    return group_centred(rewards, valid, group, groups) * counts / (counts - 1.0).clamp(min=1.0)
+    counts = sum_by_group(valid.to(rewards.dtype), group, groups)[group]  # [N]
+    return centre_by_group(rewards, valid, group, groups) * counts / (counts - 1.0).clamp(min=1.0)
 
 
-def to_go(rewards: Tensor, mask: Tensor) -> Tensor:
+def reward_to_go(rewards: Tensor, mask: Tensor) -> Tensor:
     """Sum of the rewards of this token and of those after it, over tokens that count, 0 elsewhere; [B, T]."""
     kept = torch.where(mask, rewards, torch.zeros_like(rewards))
     return torch.where(mask, kept.flip(-1).cumsum(-1).flip(-1), torch.zeros_like(kept))
 
 
-def at_the_end(rewards: Tensor, mask: Tensor) -> Tensor:
+def reward_on_last_token(rewards: Tensor, mask: Tensor) -> Tensor:
     """A reward a sample [B] on its last token that counts, 0 elsewhere; [B, T]. A sample without such a token has none."""
     later = mask.long().flip(-1).cumsum(-1).flip(-1)  # tokens that count, from this one on
     return torch.where(mask & (later == 1), rewards.unsqueeze(-1), torch.zeros_like(rewards).unsqueeze(-1))

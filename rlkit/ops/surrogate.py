@@ -26,7 +26,7 @@ def sequence_log_ratio(log_ratios: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, mean, torch.zeros_like(log_ratios))
 
 
-def clipped(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def ppo_clip_loss(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """-min(r A, clip(r, 1 - low, 1 + high) A), and where the clip took the gradient away; both [B, T].
 
     PPO, arXiv 1707.06347, equation 7; bounds apart from each other as in DAPO, arXiv 2503.14476, equation 10.
@@ -37,15 +37,15 @@ def clipped(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> 
     return -torch.minimum(free, bound), bound < free
 
 
-def dual_clipped(log_ratios: Tensor, advantages: Tensor, low: float, high: float, most: float) -> tuple[Tensor, Tensor]:
+def dual_clip_loss(log_ratios: Tensor, advantages: Tensor, low: float, high: float, most: float) -> tuple[Tensor, Tensor]:
     """`clipped`, and where A < 0 at most -most A: max(min(r A, clip(r) A), most A); arXiv 1912.09729, equation 5; [B, T]."""
-    loss, cut = clipped(log_ratios, advantages, low, high)
+    loss, cut = ppo_clip_loss(log_ratios, advantages, low, high)
     ceiling = -most * advantages
     held = (advantages < 0) & (loss > ceiling)
     return torch.where(held, ceiling, loss), cut | held
 
 
-def cispo(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def cispo_loss(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """-sg(clip(r, 1 - low, 1 + high)) A log pi: every token keeps a gradient; [B, T].
 
     MiniMax-M1, arXiv 2506.13585, equation 4. The second value says where the weight was clipped.
@@ -55,7 +55,7 @@ def cispo(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor, low: float, 
     return -weight * advantages * logprobs, weight != ratio
 
 
-def sapo(log_ratios: Tensor, advantages: Tensor, positive: float, negative: float) -> tuple[Tensor, Tensor]:
+def sapo_loss(log_ratios: Tensor, advantages: Tensor, positive: float, negative: float) -> tuple[Tensor, Tensor]:
     """-(4 / tau) sigmoid(tau (r - 1)) A, tau = positive where A > 0, else negative: a gate for a clip; [B, T].
 
     Soft adaptive policy optimization, arXiv 2511.20347, equation 6. Nothing is ever cut.
@@ -65,7 +65,7 @@ def sapo(log_ratios: Tensor, advantages: Tensor, positive: float, negative: floa
     return -(4.0 / tau) * torch.sigmoid(tau * (ratio - 1.0)) * advantages, torch.zeros_like(advantages, dtype=torch.bool)
 
 
-def reinforce(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+def reinforce_loss(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
     """-sg(r) A log pi: Williams (1992), "Simple statistical gradient-following algorithms"; [B, T]. Nothing is ever cut.
 
     r weighs samples of pi_old for the pi of now, and is 1 where the two are one: "Off-policy actor-critic", arXiv 1205.4839.
@@ -74,7 +74,7 @@ def reinforce(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor) -> tuple
     return -ratio * advantages * logprobs, torch.zeros_like(advantages, dtype=torch.bool)
 
 
-def correction(log_ratios: Tensor, cap: float, drop: bool) -> Tensor:
+def importance_weights(log_ratios: Tensor, cap: float, drop: bool) -> Tensor:
     """Weights for samples of another policy than the trainer's: exp(log ratio), above `cap` held at it or, with `drop`, 0; no gradient.
 
     log_ratios [B, T] of trainer to sampler, a token's own or its sequence's mean. Truncated: Munos et al., arXiv 1606.02647.

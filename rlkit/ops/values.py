@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def clipped(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+def value_clip_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2) / 2, and where the clip took the gradient away; all [B, T].
 
     The value clipping of PPO (arXiv 1707.06347) as in its authors' code: a value moves at most `clip` from where the step found it.

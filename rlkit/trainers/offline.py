@@ -19,8 +19,8 @@ from rlkit.data.preferences import Demonstration, Pair, Rated
 from rlkit.engines.base import Learner
 from rlkit.errors import Stopped
 from rlkit.metrics import Mean, Metrics, Sum, merge, values, wilson
-from rlkit.ops.batching import Size, deal, minibatch_of_group, size_of, total
-from rlkit.ops.masking import even_weights, padded, token_weights, weighted_sum
+from rlkit.ops.batching import SampleLength, assign_minibatches, balance_costs, count_tokens, measure_sample
+from rlkit.ops.masking import pad_rows, token_weights, uniform_weights, weighted_sum
 from rlkit.ops.preference import kto_baseline
 from rlkit.profiling.memory_peak import PeakMemory, memory_metrics
 from rlkit.profiling.roofline import PromptLengths, Roofline, ratios
@@ -44,7 +44,7 @@ class Unit:
     @property
     def tokens(self) -> int:
         """Those of its prompt once."""
-        return total([size_of(s) for s in self.samples])
+        return count_tokens([measure_sample(s) for s in self.samples])
 
     @property
     def asked(self) -> PromptLengths:
@@ -99,7 +99,7 @@ class OfflineUpdater:
 
     def cut(self, units: list[Unit]) -> list[list[Unit]]:
         """The minibatches of a pass."""
-        parts = minibatch_of_group(len(units), self.minibatches)
+        parts = assign_minibatches(len(units), self.minibatches)
         return [[u for u, part in zip(units, parts, strict=True) if part == m] for m in range(self.minibatches)]
 
 
@@ -194,7 +194,7 @@ class OfflineTrainer:
 
 def share(units: list[Unit], ranks: Ranks) -> list[int]:
     """Numbers of those that this rank works on."""
-    owner = deal([u.tokens for u in units], ranks.world)
+    owner = balance_costs([u.tokens for u in units], ranks.world)
     return [i for i, rank in enumerate(owner) if rank == ranks.rank]
 
 
@@ -206,7 +206,7 @@ class Work:
         ranks = reading.ranks
         self.mine = share(units, ranks)
         tokens = sum(int(s.mask.sum()) for u in units for s in u.samples)
-        self.totals = torch.tensor([tokens, sum(len(u.samples) for u in units)], dtype=torch.float64)  # as of unit_totals
+        self.totals = torch.tensor([tokens, sum(len(u.samples) for u in units)], dtype=torch.float64)  # as of count_units
         self.baseline = self._baseline() if reading.algorithm.baseline and reference else None
 
     def asked(self) -> Iterator[Sample]:
@@ -218,7 +218,7 @@ class Work:
 
     def micro_batches(self) -> list[list[int]]:
         """Numbers of units, equally many lists on all ranks."""
-        sizes = [Size(i, 0, self.units[i].tokens) for i in self.mine]
+        sizes = [SampleLength(i, 0, self.units[i].tokens) for i in self.mine]
         return [
             [self.mine[k] for k in part] for part in lockstep_micro_batches(sizes, self.reading.tokens_per_micro_batch, self.reading.ranks)
         ]
@@ -232,7 +232,7 @@ class Work:
         if not samples:
             return said.sum() * 0.0, {}
         device = said.device
-        mask = padded([s.mask for s in samples], width, False)[:, : said.shape[1]].to(device)
+        mask = pad_rows([s.mask for s in samples], width, False)[:, : said.shape[1]].to(device)
         rows = OfflineMicroBatch(
             mask=mask,
             said=said,
@@ -240,10 +240,10 @@ class Work:
             desirable=torch.tensor([u.desirable for u in units for _ in u.samples], device=device),
             baseline=None if self.baseline is None else self.baseline.to(device),
         )
-        losses, metrics = self.reading.algorithm.losses(rows)
+        losses, metrics = self.reading.algorithm.compute_losses(rows)
         totals = self.totals.to(device)
         token = self.reading.algorithm.unit == "token"
-        weights = token_weights(mask, "token_mean", totals, 1) if token else even_weights(losses, len(self.units))
+        weights = token_weights(mask, "token_mean", totals, 1) if token else uniform_weights(losses, len(self.units))
         return weighted_sum(losses, weights), metrics
 
     def _mismatched(self, places: Sequence[int] | range) -> Iterator[Sample]:
@@ -264,7 +264,9 @@ class Work:
         samples = list(self._mismatched(self.mine))
         total = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for chosen in lockstep_micro_batches([size_of(s) for s in samples], self.reading.tokens_per_micro_batch, self.reading.ranks):
+            for chosen in lockstep_micro_batches(
+                [measure_sample(s) for s in samples], self.reading.tokens_per_micro_batch, self.reading.ranks
+            ):
                 part = [samples[i] for i in chosen]
                 said = self.reading.said(part, max((len(s.tokens) for s in part), default=0))
                 if part:

@@ -56,7 +56,7 @@ class OnlineTrainer:
             with self.clock("observe"):
                 groups, batch = collate(taken.groups, self.ranks, learning.minibatches, self.placement.version, self.collector.max_lag)
                 signals, seen = observe(learning, batch)
-                credit, self.remembered, given = learning.algorithm.assign(batch, signals, self.remembered, self.ranks)
+                credit, self.remembered, given = learning.algorithm.compute_advantages(batch, signals, self.remembered, self.ranks)
             with self.clock("update"):
                 learned, after = update(learning, batch, signals, credit, count)
         self.placement.version = number

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from rlkit.errors import RunFailed
-from rlkit.ops.batching import deal_samples, minibatch_of_group, size_of
-from rlkit.ops.masking import padded
+from rlkit.ops.batching import assign_minibatches, balance_samples, measure_sample
+from rlkit.ops.masking import pad_rows
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Batch, Group, Sample, Scored
 
@@ -20,13 +20,13 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
                 f"learns from weights at most {max_lag} steps old"
             )
     groups = sorted((g for part in ranks.gather(mine) for g in part), key=lambda g: g.number)
-    parts = minibatch_of_group(len(groups), minibatches)
+    parts = assign_minibatches(len(groups), minibatches)
     flat = [(g, parts[g], s) for g, group in enumerate(groups) for s in group.samples]  # N of (group, minibatch, sample)
     owner = [0] * len(flat)
     for m in range(minibatches):
         members = [i for i, (_, part, _) in enumerate(flat) if part == m]
-        sizes = [size_of(flat[i][2].sample) for i in members]
-        for i, rank in zip(members, deal_samples(sizes, ranks.world), strict=True):
+        sizes = [measure_sample(flat[i][2].sample) for i in members]
+        for i, rank in zip(members, balance_samples(sizes, ranks.world), strict=True):
             owner[i] = rank
     chosen = [i for i, rank in enumerate(owner) if rank == ranks.rank]
     samples = tuple(flat[i][2].sample for i in chosen)
@@ -36,8 +36,8 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
     greedy = all(g.greedy for g in groups)  # of the step, so that a rank without samples has an empty tensor
     return groups, Batch(
         samples=samples,
-        mask=padded([s.mask for s in samples], width, False).bool(),
-        rollout_logprobs=padded([s.rollout_logprobs for s in samples], width, 0.0),
+        mask=pad_rows([s.mask for s in samples], width, False).bool(),
+        rollout_logprobs=pad_rows([s.rollout_logprobs for s in samples], width, 0.0),
         rewards=torch.tensor([0.0 if r is None else r for r in rewards], dtype=torch.float64),
         valid=torch.tensor([r is not None for r in rewards], dtype=torch.bool),
         group=torch.tensor([flat[i][0] for i in chosen], dtype=torch.int64),

@@ -13,8 +13,8 @@ from rlkit.engines.base import Critic, Learner, Policy, Scores
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
 from rlkit.metrics import Mean, Metrics, Sum, masked, merge
-from rlkit.ops.batching import Size, micro_batches, size_of
-from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
+from rlkit.ops.batching import SampleLength, measure_sample, split_micro_batches
+from rlkit.ops.masking import count_units, token_weights, weighted_sum
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Batch, Credit, MicroBatch, Sample, Signals
@@ -85,7 +85,7 @@ def scored(run: OnlineUpdater, batch: Batch, model: Scores) -> Tensor:
 def score_batch(run: OnlineUpdater, batch: Batch, said: Callable[[list[Sample], int], Tensor]) -> Tensor:
     """What a model says of the batch [B, T], micro-batch by micro-batch, equally many on all ranks: sharded models gather on all."""
     grid = torch.zeros(batch.mask.shape)
-    for chosen in lockstep_micro_batches([size_of(s) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
+    for chosen in lockstep_micro_batches([measure_sample(s) for s in batch.samples], run.tokens_per_micro_batch, run.ranks):
         heartbeat.beat()
         grid[chosen] = said([batch.samples[i] for i in chosen], batch.mask.shape[1]).cpu()
     return grid
@@ -106,7 +106,7 @@ def update_minibatch(
     run: OnlineUpdater, batch: Batch, signals: Signals, credit: Credit, rows: list[int], count: UpdateCount
 ) -> tuple[Metrics, UpdateCount]:
     """One minibatch: losses over micro-batches, then one optimizer step, or none where no sample has a signal."""
-    totals = run.ranks.all_reduce_sum(unit_totals(batch.mask[rows]))
+    totals = run.ranks.all_reduce_sum(count_units(batch.mask[rows]))
     metrics = gradient(run, batch, signals, credit, rows, totals, waits=count.updates < run.policy_waits)
     if metrics is None:
         return {"updates_without_signal": Sum(1.0)}, replace(count, updates=count.updates + 1)
@@ -138,7 +138,7 @@ def gradient(
     """
     active = rows_with_signal(run, credit, rows)
     seen: list[Metrics] = []
-    for places in lockstep_micro_batches([size_of(batch.samples[i]) for i in active], run.tokens_per_micro_batch, run.ranks):
+    for places in lockstep_micro_batches([measure_sample(batch.samples[i]) for i in active], run.tokens_per_micro_batch, run.ranks):
         heartbeat.beat()
         chosen = [active[i] for i in places]
         if not waits:
@@ -158,13 +158,13 @@ def rows_with_signal(run: OnlineUpdater, credit: Credit, rows: Sequence[int]) ->
     return [i for i in rows if moves[i]]
 
 
-def lockstep_micro_batches(sizes: list[Size], budget: int, ranks: Ranks) -> list[list[int]]:
+def lockstep_micro_batches(sizes: list[SampleLength], budget: int, ranks: Ranks) -> list[list[int]]:
     """Micro-batches of this rank's items, equally many on all ranks: empty ones where it has fewer than others.
 
     A crew cuts the items of all its ranks together, `budget` tokens a rank; of each micro-batch a rank gets those that are its own.
     """
     everyones, first = ranks.gather_sp(sizes)
-    plan = micro_batches(everyones, budget * ranks.sp_size)
+    plan = split_micro_batches(everyones, budget * ranks.sp_size)
     plan = [[i - first for i in items if 0 <= i - first < len(sizes)] for items in plan]
     return plan + [[] for _ in range(ranks.all_reduce_max(len(plan)) - len(plan))]
 
@@ -182,7 +182,7 @@ def backward_critic(
     width = max(len(batch.samples[i].tokens) for i in chosen)
     seen = critic.values([batch.samples[i] for i in chosen], width)  # [B, T]
     mask, before, returned = (grid[chosen, :width].to(seen.device) for grid in (batch.mask, signals.values, credit.returns))
-    losses, metrics = run.algorithm.value_loss(seen, before, returned, mask)  # [B, T]
+    losses, metrics = run.algorithm.compute_value_loss(seen, before, returned, mask)  # [B, T]
     weights = token_weights(mask, run.algorithm.reduction, totals.to(seen.device), run.fixed_length)
     loss = weighted_sum(losses, weights)
     critic.backward(loss)
@@ -209,7 +209,7 @@ def backward_micro_batch(run: OnlineUpdater, batch: Batch, signals: Signals, cre
         advantages=cut(credit.advantages),
         kl_coef=credit.kl_coef,
     )
-    losses, metrics = run.algorithm.policy_loss(rows)  # [B, T]
+    losses, metrics = run.algorithm.compute_policy_loss(rows)  # [B, T]
     weights = token_weights(mask, run.algorithm.reduction, totals.to(device), run.fixed_length)
     loss = weighted_sum(losses, weights)
     run.policy.backward(loss)

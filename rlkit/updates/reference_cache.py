@@ -22,7 +22,7 @@ from torch import Tensor
 
 import rlkit
 from rlkit.engines.base import Scores, Source
-from rlkit.ops.batching import deal_samples, size_of
+from rlkit.ops.batching import balance_samples, measure_sample
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sample
 from rlkit.updates.online_update import lockstep_micro_batches
@@ -78,8 +78,8 @@ def key(weights: Iterator[tuple[str, Tensor]], names: Sequence[bytes], ranks: tu
 
 def scored(policy: Scores, samples: list[Sample], ranks: Ranks, budget: int) -> Tensor:
     """Log-probs of whole completions, each rank's share by the policy as it is now; [N] float64."""
-    sizes = [size_of(s) for s in samples]
-    mine = [i for i, rank in enumerate(deal_samples(sizes, ranks.world)) if rank == ranks.rank]
+    sizes = [measure_sample(s) for s in samples]
+    mine = [i for i, rank in enumerate(balance_samples(sizes, ranks.world)) if rank == ranks.rank]
     numbers = torch.zeros(len(samples), dtype=torch.float64)
     for part in lockstep_micro_batches([sizes[i] for i in mine], budget, ranks):
         chosen = [mine[k] for k in part]

@@ -64,12 +64,12 @@ def expected_gradient(keys: Any, logits: Tensor, group_size: int, ranks: Ranks, 
     for part in range(len(groups)) if whitens else [slice(None)]:
         chosen = groups[part].view(-1, group_size)
         batch, signals = one_batch(chosen, pi, rewards)
-        credit, _, _ = keys.assign(batch, signals, State(), ranks)
+        credit, _, _ = keys.compute_advantages(batch, signals, State(), ranks)
         new = logs[chosen.flatten()].unsqueeze(-1)  # [B, 1]
         rows = MicroBatch(
             batch.mask, new, torch.zeros_like(new), new.detach(), new.detach(), signals.ref_logprobs, credit.advantages.double()
         )
-        losses = keys.policy_loss(rows)[0].view(-1, group_size).mean(-1)  # [P]
+        losses = keys.compute_policy_loss(rows)[0].view(-1, group_size).mean(-1)  # [P]
         total = total + (losses * chance[part]).sum()
     return torch.autograd.grad(total, at)[0]
 
@@ -142,7 +142,7 @@ def test_reinforce_follows_the_gradient_beyond_the_first_update(name: str) -> No
     new = torch.log_softmax(at, 0).unsqueeze(-1)  # [K, 1]
     advantages = (rewards - old.exp() @ rewards).unsqueeze(-1)
     rows = MicroBatch(torch.ones(3, 1).bool(), new, torch.zeros_like(new), old.unsqueeze(-1), old.unsqueeze(-1), None, advantages)
-    losses, _ = algorithm(name).policy_loss(rows)
+    losses, _ = algorithm(name).compute_policy_loss(rows)
     (got,) = torch.autograd.grad((old.exp() * losses.squeeze(-1)).sum(), at, retain_graph=True)
     (wanted,) = torch.autograd.grad(-(new.squeeze(-1).exp() @ rewards), at)
     assert wanted.abs().max() > 0.05 and (got - wanted).abs().max() < 1e-12

@@ -17,7 +17,7 @@ from rlkit.algorithms import Needs, State
 from rlkit.algorithms.grpo import GRPO
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.metrics import values
-from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
+from rlkit.ops.masking import count_units, token_weights, weighted_sum
 from rlkit.types import Credit, Group, MicroBatch, Signals
 from rlkit.updates.collate import collate
 from rlkit.updates.lr_schedule import Schedule
@@ -74,9 +74,9 @@ def test_the_loss_is_the_papers_with_its_gradient(algorithm: GRPO, reduction: An
         at = torch.tensor(new + entropy, dtype=torch.float64, requires_grad=True)
         weights = torch.tensor(advantages, dtype=torch.float64)
         given = rows_of(mask, at[:size].view(rows, width), at[size:].view(rows, width), grid(old), grid(ref), weights)
-        losses, _ = algorithm.policy_loss(given)
+        losses, _ = algorithm.compute_policy_loss(given)
         assert losses.shape == (rows, width)  # law 2: never reduced
-        total = weighted_sum(losses, token_weights(given.mask, reduction, unit_totals(given.mask), FIXED_LENGTH))
+        total = weighted_sum(losses, token_weights(given.mask, reduction, count_units(given.mask), FIXED_LENGTH))
         total.backward()
         assert total.item() == pytest.approx(loop(new + entropy), rel=1e-10, abs=1e-10)
         assert at.grad is not None and at.grad.tolist() == pytest.approx(oracle.slopes(loop, new + entropy), rel=1e-6, abs=1e-6)
@@ -90,7 +90,7 @@ def test_clips_are_counted_by_side() -> None:
     rows = MicroBatch(
         mask, ratios, torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3, 3), None, torch.tensor([[1.0], [-1.0], [1.0]]) * mask
     )
-    seen = values(PLAIN.policy_loss(rows)[1])
+    seen = values(PLAIN.compute_policy_loss(rows)[1])
     assert seen == {
         "ratio/max_deviation": pytest.approx(math.e - 1),
         "clip_ratio/low_mean": pytest.approx(1 / 6),
@@ -102,7 +102,7 @@ def test_only_what_counts_is_watched() -> None:
     mask = torch.tensor([[True, False]])
     zeros, odd = torch.zeros(1, 2), torch.tensor([[0.0, -200.0]])
     rows = MicroBatch(mask, odd, odd, zeros, zeros, torch.tensor([[1.0, -40.0]]), zeros)
-    losses, metrics = FULL.policy_loss(rows)
+    losses, metrics = FULL.compute_policy_loss(rows)
     assert values(metrics)["kl"] == pytest.approx(2.718281828 - 2, abs=1e-6)  # e^1 - 1 - 1
     assert values(metrics)["clip_ratio/high_mean"] == 0.0 and torch.isfinite(losses).all()
 
@@ -121,7 +121,7 @@ def test_what_it_needs() -> None:
 @pytest.mark.parametrize("scale", ["group_std", "batch_std", "none"])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlkit.updates.collate.deal_samples", lambda sizes, ranks: [i % ranks for i in range(len(sizes))])
+    monkeypatch.setattr("rlkit.updates.collate.balance_samples", lambda sizes, ranks: [i % ranks for i in range(len(sizes))])
     algorithm = PLAIN.model_copy(update={"scale": scale})
     groups = groups_of(REWARDS)
     flat = [r for row in REWARDS for r in row]
@@ -131,7 +131,7 @@ def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: i
 
     def work(ranks: Ranks) -> tuple[Any, Credit, dict[str, float]]:
         _, batch = collate(groups[ranks.rank :: world], ranks, 1, 0)  # type: ignore[arg-type]
-        credit, state, metrics = algorithm.assign(batch, Signals(), State(), ranks)
+        credit, state, metrics = algorithm.compute_advantages(batch, Signals(), State(), ranks)
         assert state == State()
         return batch, credit, values(metrics)
 
@@ -155,7 +155,7 @@ def test_equal_rewards_have_no_std_to_divide_by(scale: str) -> None:
 
     def work(ranks: Ranks) -> Credit:
         _, batch = collate(groups_of([[0.1] * 3] * 7), ranks, 1, 0)  # type: ignore[arg-type]
-        return keys.assign(batch, Signals(), State(), ranks)[0]
+        return keys.compute_advantages(batch, Signals(), State(), ranks)[0]
 
     assert not together(1, work)[0].advantages.any()
 
@@ -209,7 +209,7 @@ def learn(
         run = learning(algorithm, ranks, minibatches, policy=policy, passes=passes, tokens_per_micro_batch=way.budget)
         _, batch = collate(way.order(groups[ranks.rank :: way.world]), ranks, minibatches, 0)  # type: ignore[arg-type]
         signals, _ = observe(run, batch)
-        credit, _, _ = algorithm.assign(batch, signals, State(), ranks)
+        credit, _, _ = algorithm.compute_advantages(batch, signals, State(), ranks)
         metrics, count = update(run, batch, signals, credit, UpdateCount())
         assert count == UpdateCount(passes * minibatches)
         return policy, values(metrics)

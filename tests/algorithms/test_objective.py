@@ -17,7 +17,7 @@ from rlkit.algorithms.grpo import GRPO
 from rlkit.algorithms.objective import POLICY_LOSSES, KLState
 from rlkit.errors import UserError
 from rlkit.metrics import merge, values
-from rlkit.ops.masking import token_weights, unit_totals, weighted_sum
+from rlkit.ops.masking import count_units, token_weights, weighted_sum
 from rlkit.types import MicroBatch
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.ops import oracle
@@ -84,9 +84,11 @@ def test_every_loss_with_all_additions_is_the_papers_with_its_gradient(loss: str
 
         at = tensor(new).requires_grad_()
         flags = torch.tensor(mask)
-        losses, _ = keys.policy_loss(MicroBatch(flags, at, tensor(entropy), tensor(old), tensor(rollout), tensor(ref), tensor(advantages)))
+        losses, _ = keys.compute_policy_loss(
+            MicroBatch(flags, at, tensor(entropy), tensor(old), tensor(rollout), tensor(ref), tensor(advantages))
+        )
         assert losses.shape == (rows, width)  # law 2
-        total = weighted_sum(losses, token_weights(flags, keys.reduction, unit_totals(flags), LENGTH))
+        total = weighted_sum(losses, token_weights(flags, keys.reduction, count_units(flags), LENGTH))
         total.backward()
         start = [x for row in new for x in row]
         assert total.item() == pytest.approx(loop(start), rel=1e-10, abs=1e-10)
@@ -101,7 +103,7 @@ def test_at_ratio_one_every_loss_is_the_policy_gradient(loss: str) -> None:
     """-A a token, for GSPO the mean of its sequence's -A at each; nothing is cut."""
     new = torch.tensor([[-1.0, -2.0, -0.5]], dtype=torch.float64, requires_grad=True)
     rows = MicroBatch(torch.ones(1, 3).bool(), new, new.detach(), new.detach(), new.detach(), None, tensor([[2.0, 2.0, 2.0]]))
-    losses, metrics = algorithm("grpo", loss=loss).policy_loss(rows)
+    losses, metrics = algorithm("grpo", loss=loss).compute_policy_loss(rows)
     losses.sum().backward()
     assert new.grad is not None and new.grad.flatten().tolist() == pytest.approx([-2.0] * 3, abs=1e-12)
     assert values(metrics) == {
@@ -119,7 +121,7 @@ def test_the_clips_of_a_sequence_are_counted_on_its_side() -> None:
     new = torch.tensor([[1.0, -0.2]], dtype=torch.float64)
     rows = MicroBatch(torch.ones(1, 2).bool(), new, new, new * 0, new * 0, None, new * 0 + 1)
     for loss, high, apart in (("gspo", 1.0, math.exp(0.4) - 1), ("clipped", 0.5, math.e - 1)):
-        seen = values(algorithm("grpo", loss=loss, correction="none").policy_loss(rows)[1])
+        seen = values(algorithm("grpo", loss=loss, correction="none").compute_policy_loss(rows)[1])
         assert seen == {"ratio/max_deviation": pytest.approx(apart), "clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": high}
 
 
@@ -127,7 +129,7 @@ def sampled(ratios: list[list[float]], **changes: Any) -> tuple[Tensor, Any]:
     """The loss and metrics of tokens of advantage 1 whose sampler gave them probability 1 / ratio of the trainer's."""
     old = torch.zeros(len(ratios), len(ratios[0]), dtype=torch.float64)
     rows = MicroBatch(torch.ones_like(old).bool(), old, old, old, -tensor(ratios).log(), None, torch.ones_like(old))
-    return algorithm("grpo", **changes).policy_loss(rows)
+    return algorithm("grpo", **changes).compute_policy_loss(rows)
 
 
 def test_the_sampler_is_corrected_and_watched_before_any_cap() -> None:
@@ -150,7 +152,7 @@ def test_effective_samples_of_parts_are_those_of_the_whole() -> None:
     parts = merge(sampled([part])[1] for part in (ratios[0][:1], ratios[0][1:4], ratios[0][4:]))
     assert values(parts) == pytest.approx(values(sampled(ratios)[1]))
     rows = MicroBatch(torch.zeros(1, 2).bool(), *(torch.zeros(1, 2) for _ in range(4)), None, torch.zeros(1, 2))
-    empty = algorithm("grpo").policy_loss(rows)[1]
+    empty = algorithm("grpo").compute_policy_loss(rows)[1]
     assert math.isnan(values(empty)["sampling/effective_sample_size"])
     assert values(merge([empty, sampled(ratios)[1]])) == pytest.approx(values(sampled(ratios)[1]))
 
@@ -158,7 +160,7 @@ def test_effective_samples_of_parts_are_those_of_the_whole() -> None:
 def test_an_adapted_coefficient_takes_the_place_of_the_recipes() -> None:
     zero = torch.zeros(1, 1, dtype=torch.float64)
     rows = MicroBatch(torch.ones(1, 1).bool(), zero, zero, zero, zero, zero + 1, zero, kl_coef=0.5)
-    losses, _ = algorithm("grpo", kl_coef=0.1, kl_target=6.0).policy_loss(rows)
+    losses, _ = algorithm("grpo", kl_coef=0.1, kl_target=6.0).compute_policy_loss(rows)
     assert losses.item() == pytest.approx(0.5 * (math.e - 2), abs=1e-12)
 
 
@@ -188,10 +190,10 @@ def test_what_makes_no_sense_is_refused(name: str, changes: Any, words: str) -> 
 def test_what_does_not_go_with_the_rest_of_a_recipe(name: str) -> None:
     keys = algorithm(name)
     least = 2 if name in ("grpo", "rloo", "reinforce_pp_baseline") else 1
-    assert keys.min_samples_per_prompt == least and keys.refusals(False, least) == []
-    assert ["incomparable" in reason for reason in keys.refusals(True, least)] == [True]
-    assert algorithm(name, correction="none").refusals(True, 8) == []
-    assert ["baseline is the group" in reason for reason in keys.refusals(False, 0)] == [True]
+    assert keys.min_samples_per_prompt == least and keys.find_conflicts(False, least) == []
+    assert ["incomparable" in reason for reason in keys.find_conflicts(True, least)] == [True]
+    assert algorithm(name, correction="none").find_conflicts(True, 8) == []
+    assert ["baseline is the group" in reason for reason in keys.find_conflicts(False, 0)] == [True]
 
 
 class Unready(GRPO):
@@ -207,20 +209,20 @@ class Ready(CriticObjective, GRPO):
 
 def test_an_algorithm_with_a_critic_brings_its_keys() -> None:
     keys = algorithm("grpo").model_dump()
-    assert ["CriticObjective" in reason for reason in Unready(**keys).refusals(False, 2)] == [True]
+    assert ["CriticObjective" in reason for reason in Unready(**keys).find_conflicts(False, 2)] == [True]
     with pytest.raises(ValidationError, match="critic_lr"):
         Ready(**keys)
     ready = Ready(**keys, value_clip=0.2, critic_lr=1e-3, critic_warmup_steps=1)
-    assert ready.refusals(False, 2) == [] and ready.needs(1) == Needs(values=True) and not ready.inert_without_advantage
+    assert ready.find_conflicts(False, 2) == [] and ready.needs(1) == Needs(values=True) and not ready.inert_without_advantage
 
 
 def test_a_critic_leaves_the_policy_a_step() -> None:
     """2 steps of 3 updates are 6. Of 3 steps one is left, of 2 none; a run of no step is an evaluation alone."""
     keys = algorithm("ppo", critic_warmup_steps=2)
-    assert keys.policy_waits(3, 3) == 6 and keys.policy_waits(0, 3) == 6
+    assert keys.count_critic_warmup_updates(3, 3) == 6 and keys.count_critic_warmup_updates(0, 3) == 6
     with pytest.raises(UserError, match="of steps=2 none is left for the policy; set critic_warmup_steps to at most 1"):
-        keys.policy_waits(2, 3)
-    assert algorithm("ppo", critic_warmup_steps=0).policy_waits(1, 3) == 0
+        keys.count_critic_warmup_updates(2, 3)
+    assert algorithm("ppo", critic_warmup_steps=0).count_critic_warmup_updates(1, 3) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -247,4 +249,4 @@ def test_who_may_leave_samples_out(name: str) -> None:
 
 
 def test_the_first_state() -> None:
-    assert algorithm("grpo").start() == State() and algorithm("grpo", kl_coef=0.1, kl_target=6.0).start() == KLState(0.1)
+    assert algorithm("grpo").init_state() == State() and algorithm("grpo", kl_coef=0.1, kl_target=6.0).init_state() == KLState(0.1)

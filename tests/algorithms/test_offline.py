@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlkit.data.preferences import Demonstration, Pair, Rated
 from rlkit.metrics import Mean, values, wilson
-from rlkit.ops.masking import even_weights, token_weights, unit_totals, weighted_sum
+from rlkit.ops.masking import count_units, token_weights, uniform_weights, weighted_sum
 from rlkit.trainers.offline import UNITS, OfflineUpdater, Unit, Work, one_update, with_margins
 from rlkit.types import OfflineMicroBatch, Sample
 from rlkit.updates.lr_schedule import Schedule
@@ -101,9 +101,9 @@ def test_a_loss_is_the_papers_with_its_gradient(name: str, seed: int) -> None:
     rows = OfflineMicroBatch(
         flags, at, torch.tensor(reference, dtype=torch.float64), torch.tensor(good), torch.tensor(z, dtype=torch.float64)
     )
-    losses, _ = keys.losses(rows)
+    losses, _ = keys.compute_losses(rows)
     token = keys.unit == "token"
-    weights = token_weights(flags, "token_mean", unit_totals(flags), 1) if token else even_weights(losses, len(losses))
+    weights = token_weights(flags, "token_mean", count_units(flags), 1) if token else uniform_weights(losses, len(losses))
     total = weighted_sum(losses, weights)
     total.backward()
 
@@ -119,7 +119,7 @@ def test_what_is_watched_of_pairs() -> None:
     """Pair one: 0.5 (-1 + 3) - 0.5 (-2 + 2) = 1 above; pair two: a tie, half right."""
     said = torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]])
     keys = algorithm("dpo", beta=0.5)
-    _, metrics = keys.losses(OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.tensor([-3.0, -2.0, -3.0, -4.0]).double()))
+    _, metrics = keys.compute_losses(OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.tensor([-3.0, -2.0, -3.0, -4.0]).double()))
     assert with_margins(values(metrics)) == {
         "rewards/chosen": 0.5,
         "rewards/rejected": 0.0,
@@ -135,7 +135,7 @@ def test_what_is_watched_of_rated_completions() -> None:
     said = torch.tensor([[2.0], [-1.0], [0.5], [1.0]])
     good = torch.tensor([True, False, True, False])
     rows = OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.zeros(4).double(), good, torch.tensor(1.0).double())
-    seen = with_margins(values(algorithm("kto", beta=0.2).losses(rows)[1]))
+    seen = with_margins(values(algorithm("kto", beta=0.2).compute_losses(rows)[1]))
     assert seen["rewards/accuracies"] == 0.625 and seen["kl"] == 1.0
     assert seen["rewards/margins"] == pytest.approx(0.2 * (1.25 - 0.0))
 

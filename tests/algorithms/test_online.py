@@ -54,7 +54,7 @@ def assigned(keys: Any, world: int, state: State | None = None) -> tuple[dict[in
         _, batch = collate(groups[ranks.rank :: world], ranks, 1, 0)  # type: ignore[arg-type]
         width = batch.mask.shape[1]
         signals = Signals(*(grid[batch.index, :width] for grid in (OLD, REF, VALUES)))
-        return batch, *keys.assign(batch, signals, keys.start() if state is None else state, ranks)
+        return batch, *keys.compute_advantages(batch, signals, keys.init_state() if state is None else state, ranks)
 
     seen: dict[int, Any] = {}
     done = together(world, work)
@@ -130,7 +130,7 @@ def test_whitening_makes_no_signal_from_rounding(name: str, reward: float) -> No
         def work(ranks: Ranks, groups: int = groups) -> Any:
             _, batch = collate(groups_of([[reward] * 3] * groups), ranks, 1, 0)  # type: ignore[arg-type]
             signals = Signals(values=torch.zeros(batch.mask.shape))
-            return algorithm(name).assign(batch, signals, State(), ranks)[0]
+            return algorithm(name).compute_advantages(batch, signals, State(), ranks)[0]
 
         assert not together(1, work)[0].advantages.any()
 
@@ -160,7 +160,7 @@ def test_a_step_that_measures_no_kl_adapts_nothing(masked: bool) -> None:
     def work(ranks: Ranks) -> Any:
         _, batch = collate([Group(0, tuple(blank))] if masked else [], ranks, 1, 0)  # type: ignore[arg-type]
         said = torch.ones(batch.mask.shape)
-        return keys.assign(batch, Signals(said, said), KLState(0.5), ranks)[1:]
+        return keys.compute_advantages(batch, Signals(said, said), KLState(0.5), ranks)[1:]
 
     state, metrics = together(1, work)[0]
     assert state == KLState(0.5) and values(metrics)["kl_coef"] == 0.5
@@ -173,7 +173,7 @@ def test_a_rank_without_samples_works_as_the_others(name: str) -> None:
 
     def work(ranks: Ranks, groups: list[Group]) -> Any:
         _, batch = collate(groups[ranks.rank :: ranks.world], ranks, 1, 0)  # type: ignore[arg-type]
-        credit, *_ = keys.assign(batch, Signals(values=torch.zeros(batch.mask.shape)), keys.start(), ranks)
+        credit, *_ = keys.compute_advantages(batch, Signals(values=torch.zeros(batch.mask.shape)), keys.init_state(), ranks)
         assert credit.advantages.shape == batch.mask.shape
         return len(batch.samples), batch.baseline
 
@@ -188,7 +188,7 @@ def test_a_rank_without_samples_works_as_the_others(name: str) -> None:
 def test_the_critic_learns_nothing_from_a_failed_reward() -> None:
     """Values 1 and 3, returns 2 and unknown: (1 - 2)^2 / 2 and nothing, with gradients -1 and 0; what does not count is 0 too."""
     seen = torch.tensor([[1.0, 3.0, 7.0]], requires_grad=True)
-    losses, metrics = algorithm("ppo").value_loss(
+    losses, metrics = algorithm("ppo").compute_value_loss(
         seen, seen.detach(), torch.tensor([[2.0, torch.nan, 1.0]]), torch.tensor([[True, True, False]])
     )
     losses.sum().backward()
@@ -203,7 +203,7 @@ def test_the_policys_schedule_begins_when_the_critic_is_warm() -> None:
     def work(ranks: Ranks) -> list[float]:
         run = learning(made("ppo"), ranks, minibatches=1, schedule=Schedule(1.0, "linear", 2, 4), policy_waits=2)
         _, batch = collate(groups, ranks, 1, 0)  # type: ignore[arg-type]
-        credit = run.algorithm.assign(batch, Signals(), State(), ranks)[0]
+        credit = run.algorithm.compute_advantages(batch, Signals(), State(), ranks)[0]
         rates, count = [], UpdateCount()
         for _ in range(6):
             metrics, count = update(run, batch, Signals(), credit, count)
@@ -219,7 +219,7 @@ def test_the_policys_schedule_begins_when_the_critic_is_warm() -> None:
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_ranks_stop_together_where_the_sampler_is_another_policy(minibatches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampler is 1/2 nat off on one group, which one rank has: both report the mean over all tokens, and both look for the culprit."""
-    monkeypatch.setattr("rlkit.updates.collate.deal_samples", lambda sizes, ranks: [i * ranks // len(sizes) for i in range(len(sizes))])
+    monkeypatch.setattr("rlkit.updates.collate.balance_samples", lambda sizes, ranks: [i * ranks // len(sizes) for i in range(len(sizes))])
     groups = groups_of([[1.0, 0.0, 0.0, 1.0]] * 4)
     samples = [s.sample for g in groups for s in g.samples]
     tokens, wrong = (sum(int(s.mask.sum()) for s in part) for part in (samples, samples[-4:]))
@@ -237,7 +237,7 @@ def test_ranks_stop_together_where_the_sampler_is_another_policy(minibatches: in
         _, batch = collate(mine, ranks, minibatches, 0)  # type: ignore[arg-type]
         try:
             signals, seen = observe(run, batch)
-            credit = run.algorithm.assign(batch, signals, State(), ranks)[0]
+            credit = run.algorithm.compute_advantages(batch, signals, State(), ranks)[0]
             return {**values(update(run, batch, signals, credit, UpdateCount())[0]), **values(seen)}
         except RunFailed as error:
             return str(error)
@@ -257,11 +257,11 @@ class Valued(PPO):
     def needs(self, updates_per_step: int) -> Needs:
         return replace(super().needs(updates_per_step), values=False)
 
-    def assign(self, batch: Batch, signals: Signals, state: State, peers: Any) -> Any:
+    def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Any) -> Any:
         said = torch.zeros(batch.mask.shape)
         for row, sample in enumerate(batch.samples):
             said[row] = torch.randn(9, generator=torch.Generator().manual_seed(hash(sample.key[:3]) % 1000))[: said.shape[1]]
-        return super().assign(batch, replace(signals, values=said), state, peers)
+        return super().compute_advantages(batch, replace(signals, values=said), state, peers)
 
 
 def made(name: str, **changes: Any) -> Any:

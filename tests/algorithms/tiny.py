@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rlkit.engines.base import Update
 from rlkit.metrics import Metrics, merge
-from rlkit.ops.logprobs import predecessors
-from rlkit.ops.masking import padded
+from rlkit.ops.logprobs import build_predict_index
+from rlkit.ops.masking import pad_rows
 from rlkit.types import Group, Key, Sample, Scored, Stop
 
 VOCABULARY, HIDDEN = 11, 6
@@ -115,9 +115,9 @@ class Policy:
         if not samples:
             return torch.zeros(0, width), torch.zeros(0, width)
         rows = [torch.cat([torch.tensor(s.prompt), s.tokens]) for s in samples]
-        ids = padded(rows, max(len(r) for r in rows) + self.padding, 0)
+        ids = pad_rows(rows, max(len(r) for r in rows) + self.padding, 0)
         lengths = [len(s.tokens) for s in samples]
-        where = predecessors([i * ids.shape[1] + len(s.prompt) for i, s in enumerate(samples)], lengths)
+        where = build_predict_index([i * ids.shape[1] + len(s.prompt) for i, s in enumerate(samples)], lengths)
         with torch.set_grad_enabled(self._learns):
             logs = torch.log_softmax(self.model(ids).reshape(-1, VOCABULARY)[where], -1)  # [n, V]
             chosen = logs.gather(-1, torch.cat([s.tokens for s in samples]).unsqueeze(-1)).squeeze(-1)

@@ -142,7 +142,7 @@ def sides(name: str) -> dict[str, Any]:
     from rlkit.assembly import plan
     from rlkit.config import recipe
 
-    shape = plan.shape_of(recipe.read(run.compose(["recipe=grpo_gsm8k", f"model={name}"], None)))
+    shape = plan.shape_of(recipe.read_recipe(run.compose(["recipe=grpo_gsm8k", f"model={name}"], None)))
     assert shape is not None and shape.qkv_bias and not shape.qk_norm, "the Qwen2 family"
     return {
         "hidden_size": shape.hidden,

@@ -60,4 +60,4 @@ for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines() if c
         told = {"seconds": row["time/step"], "tokens": tokens, "updates": row["step"], "phases": spent, "floors": floors}
         told |= {"memory": peaks, "mfu": row["throughput/mfu"]}
         print(json.dumps(told), flush=True)
-run.leave(code)
+run.exit_process(code)

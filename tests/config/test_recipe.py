@@ -25,7 +25,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "recipe").glob("*.yam
 
 
 def composed(*overrides: str) -> recipes.Recipe:
-    return recipes.read(run.compose(list(overrides), None))
+    return recipes.read_recipe(run.compose(list(overrides), None))
 
 
 def door(*arguments: str, cwd: Path, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -253,7 +253,7 @@ def test_cfg_job_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) 
     assert run.main(["recipe=grpo_math", "seed=4", "optim.lr=3e-5", "--cfg", "job"]) == 0
     printed: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     assert printed["recipe"] == "grpo_math" and printed["seed"] == 4 and set(printed) == set(recipes.Recipe.model_fields)
-    assert recipes.read(printed) == composed("recipe=grpo_math", "seed=4", "optim.lr=3e-5")
+    assert recipes.read_recipe(printed) == composed("recipe=grpo_math", "seed=4", "optim.lr=3e-5")
 
 
 def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
@@ -318,11 +318,11 @@ def test_the_door_itself_exits_with_two(tmp_path: Path) -> None:
 def test_changes_that_would_change_the_run_are_named() -> None:
     before = run.compose(["recipe=grpo_math", "output_dir=a"], None)
     same = run.compose(["recipe=grpo_math", "output_dir=b", "debug=true", "report.table_every=1", "offline=true"], None)
-    assert recipes.changed(before, same) == []
+    assert recipes.list_changes(before, same) == []
     roomier = ["engine.checkpointing=1", "engine.vllm.gpu_memory_utilization=0.3", "checkpoint.every=3", "eval.every=2", "hardware.gpus=2"]
-    assert recipes.changed(before, run.compose(["recipe=grpo_math", *roomier], None)) == []
+    assert recipes.list_changes(before, run.compose(["recipe=grpo_math", *roomier], None)) == []
     other = run.compose(["recipe=grpo_math", "optim.lr=1e-3", "rewards.brevity.path=length"], None)
-    assert recipes.changed(before, other) == [
+    assert recipes.list_changes(before, other) == [
         f"optim.lr: {before['optim']['lr']} then, 0.001 now",
         "rewards.brevity: None then, {'path': 'length'} now",
     ]

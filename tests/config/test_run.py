@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("value", [r"(\d+)", r"answer: (.*)$", "a=b", "~/runs/x", "/tmp/größe", "it's", "\\", "a\\'b"])
 def test_a_value_arrives_as_it_was_written(value: str) -> None:
-    assert run.compose(["recipe=grpo_math", f"data.answer_pattern={run.plain(value)}"], None)["data"]["answer_pattern"] == value
-    assert run.compose(["recipe=grpo_math", f"data.answer_pattern={run.quoted(value)}"], None)["data"]["answer_pattern"] == value
+    assert run.compose(["recipe=grpo_math", f"data.answer_pattern={run.quote_if_needed(value)}"], None)["data"]["answer_pattern"] == value
+    assert run.compose(["recipe=grpo_math", f"data.answer_pattern={run.quote(value)}"], None)["data"]["answer_pattern"] == value
     assert run.compose(["recipe=grpo_math", f"data.answer_pattern={value}"], None)["data"]["answer_pattern"] == value
 
 
@@ -59,7 +59,7 @@ def test_a_sweep_waits_for_the_job_that_saves(number: int, group: bool, tmp_path
         "until = time.monotonic() + 20\nwhile not seen and time.monotonic() < until: time.sleep(0.02)\n"
         "time.sleep(1.0)\nsys.exit(75 if len(seen) == 1 else 9)"
     )
-    sweep = f"import sys; from rlkit import run; sys.exit(run.passed_on([sys.executable, '-c', {job!r}]))"
+    sweep = f"import sys; from rlkit import run; sys.exit(run.run_and_forward_signals([sys.executable, '-c', {job!r}]))"
     process = subprocess.Popen([sys.executable, "-c", sweep], cwd=ROOT, start_new_session=True)
     until = time.monotonic() + 60
     while not (tmp_path / "ready").exists() and time.monotonic() < until:

@@ -16,7 +16,7 @@ from rlkit.engines.hf import HFEngine
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.vllm import VLLMEngine, load_beneath_adapters
 from rlkit.errors import RunFailed
-from rlkit.ops.masking import padded
+from rlkit.ops.masking import pad_rows
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling, Stop
 
@@ -64,7 +64,7 @@ def trained(policy: DeepSpeedPolicy, samples: list[Sample]) -> Tensor:
 
 
 def said(samples: list[Sample]) -> Tensor:
-    return padded([s.rollout_logprobs for s in samples], max(len(s.tokens) for s in samples), 0.0)
+    return pad_rows([s.rollout_logprobs for s in samples], max(len(s.tokens) for s in samples), 0.0)
 
 
 def large_update(policy: DeepSpeedPolicy, samples: list[Sample], sign: float) -> None:

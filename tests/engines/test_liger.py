@@ -55,7 +55,7 @@ def test_values_and_gradients_are_those_of_the_plain_way(library: None) -> None:
     seen = []
     for said in (
         liger.of_hidden(hidden, weight, tokens, TEMPERATURE),
-        logprobs.of_hidden(hidden, weight, None, tokens, TEMPERATURE),
+        logprobs.logprobs_from_hidden(hidden, weight, None, tokens, TEMPERATURE),
     ):
         seen.append([*said, *torch.autograd.grad((torch.stack(said) * slopes).sum(), (hidden, weight))])
     for theirs, ours in zip(*seen, strict=True):

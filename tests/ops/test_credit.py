@@ -36,8 +36,12 @@ def test_leave_one_out_is_the_loop() -> None:
 
 def test_rewards_to_go_and_at_the_end_by_hand() -> None:
     mask = torch.tensor([[True, False, True, False], [False, False, False, False], [True, True, True, True]])
-    assert returns.at_the_end(wide([[5.0, 6.0, 7.0]])[0], mask).tolist() == [[0, 0, 5, 0], [0, 0, 0, 0], [0, 0, 0, 7]]
-    assert returns.to_go(wide([[1, 99, 2, 99], [1, 1, 1, 1], [1, 2, 3, 4]]), mask).tolist() == [[3, 0, 2, 0], [0, 0, 0, 0], [10, 9, 7, 4]]
+    assert returns.reward_on_last_token(wide([[5.0, 6.0, 7.0]])[0], mask).tolist() == [[0, 0, 5, 0], [0, 0, 0, 0], [0, 0, 0, 7]]
+    assert returns.reward_to_go(wide([[1, 99, 2, 99], [1, 1, 1, 1], [1, 2, 3, 4]]), mask).tolist() == [
+        [3, 0, 2, 0],
+        [0, 0, 0, 0],
+        [10, 9, 7, 4],
+    ]
 
 
 def test_generalised_advantages_by_hand() -> None:
@@ -56,7 +60,7 @@ def test_generalised_advantages_are_the_sum() -> None:
             mine = returns.gae(wide(rewards), wide(before), torch.tensor(mask), gamma, lam)
             for row, (r, v, m) in enumerate(zip(rewards, before, mask, strict=True)):
                 assert mine[row].tolist() == pytest.approx(oracle.gae(r, v, m, gamma, lam), rel=1e-10, abs=1e-10)
-            togo = returns.to_go(wide(rewards), torch.tensor(mask))
+            togo = returns.reward_to_go(wide(rewards), torch.tensor(mask))
             for row, (r, m) in enumerate(zip(rewards, mask, strict=True)):
                 assert togo[row].tolist() == pytest.approx(oracle.to_go(r, m), rel=1e-10, abs=1e-10)
 
@@ -75,7 +79,7 @@ def test_generalised_advantages_of_nothing() -> None:
 )
 def test_the_critics_loss_by_hand(value: float, loss: float, slope: float, cut: bool) -> None:
     at = torch.tensor([value], dtype=torch.float64, requires_grad=True)
-    losses, held = values.clipped(at, torch.tensor([1.0]), torch.tensor([2.0]), 0.2)
+    losses, held = values.value_clip_loss(at, torch.tensor([1.0]), torch.tensor([2.0]), 0.2)
     losses.sum().backward()
     assert losses.item() == pytest.approx(loss, abs=1e-7) and held.item() is cut
     assert at.grad is not None and at.grad.item() == pytest.approx(slope, abs=1e-7)
@@ -83,6 +87,8 @@ def test_the_critics_loss_by_hand(value: float, loss: float, slope: float, cut: 
 
 def test_the_kl_controller() -> None:
     """One tenth of the relative error, itself held at a fifth."""
-    assert kl.adapted(0.5, 6.6, 6.0) == pytest.approx(0.505, abs=1e-12)
-    assert kl.adapted(0.5, 60.0, 6.0) == pytest.approx(0.51, abs=1e-12) and kl.adapted(0.5, -3.0, 6.0) == pytest.approx(0.49, abs=1e-12)
-    assert kl.adapted(0.5, 6.0, 6.0) == 0.5
+    assert kl.adapt_coefficient(0.5, 6.6, 6.0) == pytest.approx(0.505, abs=1e-12)
+    assert kl.adapt_coefficient(0.5, 60.0, 6.0) == pytest.approx(0.51, abs=1e-12) and kl.adapt_coefficient(0.5, -3.0, 6.0) == pytest.approx(
+        0.49, abs=1e-12
+    )
+    assert kl.adapt_coefficient(0.5, 6.0, 6.0) == 0.5

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from rlkit.ops import logprobs
-from rlkit.ops.logprobs import of_chosen, of_hidden, predecessors
+from rlkit.ops.logprobs import build_predict_index, logprobs_from_hidden, logprobs_from_logits
 from tests.ops import oracle
 
 
 def test_the_token_before_predicts() -> None:
     """A prompt at 0, 1, 2, its completion at 3, 4; another prompt at 6, its completion at 7, 8, 9. Logits stand one before."""
-    assert predecessors([3, 7], [2, 3]).tolist() == [2, 3, 6, 7, 8]
-    assert predecessors([2], [0]).tolist() == [] and predecessors([], []).tolist() == []
+    assert build_predict_index([3, 7], [2, 3]).tolist() == [2, 3, 6, 7, 8]
+    assert build_predict_index([2], [0]).tolist() == [] and build_predict_index([], []).tolist() == []
     with pytest.raises(ValueError):
-        predecessors([1, 2], [1])
+        build_predict_index([1, 2], [1])
 
 
 def test_index_t_speaks_of_token_t() -> None:
@@ -26,9 +26,9 @@ def test_index_t_speaks_of_token_t() -> None:
     ids = torch.tensor([[4, 5, 6, 7, 8, 0], [1, 2, 3, 4, 0, 0]])  # [B, S], padded with 0
     logits = torch.full((2, 6, 10), -100.0).scatter(-1, (ids + 1).unsqueeze(-1), 100.0)  # [B, S, V]
     for cut in (1, 2, 3):
-        where = predecessors([cut, 6 + cut], [5 - cut, 4 - cut])
+        where = build_predict_index([cut, 6 + cut], [5 - cut, 4 - cut])
         tokens = torch.cat([ids[0, cut:5], ids[1, cut:4]])
-        chosen, entropy = of_chosen(logits.reshape(12, 10)[where], tokens, 1.0)
+        chosen, entropy = logprobs_from_logits(logits.reshape(12, 10)[where], tokens, 1.0)
         assert chosen.tolist() == [0.0] * (9 - 2 * cut) and entropy.tolist() == [0.0] * (9 - 2 * cut)
 
 
@@ -39,7 +39,7 @@ def test_log_probs_and_entropy_are_the_loops(temperature: float, size: float) ->
     rows = [[rng.uniform(-size, size) for _ in range(7)] for _ in range(20)]
     tokens = [rng.randrange(7) for _ in rows]
     logits = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
-    chosen, entropy = of_chosen(logits, torch.tensor(tokens), temperature)
+    chosen, entropy = logprobs_from_logits(logits, torch.tensor(tokens), temperature)
     for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
         assert chosen[i].item() == pytest.approx(oracle.log_softmax(row, temperature)[token], rel=1e-10, abs=1e-10)
         assert entropy[i].item() == pytest.approx(oracle.entropy(row, temperature), rel=1e-10, abs=1e-10)
@@ -54,15 +54,15 @@ def test_log_probs_and_entropy_are_the_loops(temperature: float, size: float) ->
 def test_exact_numbers() -> None:
     """Logits (ln 1, ln 2, ln 5): probabilities 1/8, 2/8, 5/8; at temperature 1/2 they are squared: 1/30, 4/30, 25/30."""
     logits = torch.tensor([[1.0, 2.0, 5.0]]).log()
-    chosen, entropy = of_chosen(logits, torch.tensor([1]), 1.0)
+    chosen, entropy = logprobs_from_logits(logits, torch.tensor([1]), 1.0)
     assert chosen.item() == pytest.approx(math.log(2 / 8), abs=1e-6)
     assert entropy.item() == pytest.approx(-sum(p * math.log(p) for p in (1 / 8, 2 / 8, 5 / 8)), abs=1e-6)
-    assert of_chosen(logits, torch.tensor([1]), 0.5)[0].item() == pytest.approx(math.log(4 / 30), abs=1e-6)
+    assert logprobs_from_logits(logits, torch.tensor([1]), 0.5)[0].item() == pytest.approx(math.log(4 / 30), abs=1e-6)
 
 
 def test_bfloat16_logits_are_summed_in_float32() -> None:
     """Of 1,000 equal logits each has probability 1/1000: in bfloat16 the logarithm would be off by 0.03."""
-    chosen, entropy = of_chosen(torch.zeros(1, 1000, dtype=torch.bfloat16), torch.tensor([3]), 1.0)
+    chosen, entropy = logprobs_from_logits(torch.zeros(1, 1000, dtype=torch.bfloat16), torch.tensor([3]), 1.0)
     assert chosen.dtype == entropy.dtype == torch.float32
     assert chosen.item() == pytest.approx(-math.log(1000), abs=1e-5) and entropy.item() == pytest.approx(math.log(1000), abs=1e-5)
 
@@ -81,9 +81,9 @@ def both_ways(dtype: torch.dtype, bias: bool, entropy: bool, size: float = 1.0) 
         hidden, weight, offset = ((leaf * size).to(dtype).requires_grad_() for leaf in leaves)
         given = offset if bias else None
         if ours:
-            said = of_hidden(hidden, weight, given, tokens, 0.7)
+            said = logprobs_from_hidden(hidden, weight, given, tokens, 0.7)
         else:
-            said = of_chosen(torch.nn.functional.linear(hidden, weight, given), tokens, 0.7)
+            said = logprobs_from_logits(torch.nn.functional.linear(hidden, weight, given), tokens, 0.7)
         loss = (said[0] * slopes[0]).sum() + (said[1] * slopes[1]).sum() * float(entropy)
         wanted = [hidden, weight, *([offset] if bias else [])]
         found.append([*(s.detach() for s in said), *torch.autograd.grad(loss if entropy else (said[0] * slopes[0]).sum(), wanted)])
@@ -109,28 +109,28 @@ def test_in_blocks_it_stands_logits_of_ten_thousand(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(logprobs, "BLOCK", 100)
     for one, other in zip(*both_ways(torch.float64, True, True, size=70.0), strict=True):
         assert (one - other).abs().max() < 1e-9 * max(1.0, float(one.abs().max()))
-    chosen, entropy = of_hidden(torch.full((40, 1), 1e4), torch.ones(8, 1), None, torch.zeros(40, dtype=torch.int64), 1.0)
+    chosen, entropy = logprobs_from_hidden(torch.full((40, 1), 1e4), torch.ones(8, 1), None, torch.zeros(40, dtype=torch.int64), 1.0)
     assert (chosen + math.log(8)).abs().max() < 1e-6 and (entropy - math.log(8)).abs().max() < 1e-6
 
 
 def test_a_frozen_head_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs, "BLOCK", 10)
     hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(9, 3)
-    of_hidden(hidden, weight, None, torch.tensor([0, 1, 2, 8]), 1.0)[0].sum().backward()
+    logprobs_from_hidden(hidden, weight, None, torch.tensor([0, 1, 2, 8]), 1.0)[0].sum().backward()
     assert hidden.grad is not None and weight.grad is None
 
 
 MEASURE = """
 import re, sys, torch
 from pathlib import Path
-from rlkit.ops.logprobs import of_chosen, of_hidden
+from rlkit.ops.logprobs import logprobs_from_hidden, logprobs_from_logits
 torch.set_num_threads(1)
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 way, tokens, vocabulary = sys.argv[1], int(sys.argv[2]), 151_936
 hidden, weight = torch.randn(tokens, 8).requires_grad_(), torch.randn(vocabulary, 8).requires_grad_()
 chosen = torch.arange(tokens)
 before = peak()
-said = of_hidden(hidden, weight, None, chosen, 1.0) if way == "ours" else of_chosen(hidden @ weight.T, chosen, 1.0)
+said = logprobs_from_hidden(hidden, weight, None, chosen, 1.0) if way == "ours" else logprobs_from_logits(hidden @ weight.T, chosen, 1.0)
 (said[0].sum() + said[1].sum()).backward()
 print(peak() - before)
 """

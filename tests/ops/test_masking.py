@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.ops.masking import Reduction, padded, token_weights, unit_totals, weighted_sum
+from rlkit.ops.masking import Reduction, count_units, pad_rows, token_weights, weighted_sum
 from tests.ops import oracle
 
 REDUCTIONS: list[Reduction] = ["token_mean", "sequence_mean", "fixed_length"]
@@ -15,7 +15,7 @@ MASK = torch.tensor([[True, False, True], [True, False, False], [False, False, F
 
 def test_exact_weights() -> None:
     """Three sequences of 2, 1 and 0 tokens that count."""
-    totals = unit_totals(MASK)
+    totals = count_units(MASK)
     assert totals.tolist() == [3.0, 3.0]
     for reduction, rows in {
         "token_mean": [[1 / 3, 0, 1 / 3], [1 / 3, 0, 0], [0, 0, 0]],
@@ -33,7 +33,7 @@ def test_a_reduction_is_the_loop(reduction: Reduction) -> None:
         mask = oracle.ragged(rng, rows=rng.randint(3, 6))
         losses = [[rng.gauss(0, 3) for _ in row] for row in mask]
         flags, grid = torch.tensor(mask), torch.tensor(losses, dtype=torch.float64, requires_grad=True)
-        total = weighted_sum(grid, token_weights(flags, reduction, unit_totals(flags), 9))
+        total = weighted_sum(grid, token_weights(flags, reduction, count_units(flags), 9))
         assert total.item() == pytest.approx(oracle.reduced(losses, mask, reduction, 9), rel=1e-10, abs=1e-10)
         total.backward()
         width = len(mask[0])
@@ -51,9 +51,9 @@ def test_parts_add_up_to_the_whole_exactly(reduction: Reduction) -> None:
     """Rows in any parts and any width, with the totals of all: the same weights, to the bit."""
     mask = torch.rand(9, 7, generator=torch.Generator().manual_seed(3)) < 0.6
     mask[4] = False
-    whole = token_weights(mask, reduction, unit_totals(mask), 11)
+    whole = token_weights(mask, reduction, count_units(mask), 11)
     parts = [mask[:2], mask[2:3], mask[3:]]
-    totals = torch.stack([unit_totals(part) for part in parts]).sum(0)
+    totals = torch.stack([count_units(part) for part in parts]).sum(0)
     assert torch.equal(torch.cat([token_weights(part, reduction, totals, 11) for part in parts]), whole)
     wide = torch.cat([mask, torch.zeros(9, 4, dtype=torch.bool)], dim=1)
     assert torch.equal(token_weights(wide, reduction, totals, 11)[:, :7], whole)
@@ -62,9 +62,9 @@ def test_parts_add_up_to_the_whole_exactly(reduction: Reduction) -> None:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_nothing_that_counts_weighs_nothing(reduction: Reduction) -> None:
     mask = torch.zeros(2, 3, dtype=torch.bool)
-    assert token_weights(mask, reduction, unit_totals(mask), 5).tolist() == [[0.0] * 3] * 2
+    assert token_weights(mask, reduction, count_units(mask), 5).tolist() == [[0.0] * 3] * 2
     none = torch.zeros(0, 3, dtype=torch.bool)
-    assert unit_totals(none).tolist() == [0.0, 0.0] and token_weights(none, reduction, unit_totals(none), 5).shape == (0, 3)
+    assert count_units(none).tolist() == [0.0, 0.0] and token_weights(none, reduction, count_units(none), 5).shape == (0, 3)
 
 
 def test_a_sum_is_blind_where_the_weight_is_nothing() -> None:
@@ -77,7 +77,7 @@ def test_a_sum_is_blind_where_the_weight_is_nothing() -> None:
 
 def test_padding_is_on_the_right_and_touches_nothing() -> None:
     rows: list[Tensor] = [torch.tensor([1, 2]), torch.tensor([], dtype=torch.int64), torch.tensor([3])]
-    grid = padded(rows, 3, -1)
+    grid = pad_rows(rows, 3, -1)
     assert grid.tolist() == [[1, 2, -1], [-1, -1, -1], [3, -1, -1]] and grid.dtype == torch.int64
-    assert rows[0].tolist() == [1, 2] and padded([], 4, 0.0).shape == (0, 4)
-    assert padded([torch.tensor([True])], 2, False).tolist() == [[True, False]]
+    assert rows[0].tolist() == [1, 2] and pad_rows([], 4, 0.0).shape == (0, 4)
+    assert pad_rows([torch.tensor([True])], 2, False).tolist() == [[True, False]]

@@ -31,7 +31,7 @@ def number(x: float) -> Tensor:
 )
 def test_the_dual_clip_holds_bad_tokens(ratio: float, advantage: float, loss: float, slope: float, cut: bool) -> None:
     at = number(math.log(ratio)).requires_grad_()
-    value, held = surrogate.dual_clipped(at, number(advantage), LOW, HIGH, 3.0)
+    value, held = surrogate.dual_clip_loss(at, number(advantage), LOW, HIGH, 3.0)
     value.sum().backward()
     assert value.item() == pytest.approx(loss, abs=1e-12) and held.item() is cut
     assert at.grad is not None and at.grad.item() == pytest.approx(slope, abs=1e-12)
@@ -41,7 +41,7 @@ def test_the_dual_clip_holds_bad_tokens(ratio: float, advantage: float, loss: fl
 def test_every_token_of_cispo_has_a_gradient(ratio: float, weight: float, cut: bool) -> None:
     """-w A log pi with w held: the slope is -w A whatever the ratio."""
     at = number(-3.0).requires_grad_()
-    value, held = surrogate.cispo(at - (-3.0 - math.log(ratio)), at, number(2.0), LOW, HIGH)
+    value, held = surrogate.cispo_loss(at - (-3.0 - math.log(ratio)), at, number(2.0), LOW, HIGH)
     value.sum().backward()
     assert value.item() == pytest.approx(6.0 * weight, abs=1e-12) and held.item() is cut
     assert at.grad is not None and at.grad.item() == pytest.approx(-2.0 * weight, abs=1e-12)
@@ -51,7 +51,7 @@ def test_every_token_of_cispo_has_a_gradient(ratio: float, weight: float, cut: b
 def test_reinforce_weighs_samples_of_an_older_policy(ratio: float) -> None:
     """-r A log pi with r held: at log pi = -3 and A = 2 the value is 6 r, the slope -2 r. Nothing is cut, however large."""
     at = number(-3.0).requires_grad_()
-    value, held = surrogate.reinforce(at - (-3.0 - math.log(ratio)), at, number(2.0))
+    value, held = surrogate.reinforce_loss(at - (-3.0 - math.log(ratio)), at, number(2.0))
     value.sum().backward()
     assert value.item() == pytest.approx(6.0 * ratio, abs=1e-12) and held.item() is False
     assert at.grad is not None and at.grad.item() == pytest.approx(-2.0 * ratio, abs=1e-12)
@@ -62,7 +62,7 @@ def test_the_gate_of_sapo() -> None:
     for advantage, tau in ((2.0, 1.0), (-2.0, 1.05)):
         for x, loss, slope in ((0.0, -2 / tau * advantage, -advantage), (100.0, -4 / tau * advantage, 0.0)):
             at = number(x).requires_grad_()
-            value, cut = surrogate.sapo(at, number(advantage), 1.0, 1.05)
+            value, cut = surrogate.sapo_loss(at, number(advantage), 1.0, 1.05)
             value.sum().backward()
             assert value.item() == pytest.approx(loss, abs=1e-12) and not cut.item()
             assert at.grad is not None and at.grad.item() == pytest.approx(slope, abs=1e-12)
@@ -75,9 +75,9 @@ def test_each_loss_is_the_loop_with_its_gradient() -> None:
         if min(abs(x - math.log(k)) for k in (1 - LOW, 1 + HIGH, 3.0)) < 1e-4:
             continue  # a kink has no slope
         for mine, theirs in (
-            (lambda y, a: surrogate.dual_clipped(y, a, LOW, HIGH, 3.0)[0], lambda y, a: oracle.dual_clipped(y, a, LOW, HIGH, 3.0)),
-            (lambda y, a: surrogate.sapo(y, a, 1.0, 1.05)[0], lambda y, a: oracle.sapo(y, a, 1.0, 1.05)),
-            (lambda y, a: surrogate.reinforce(torch.zeros_like(y), y, a)[0], lambda y, a: -a * y),
+            (lambda y, a: surrogate.dual_clip_loss(y, a, LOW, HIGH, 3.0)[0], lambda y, a: oracle.dual_clipped(y, a, LOW, HIGH, 3.0)),
+            (lambda y, a: surrogate.sapo_loss(y, a, 1.0, 1.05)[0], lambda y, a: oracle.sapo(y, a, 1.0, 1.05)),
+            (lambda y, a: surrogate.reinforce_loss(torch.zeros_like(y), y, a)[0], lambda y, a: -a * y),
         ):
             at = number(x).requires_grad_()
             value = mine(at, number(advantage))
@@ -101,10 +101,10 @@ def test_weights_for_the_sampler() -> None:
     """Ratios 1/2, 2, 4 and e^900 with a cap of 2: held, or dropped; the cap itself is inside. No gradient, no infinity."""
     logs = [*torch.tensor([0.5, 2.0, 4.0]).log().tolist(), 900.0]
     given = torch.tensor(logs, requires_grad=True)
-    held, dropped = (surrogate.correction(given, 2.0, drop) for drop in (False, True))
+    held, dropped = (surrogate.importance_weights(given, 2.0, drop) for drop in (False, True))
     assert held.tolist() == pytest.approx([0.5, 2.0, 2.0, 2.0]) and dropped.tolist() == pytest.approx([0.5, 2.0, 0.0, 0.0])
     assert not held.requires_grad and not dropped.requires_grad
-    assert torch.isfinite(surrogate.correction(given, math.inf, False)).all()
+    assert torch.isfinite(surrogate.importance_weights(given, math.inf, False)).all()
 
 
 @pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
@@ -113,10 +113,10 @@ def test_a_ratio_past_all_numbers_makes_no_nan(advantage: float) -> None:
         at = torch.tensor([x], requires_grad=True)
         a = torch.tensor([advantage])
         for value, _ in (
-            surrogate.dual_clipped(at, a, LOW, HIGH, 3.0),
-            surrogate.sapo(at, a, 1.0, 1.05),
-            surrogate.cispo(at, at, a, LOW, HIGH),
-            surrogate.reinforce(at, at, a),
+            surrogate.dual_clip_loss(at, a, LOW, HIGH, 3.0),
+            surrogate.sapo_loss(at, a, 1.0, 1.05),
+            surrogate.cispo_loss(at, at, a, LOW, HIGH),
+            surrogate.reinforce_loss(at, at, a),
         ):
             (slope,) = torch.autograd.grad(value.sum(), at, retain_graph=True)
             assert torch.isfinite(value).all() and torch.isfinite(slope).all()

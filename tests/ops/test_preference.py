@@ -25,21 +25,21 @@ def odds(x: float) -> float:
 
 
 ONE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {  # of a margin
-    "sigmoid": (lambda h: preference.sigmoid(h, BETA), lambda h: -math.log(s(BETA * h))),
+    "sigmoid": (lambda h: preference.dpo_loss(h, BETA), lambda h: -math.log(s(BETA * h))),
     "smoothed": (
-        lambda h: preference.smoothed(h, BETA, E),
+        lambda h: preference.conservative_dpo_loss(h, BETA, E),
         lambda h: -(1 - E) * math.log(s(BETA * h)) - E * math.log(s(-BETA * h)),
     ),
-    "hinge": (lambda h: preference.hinge(h, BETA), lambda h: max(0.0, 1 - BETA * h)),
-    "ipo": (lambda h: preference.ipo(h, BETA), lambda h: (h - 1 / (2 * BETA)) ** 2),
+    "hinge": (lambda h: preference.hinge_loss(h, BETA), lambda h: max(0.0, 1 - BETA * h)),
+    "ipo": (lambda h: preference.ipo_loss(h, BETA), lambda h: (h - 1 / (2 * BETA)) ** 2),
     "robust": (
-        lambda h: preference.robust(h, BETA, E),
+        lambda h: preference.robust_dpo_loss(h, BETA, E),
         lambda h: (-(1 - E) * math.log(s(BETA * h)) + E * math.log(s(-BETA * h))) / (1 - 2 * E),
     ),
 }
 TWO: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[float, float], float]]] = {  # of mean log-probs
-    "simpo": (lambda w, r: preference.simpo(w, r, 2.0, 0.5), lambda w, r: -math.log(s(2 * (w - r) - 0.5))),
-    "orpo": (lambda w, r: preference.orpo(w, r, 0.1), lambda w, r: -w - 0.1 * math.log(s(math.log(odds(w) / odds(r))))),
+    "simpo": (lambda w, r: preference.simpo_loss(w, r, 2.0, 0.5), lambda w, r: -math.log(s(2 * (w - r) - 0.5))),
+    "orpo": (lambda w, r: preference.orpo_loss(w, r, 0.1), lambda w, r: -w - 0.1 * math.log(s(math.log(odds(w) / odds(r))))),
 }
 
 
@@ -83,8 +83,8 @@ def test_where_policy_and_reference_agree() -> None:
 def test_robust_is_dpo_in_expectation() -> None:
     """Of labels flipped at the rate e: (1 - e) L(h) + e L(-h) is DPO's loss under the true label."""
     h = torch.linspace(-9, 9, 7, dtype=torch.float64)
-    mean = (1 - E) * preference.robust(h, BETA, E) + E * preference.robust(-h, BETA, E)
-    assert torch.allclose(mean, preference.sigmoid(h, BETA), atol=1e-14)
+    mean = (1 - E) * preference.robust_dpo_loss(h, BETA, E) + E * preference.robust_dpo_loss(-h, BETA, E)
+    assert torch.allclose(mean, preference.dpo_loss(h, BETA), atol=1e-14)
 
 
 def test_nothing_overflows() -> None:
@@ -102,7 +102,7 @@ def test_nothing_overflows() -> None:
 def test_kto_by_hand_and_by_loop() -> None:
     """x = 0 and z = 0: half of each weight. The baseline is a mean, never negative, and no gradient goes through it."""
     x, good = torch.zeros(2, dtype=torch.float64), torch.tensor([True, False])
-    assert preference.kto(x, good, torch.tensor(0.0), BETA, 1.0, 1.5).tolist() == [0.5, 0.75]
+    assert preference.kto_loss(x, good, torch.tensor(0.0), BETA, 1.0, 1.5).tolist() == [0.5, 0.75]
     z = preference.kto_baseline(torch.tensor(6.0, requires_grad=True), torch.tensor(4))
     assert z.item() == 1.5 and not z.requires_grad
     assert (
@@ -113,7 +113,7 @@ def test_kto_by_hand_and_by_loop() -> None:
     rng = random.Random(14)
     ratios, flags = [rng.gauss(0, 5) for _ in range(50)], [rng.random() < 0.5 for _ in range(50)]
     at = torch.tensor(ratios, dtype=torch.float64, requires_grad=True)
-    losses = preference.kto(at, torch.tensor(flags), z.double(), BETA, 1.2, 0.7)
+    losses = preference.kto_loss(at, torch.tensor(flags), z.double(), BETA, 1.2, 0.7)
     losses.sum().backward()
     assert at.grad is not None
     for i, (r, flag) in enumerate(zip(ratios, flags, strict=True)):

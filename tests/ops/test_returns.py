@@ -20,9 +20,9 @@ def tensors(rewards: Rewards, groups: list[int]) -> tuple[Tensor, Tensor, Tensor
 def test_exact_advantages() -> None:
     """1, 0, 0: mean 1/3, std (n-1) 1/sqrt(3), so 2/sqrt(3) and twice -1/sqrt(3)."""
     given = tensors([1.0, 0.0, 0.0], [0, 0, 0])
-    assert returns.group_centred(*given).tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3], abs=1e-15)
-    assert returns.group_normalised(*given).tolist() == pytest.approx([2 / 3**0.5, -1 / 3**0.5, -1 / 3**0.5], abs=1e-15)
-    assert returns.group_normalised(*tensors([3.0, 1.0], [0, 0])).tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], abs=1e-15)
+    assert returns.centre_by_group(*given).tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3], abs=1e-15)
+    assert returns.normalise_by_group(*given).tolist() == pytest.approx([2 / 3**0.5, -1 / 3**0.5, -1 / 3**0.5], abs=1e-15)
+    assert returns.normalise_by_group(*tensors([3.0, 1.0], [0, 0])).tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -38,24 +38,24 @@ def test_exact_advantages() -> None:
     ],
 )
 def test_groups_without_a_spread_and_failed_rewards(rewards: Rewards, advantages: list[float]) -> None:
-    assert returns.group_normalised(*tensors(rewards, [0] * len(rewards))).tolist() == pytest.approx(advantages, abs=1e-15)
+    assert returns.normalise_by_group(*tensors(rewards, [0] * len(rewards))).tolist() == pytest.approx(advantages, abs=1e-15)
 
 
 def test_rounding_makes_no_signal() -> None:
     """0.1 + 0.2 is not 0.3 by 5.6e-17: the floor of the std leaves nothing of that."""
-    advantages = returns.group_normalised(*tensors([0.1 + 0.2, 0.3, 0.3], [0, 0, 0]))
+    advantages = returns.normalise_by_group(*tensors([0.1 + 0.2, 0.3, 0.3], [0, 0, 0]))
     assert advantages.abs().max() < 1e-10
 
 
 def test_a_spread_below_the_floor_is_divided_by_the_floor() -> None:
-    advantages = returns.group_normalised(*tensors([2e-8, 0.0], [0, 0]))
+    advantages = returns.normalise_by_group(*tensors([2e-8, 0.0], [0, 0]))
     assert advantages.tolist() == pytest.approx([0.01, -0.01], rel=1e-10)  # 1e-8 / 1e-6
 
 
 @pytest.mark.parametrize("scale", [True, False])
 def test_advantages_are_the_loop_on_random_groups(scale: bool) -> None:
     rng = random.Random(4)
-    estimate = returns.group_normalised if scale else returns.group_centred
+    estimate = returns.normalise_by_group if scale else returns.centre_by_group
     for _ in range(100):
         groups = [g for g in range(rng.randint(1, 5)) for _ in range(rng.randint(1, 6))]
         kind = rng.choice([lambda: float(rng.random() < 0.5), lambda: rng.gauss(3, 10), lambda: rng.choice([0.1 + 0.2, 0.3, 0.1])])
@@ -77,6 +77,6 @@ def test_a_mean_shifted_or_scaled_by_the_reward_changes_nothing() -> None:
     rng = random.Random(5)
     rewards: Rewards = [rng.gauss(0, 1) for _ in range(12)]
     groups = [i // 4 for i in range(12)]
-    plain = returns.group_normalised(*tensors(rewards, groups))
-    moved = returns.group_normalised(*tensors([3 * r + 7 for r in rewards if r is not None], groups))
+    plain = returns.normalise_by_group(*tensors(rewards, groups))
+    moved = returns.normalise_by_group(*tensors([3 * r + 7 for r in rewards if r is not None], groups))
     assert moved.tolist() == pytest.approx(plain.tolist(), abs=1e-12)

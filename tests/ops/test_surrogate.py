@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from rlkit.ops.surrogate import clipped, log_ratio
+from rlkit.ops.surrogate import log_ratio, ppo_clip_loss
 from tests.ops import oracle
 
 LOW, HIGH = 0.2, 0.28
@@ -28,7 +28,7 @@ LOW, HIGH = 0.2, 0.28
 )
 def test_exact_losses(ratio: float, advantage: float, loss: float, slope: float, cut: bool) -> None:
     at = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
-    value, held = clipped(at, torch.tensor([advantage], dtype=torch.float64), LOW, HIGH)
+    value, held = ppo_clip_loss(at, torch.tensor([advantage], dtype=torch.float64), LOW, HIGH)
     value.sum().backward()
     assert value.item() == pytest.approx(loss, abs=1e-12) and held.item() is cut
     assert at.grad is not None and at.grad.item() == pytest.approx(slope, abs=1e-12)  # d r / d log r = r
@@ -41,7 +41,7 @@ def test_the_surrogate_is_the_loop_with_its_gradient() -> None:
         if min(abs(x - math.log(1 - LOW)), abs(x - math.log(1 + HIGH))) < 1e-4:
             continue  # a kink has no slope
         at = torch.tensor([x], dtype=torch.float64, requires_grad=True)
-        value, _ = clipped(at, torch.tensor([advantage], dtype=torch.float64), LOW, HIGH)
+        value, _ = ppo_clip_loss(at, torch.tensor([advantage], dtype=torch.float64), LOW, HIGH)
         value.sum().backward()
         assert value.item() == pytest.approx(oracle.clipped(x, advantage, LOW, HIGH), rel=1e-10, abs=1e-10)
         wanted = oracle.slopes(lambda y, a=advantage: oracle.clipped(y[0], a, LOW, HIGH), [x])[0]
@@ -52,7 +52,7 @@ def test_the_surrogate_is_the_loop_with_its_gradient() -> None:
 def test_a_ratio_past_all_numbers_is_held_without_nan(advantage: float, loss: float) -> None:
     """exp(100) is no float32: where the clip holds, or nothing pulls, loss and gradient are finite still."""
     at = torch.tensor([100.0], requires_grad=True)
-    value, _ = clipped(at, torch.tensor([advantage]), LOW, HIGH)
+    value, _ = ppo_clip_loss(at, torch.tensor([advantage]), LOW, HIGH)
     value.sum().backward()
     assert value.item() == pytest.approx(loss) and at.grad is not None and at.grad.item() == 0.0
 
@@ -66,5 +66,5 @@ def test_what_does_not_count_has_ratio_one() -> None:
 
 
 def test_one_value_a_token() -> None:
-    value, cut = clipped(torch.zeros(3, 5), torch.arange(15.0).view(3, 5), LOW, HIGH)
+    value, cut = ppo_clip_loss(torch.zeros(3, 5), torch.arange(15.0).view(3, 5), LOW, HIGH)
     assert torch.equal(value, -torch.arange(15.0).view(3, 5)) and cut.shape == (3, 5) and not cut.any()

@@ -41,7 +41,7 @@ GPUS = {"One GPU": 1, "Four GPUs": 4, "Eight GPUs": 8}
 
 
 def composed(*words: str) -> recipes.Recipe:
-    return recipes.read(door.compose(list(words), None))
+    return recipes.read_recipe(door.compose(list(words), None))
 
 
 def test_parameters_by_hand() -> None:

@@ -20,8 +20,8 @@ from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.engines.hf import Reference
 from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
 from rlkit.engines.vllm import VLLMEngine
-from rlkit.ops.masking import padded
-from rlkit.run import leave
+from rlkit.ops.masking import pad_rows
+from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling
 
@@ -64,7 +64,7 @@ def asked(engine: VLLMEngine, count: int, seed: int) -> list[Sample]:
 def apart(policy: DeepSpeedPolicy, samples: list[Sample]) -> float:
     """The largest difference between what sampler and trainer say of the same tokens, on any rank."""
     width = max(len(s.tokens) for s in samples)
-    mine = (policy.logprobs(samples, width)[0] - padded([s.rollout_logprobs for s in samples], width, 0.0)).abs().max()
+    mine = (policy.logprobs(samples, width)[0] - pad_rows([s.rollout_logprobs for s in samples], width, 0.0)).abs().max()
     return max(ranks.gather(float(mine)))
 
 
@@ -137,4 +137,4 @@ if ranks.main:
     out.write_text(json.dumps(results))
 made.close()
 ranks.barrier()
-leave(0)
+exit_process(0)

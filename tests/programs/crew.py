@@ -82,4 +82,4 @@ def main(out: Path) -> None:
 
 
 main(Path(sys.argv[1]))
-run.leave(0)
+run.exit_process(0)

@@ -56,4 +56,4 @@ if fault == "dropout":
     deepspeed.DeepSpeedPolicy = Forgetful
 VLLMEngine.load = faulty_load
 DeepSpeedPolicy.step = faulty_step
-run.leave(run.main(sys.argv[2:]))
+run.exit_process(run.main(sys.argv[2:]))

@@ -17,7 +17,7 @@ from rlkit import run
 from rlkit.assembly import build
 from rlkit.config import recipe
 from rlkit.engines.deepspeed_config import set_environment
-from rlkit.ops.masking import unit_totals
+from rlkit.ops.masking import count_units
 from rlkit.trainers.offline import UNITS, OfflineTrainer, Work
 from rlkit.trainers.offline import gradient as offline_gradient
 from rlkit.trainers.online import OnlineTrainer
@@ -46,7 +46,7 @@ import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
 
 torch.optim.AdamW = Descent
 config = run.compose([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
-with build.build_run(recipe.read(config), yaml.safe_dump(config)) as made:
+with build.build_run(recipe.read_recipe(config), yaml.safe_dump(config)) as made:
     trainer = made.trainer
     if isinstance(trainer, OnlineTrainer):
         with trainer.placement.rollout():
@@ -55,8 +55,8 @@ with build.build_run(recipe.read(config), yaml.safe_dump(config)) as made:
         with trainer.placement.train():
             groups, batch = collate(taken.groups, made.ranks, 1, trainer.placement.version)
             signals, _ = observe(trainer.learning, batch)
-            credit, *_ = trainer.learning.algorithm.assign(batch, signals, trainer.remembered, made.ranks)
-            totals = made.ranks.all_reduce_sum(unit_totals(batch.mask))
+            credit, *_ = trainer.learning.algorithm.compute_advantages(batch, signals, trainer.remembered, made.ranks)
+            totals = made.ranks.all_reduce_sum(count_units(batch.mask))
             gradient(trainer.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
         learner, share = trainer.learning.policy, len(batch.samples)
         samples = [s.sample for g in groups for s in g.samples]
@@ -73,4 +73,4 @@ with build.build_run(recipe.read(config), yaml.safe_dump(config)) as made:
         tokens = {str(list(s.key)): s.tokens for s in samples}
         torch.save({"gradients": gradients, "tokens": tokens, "share": share}, Path(sys.argv[1]))
     made.ranks.barrier()
-run.leave(0)
+run.exit_process(0)

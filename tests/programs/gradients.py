@@ -23,7 +23,7 @@ from rlkit.algorithms import Needs
 from rlkit.config import recipe
 from rlkit.engines.deepspeed_config import set_environment
 from rlkit.engines.logprob_check import LogprobCheck
-from rlkit.ops.masking import unit_totals
+from rlkit.ops.masking import count_units
 from rlkit.runtime.ranks import Ranks
 from rlkit.trainers.offline import OfflineUpdater, Unit
 from rlkit.trainers.offline import gradient as update_offline
@@ -91,8 +91,8 @@ def one(ranks: Ranks, policy: Any, critic: Any, name: str, way: str, groups: lis
     order = shuffled if way == "shuffled" else list
     _, batch = collate(order(groups[ranks.rank :: ranks.world]), ranks, 1, 0)
     signals = Signals(said(batch, 1, OLD), said(batch, 2, OLD), said(batch, 3, 0.0) if work.critic else None)
-    credit, *_ = keys.assign(batch, signals, keys.start(), ranks)
-    gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(unit_totals(batch.mask)))
+    credit, *_ = keys.compute_advantages(batch, signals, keys.init_state(), ranks)
+    gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(count_units(batch.mask)))
     return torch.cat([moved(ranks, learner) for learner in (policy, *([critic] if work.critic else []))])
 
 
@@ -111,8 +111,8 @@ def first_step(ranks: Ranks, policy: Any, groups: list[Group]) -> tuple[Tensor, 
             alone = OnlineUpdater(**{**vars(work), "tokens_per_micro_batch": 1})
             ratio = (observe(alone, batch)[0].old_logprobs - signals.old_logprobs).exp()  # other micro-batches
             apart = float((ratio - 1).abs()[batch.mask].max())
-        credit, *_ = algorithm_.assign(batch, signals, algorithm_.start(), ranks)
-        metrics = gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(unit_totals(batch.mask)))
+        credit, *_ = algorithm_.compute_advantages(batch, signals, algorithm_.init_state(), ranks)
+        metrics = gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(count_units(batch.mask)))
         assert metrics is not None
         gradients.append(moved(ranks, policy))
     return gradients[0], gradients[1], apart
@@ -130,7 +130,7 @@ class Remembered:
 
 def offline(ranks: Ranks, learner: Any, name: str, way: str, groups: list[Group]) -> Tensor:
     """The gradient of one update on written completions: of pairs the first two of each group."""
-    keys = recipe.read(run.compose([f"recipe={RECIPES[name]}"], None)).algorithm
+    keys = recipe.read_recipe(run.compose([f"recipe={RECIPES[name]}"], None)).algorithm
     groups = shuffled_whole(groups) if way == "shuffled" else groups
     if keys.reads == "pairs":
         units = [Unit(tuple(s.sample for s in g.samples[:2])) for g in groups]
@@ -224,4 +224,4 @@ def main(out: Path, model: str, sp_size: int, cells: set[str]) -> None:
 
 
 main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), set(sys.argv[4:]))
-run.leave(0)
+run.exit_process(0)

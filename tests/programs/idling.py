@@ -11,7 +11,7 @@ import torch
 
 from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.deepspeed_config import OptimizerSettings
-from rlkit.run import leave
+from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.updates.micro_batch_fit import longest_samples
 
@@ -44,4 +44,4 @@ for number, (of_chosen, of_entropy) in enumerate(LOSSES):
     norms.append(policy.step(0.0).grad_norm)
 if ranks.main:
     out.write_text(json.dumps(norms))
-leave(0)
+exit_process(0)

@@ -18,7 +18,7 @@ from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.engines.lora import LoraSettings, send_adapter, send_merged
 from rlkit.engines.placement import Colocated
 from rlkit.engines.vllm import VLLMEngine
-from rlkit.run import leave
+from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sampling
 
@@ -53,4 +53,4 @@ for kind in ("full", "lora"):
         gc.collect()
         found[kind].append((me.memory_info().rss / 2**20, len(os.listdir("/proc/self/fd"))))
 out.write_text(json.dumps(found))
-leave(0)
+exit_process(0)

@@ -10,7 +10,7 @@ import torch
 
 from rlkit.engines import hf
 from rlkit.engines.deepspeed_config import OptimizerSettings, config, in_parts, set_environment
-from rlkit.run import leave
+from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 
 set_environment()
@@ -22,4 +22,4 @@ found = ranks.gather(sum(p.numel() + getattr(p, "ds_tensor", nothing).numel() fo
 whole = sum(p.numel() for p in hf.load_model(sys.argv[1], torch.float32, offline=True).parameters())
 if ranks.rank == 0:
     Path(sys.argv[2]).write_text(json.dumps([whole, *found]))
-leave(0)
+exit_process(0)

@@ -25,7 +25,7 @@ class StubSampler:
         return prompts
 
 
-told = recipe.read(run.compose(sys.argv[2:], None))
+told = recipe.read_recipe(run.compose(sys.argv[2:], None))
 stream, _, _ = build_datasets(told, Renderer(told.model.path))
 told = with_steps(told, len(stream.rows))
 ranks = Ranks()
@@ -38,4 +38,4 @@ for _ in range(told.steps or 0):
     steps.append([[prompt.row, prompt.draw] for _, prompt in everyone])
 if ranks.main:
     Path(sys.argv[1]).write_text(json.dumps(steps))
-run.leave(0)
+run.exit_process(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlkit.metrics import values
 from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec
-from rlkit.run import leave
+from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 
 ranks = Ranks()
@@ -25,4 +25,4 @@ with tempfile.TemporaryDirectory() as folder:
         seconds = merged["time/reward_p99"].numbers  # type: ignore[union-attr]
 if ranks.main:
     Path(sys.argv[1]).write_text(json.dumps({**values(merged), "counted": len(seconds)}))
-leave(0)
+exit_process(0)

@@ -52,4 +52,4 @@ if sys.argv[1] == "trial" or (sys.argv[1] == "alone" and os.environ["RANK"] == "
     micro_batch_fit.largest_micro_batch = in_little_room
 elif sys.argv[1] == "update":
     online.update = second_update
-run.leave(run.main(sys.argv[3:]))
+run.exit_process(run.main(sys.argv[3:]))

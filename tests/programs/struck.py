@@ -49,4 +49,4 @@ if __name__ == "__main__":
     from rlkit import run
 
     at_phase(sys.argv[2], int(sys.argv[3]), lambda: strike(signal.Signals[sys.argv[1]]))
-    run.leave(run.main(sys.argv[4:]))
+    run.exit_process(run.main(sys.argv[4:]))

@@ -18,7 +18,7 @@ from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.profiling import memory_estimate
 from rlkit.profiling.memory_peak import peak_memory, reset_peak
-from rlkit.run import leave
+from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.updates.micro_batch_fit import longest_samples
 
@@ -81,4 +81,4 @@ job = memory_estimate.Job(
 if ranks.main:
     out.write_text(json.dumps({"peak": peak, "parameters": job.shape.parameters, "predicted": memory_estimate.on_host(job)["train"]}))
 dist.barrier()
-leave(0)
+exit_process(0)
