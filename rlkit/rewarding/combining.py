@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from rlkit.metrics import Metrics, Quantile, over
+from rlkit.metrics import Metrics, Quantile, mean_of
 from rlkit.rewarding.outcome import PLAIN, Outcome, OutcomeKind, Verdict
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
@@ -86,10 +86,10 @@ def stats(specs: Sequence[RewardSpec], outcomes: Mapping[str, Sequence[Outcome]]
         given = outcomes[spec.name]
         if not given:
             continue
-        found[f"rewards/{spec.name}/failure_rate"] = over(outcome.kind.failed for outcome in given)
-        found[f"rewards/{spec.name}/timeout_rate"] = over(outcome.kind is OutcomeKind.TIMEOUT for outcome in given)
-        found[f"rewards/{spec.name}/not_applicable_rate"] = over(outcome.kind is OutcomeKind.NOT_APPLICABLE for outcome in given)
+        found[f"rewards/{spec.name}/failure_rate"] = mean_of(outcome.kind.failed for outcome in given)
+        found[f"rewards/{spec.name}/timeout_rate"] = mean_of(outcome.kind is OutcomeKind.TIMEOUT for outcome in given)
+        found[f"rewards/{spec.name}/not_applicable_rate"] = mean_of(outcome.kind is OutcomeKind.NOT_APPLICABLE for outcome in given)
         for entry in dict.fromkeys(entry for outcome in given for entry in outcome.metrics):
-            found[f"rewards/{spec.name}/{entry}"] = over(outcome.metrics[entry] for outcome in given if entry in outcome.metrics)
+            found[f"rewards/{spec.name}/{entry}"] = mean_of(outcome.metrics[entry] for outcome in given if entry in outcome.metrics)
     seconds = tuple(outcome.seconds for given in outcomes.values() for outcome in given)
     return found | ({f"time/reward_p{percent}": Quantile(seconds, percent) for percent in (50, 99)} if seconds else {})

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
@@ -24,5 +24,5 @@ with tempfile.TemporaryDirectory() as folder:
         merged = ranks.merge_metrics(judge.stats())
         seconds = merged["time/reward_p99"].numbers  # type: ignore[union-attr]
 if ranks.main:
-    Path(sys.argv[1]).write_text(json.dumps({**values(merged), "counted": len(seconds)}))
+    Path(sys.argv[1]).write_text(json.dumps({**metric_values(merged), "counted": len(seconds)}))
 exit_process(0)

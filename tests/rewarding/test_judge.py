@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rlkit.errors import RunFailed, UserError
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec, outcome
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
 from rlkit.rewarding.supervisor import LUMP_SECONDS, WorkQueue
@@ -219,7 +219,7 @@ def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> 
         for number, completion in enumerate(["1", "0", "0", "3", "n", "e", "e", "e"]):
             judge.submit(number, {"prompt": "p", "completion": completion})
         judge.collect(range(8))
-        stats = values(judge.stats())
+        stats = metric_values(judge.stats())
         assert judge.stats() == {}
     assert {name: value for name, value in stats.items() if not name.startswith("time/")} == {
         "rewards/f/failure_rate": 0.375,

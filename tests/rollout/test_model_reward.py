@@ -15,7 +15,7 @@ import torch
 from rlkit.data.renderer import Renderer
 from rlkit.engines.classifier import Classifier
 from rlkit.errors import UserError
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.report.folder import read_rows
 from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec
 from rlkit.rollout.model_reward import ModelReward
@@ -136,7 +136,7 @@ def test_workers_score_beside_it_and_its_failures_leave_no_reward(tiny_classifie
         for number, item in enumerate(items):
             judge.submit(number, item, 0, len(items))
         verdicts = judge.collect(range(len(items)))
-        stats = values(judge.stats())
+        stats = metric_values(judge.stats())
     alone = [outcome.value for outcome in reward.judge(ITEMS)]
     for number, said in enumerate(SAID):
         assert verdicts[number].reward == pytest.approx(2 * len(said) + alone[number])
