@@ -42,8 +42,8 @@ async def llm_judge(
 ) -> float:
     """The number after the last `Score:` in the model's reply, divided by `best`, between 0 and 1.
 
-    url: the server's base address, up to `/v1`. key: the variable with its key, listed in rewarding.env. Raises http.Refused where the
-    reply holds no score. The remaining arguments are those of rlkit.rewarding.http.post.
+    url: the server's base address, up to `/v1`. key: the variable with its key, listed in rewarding.env. Raises http.RequestFailed
+    where the reply holds no score. The remaining arguments are those of rlkit.rewarding.http.post.
     """
     asked = template.format(prompt=_text(prompt), completion=completion, answer=answer, best=f"{best:g}", **columns)
     body = {"model": model, "messages": [{"role": "user", "content": asked}], "temperature": 0.0}
@@ -52,7 +52,7 @@ async def llm_judge(
     said = str(reply["choices"][0]["message"]["content"])
     scores = SCORE.findall(said)
     if not scores:
-        raise http.Refused(f"{model} gave no score: {said[-200:]!r}")
+        raise http.RequestFailed(f"{model} gave no score: {said[-200:]!r}")
     return min(1.0, max(0.0, float(scores[-1]) / best))
 
 

@@ -28,8 +28,8 @@ ALL = [*CODE, *sorted((ROOT / "tests").rglob("*.py"))]
 FLOORS = [  # from the lowest; a room imports rooms of lower floors, and of its own floor those of BESIDE
     {"nouns", "ops", "profiling"},
     {"algorithms", "builtin", "engines", "report", "runtime"},
-    {"config", "data", "rewarding"},
-    {"rollout", "updates"},
+    {"data", "rewarding"},
+    {"config", "rollout", "updates"},
     {"trainers"},
     {"assembly"},
     {"doors"},

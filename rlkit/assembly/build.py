@@ -9,13 +9,13 @@ from pathlib import Path
 from rlkit.assembly import offline, online, plan
 from rlkit.assembly.base_model import check_length, make_base_model
 from rlkit.assembly.datasets import build_datasets, with_steps
-from rlkit.assembly.rewards import in_process_rewards, load_reward_models, reward_settings, reward_specs
+from rlkit.assembly.rewards import in_process_rewards, load_reward_models, reward_settings
 from rlkit.assembly.run_folder import open_folder
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.errors import RunFailed
 from rlkit.report import Report
-from rlkit.rewarding.judge import RewardClient
+from rlkit.rewarding.client import RewardClient
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import Stopping
@@ -36,7 +36,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
             None
             if recipe.offline_algorithm
             else stack.enter_context(
-                RewardClient(reward_specs(recipe), reward_settings(recipe, ranks), folder / "replay", in_process_rewards(recipe))
+                RewardClient(recipe.rewards, reward_settings(recipe, ranks), folder / "replay", in_process_rewards(recipe))
             )
         )
         model_path = make_base_model(recipe, ranks.main)
@@ -57,8 +57,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
             run, close = online.build_online(recipe, ranks, folder, judge, model_path, renderer, train, test, report, stopping)
             stack.callback(close)
             load_reward_models(recipe, judge, run.trainer.placement, ranks)
-            judge.ready()
-            for line in judge.ignored(train.rows.columns().union(*(prompt.columns for prompt in test))):
+            judge.wait_until_ready()
+            for line in judge.describe_ignored_columns(train.rows.columns().union(*(prompt.columns for prompt in test))):
                 report.warn(line)
         try:
             yield run

@@ -17,7 +17,7 @@ from rlkit.data.sources import open_rows
 from rlkit.data.stream import PromptSet, RowSet, Stream
 from rlkit.data.written import DemonstrationReader, PairReader, RatedReader
 from rlkit.errors import UserError
-from rlkit.rewarding.calling import asks_answer
+from rlkit.rewarding.calling import needs_answer
 
 Kind = Literal["prompts", "pairs", "rated", "demonstrations"]
 READERS: dict[Kind, Callable[..., RowReader[Any]]] = {
@@ -76,7 +76,7 @@ def open_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, S
     """A reader of each source."""
     data, readers = recipe.data, []
     rewards = (recipe.rewards or {}).values()
-    needs = {"needs_answer": any(asks_answer(reward.path, reward.args) for reward in rewards)} if kind == "prompts" else {}
+    needs = {"needs_answer": any(needs_answer(reward.path, reward.args) for reward in rewards)} if kind == "prompts" else {}
     for name, source in sources.items():
         own = {key: value if (value := getattr(source, key)) is not None else getattr(data, key) for key in OF_SOURCE}
         columns = Columns(**(source.columns or data.columns).model_dump(), **own)

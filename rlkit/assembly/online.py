@@ -16,7 +16,7 @@ from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.data.stream import Prompt, Stream
 from rlkit.report import Report
-from rlkit.rewarding.judge import RewardClient
+from rlkit.rewarding.client import RewardClient
 from rlkit.rollout.collector import Collector, Sampler
 from rlkit.rollout.evaluation import Evaluation
 from rlkit.runtime.ranks import Ranks

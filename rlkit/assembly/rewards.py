@@ -8,14 +8,10 @@ from rlkit.assembly.base_model import dtype_of
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.engines.placement import Colocated
-from rlkit.rewarding.judge import RewardClient
-from rlkit.rewarding.spec import RewardSettings, RewardSpec
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.spec import RewardSettings
 from rlkit.rollout.model_reward import ModelReward
 from rlkit.runtime.ranks import Ranks
-
-
-def reward_specs(recipe: Recipe) -> list[RewardSpec]:
-    return [RewardSpec(name=name, **reward.model_dump()) for name, reward in recipe.rewards.items()]
 
 
 def in_process_rewards(recipe: Recipe) -> list[str]:
@@ -41,4 +37,4 @@ def load_reward_models(recipe: Recipe, judge: RewardClient, placement: Colocated
 
 def reward_settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:
     workers = recipe.rewarding.workers or max(1, (os.cpu_count() or 1) * ranks.tp_size // ranks.local_world)
-    return RewardSettings(**{**recipe.rewarding.model_dump(), "workers": workers})
+    return recipe.rewarding.model_copy(update={"workers": workers})

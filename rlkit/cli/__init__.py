@@ -1,1 +1,1 @@
-"""The commands of rlkit, one file a command."""
+"""The command `rlkit`: one file per command, registered in main.py."""

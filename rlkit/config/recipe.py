@@ -26,12 +26,11 @@ from rlkit.config.sections import (
     ModelSection,
     OptimSection,
     ReportSection,
-    RewardingSection,
-    RewardSection,
     SamplingSection,
     Section,
 )
 from rlkit.errors import UserError
+from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.runtime.plugins import module_of_file
 
 
@@ -87,8 +86,8 @@ class Recipe(Section):
     model: ModelSection
     hardware: HardwareSection
     data: DataSection
-    rewards: dict[str, RewardSection] | None
-    rewarding: RewardingSection | None
+    rewards: dict[str, RewardSpec] | None
+    rewarding: RewardSettings | None
     algorithm: Annotated[Any, BeforeValidator(parse_algorithm)]
     optim: OptimSection
     engine: EngineSection

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
@@ -94,35 +94,6 @@ class DataSection(Section):
     answer_pattern: str | None
     on_long: Literal["drop", "cut"]
     on_bad_row: Literal["stop", "skip"]
-
-
-class RewardSection(Section):
-    """The one section with defaults of its own: its entries are the user's to name, so no file can hold them."""
-
-    path: str
-    weight: Annotated[float, Field(strict=True)] = 1.0
-    args: dict[str, Any] = Field(default_factory=dict)
-    deadline: Positive | None = None
-    gate: bool = False
-    concurrency: Count = 32
-
-    @model_validator(mode="after")
-    def has_model(self) -> RewardSection:
-        if self.path == "reward_model" and set(self.args) != {"model"}:
-            raise ValueError(f"path=reward_model takes args={{model: FOLDER}}, a folder or hub name of a classifier; here args={self.args}")
-        return self
-
-
-class RewardingSection(Section):
-    workers: Count | None
-    deadline: Positive
-    load_deadline: Positive
-    cpu_seconds: Positive | None
-    memory_gib: Positive
-    max_failure_rate: Fraction
-    combine: Literal["sum", "product", "gate"]
-    normalise: Literal["none", "each", "sum"]
-    env: tuple[str, ...]
 
 
 class OptimSection(Section):

@@ -1,9 +1,4 @@
-"""Rewards: plain functions, run in worker processes that can hang, die and be replaced without harm to the run."""
+"""Reward functions in worker processes, which may hang, die and be replaced without harm to the run; and the sandbox for unknown code.
 
-from __future__ import annotations
-
-from rlkit.rewarding.judge import RewardClient
-from rlkit.rewarding.outcome import Outcome, OutcomeKind, Verdict
-from rlkit.rewarding.spec import RewardSettings, RewardSpec, resolve
-
-__all__ = ["Outcome", "OutcomeKind", "RewardClient", "RewardSettings", "RewardSpec", "Verdict", "resolve"]
+Nothing is imported here: workers import only what they need, without pydantic and without the trainer's side.
+"""

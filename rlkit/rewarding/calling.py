@@ -1,11 +1,12 @@
-"""Calling a reward function by the parameters it has, so that functions written for other toolkits run unchanged.
+"""Calls a reward function with the parameters that it has, so that functions written for other toolkits run unchanged.
 
-ours     f(prompt, completion, answer, **columns) -> float | dict | None              one sample
+rlkit    f(prompt, completion, answer, **columns) -> float | dict | None              one sample
 verl     f(data_source, solution_str, ground_truth, extra_info) -> float | dict       one sample
 EasyR1   f(reward_input) -> dict, f(reward_inputs) -> list of dicts                   one sample, a group
 TRL      f(prompts, completions, **columns) -> list of float | None                   a group
 
-A parameter after a `*`, or with a default other than None, is a setting: the recipe's args fill it, else its default, never a column.
+A parameter after a `*`, or with a default other than None, is a setting: its value comes from the recipe's args, else from its default,
+never from a column.
 """
 
 from __future__ import annotations
@@ -18,203 +19,216 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlkit.errors import UserError
-from rlkit.rewarding.spec import RewardSpec, locate, resolve
+from rlkit.rewarding.job import WorkerReward
+from rlkit.rewarding.resolve import import_reward, locate_reward
 
 Item = Mapping[str, Any]
-Score = tuple[float | None, dict[str, float]]  # None: does not apply; the dict: entries to log
+Score = tuple[float | None, dict[str, float]]  # None: not applicable; the dict: entries to log
 
-SCORE_KEYS = ("score", "reward", "overall")  # ours and verl's, ours, EasyR1's
-DATA_NAMES = {  # what is data wherever a parameter of that name stands and whatever its default
+SCORE_KEYS = ("score", "reward", "overall")  # of rlkit and verl, of rlkit, of EasyR1
+DATA_NAMES = {  # parameters of these names are data, wherever they stand and whatever their default
     *("prompt", "completion", "answer", "completion_length", "stop", "prompts", "completions"),
     *("data_source", "solution_str", "ground_truth", "extra_info", "reward_input", "reward_inputs"),
 }
-ANSWERS_OF_FORM = {"verl": ("ground_truth",), "easyr1": ("reward_input",), "easyr1_batch": ("reward_inputs",)}  # beside `answer`
-WITHOUT_COLUMNS = ("easyr1", "easyr1_batch")  # forms in which columns are entries of the one argument
-FORMS = "completion (one sample), completions (a group, TRL), solution_str and ground_truth (verl), reward_input or reward_inputs (EasyR1)"
+FORM_PARAMETERS = {  # the parameters by which a form is recognised, in this order
+    "verl": {"solution_str", "ground_truth"},
+    "easyr1_batch": {"reward_inputs"},
+    "easyr1": {"reward_input"},
+    "trl": {"completions"},
+    "rlkit": {"completion"},
+}
+FORM_ANSWERS = {"verl": ("ground_truth",), "easyr1": ("reward_input",), "easyr1_batch": ("reward_inputs",)}  # in addition to `answer`
+FORMS_WITHOUT_COLUMNS = ("easyr1", "easyr1_batch")  # here columns are entries of the one argument
+FORMS_HELP = (
+    "completion (one sample), completions (a group, TRL), solution_str and ground_truth (verl), reward_input or reward_inputs (EasyR1)"
+)
+SHOWN_CHARACTERS = 80  # of a returned value in a message
 
 
-class BadScore(Exception):
-    """A reward function returned something that is no score."""
+class InvalidScore(Exception):
+    """A reward function returned something that is not a score."""
 
 
 @dataclass(frozen=True)
-class Reward:
-    """A resolved reward function. batch: it takes whole groups. is_async: several samples may be under way at once."""
+class RewardFunction:
+    """An imported reward function.
 
-    spec: RewardSpec
+    names: its parameters. required: those without a default. settings: those that no column fills. takes_all: it has **columns.
+    """
+
+    reward: WorkerReward
     function: Callable[..., Any]
     form: str
     names: frozenset[str]
     required: frozenset[str]
-    settings: frozenset[str]  # parameters that no column fills
+    settings: frozenset[str]
     takes_all: bool
 
     @property
     def batch(self) -> bool:
+        """Whether it takes whole groups."""
         return self.form in ("trl", "easyr1_batch")
 
     @property
     def is_async(self) -> bool:
+        """Whether several samples may run at the same time."""
         # the second: an object whose class has an async __call__
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(type(self.function).__call__)
 
     def call(self, items: Sequence[Item]) -> Any:
         """What the function returns for this sample (a list of one) or group; an awaitable where it is async."""
-        return self.function(**self._chosen(_FORM_ARGUMENTS[self.form](items)))
+        return self.function(**self._select_arguments(_BUILD_ARGUMENTS[self.form](items)))
 
-    def _chosen(self, offered: dict[str, Any]) -> dict[str, Any]:
-        offered = {name: value for name, value in offered.items() if name not in self.settings} | dict(self.spec.args)
+    def _select_arguments(self, offered: dict[str, Any]) -> dict[str, Any]:
+        offered = {name: value for name, value in offered.items() if name not in self.settings} | dict(self.reward.args)
         missing = sorted(self.required - offered.keys())
         if missing:
             columns = ", ".join(sorted(offered))
-            answer = ", name the column of answers with data.columns.answer" if {"answer", "ground_truth"} & set(missing) else ""
+            answer = ", set the column of answers with data.columns.answer" if {"answer", "ground_truth"} & set(missing) else ""
             raise UserError(
-                f"rewards.{self.spec.name} ({self.spec.path}) needs {', '.join(map(repr, missing))}, which the data row does not have "
-                f"(it has: {columns}); give the data a column of that name{answer}, or set rewards.{self.spec.name}.args"
+                f"rewards.{self.reward.name} ({self.reward.path}) needs {', '.join(map(repr, missing))}, which the data row does not have "
+                f"(it has: {columns}); add a column of that name to the data{answer}, or set rewards.{self.reward.name}.args"
             )
         return offered if self.takes_all else {name: value for name, value in offered.items() if name in self.names}
 
 
-def load(spec: RewardSpec) -> Reward:
-    """Import a reward and recognise its form. Raises UserError where the parameters fit none, or a setting is not set."""
-    function = resolve(spec.path)
+def load_function(reward: WorkerReward) -> RewardFunction:
+    """Import a reward and recognise its form. Raises UserError where its parameters match no form, or a required setting is not set."""
+    function = import_reward(reward.path)
     parameters = inspect.signature(function).parameters.values()
     names = frozenset(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     required = frozenset(p.name for p in parameters if p.name in names and p.default is p.empty)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    form = _form(names)
+    form = _detect_form(names)
     if form is None:
-        raise UserError(f"rewards.{spec.name}: {spec.path} has the parameters ({', '.join(sorted(names))}); one form asks for: {FORMS}")
-    settings = frozenset(p.name for p in parameters if p.name in names and _is_setting(p)) if form not in WITHOUT_COLUMNS else frozenset()
-    unset = sorted(settings & required - spec.args.keys())
+        raise UserError(
+            f"rewards.{reward.name}: {reward.path} has the parameters ({', '.join(sorted(names))}); one form is needed: {FORMS_HELP}"
+        )
+    has_settings = form not in FORMS_WITHOUT_COLUMNS
+    settings = frozenset(p.name for p in parameters if p.name in names and _is_setting(p)) if has_settings else frozenset()
+    unset = sorted(settings & required - reward.args.keys())
     if unset:
         raise UserError(
-            f"rewards.{spec.name} ({spec.path}) needs {', '.join(map(repr, unset))} in rewards.{spec.name}.args: "
+            f"rewards.{reward.name} ({reward.path}) needs {', '.join(map(repr, unset))} in rewards.{reward.name}.args: "
             "a parameter after a `*` is a setting, which no column fills"
         )
-    return Reward(spec, function, form, names, required, settings, takes_all)
+    return RewardFunction(reward, function, form, names, required, settings, takes_all)
 
 
-def asks_answer(path: str, args: Mapping[str, Any]) -> bool:
-    """Whether the reward cannot do without an answer, read from its file: nothing is imported here. False too where the file does not say
-    (a module, an object, a decorated function): such a reward is refused when it is called and the answer is missing.
+def needs_answer(path: str, args: Mapping[str, Any]) -> bool:
+    """Whether the reward cannot run without an answer. Read from the source of its file; nothing is imported.
 
-    Raises UserError as locate does.
+    False too where the source does not show it (a module, an object, a decorated function): such a reward fails when it is called without
+    an answer. Raises UserError like locate_reward.
     """
-    target = locate(path)
+    location = locate_reward(path)
     try:
-        body = ast.parse(target.file.read_bytes()).body if target.file else []
+        body = ast.parse(location.file.read_bytes()).body if location.file else []
     except (OSError, SyntaxError):
-        return False  # told when the workers import it
-    functions = [node for node in body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == target.function]
+        return False  # the workers report it when they import the file
+    functions = [node for node in body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == location.function]
     if not functions or functions[-1].decorator_list:
         return False
-    given = functions[-1].args
-    by_place = [argument.arg for argument in (*given.posonlyargs, *given.args)]
-    required = {*by_place[: len(by_place) - len(given.defaults)]}
-    required |= {argument.arg for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None}
-    form = _form(frozenset({*by_place, *(argument.arg for argument in given.kwonlyargs)}))
-    return form is not None and bool(required & {"answer", *ANSWERS_OF_FORM.get(form, ())} - args.keys())
+    signature = functions[-1].args
+    positional = [argument.arg for argument in (*signature.posonlyargs, *signature.args)]
+    required = {*positional[: len(positional) - len(signature.defaults)]}
+    required |= {argument.arg for argument, default in zip(signature.kwonlyargs, signature.kw_defaults, strict=True) if default is None}
+    form = _detect_form(frozenset({*positional, *(argument.arg for argument in signature.kwonlyargs)}))
+    return form is not None and bool(required & {"answer", *FORM_ANSWERS.get(form, ())} - args.keys())
 
 
-def read_scores(reward: Reward, returned: Any, count: int) -> list[Score]:
-    """The scores in what a function returned, one an item. Raises BadScore in words where it is no score or the number is wrong."""
-    if not reward.batch:
-        return [_read(returned)]
+def parse_scores(function: RewardFunction, returned: Any, count: int) -> list[Score]:
+    """The scores in what a function returned, one per item. Raises InvalidScore where it is not a score, or where the number is wrong."""
+    if not function.batch:
+        return [_parse_score(returned)]
     if isinstance(returned, (str, bytes, Mapping)) or not hasattr(returned, "__len__") or not hasattr(returned, "__iter__"):
-        raise BadScore(f"a group of {count} needs a list of {count} scores, it returned {_show(returned)}")
+        raise InvalidScore(f"a group of {count} needs a list of {count} scores, it returned {_format_value(returned)}")
     if len(returned) != count:
-        raise BadScore(f"a group of {count} needs {count} scores, it returned {len(returned)}")
-    return [_read(value) for value in returned]
+        raise InvalidScore(f"a group of {count} needs {count} scores, it returned {len(returned)}")
+    return [_parse_score(value) for value in returned]
 
 
-def _form(names: frozenset[str]) -> str | None:
-    table = {
-        "verl": {"solution_str", "ground_truth"},
-        "easyr1_batch": {"reward_inputs"},
-        "easyr1": {"reward_input"},
-        "trl": {"completions"},
-        "ours": {"completion"},
-    }
-    return next((form for form, marks in table.items() if marks <= names), None)
+def _detect_form(names: frozenset[str]) -> str | None:
+    return next((form for form, parameters in FORM_PARAMETERS.items() if parameters <= names), None)
 
 
 def _is_setting(parameter: inspect.Parameter) -> bool:
-    by_default = parameter.default is not None and parameter.default is not parameter.empty
-    return parameter.name not in DATA_NAMES and (by_default or parameter.kind is parameter.KEYWORD_ONLY)
+    has_value = parameter.default is not None and parameter.default is not parameter.empty
+    return parameter.name not in DATA_NAMES and (has_value or parameter.kind is parameter.KEYWORD_ONLY)
 
 
-def _ours(items: Sequence[Item]) -> dict[str, Any]:
+def _build_rlkit_arguments(items: Sequence[Item]) -> dict[str, Any]:
     return dict(items[0])
 
 
-def _verl(items: Sequence[Item]) -> dict[str, Any]:
+def _build_verl_arguments(items: Sequence[Item]) -> dict[str, Any]:
     columns = {name: value for name, value in items[0].items() if name != "completion"}
     extra = columns.get("extra_info", columns)
     own = {"data_source": columns.get("data_source", ""), "solution_str": items[0]["completion"], "extra_info": extra}
-    return columns | _ground_truth(columns) | own
+    return columns | _select_ground_truth(columns) | own
 
 
-def _easyr1_one(item: Item) -> dict[str, Any]:
+def _build_easyr1_input(item: Item) -> dict[str, Any]:
     own = {"response": item["completion"], "response_length": item.get("completion_length", len(item["completion"]))}
-    return dict(item) | _ground_truth(item) | own
+    return dict(item) | _select_ground_truth(item) | own
 
 
-def _ground_truth(item: Item) -> dict[str, Any]:
+def _select_ground_truth(item: Item) -> dict[str, Any]:
     name = "ground_truth" if "ground_truth" in item else "answer"
     return {"ground_truth": item[name]} if name in item else {}
 
 
-def _trl(items: Sequence[Item]) -> dict[str, Any]:
+def _build_trl_arguments(items: Sequence[Item]) -> dict[str, Any]:
     columns = sorted({name for item in items for name in item} - {"prompt", "completion"})
     rows: dict[str, Any] = {name: [item.get(name) for item in items] for name in columns}
     rows["prompts"] = [item.get("prompt") for item in items]
-    rows["completions"] = [_as_trl_has_it(item) for item in items]
+    rows["completions"] = [_to_trl_completion(item) for item in items]
     return rows
 
 
-def _as_trl_has_it(item: Item) -> Any:
-    spoken = isinstance(item.get("prompt"), list)  # a conversation is answered by messages, a text by a text
-    return [{"role": "assistant", "content": item["completion"]}] if spoken else item["completion"]
+def _to_trl_completion(item: Item) -> Any:
+    """A list of messages where the prompt is one, else the text."""
+    conversational = isinstance(item.get("prompt"), list)
+    return [{"role": "assistant", "content": item["completion"]}] if conversational else item["completion"]
 
 
-_FORM_ARGUMENTS: dict[str, Callable[[Sequence[Item]], dict[str, Any]]] = {
-    "ours": _ours,
-    "verl": _verl,
-    "easyr1": lambda items: {"reward_input": _easyr1_one(items[0])},
-    "easyr1_batch": lambda items: {"reward_inputs": [_easyr1_one(item) for item in items]},
-    "trl": _trl,
+_BUILD_ARGUMENTS: dict[str, Callable[[Sequence[Item]], dict[str, Any]]] = {
+    "rlkit": _build_rlkit_arguments,
+    "verl": _build_verl_arguments,
+    "easyr1": lambda items: {"reward_input": _build_easyr1_input(items[0])},
+    "easyr1_batch": lambda items: {"reward_inputs": [_build_easyr1_input(item) for item in items]},
+    "trl": _build_trl_arguments,
 }
 
 
-def _read(returned: Any) -> Score:
+def _parse_score(returned: Any) -> Score:
     if not isinstance(returned, Mapping):
-        return _number(returned), {}
+        return _parse_number(returned), {}
     key = next((key for key in SCORE_KEYS if key in returned), None)
     if key is None:
-        raise BadScore(f"a dict needs one of the entries {', '.join(SCORE_KEYS)}, it has {', '.join(map(str, returned)) or 'none'}")
+        raise InvalidScore(f"a dict needs one of the entries {', '.join(SCORE_KEYS)}, it has {', '.join(map(str, returned)) or 'none'}")
     others = {str(name): float(value) for name, value in returned.items() if name != key and _is_number(value) and math.isfinite(value)}
-    return _number(returned[key]), others
+    return _parse_number(returned[key]), others
 
 
-def _number(value: Any) -> float | None:
+def _parse_number(value: Any) -> float | None:
     if value is None:
         return None
     if not _is_number(value):
-        raise BadScore(f"a score is a number or None, it returned {_show(value)}")
+        raise InvalidScore(f"a score is a number or None, it returned {_format_value(value)}")
     score = float(value)
     if not math.isfinite(score):
-        raise BadScore(f"a score must be finite, it returned {score}")
+        raise InvalidScore(f"a score must be finite, it returned {score}")
     return score
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, (int, float)):
         return True
-    # numpy and torch scalars, without importing either: they turn into a float and have no axes
+    # numpy and torch scalars, without importing either: they convert to a float and have no dimensions
     return hasattr(value, "__float__") and not isinstance(value, (str, bytes)) and getattr(value, "shape", ()) == ()
 
 
-def _show(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = repr(value)
-    return f"{type(value).__name__} {text[:80]}{'...' if len(text) > 80 else ''}"
+    return f"{type(value).__name__} {text[:SHOWN_CHARACTERS]}{'...' if len(text) > SHOWN_CHARACTERS else ''}"

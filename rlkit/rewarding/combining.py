@@ -1,4 +1,4 @@
-"""From the scores of several rewards to one reward a sample, and from outcomes to numbers worth watching. Pure functions."""
+"""Combines the scores of several rewards into one reward per sample, and makes metrics of outcomes. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,90 +6,94 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from rlkit.metrics import Metrics, Quantile, mean_of
-from rlkit.rewarding.outcome import PLAIN, Outcome, OutcomeKind, Verdict
+from rlkit.metrics import Metrics, Quantile, over
+from rlkit.rewarding.outcome import RAW_REWARD, Outcome, OutcomeKind, SampleReward
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
-Parts = Mapping[str, Outcome]  # by reward name
+Rewards = Mapping[str, RewardSpec]  # by name
+Components = Mapping[str, Outcome]  # by name of the reward
+Scored = Sequence[tuple[RewardSpec, float]]
+FLAT = 1e-12  # a deviation below this share of the largest value is rounding error of equal values, not a signal
 
 
-def verdicts(
-    specs: Sequence[RewardSpec], settings: RewardSettings, parts: Mapping[Hashable, Parts], groups: Mapping[Hashable, Hashable]
-) -> dict[Hashable, Verdict]:
-    """One verdict a sample, in the order of `parts`. groups: the group of each sample, within which scores are normalised.
+def combine_rewards(
+    rewards: Rewards, settings: RewardSettings, components: Mapping[Hashable, Components], groups: Mapping[Hashable, Hashable]
+) -> dict[Hashable, SampleReward]:
+    """One SampleReward per sample, in the order of `components`. groups: the group of each sample, within which scores are normalised.
 
-    Normalised rewards are 0 in the mean of any step: what they were before goes with them, for people to read.
+    Normalised rewards have mean 0 in every step, so the reward before is returned too, as a metric.
     """
-    values = {key: {name: outcome.value for name, outcome in its.items()} for key, its in parts.items()}
-    rewards = plain = {key: combined(specs, settings, its, parts[key]) for key, its in values.items()}
+    values = {key: {name: outcome.value for name, outcome in own.items()} for key, own in components.items()}
+    combined = raw = {key: combine_sample(rewards, settings, own, components[key]) for key, own in values.items()}
     if settings.normalise == "each":
-        for spec in specs:
-            for key, value in standardised({key: its[spec.name] for key, its in values.items()}, groups).items():
-                values[key][spec.name] = value
-        rewards = {key: combined(specs, settings, its, parts[key]) for key, its in values.items()}
+        for name in rewards:
+            for key, value in normalise_by_group({key: own[name] for key, own in values.items()}, groups).items():
+                values[key][name] = value
+        combined = {key: combine_sample(rewards, settings, own, components[key]) for key, own in values.items()}
     if settings.normalise == "sum":
-        rewards = standardised(plain, groups)
-    before = {} if settings.normalise == "none" else {key: {PLAIN: reward} for key, reward in plain.items() if reward is not None}
-    return {key: Verdict(rewards[key], its, _entries(its) | before.get(key, {})) for key, its in parts.items()}
+        combined = normalise_by_group(raw, groups)
+    raw_metrics = {} if settings.normalise == "none" else {key: {RAW_REWARD: reward} for key, reward in raw.items() if reward is not None}
+    return {key: SampleReward(combined[key], own, _prefix_entries(own) | raw_metrics.get(key, {})) for key, own in components.items()}
 
 
-def combined(specs: Sequence[RewardSpec], settings: RewardSettings, values: Mapping[str, float | None], parts: Parts) -> float | None:
-    """One number from the values of one sample; None where a reward that weighs failed, or where none applies."""
-    if any(parts[spec.name].kind.failed for spec in specs if spec.weight != 0 or spec.gate):
+def combine_sample(rewards: Rewards, settings: RewardSettings, values: Mapping[str, float | None], components: Components) -> float | None:
+    """The reward of one sample from its values by name. None where a reward that counts failed, or where none applies."""
+    if any(components[name].kind.failed for name, spec in rewards.items() if spec.counts):
         return None
-    scored = [(spec, value) for spec in specs if (value := values[spec.name]) is not None and (spec.weight != 0 or spec.gate)]
-    return _COMBINE[settings.combine](scored, parts) if scored else None
+    scored = [(spec, value) for name, spec in rewards.items() if (value := values[name]) is not None and spec.counts]
+    # A gate looks at the original score: after normalisation half of a group is below 0.
+    closed = any((components[name].value or 0.0) <= 0 for name, spec in rewards.items() if spec.gate and values[name] is not None)
+    return _COMBINE[settings.combine](scored, closed) if scored else None
 
 
-def _sum(scored: Sequence[tuple[RewardSpec, float]], parts: Parts) -> float:
+def _combine_sum(scored: Scored, closed: bool) -> float:
     return math.fsum(spec.weight * value for spec, value in scored)
 
 
-def _product(scored: Sequence[tuple[RewardSpec, float]], parts: Parts) -> float:
+def _combine_product(scored: Scored, closed: bool) -> float:
     return math.prod(spec.weight * value for spec, value in scored)
 
 
-def _gate(scored: Sequence[tuple[RewardSpec, float]], parts: Parts) -> float:
-    # The gate asks the score as it was given: after normalising, half of any group is below 0.
-    closed = any((parts[spec.name].value or 0.0) <= 0 for spec, _ in scored if spec.gate)
-    return 0.0 if closed else _sum(scored, parts)
+def _combine_gate(scored: Scored, closed: bool) -> float:
+    return 0.0 if closed else _combine_sum(scored, closed)
 
 
-_COMBINE: dict[str, Callable[[Sequence[tuple[RewardSpec, float]], Parts], float]] = {"sum": _sum, "product": _product, "gate": _gate}
+_COMBINE: dict[str, Callable[[Scored, bool], float]] = {"sum": _combine_sum, "product": _combine_product, "gate": _combine_gate}
 
 
-def standardised(values: Mapping[Hashable, float | None], groups: Mapping[Hashable, Hashable]) -> dict[Hashable, float | None]:
-    """Mean 0 and (population) deviation 1 within each group, None left out and left as it is. A group of equal values becomes 0."""
+def normalise_by_group(values: Mapping[Hashable, float | None], groups: Mapping[Hashable, Hashable]) -> dict[Hashable, float | None]:
+    """Mean 0 and (population) standard deviation 1 within each group. None is ignored and stays None. Equal values become 0."""
     members: dict[Hashable, list[Hashable]] = defaultdict(list)
     for key, value in values.items():
         if value is not None:
             members[groups[key]].append(key)
     result: dict[Hashable, float | None] = dict.fromkeys(values)
     for keys in members.values():
-        given = {key: value for key in keys if (value := values[key]) is not None}
-        mean = math.fsum(given.values()) / len(given)
-        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in given.values()) / len(given))
-        # relative to the size of the values: equal values leave a rounding error of that size, which is no signal
-        flat = deviation <= 1e-12 * max(map(abs, given.values()))
-        result |= {key: 0.0 if flat else (value - mean) / deviation for key, value in given.items()}
+        known = {key: value for key in keys if (value := values[key]) is not None}
+        mean = math.fsum(known.values()) / len(known)
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known.values()) / len(known))
+        flat = deviation <= FLAT * max(map(abs, known.values()))
+        result |= {key: 0.0 if flat else (value - mean) / deviation for key, value in known.items()}
     return result
 
 
-def _entries(parts: Parts) -> dict[str, float]:
-    return {f"{name}/{entry}": value for name, outcome in parts.items() for entry, value in outcome.metrics.items()}
+def _prefix_entries(components: Components) -> dict[str, float]:
+    return {f"{name}/{entry}": value for name, outcome in components.items() for entry, value in outcome.metrics.items()}
 
 
-def stats(specs: Sequence[RewardSpec], outcomes: Mapping[str, Sequence[Outcome]]) -> Metrics:
-    """Rates and latencies of these outcomes, and what functions returned beside scores. Seconds, which are the machine's, are time/... ."""
-    found: Metrics = {}
-    for spec in specs:
-        given = outcomes[spec.name]
-        if not given:
+def compute_metrics(outcomes: Mapping[str, Sequence[Outcome]]) -> Metrics:
+    """Failure rates, latencies and the other entries that functions returned. outcomes: by reward name.
+
+    Seconds depend on the machine, so their names begin with time/.
+    """
+    metrics: Metrics = {}
+    for name, own in outcomes.items():
+        if not own:
             continue
-        found[f"rewards/{spec.name}/failure_rate"] = mean_of(outcome.kind.failed for outcome in given)
-        found[f"rewards/{spec.name}/timeout_rate"] = mean_of(outcome.kind is OutcomeKind.TIMEOUT for outcome in given)
-        found[f"rewards/{spec.name}/not_applicable_rate"] = mean_of(outcome.kind is OutcomeKind.NOT_APPLICABLE for outcome in given)
-        for entry in dict.fromkeys(entry for outcome in given for entry in outcome.metrics):
-            found[f"rewards/{spec.name}/{entry}"] = mean_of(outcome.metrics[entry] for outcome in given if entry in outcome.metrics)
-    seconds = tuple(outcome.seconds for given in outcomes.values() for outcome in given)
-    return found | ({f"time/reward_p{percent}": Quantile(seconds, percent) for percent in (50, 99)} if seconds else {})
+        metrics[f"rewards/{name}/failure_rate"] = over(outcome.kind.failed for outcome in own)
+        metrics[f"rewards/{name}/timeout_rate"] = over(outcome.kind is OutcomeKind.TIMEOUT for outcome in own)
+        metrics[f"rewards/{name}/not_applicable_rate"] = over(outcome.kind is OutcomeKind.NOT_APPLICABLE for outcome in own)
+        for entry in dict.fromkeys(entry for outcome in own for entry in outcome.metrics):
+            metrics[f"rewards/{name}/{entry}"] = over(outcome.metrics[entry] for outcome in own if entry in outcome.metrics)
+    seconds = tuple(outcome.seconds for own in outcomes.values() for outcome in own)
+    return metrics | ({f"time/reward_p{percent}": Quantile(seconds, percent) for percent in (50, 99)} if seconds else {})

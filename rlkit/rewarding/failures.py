@@ -1,4 +1,4 @@
-"""When rewards fail too often: the limit, what is said, and the file that shows it again."""
+"""The limit on how often a reward may fail, the message when it is passed, and the file that reproduces the failure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlkit.rewarding.job import WorkerReward
 from rlkit.rewarding.outcome import Outcome
-from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
-WINDOW = 1000  # samples over which the rate is taken
-FEWEST = 3  # failures that it takes at least: one among few is an accident
+WINDOW = 1000  # samples over which the rate is computed
+MIN_FAILURES = 3  # with fewer, the rate is not looked at: one failure among few samples is an accident
 TRACEBACK_LINES = 4
 SAMPLE_CHARACTERS = 200
 
@@ -31,37 +31,34 @@ class FailureWindow:
     def add(self, failed: Iterable[bool]) -> None:
         self._failed.extend(failed)
 
-    def exceeded(self) -> bool:
+    def is_over_limit(self) -> bool:
         failures = sum(self._failed)
-        return failures > self._limit * len(self._failed) and failures >= (FEWEST if self._limit > 0 else 1)
+        return failures > self._limit * len(self._failed) and failures >= (MIN_FAILURES if self._limit > 0 else 1)
 
     def state(self) -> str:
-        """One character a sample, oldest first: 1 where it failed."""
+        """One character per sample, oldest first: 1 where it failed."""
         return "".join("1" if failed else "0" for failed in self._failed)
 
     def restore(self, state: str) -> None:
         self._failed = deque((character == "1" for character in state), maxlen=WINDOW)
 
-    def message(self, spec: RewardSpec, key: Hashable, item: Mapping[str, Any], outcome: Outcome, file: Path) -> str:
-        """What to tell the person: at most ten lines."""
-        told = "\n".join(f"  {line}" for line in outcome.detail.strip().splitlines()[-TRACEBACK_LINES:])
-        sample = json.dumps(str(item.get("completion", ""))[:SAMPLE_CHARACTERS], ensure_ascii=False)
+    def format_message(self, reward: WorkerReward, key: Hashable, item: Mapping[str, Any], outcome: Outcome, file: Path) -> str:
+        """The message for the user, of at most ten lines."""
+        detail = "\n".join(f"  {line}" for line in outcome.detail.strip().splitlines()[-TRACEBACK_LINES:])
+        completion = json.dumps(str(item.get("completion", ""))[:SAMPLE_CHARACTERS], ensure_ascii=False)
         return (
-            f"rewards.{spec.name} ({spec.path}) failed for {sum(self._failed)} of the last {len(self._failed)} samples, "
+            f"rewards.{reward.name} ({reward.path}) failed for {sum(self._failed)} of the last {len(self._failed)} samples, "
             f"more than rewarding.max_failure_rate={self._limit:g} allows. The first ({outcome.kind.value}), sample {key}:\n"
-            f"{told}\n  completion: {sample}\nSee it again: rlkit reward retry {file}"
+            f"{detail}\n  completion: {completion}\nTo reproduce it: rlkit reward retry {file}"
         )
 
 
-def write_replay(
-    folder: Path, spec: RewardSpec, settings: RewardSettings, items: Sequence[Mapping[str, Any]], key: Hashable, outcome: Outcome
-) -> Path:
-    """Write all that is needed to call the reward again in the same way. Returns the file's path."""
+def write_replay(folder: Path, reward: WorkerReward, items: Sequence[Mapping[str, Any]], key: Hashable, outcome: Outcome) -> Path:
+    """Write all that is needed to call the reward again in the same way. Returns the path of the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{spec.name}.json"
+    file = folder / f"{reward.name}.json"
     content = {
-        "reward": asdict(spec) | {"args": dict(spec.args)},
-        "deadline": settings.deadline if spec.deadline is None else spec.deadline,
+        "reward": asdict(reward),
         "working_directory": os.getcwd(),
         "sample": str(key),
         "outcome": {"kind": outcome.kind.value, "detail": outcome.detail},

@@ -1,4 +1,4 @@
-"""What came of asking a reward about a sample."""
+"""The result of reward functions for a sample: one outcome per reward, and the combined reward."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+MAX_CALLS_TOGETHER = 32  # quick calls sent to a worker in one message: a message costs about a millisecond, mostly of the trainer's process
+QUICK_SECONDS = 1e-3
+RAW_REWARD = "reward"  # the key of the reward before it was normalised; entries of a function have a slash in their key
+
 
 class OutcomeKind(enum.Enum):
-    """Score, or why there is none. NOT_APPLICABLE is the function's own None, no failure."""
+    """A score, or why there is none. NOT_APPLICABLE: the function returned None, which is not a failure."""
 
     SCORE = "score"
     TIMEOUT = "timeout"
@@ -22,7 +26,7 @@ class OutcomeKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One reward's word on one sample. value only with SCORE; detail says what went wrong; seconds is the time the function took."""
+    """Result of one reward for one sample. value: set for SCORE only. detail: what went wrong. seconds: run time of the function."""
 
     kind: OutcomeKind
     value: float | None = None
@@ -31,26 +35,19 @@ class Outcome:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-LUMP = 32  # quick calls that go together: handing one over takes about a millisecond of processors, most of them the trainer's
-QUICK_SECONDS = 1e-3
-
-
-def quick(outcomes: Iterable[Outcome]) -> bool:
-    """Whether each took so little that the next may wait for others."""
-    return all(outcome.seconds < QUICK_SECONDS for outcome in outcomes)
-
-
-PLAIN = "reward"  # no entry of a function is called so: theirs have a slash
-
-
 @dataclass(frozen=True)
-class Verdict:
-    """All rewards' word on one sample. reward is None where a reward that weighs failed or none applies: no reward is not a reward of 0.
+class SampleReward:
+    """The reward of one sample. reward: None where a reward that counts failed, or where none applies. No reward is not a reward of 0.
 
-    parts: outcome by reward name. metrics: the other entries of what the functions returned, as `<reward name>/<entry>`; where rewards are
-    normalised, `PLAIN` is what the reward was before.
+    components: outcome by reward name. metrics: the other entries that functions returned, as `<reward name>/<entry>`; where rewards are
+    normalised, also `RAW_REWARD`.
     """
 
     reward: float | None
-    parts: Mapping[str, Outcome]
+    components: Mapping[str, Outcome]
     metrics: Mapping[str, float]
+
+
+def are_quick(outcomes: Iterable[Outcome]) -> bool:
+    """Whether each call was so short that the next ones may wait and go together."""
+    return all(outcome.seconds < QUICK_SECONDS for outcome in outcomes)

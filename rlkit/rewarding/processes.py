@@ -1,4 +1,4 @@
-"""The few Linux calls that keep worker processes in hand: who descends from whom, and who dies with whom."""
+"""Linux calls to control worker processes: list descendants, kill them, and end together with a parent."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def become_subreaper() -> None:
-    """Orphans among this process's descendants become its own children, instead of init's."""
+    """Orphans among the descendants of this process become its children instead of those of init."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent(parent: int) -> None:
-    """Be killed when the thread that started this process ends, however it ends; at once if `parent` is gone already."""
+    """Have the kernel kill this process when the thread that started it ends; at once if `parent` is gone already."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
 
-def children_of() -> dict[int, list[tuple[int, int]]]:
-    """(pid, session) of the children of every process, zombies included."""
+def list_children() -> dict[int, list[tuple[int, int]]]:
+    """The children (pid, session) of every process, zombies included, by its pid."""
     children: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended while we looked
+            with contextlib.suppress(OSError):  # it ended meanwhile
                 # pid (name) state ppid pgrp session ...: the name may hold spaces and brackets
                 fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
                 children[int(fields[1])].append((int(entry.name), int(fields[3])))
     return children
 
 
-def descendants(pid: int) -> list[int]:
-    """Every process under `pid`, parents before their children."""
-    children, found = children_of(), [pid]
+def list_descendants(pid: int) -> list[int]:
+    """All descendants of `pid`, parents before their children."""
+    children, found = list_children(), [pid]
     for parent in found:
         found.extend(child for child, _ in children[parent])
     return found[1:]
@@ -55,11 +55,11 @@ def kill(pids: Iterable[int]) -> None:
 
 
 def reap(pids: Iterable[int], seconds: float = 2.0) -> None:
-    """Take the exit status of those of these processes that are children of ours and have ended, waiting for them a little."""
-    until = time.monotonic() + seconds
+    """Collect the exit status of those of these processes that are our children; wait up to `seconds` in total until they end."""
+    deadline = time.monotonic() + seconds
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < until:
+            while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
                 time.sleep(0.001)
 
 

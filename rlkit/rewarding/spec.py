@@ -1,144 +1,74 @@
-"""What a recipe says about rewards, and how its `path` becomes a function.
+"""The keys of a recipe about rewards, with types and bounds: one reward (`rewards.NAME`) and how all of them run (`rewarding`).
 
-A path is one of: the name of a shipped reward (`accuracy`), a file and a function (`my_rewards.py:accuracy`, relative to the working
-directory), a dotted name (`package.module:function` or `package.module.function`).
+Reward workers do not import this file, since pydantic would double the time that a worker needs to start: `RewardSpec.for_worker` makes
+the plain dataclass that they get.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import inspect
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from rlkit.errors import UserError
-from rlkit.runtime.paths import shipped
-from rlkit.runtime.plugins import module_of_file
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rlkit.rewarding.job import WorkerReward
+
+PositiveCount = Annotated[int, Field(strict=True, ge=1)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
+DEFAULT_CPU_PER_TIMEOUT = 2.0  # CPU seconds for each second of the timeout
 
 
-@dataclass(frozen=True)
-class RewardSpec:
-    """One line of a recipe's `rewards`: where the function is and what its score weighs.
+class RewardSettings(BaseModel):
+    """How all rewards run and how their scores are combined. The defaults are in recipes/config.yaml.
 
-    weight 0 only watches: the score is logged, its failures void nothing. args are handed to the function by name. deadline in seconds
-    for one sample (None: that of the settings). gate: with combine=gate, nothing is earned where this score is 0 or less. An async
-    function has at most `concurrency` samples under way in one worker.
+    workers: processes, None for one per core. Seconds: timeout (one sample; times n for a batch of n), load_timeout (import of the reward
+    files), cpu_seconds (CPU time of one sample, None: twice the timeout). memory_gib: memory of one worker. env: names of the environment
+    variables that workers see. max_failure_rate: the run stops when a reward fails for a larger share of the last 1,000 samples, and for
+    at least three. normalise: bring `each` reward, or their `sum`, to mean 0 and standard deviation 1 within its group.
     """
 
-    name: str
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: PositiveCount | None
+    timeout: PositiveFloat
+    load_timeout: PositiveFloat
+    cpu_seconds: PositiveFloat | None
+    memory_gib: PositiveFloat
+    max_failure_rate: Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
+    combine: Literal["sum", "product", "gate"]
+    normalise: Literal["none", "each", "sum"]
+    env: tuple[str, ...]
+
+
+class RewardSpec(BaseModel):
+    """One reward of a recipe. The user names it, so its defaults are here and not in recipes/.
+
+    path: where the function is (resolve.py). weight: 0 only logs the score, and a failure then does not void the sample. args: arguments
+    by name. timeout: seconds for one sample, None for that of the settings. gate: with combine=gate, the sample earns 0 where this score
+    is 0 or less. concurrency: samples that one worker runs at the same time, for an async function.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     path: str
-    weight: float = 1.0
-    args: Mapping[str, Any] = field(default_factory=dict)
-    deadline: float | None = None
+    weight: Annotated[float, Field(strict=True)] = 1.0
+    args: dict[str, Any] = Field(default_factory=dict)
+    timeout: PositiveFloat | None = None
     gate: bool = False
-    concurrency: int = 32
+    concurrency: PositiveCount = 32
 
+    @model_validator(mode="after")
+    def check_model(self) -> RewardSpec:
+        if self.path == "reward_model" and set(self.args) != {"model"}:
+            raise ValueError(f"path=reward_model takes args={{model: FOLDER}}, a folder or hub name of a classifier; here args={self.args}")
+        return self
 
-class Kind(NamedTuple):
-    """What kind of function a reward is, as the workers found it. settings: parameters that no column fills."""
+    @property
+    def counts(self) -> bool:
+        """Whether the reward of a sample depends on this score."""
+        return self.weight != 0 or self.gate
 
-    batch: bool
-    is_async: bool
-    settings: frozenset[str]
-
-
-@dataclass(frozen=True)
-class RewardSettings:
-    """How rewards are run and put together.
-
-    Seconds: deadline (one sample; times n for a batch of n), load_deadline (importing the reward files), cpu_seconds (CPU time of one
-    sample, None: twice the deadline). memory_gib bounds what one worker may allocate. env names the variables of the environment that
-    workers see. Above max_failure_rate, over the last 1,000 samples and from the third failure on, the run stops.
-    normalise: `each` reward or their `sum` is brought to mean 0 and deviation 1 within its group.
-    """
-
-    workers: int = 2
-    deadline: float = 10.0
-    load_deadline: float = 120.0
-    cpu_seconds: float | None = None
-    memory_gib: float = 4.0
-    env: tuple[str, ...] = ()
-    max_failure_rate: float = 0.05
-    combine: Literal["sum", "product", "gate"] = "sum"
-    normalise: Literal["none", "each", "sum"] = "none"
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a reward is: a file or a module (the other is None), and the function's name in it."""
-
-    function: str
-    file: Path | None = None
-    module: str | None = None
-
-
-def locate(path: str) -> Target:
-    """Find what a reward's path speaks of, without importing it. Raises UserError for a name or a file that is not there."""
-    head, colon, function = path.rpartition(":")
-    if colon and (head.endswith(".py") or "/" in head):
-        return Target(function, file=_existing_file(path, Path(head)))
-    if colon:
-        return Target(function, module=head)
-    if path.endswith(".py") or "/" in path:
-        raise UserError(f"reward {path!r} names a file but no function; write {path}:function_name")
-    if path in shipped_names():
-        return Target(path, file=shipped("rewards") / f"{path}.py")
-    module, dot, function = path.rpartition(".")
-    if dot:
-        return Target(function, module=module)
-    raise UserError(
-        f"unknown reward {path!r}{_nearest(path, shipped_names())}; valid are {', '.join(shipped_names())}, "
-        "a file and a function (my_rewards.py:accuracy), or a dotted name (package.module:function)"
-    )
-
-
-def resolve(path: str) -> Callable[..., Any]:
-    """Import the function a reward's path speaks of. Raises UserError, with the nearest names, where it is not there."""
-    target = locate(path)
-    if target.file is not None:
-        module, place = module_of_file(target.file), str(target.file)
-    else:
-        assert target.module is not None
-        module, place = _module_of_name(path, target.module), f"module {target.module}"
-    function = getattr(module, target.function, None)
-    if callable(function):
-        return function  # type: ignore[no-any-return]
-    known = sorted(name for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_"))
-    nearest = _nearest(target.function, known)
-    raise UserError(f"reward {path!r}: {place} has no function {target.function!r}{nearest}; it has {', '.join(known) or 'none'}")
-
-
-def shipped_names() -> list[str]:
-    """Names of the rewards that came with rlkit, each a file of that name with a function of that name."""
-    return sorted(file.stem for file in shipped("rewards").glob("*.py") if not file.stem.startswith("_"))
-
-
-def _existing_file(path: str, file: Path) -> Path:
-    if file.is_file():
-        return file.resolve()
-    near = [other.name for other in file.resolve().parent.glob("*.py")] if file.resolve().parent.is_dir() else []
-    raise UserError(f"reward {path!r}: no file {file.resolve()}{_nearest(file.name, near)}; a path is relative to the working directory")
-
-
-def _module_of_name(path: str, module: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
-            raise  # the module is there; something that it imports is not
-        message = f"reward {path!r}: no module {error.name!r} on the import path or in {here}{_nearest(path, shipped_names())}"
-        raise UserError(message) from None
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=2)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    def for_worker(self, name: str, settings: RewardSettings) -> WorkerReward:
+        """What a worker needs to know of this reward, with the defaults of `settings` filled in."""
+        timeout = settings.timeout if self.timeout is None else self.timeout
+        cpu_seconds = settings.cpu_seconds or DEFAULT_CPU_PER_TIMEOUT * timeout
+        return WorkerReward(name, self.path, self.args, timeout, cpu_seconds, self.concurrency)

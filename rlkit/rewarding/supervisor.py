@@ -1,11 +1,11 @@
-"""The process between the trainer and the workers: it hands out work, keeps the deadlines, replaces the dead, and leaves nobody behind.
+"""The process between the trainer and the workers: hands out work, enforces timeouts, replaces dead workers, leaves no process behind.
 
-It is a child subreaper: whatever a worker left, however it detached itself, comes to this process and is ended here. Each worker is a
-pebble pool of its own, so that one that dies while it holds a lock harms no other. It ends with the trainer, even when that is killed:
-the end of the connection and the end of the process are both watched.
+It is a child subreaper: any process that a worker leaves behind, however it detached itself, becomes a child of this process and is killed
+here. Each worker is a pebble pool of its own, so a worker that dies while it holds a lock does not harm the others. The supervisor ends
+with the trainer, even when the trainer is killed: it watches both the connection and the process.
 
-Said by the trainer:   (specs, settings) first; then [(unit, reward index, [pickled items]) ...] again and again
-Said to the trainer:   ("ready", [Kind ...]) or ("broken", message) first; then ("told", [(unit, [Outcome ...]) ...])
+From the trainer:  (rewards, limits) first; then [(unit, reward index, [pickled items]) ...] again and again
+To the trainer:    ("ready", [FunctionKind ...]) or ("broken", message) first; then ("scored", [(unit, [Outcome ...]) ...])
 """
 
 from __future__ import annotations
@@ -27,296 +27,294 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from rlkit.rewarding import processes, worker
-from rlkit.rewarding.outcome import LUMP, Outcome, OutcomeKind, quick
-from rlkit.rewarding.spec import Kind, RewardSettings, RewardSpec
+from rlkit.rewarding.job import FunctionKind, WorkerLimits, WorkerReward
+from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, OutcomeKind, are_quick
 
-SWEEP_SECONDS = 1.0  # how often orphans are looked for while nothing goes wrong
+SWEEP_SECONDS = 1.0  # how often to look for orphans while nothing fails
 KILL_SECONDS = 0.3  # between SIGTERM, which a worker cannot handle, and SIGKILL
-LOCK_SECONDS = 5.0  # for a pool's lock, which only its one worker takes: past it something is wrong
-POLL_SECONDS = 0.05  # how often pebble looks at deadlines and dead workers
-GRACE_SECONDS = 3.0  # past the deadline: if pebble has not acted by then, the pool is broken and is thrown away
-BROKEN_POOLS = 3  # in a row, for the same unit
-LUMP_SECONDS = 1.0  # in which a lump of quick calls ends, or each of them gets a try, and the deadline, of its own
+LOCK_SECONDS = 5.0  # to take the lock of a pool, which has one worker only: longer means that the pool is broken
+POLL_SECONDS = 0.05  # how often pebble checks timeouts and dead workers
+GRACE_SECONDS = 3.0  # after the timeout: a pool in which pebble has not acted by then is broken and is replaced
+MAX_BROKEN_POOLS = 3  # in a row, for the same unit
+TOGETHER_SECONDS = 1.0  # timeout of quick calls that go together; after it, each one is called alone with its own timeout
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What one worker does before it answers: parts are (unit number, pickled items), `calls` what the function is given of them."""
+class WorkUnit:
+    """What one worker computes before it answers. parts: (unit number, pickled items). concurrent: an async function gets all at once."""
 
     index: int
     parts: Sequence[tuple[int, Sequence[bytes]]]
-    deadline: float
-    together: bool  # an async function is asked for all at once
+    timeout: float
+    concurrent: bool
 
     @property
     def calls(self) -> list[Sequence[bytes]]:
+        """The pickled items of each call of the function."""
         each = [payloads for _, payloads in self.parts]
-        return [[payload for payloads in each for payload in payloads]] if self.together else each
+        return [[payload for payloads in each for payload in payloads]] if self.concurrent else each
 
 
 class WorkQueue:
-    """Units that wait for a worker. Those of an async reward that wait together are handed out together, and those of a quick one: one at
-    first, then twice as many each time, until one of them was slow or killed its worker."""
+    """Units that wait for a worker. Waiting units of an async reward go out together. Those of a quick reward too: one at first, then
+    twice as many each time, until a call is slow or ends its worker."""
 
-    def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings) -> None:
-        self._specs, self._settings = specs, settings
+    def __init__(self, rewards: Sequence[WorkerReward]) -> None:
+        self._rewards = rewards
         self._waiting: deque[tuple[int, int, Sequence[bytes]]] = deque()
         self._changed = threading.Condition()
-        self.together = [False] * len(specs)
-        self._lumps = [1] * len(specs)
+        self.concurrent = [False] * len(rewards)
+        self._together = [1] * len(rewards)  # calls that go together, by reward
 
     def put(self, units: Sequence[tuple[int, int, Sequence[bytes]]]) -> None:
+        """units: (unit number, reward index, pickled items)."""
         with self._changed:
             self._waiting.extend(units)
             self._changed.notify(len(units))
 
-    def told(self, index: int, outcomes: Sequence[Outcome] | None) -> None:
-        """What came of a call; None: it ended its worker."""
-        self._lumps[index] = min(2 * self._lumps[index], LUMP) if outcomes is not None and quick(outcomes) else 1
+    def record_result(self, index: int, outcomes: Sequence[Outcome] | None) -> None:
+        """Adapt to the outcomes of a unit of reward `index`. None: it ended its worker."""
+        self._together[index] = min(2 * self._together[index], MAX_CALLS_TOGETHER) if outcomes is not None and are_quick(outcomes) else 1
 
-    def deadline(self, index: int) -> float:
-        """Seconds for one sample."""
-        return worker.deadline_of(self._specs[index], self._settings)
-
-    def take(self) -> Unit:
+    def take(self) -> WorkUnit:
+        """The next unit; waits until there is one."""
         with self._changed:
             while not self._waiting:
                 self._changed.wait()
             unit, index, payloads = self._waiting.popleft()
-            parts = [(unit, payloads)]
-            together = self.together[index]
-            limit = self._specs[index].concurrency if together else self._lumps[index]
+            parts, reward, concurrent = [(unit, payloads)], self._rewards[index], self.concurrent[index]
+            limit = reward.concurrency if concurrent else self._together[index]
             if limit > 1:
-                same = {other: its for other, at, its in self._waiting if at == index}
+                same = {other: items for other, at, items in self._waiting if at == index}
                 parts += list(same.items())[: limit - 1]
                 chosen = {number for number, _ in parts}
                 self._waiting = deque(entry for entry in self._waiting if entry[0] not in chosen)
-            deadline = self.deadline(index) * (1 if together else len(payloads))
-            if len(parts) > 1 and not together:
-                deadline = min(deadline, LUMP_SECONDS)
-        return Unit(index, parts, deadline, together)
+            timeout = reward.timeout * (1 if concurrent else len(payloads))
+            if len(parts) > 1 and not concurrent:
+                timeout = min(timeout, TOGETHER_SECONDS)
+        return WorkUnit(index, parts, timeout, concurrent)
 
 
 class WorkerSlot(threading.Thread):
     """One worker at a time, replaced when it dies, and the thread that gives it work."""
 
-    def __init__(self, specs: Sequence[RewardSpec], settings: RewardSettings, agenda: WorkQueue, out: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, rewards: Sequence[WorkerReward], limits: WorkerLimits, work: WorkQueue, results: queue.SimpleQueue[Any]) -> None:
         super().__init__(daemon=True)
-        self._specs, self._settings, self._agenda, self._out = specs, settings, agenda, out
+        self._rewards, self._limits, self._work, self._results = rewards, limits, work, results
         self._loaded = self._stopped = False
-        self._changing = threading.Lock()
-        self._pool = self._new_pool()
-        self.calls = 0  # odd while a call is under way: orphans seen during it may still be its own
+        self._pool_lock = threading.Lock()
+        self._pool = self._create_pool()
+        self.calls = 0  # odd while a call is running: orphans seen meanwhile may belong to it
 
     def run(self) -> None:
-        kinds, trouble = self._load()
-        self._out.put(("broken", trouble) if trouble else ("ready", kinds))
-        while not trouble:
-            unit = self._agenda.take()
+        kinds, message = self._load()
+        self._results.put(("broken", message) if message else ("ready", kinds))
+        while not message:
+            unit = self._work.take()
             self.calls += 1
             self._score(unit)
             self.calls += 1
 
     def stop(self) -> None:
-        """No new worker from now on."""
-        with self._changing:
+        """End the worker and start no new one."""
+        with self._pool_lock:
             self._stopped = True
             self._pool.stop()
 
     def join_pool(self) -> None:
-        """Give the dead pool's locks back to the system."""
-        _quietly_join(self._pool)
+        """Give the locks of the dead pool back to the system."""
+        _join_silently(self._pool)
 
-    def _score(self, unit: Unit) -> None:
-        outcomes = self._ask(unit)
-        self._agenda.told(unit.index, outcomes)
+    def _score(self, unit: WorkUnit) -> None:
+        outcomes = self._run_unit(unit)
+        self._work.record_result(unit.index, outcomes)
         if outcomes is None and len(unit.parts) > 1:
-            for part in unit.parts:  # the one that blocked or killed the worker took others with it: each gets its own try
-                deadline = unit.deadline if unit.together else self._agenda.deadline(unit.index) * len(part[1])
-                self._score(replace(unit, parts=[part], deadline=deadline))
+            for part in unit.parts:  # one of them blocked or killed the worker: each is called again alone
+                timeout = unit.timeout if unit.concurrent else self._rewards[unit.index].timeout * len(part[1])
+                self._score(replace(unit, parts=[part], timeout=timeout))
             return
-        told = iter(outcomes or [self._last_failure] * sum(map(len, unit.calls)))
-        self._out.put(("told", [(number, [next(told) for _ in payloads]) for number, payloads in unit.parts]))
+        left = iter(outcomes or [self._last_failure] * sum(map(len, unit.calls)))
+        self._results.put(("scored", [(number, [next(left) for _ in payloads]) for number, payloads in unit.parts]))
 
-    def _ask(self, unit: Unit) -> list[Outcome] | None:
+    def _run_unit(self, unit: WorkUnit) -> list[Outcome] | None:
         """Outcomes, or None with self._last_failure set where the worker was killed or died."""
         deaths = 0
-        hard_limit = unit.deadline + (1.0 if unit.together else 0.0)  # an async worker keeps the deadlines itself
-        for _ in range(BROKEN_POOLS):
+        hard_limit = unit.timeout + (1.0 if unit.concurrent else 0.0)  # an async worker enforces the timeouts itself
+        for _ in range(MAX_BROKEN_POOLS):
             if not self._loaded:
                 self._load()
             started = time.monotonic()
             try:
-                future = self._pool.schedule(worker.run_each, args=(unit.index, unit.calls), timeout=hard_limit)
+                future = self._pool.schedule(worker.run_calls, args=(unit.index, unit.calls), timeout=hard_limit)
                 concurrent.futures.wait([future], timeout=hard_limit + GRACE_SECONDS)
                 if not future.done():
-                    raise RuntimeError("the pool did not keep its deadline")
+                    raise RuntimeError("the pool did not enforce its timeout")
                 return future.result()  # type: ignore[no-any-return]
             except TimeoutError:
                 self._loaded = False
-                self._fail(OutcomeKind.TIMEOUT, f"no answer within {unit.deadline:g} s; its worker was killed and replaced", started)
+                self._set_failure(OutcomeKind.TIMEOUT, f"no answer within {unit.timeout:g} s; its worker was killed and replaced", started)
                 return None
             except Exception as error:  # noqa: BLE001 - pebble: ProcessExpired for a dead worker, RuntimeError and others for a broken pool
                 self._loaded = False
                 code = getattr(error, "exitcode", None)
-                self._fail(OutcomeKind.ERROR, f"its worker process {_cause(code)}", started)
-                self._renew()  # pebble would replace the worker, but not the locks that it may have held when it died
-                # Once more: what killed the worker may have been left over from an earlier call.
+                self._set_failure(OutcomeKind.ERROR, f"its worker process {_describe_exit(code)}", started)
+                self._replace_pool()  # pebble would replace the worker, but not the locks that it may have held when it died
+                # Try once more: what killed the worker may have been left over from an earlier call.
                 if code is not None and ((deaths := deaths + 1) > 1 or len(unit.parts) > 1):
                     return None
         return None
 
-    def _fail(self, kind: OutcomeKind, detail: str, started: float) -> None:
+    def _set_failure(self, kind: OutcomeKind, detail: str, started: float) -> None:
         self._last_failure = Outcome(kind, detail=detail, seconds=time.monotonic() - started)
 
-    def _load(self) -> tuple[list[Kind], str]:
-        """Import the reward files in the worker: a call of its own, so that the first sample's deadline does not pay for it."""
-        names = ", ".join(spec.path for spec in self._specs)
-        for _ in range(BROKEN_POOLS):
+    def _load(self) -> tuple[list[FunctionKind], str]:
+        """Import the reward files in the worker: a call of its own, so that it does not count against the timeout of the first sample."""
+        names = ", ".join(reward.path for reward in self._rewards)
+        limit = self._limits.load_timeout
+        for _ in range(MAX_BROKEN_POOLS):
             try:
-                future = self._pool.schedule(worker.load, timeout=self._settings.load_deadline)
-                answer = future.result(self._settings.load_deadline + 60)  # a process may take long to start on a busy machine
+                future = self._pool.schedule(worker.load_rewards, timeout=limit)
+                answer = future.result(limit + 60)  # a process may take long to start on a busy machine
                 self._loaded = True
                 return answer  # type: ignore[no-any-return]
             except TimeoutError:
-                trouble = f"rewards: importing {names} took more than {self._settings.load_deadline:g} s (rewarding.load_deadline)"
-                self._renew()
-                return [], trouble
-            except Exception as error:  # noqa: BLE001 - as in _ask
-                trouble = f"rewards: the worker process {_cause(getattr(error, 'exitcode', None))} while it imported {names}"
-                self._renew()
-        return [], trouble
+                self._replace_pool()
+                return [], f"rewards: importing {names} took more than {limit:g} s (rewarding.load_timeout)"
+            except Exception as error:  # noqa: BLE001 - as in _run_unit
+                message = f"rewards: the worker process {_describe_exit(getattr(error, 'exitcode', None))} while it imported {names}"
+                self._replace_pool()
+        return [], message
 
-    def _new_pool(self) -> Any:
+    def _create_pool(self) -> Any:
         from pebble import ProcessPool
 
-        arguments = (self._specs, self._settings, os.getpid())
-        return ProcessPool(1, initializer=worker.start, initargs=arguments, context=multiprocessing.get_context("spawn"))
+        arguments = (self._rewards, self._limits, os.getpid())
+        return ProcessPool(1, initializer=worker.init_worker, initargs=arguments, context=multiprocessing.get_context("spawn"))
 
-    def _renew(self) -> None:
-        with self._changing:
+    def _replace_pool(self) -> None:
+        with self._pool_lock:
             if self._stopped:
-                sys.exit()  # ends this thread: a pool that was stopped looks broken from here
-            old, self._pool, self._loaded = self._pool, self._new_pool(), False
+                sys.exit()  # ends this thread: a stopped pool looks broken from here
+            old, self._pool, self._loaded = self._pool, self._create_pool(), False
         old.stop()
-        threading.Thread(target=_quietly_join, args=(old,), daemon=True).start()  # it may hang on what broke it
+        threading.Thread(target=_join_silently, args=(old,), daemon=True).start()  # it may hang on what broke it
 
 
-class Orphans:
-    """Ends processes that outlived what started them."""
+class OrphanReaper:
+    """Kills processes that outlive the call that started them."""
 
     def __init__(self, slots: Sequence[WorkerSlot]) -> None:
         self._slots = slots
-        self._seen: dict[int, list[int]] = {}  # pid -> what each slot was doing when it was first seen
+        self._seen: dict[int, list[int]] = {}  # pid -> `calls` of each slot when the process was first seen
 
     def sweep(self) -> None:
-        """End every orphan that cannot belong to a call that is still under way."""
-        now, old = [slot.calls for slot in self._slots], self._seen
-        self._seen = {pid: old.get(pid, now) for pid in self._orphans()}
-        done = [pid for pid, then in self._seen.items() if all(a % 2 == 0 or a != b for a, b in zip(then, now, strict=True))]
-        processes.kill(done)
-        processes.reap(done)
+        """Kill every orphan that cannot belong to a running call."""
+        now, before = [slot.calls for slot in self._slots], self._seen
+        self._seen = {pid: before.get(pid, now) for pid in self._list_orphans()}
+        over = [pid for pid, then in self._seen.items() if all(a % 2 == 0 or a != b for a, b in zip(then, now, strict=True))]
+        processes.kill(over)
+        processes.reap(over)
 
-    def end_all(self, seconds: float = 10.0) -> None:
-        """End every worker and every descendant, until none is left."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            workers, orphans = self._workers(), self._orphans()
+    def kill_all(self, seconds: float = 10.0) -> None:
+        """Kill every worker and every descendant, until none is left."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            workers, orphans = self._list_workers(), self._list_orphans()
             if not workers and not orphans:
                 return
             processes.kill([*workers, *orphans])
-            processes.reap(orphans)  # the workers' exit status is for multiprocessing to take: it waits for ever if it finds none
+            processes.reap(orphans)  # multiprocessing takes the exit status of the workers: it would wait forever if there is none
             time.sleep(0.001)
 
-    def _workers(self) -> set[int]:
+    def _list_workers(self) -> set[int]:
         return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
-    def _orphans(self) -> list[int]:
-        # A child that is no worker and not of our session came here by adoption; one of our session is a worker that is just starting.
-        mine = os.getsid(0)
-        adopted = [pid for pid, session in processes.children_of()[os.getpid()] if session != mine]
-        return [pid for pid in adopted if pid not in self._workers()]
+    def _list_orphans(self) -> list[int]:
+        # A child that is no worker and not of our session was adopted; one of our session is a worker that is just starting.
+        own_session = os.getsid(0)
+        adopted = [pid for pid, session in processes.list_children()[os.getpid()] if session != own_session]
+        return [pid for pid in adopted if pid not in self._list_workers()]
 
 
-def main(descriptor: int, trainer: int) -> None:
-    """Serve one trainer (its process id) over the connected socket `descriptor` until it closes it or ends."""
+def serve_trainer(descriptor: int, trainer: int) -> None:
+    """Serve one trainer (its process id) over the connected socket `descriptor` until the trainer closes it or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the trainer says when it is over
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the trainer decides when it ends
     processes.become_subreaper()
-    connection, alive = Connection(descriptor), os.pidfd_open(trainer)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 2)  # a worker that is killed while it starts would write a traceback into the run's own lines
+    connection, trainer_handle = Connection(descriptor), os.pidfd_open(trainer)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)  # a worker that is killed while it starts would write a traceback between the lines of the run
     try:
-        _serve(connection, alive)
-    except BaseException:  # noqa: BLE001 - whatever it is: the trainer must hear it, nobody else can tell
+        _serve_connection(connection, trainer_handle)
+    except BaseException:  # noqa: BLE001 - whatever it is: only the trainer can report it
         with contextlib.suppress(OSError):
             connection.send(("crashed", traceback.format_exc()))
-    Orphans([]).end_all()
+    OrphanReaper([]).kill_all()
     os._exit(0)  # threads that wait for work would keep it alive
 
 
-def _serve(connection: Connection, alive: int) -> None:
+def _serve_connection(connection: Connection, trainer_handle: int) -> None:
     import pebble
 
     pebble.CONSTS.sleep_unit, pebble.CONSTS.term_timeout, pebble.CONSTS.channel_lock_timeout = POLL_SECONDS, KILL_SECONDS, LOCK_SECONDS
-    specs, settings = connection.recv()
-    agenda: WorkQueue = WorkQueue(specs, settings)
-    out: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    slots = [WorkerSlot(specs, settings, agenda, out) for _ in range(settings.workers)]
-    orphans = Orphans(slots)
-    threading.Thread(target=_speak, args=(connection, out, agenda), daemon=True).start()
+    rewards, limits = connection.recv()
+    work = WorkQueue(rewards)
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    slots = [WorkerSlot(rewards, limits, work, results) for _ in range(limits.workers)]
+    orphans = OrphanReaper(slots)
+    threading.Thread(target=_send_results, args=(connection, results, work), daemon=True).start()
     for slot in slots:
         slot.start()
-    _listen(connection, alive, agenda, orphans)
+    _receive_work(connection, trainer_handle, work, orphans)
     for slot in slots:
         slot.stop()
-    orphans.end_all()
+    orphans.kill_all()
     for slot in slots:
         slot.join_pool()
-    orphans.end_all()
-    _end_resource_tracker()
+    orphans.kill_all()
+    _stop_resource_tracker()
 
 
-def _listen(connection: Connection, alive: int, agenda: WorkQueue, orphans: Orphans) -> None:
-    """Take work from the trainer until it hangs up or ends."""
-    swept = time.monotonic()
+def _receive_work(connection: Connection, trainer_handle: int, work: WorkQueue, orphans: OrphanReaper) -> None:
+    """Take work from the trainer until it closes the connection or ends."""
+    last_sweep = time.monotonic()
     while True:
-        ready = wait([connection, alive], timeout=SWEEP_SECONDS)
-        if alive in ready and connection not in ready:
+        ready = wait([connection, trainer_handle], timeout=SWEEP_SECONDS)
+        if trainer_handle in ready and connection not in ready:
             return
         if connection in ready:
             try:
                 units = connection.recv()
             except (EOFError, OSError):
                 return
-            agenda.put(units)
-        if time.monotonic() - swept >= SWEEP_SECONDS:
+            work.put(units)
+        if time.monotonic() - last_sweep >= SWEEP_SECONDS:
             orphans.sweep()
-            swept = time.monotonic()
+            last_sweep = time.monotonic()
 
 
-def _speak(connection: Connection, out: queue.SimpleQueue[Any], agenda: WorkQueue) -> None:
-    """Tell the trainer; only the first slot's greeting counts."""
-    greeted = False
+def _send_results(connection: Connection, results: queue.SimpleQueue[Any], work: WorkQueue) -> None:
+    """Pass results on to the trainer; "ready" or "broken" only from the first slot."""
+    started = False
     while True:
-        message = out.get()
-        if message[0] != "told":
-            if greeted:
+        message = results.get()
+        if message[0] != "scored":
+            if started:
                 continue
-            greeted = True
-            agenda.together = [kind.is_async and not kind.batch for kind in message[1]] if message[0] == "ready" else []
+            started = True
+            work.concurrent = [kind.is_async and not kind.batch for kind in message[1]] if message[0] == "ready" else []
         try:
             connection.send(message)
         except OSError:
-            return  # it hung up; _listen sees that too
+            return  # the trainer closed it; _receive_work sees that too
 
 
-def _quietly_join(pool: Any) -> None:
-    with contextlib.suppress(Exception):  # pebble raises what it met; everything it started is ended by other means
+def _join_silently(pool: Any) -> None:
+    with contextlib.suppress(Exception):  # pebble raises errors of the pool; its processes are killed by other means
         pool.join(GRACE_SECONDS)
 
 
-def _cause(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     if code is None:
         return "did not answer"
     if code >= 0:
@@ -325,11 +323,11 @@ def _cause(code: int | None) -> str:
     return f"was ended by {signal.Signals(-code).name}{hints.get(signal.Signals(-code), '')}"
 
 
-def _end_resource_tracker() -> None:
-    """multiprocessing's own helper process: ended and waited for, or it would outlive us by a moment."""
+def _stop_resource_tracker() -> None:
+    """End the helper process of multiprocessing and wait for it: it would outlive this process by a moment."""
     from multiprocessing import resource_tracker
 
-    # A private name: without it the helper still ends by itself, only later. It waits for ever if anybody holds the tracker's pipe.
+    # A private name: without it the helper still ends by itself, only later. It waits forever if anybody holds the pipe of the tracker.
     stop = getattr(resource_tracker._resource_tracker, "_stop", lambda: None)
     stopping = threading.Thread(target=stop, daemon=True)
     stopping.start()

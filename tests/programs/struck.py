@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 def at_phase(phase: str, count: int, action: Callable[[], None]) -> None:
     """From now on: the `count`-th time that the phase begins in this process, the action."""
-    from rlkit.rewarding.judge import RewardClient
+    from rlkit.rewarding.client import RewardClient
     from rlkit.runtime import heartbeat
 
     seen = 0

@@ -1,4 +1,4 @@
-"""A judge whose workers are shared by the tests that do no harm to it, and one made to measure for those that do."""
+"""Reward files, reward clients of their own, and checks that no process is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec, Verdict, processes, sandbox
+from rlkit.rewarding import processes, sandbox
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.outcome import SampleReward
+from rlkit.rewarding.spec import RewardSpec
+from tests.rewarding.settings import make_settings
 
 HERE = Path(__file__).parent
 TORTURE = f"{HERE / 'torture_rewards.py'}:score"
@@ -28,17 +32,19 @@ def write_rewards(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-def judge_all(specs: list[RewardSpec], items: list[dict[str, Any]], group_size: int | None = None, **settings: Any) -> list[Verdict]:
-    """Verdicts on these items by a judge of its own; groups of group_size in their order."""
-    with RewardClient(specs, RewardSettings(**settings)) as judge:
+def score_all(
+    specs: dict[str, RewardSpec], items: list[dict[str, Any]], group_size: int | None = None, **settings: Any
+) -> list[SampleReward]:
+    """The rewards of these items by a client of its own; groups of group_size in their order."""
+    with RewardClient(specs, make_settings(**settings)) as client:
         for number, item in enumerate(items):
-            judge.submit(number, item, None if group_size is None else number // group_size, group_size)
-        return list(judge.collect(range(len(items))).values())
+            client.submit(number, item, None if group_size is None else number // group_size, group_size)
+        return list(client.collect(range(len(items))).values())
 
 
 def own_descendants() -> set[int]:
     """Every process under this one."""
-    return set(processes.descendants(os.getpid()))
+    return set(processes.list_descendants(os.getpid()))
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def nobody_left() -> Iterator[None]:
 
 
 def _ours(before: set[int]) -> dict[int, str]:
-    """New processes that are marked as this test's: by the environment variable that the judge hands to its workers."""
+    """New processes of this test, marked by the environment variable that its workers get."""
     found = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and int(entry.name) not in before:

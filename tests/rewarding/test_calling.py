@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import OutcomeKind, RewardClient, RewardSpec, resolve
-from rlkit.rewarding.calling import asks_answer, load
-from rlkit.rewarding.spec import shipped_names
+from rlkit.rewarding.calling import load_function, needs_answer
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.job import WorkerReward
+from rlkit.rewarding.outcome import OutcomeKind
+from rlkit.rewarding.resolve import import_reward, list_shipped_rewards
+from rlkit.rewarding.spec import RewardSpec
+from tests.rewarding.settings import make_settings
 
-from .conftest import judge_all
+from .conftest import score_all
 
 FORMS = """
 import asyncio
@@ -61,10 +65,10 @@ def test_same_reward_in_every_form_gives_the_same_verdicts(write_rewards: Callab
     file = write_rewards(FORMS)
     items = [ROW | {"completion": str(n % 3), "answer": str(n % 2)} for n in range(24)]
     expected = [float(n % 3 == n % 2) for n in range(24)]
-    specs = [RewardSpec(name, f"{file}:{name}") for name in NAMES]
-    together = judge_all(specs, items, group_size=4)
+    specs = {name: RewardSpec(path=f"{file}:{name}") for name in NAMES}
+    together = score_all(specs, items, group_size=4)
     for name in NAMES:
-        assert [verdict.parts[name].value for verdict in together] == expected, name
+        assert [verdict.components[name].value for verdict in together] == expected, name
     assert [verdict.reward for verdict in together] == [len(NAMES) * value for value in expected]
     assert together[0].metrics == {"as_dict/length": 1.0}
 
@@ -75,20 +79,20 @@ def ours(prompt, completion, bonus): return len(prompt) + prompt[0]["content"].c
 def trl(prompts, completions): return [len(p) + len(c[0]["content"]) + (c[0]["role"] == "assistant") for p, c in zip(prompts, completions)]
 """)
     item = {"prompt": [{"role": "user", "content": "why? how?"}], "completion": "so"}
-    [verdict] = judge_all([RewardSpec("a", f"{file}:ours", args={"bonus": 10}), RewardSpec("b", f"{file}:trl")], [item])
-    assert (verdict.parts["a"].value, verdict.parts["b"].value) == (13.0, 4.0)
+    [verdict] = score_all({"a": RewardSpec(path=f"{file}:ours", args={"bonus": 10}), "b": RewardSpec(path=f"{file}:trl")}, [item])
+    assert (verdict.components["a"].value, verdict.components["b"].value) == (13.0, 4.0)
 
 
 # What a shipped reward takes from the row; all its other parameters are settings.
 FROM_THE_ROW = {"prompt", "completion", "completion_length", "answer", "tests", "entry_point", "schema", "nums", "numbers", "target"}
 
 
-@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("name", list_shipped_rewards())
 def test_no_column_changes_a_setting_of_a_shipped_reward(name: str) -> None:
-    parameters = inspect.signature(resolve(name)).parameters
+    parameters = inspect.signature(import_reward(name)).parameters
     settings = set(parameters) - FROM_THE_ROW - {"columns"}
     args = {setting: "mine" for setting in settings if parameters[setting].default is inspect.Parameter.empty}
-    reward = replace(load(RewardSpec("r", name, args=args)), function=lambda **given: given)
+    reward = replace(load_function(WorkerReward("r", name, args=args)), function=lambda **given: given)
     row = dict.fromkeys({*parameters, "level"} - {"columns"}, "row")
     assert reward.call([row]) == dict.fromkeys(set(row) - settings, "row") | args
 
@@ -113,44 +117,44 @@ def test_a_column_fills_no_setting_of_a_function_in_any_form(write_rewards: Call
     """A default other than None, or a place after the *, makes a setting; None is what a column is where the row lacks it."""
     file = write_rewards(SETTINGS)
     row = {"prompt": "p", "completion": "c", "answer": "a", "difficulty": 10, "level": 3, "strict": True, "threshold": 9}
-    specs = [RewardSpec("default", f"{file}:{form}"), RewardSpec("args", f"{file}:{form}", args={"threshold": 0.25})]
-    [verdict] = judge_all(specs, [row], group_size=1)
-    assert [verdict.parts[name].value for name in ("default", "args")] == [13.5, 13.25], verdict.parts
+    specs = {"default": RewardSpec(path=f"{file}:{form}"), "args": RewardSpec(path=f"{file}:{form}", args={"threshold": 0.25})}
+    [verdict] = score_all(specs, [row], group_size=1)
+    assert [verdict.components[name].value for name in ("default", "args")] == [13.5, 13.25], verdict.components
 
 
 def test_columns_that_a_setting_hides_are_named_for_each_reward(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards(SETTINGS)
-    specs = [RewardSpec(name, f"{file}:{name}") for name in ("ours", "verl", "easyr1")]
-    with RewardClient(specs) as judge:
-        judge.ready()
-        assert judge.ignored({"prompt", "level", "difficulty", "extra_info"}) == []
+    specs = {name: RewardSpec(path=f"{file}:{name}") for name in ("ours", "verl", "easyr1")}
+    with RewardClient(specs, make_settings()) as client:
+        client.wait_until_ready()
+        assert client.describe_ignored_columns({"prompt", "level", "difficulty", "extra_info"}) == []
         end = "parameters of these names are settings, which only rewards.{}.args sets (see rewards/README.md)"
-        assert judge.ignored({"level", "threshold", "strict"}) == [
-            f"rewards.ours ({file}:ours) does not get the data's columns strict, threshold: {end.format('ours')}",
-            f"rewards.verl ({file}:verl) does not get the data's columns threshold: {end.format('verl')}",
+        assert client.describe_ignored_columns({"level", "threshold", "strict"}) == [
+            f"rewards.ours ({file}:ours) does not get the data columns strict, threshold: {end.format('ours')}",
+            f"rewards.verl ({file}:verl) does not get the data columns threshold: {end.format('verl')}",
         ]
 
 
 def test_none_means_not_applicable_and_leaves_the_others_alone(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def a(completion): return None if completion == 'x' else 1.0\ndef b(completions): return [None, 2.0]\n")
     items = [{"prompt": "p", "completion": "x"}, {"prompt": "p", "completion": "y"}]
-    verdicts = judge_all([RewardSpec("a", f"{file}:a"), RewardSpec("b", f"{file}:b")], items, group_size=2)
+    verdicts = score_all({"a": RewardSpec(path=f"{file}:a"), "b": RewardSpec(path=f"{file}:b")}, items, group_size=2)
     assert [verdict.reward for verdict in verdicts] == [None, 3.0]
-    assert [verdict.parts["a"].kind for verdict in verdicts] == [OutcomeKind.NOT_APPLICABLE, OutcomeKind.SCORE]
+    assert [verdict.components["a"].kind for verdict in verdicts] == [OutcomeKind.NOT_APPLICABLE, OutcomeKind.SCORE]
 
 
 @pytest.mark.parametrize(("expression", "value"), [("True", 1.0), ("__import__('numpy').float32(0.25)", 0.25), ("3", 3.0)])
 def test_what_counts_as_a_number(write_rewards: Callable[[str], str], expression: str, value: float) -> None:
     file = write_rewards(f"def f(completion): return {expression}\n")
-    assert judge_all([RewardSpec("f", f"{file}:f")], [{"prompt": "p", "completion": ""}])[0].reward == value
+    assert score_all({"f": RewardSpec(path=f"{file}:f")}, [{"prompt": "p", "completion": ""}])[0].reward == value
 
 
 def test_missing_column_is_told_with_the_columns_there_are(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def f(completion, solution): return 1.0\n")
-    [verdict] = judge_all([RewardSpec("f", f"{file}:f")], [{"prompt": "p", "completion": "", "answer": "1"}])
-    assert verdict.parts["f"].detail == (
+    [verdict] = score_all({"f": RewardSpec(path=f"{file}:f")}, [{"prompt": "p", "completion": "", "answer": "1"}])
+    assert verdict.components["f"].detail == (
         f"rewards.f ({file}:f) needs 'solution', which the data row does not have (it has: answer, completion, prompt); "
-        "give the data a column of that name, or set rewards.f.args"
+        "add a column of that name to the data, or set rewards.f.args"
     )
 
 
@@ -164,10 +168,10 @@ def test_missing_column_is_told_with_the_columns_there_are(write_rewards: Callab
 )
 def test_a_missing_answer_is_missing_in_every_form(write_rewards: Callable[[str], str], function: str, name: str, has: str) -> None:
     file = write_rewards(f"def {function}: return 1.0\n")
-    [verdict] = judge_all([RewardSpec("f", f"{file}:f")], [{"prompt": "p", "completion": ""}], group_size=1)
-    assert verdict.parts["f"].detail == (
-        f"rewards.f ({file}:f) needs '{name}', which the data row does not have (it has: {has}); give the data a column of that name, "
-        "name the column of answers with data.columns.answer, or set rewards.f.args"
+    [verdict] = score_all({"f": RewardSpec(path=f"{file}:f")}, [{"prompt": "p", "completion": ""}], group_size=1)
+    assert verdict.components["f"].detail == (
+        f"rewards.f ({file}:f) needs '{name}', which the data row does not have (it has: {has}); add a column of that name to the data, "
+        "set the column of answers with data.columns.answer, or set rewards.f.args"
     )
 
 
@@ -178,8 +182,8 @@ def verl(data_source, solution_str, ground_truth): return float(sum(ground_truth
 def easyr1(reward_input): return {"overall": reward_input["ground_truth"] + 1}
 """)
     for name, answer, score in (("ours", ["1/2", "0.5"], 1.0), ("verl", {"target": 98, "least": 2}, 100.0), ("easyr1", 7, 8.0)):
-        [verdict] = judge_all([RewardSpec(name, f"{file}:{name}")], [{"prompt": "p", "completion": "0.5", "answer": answer}])
-        assert verdict.reward == score, verdict.parts[name].detail
+        [verdict] = score_all({name: RewardSpec(path=f"{file}:{name}")}, [{"prompt": "p", "completion": "0.5", "answer": answer}])
+        assert verdict.reward == score, verdict.components[name].detail
 
 
 def test_whether_a_reward_asks_for_an_answer_is_read_without_importing_it(write_rewards: Callable[[str], str]) -> None:
@@ -198,14 +202,14 @@ def columned(completion, ground_truth): ...
 def wrapped(completion, answer): ...
 instance = object()
 """)
-    asked = {name: asks_answer(f"{file}:{name}", {}) for name in ("ours", "slow", "verl", "trl", "easyr1")}
+    asked = {name: needs_answer(f"{file}:{name}", {}) for name in ("ours", "slow", "verl", "trl", "easyr1")}
     assert set(asked.values()) == {True}, asked
-    free = {name: asks_answer(f"{file}:{name}", {}) for name in ("free", "may", "may_verl", "columned", "wrapped", "instance", "nowhere")}
+    free = {name: needs_answer(f"{file}:{name}", {}) for name in ("free", "may", "may_verl", "columned", "wrapped", "instance", "nowhere")}
     assert set(free.values()) == {False}, free
-    assert not asks_answer(f"{file}:ours", {"answer": "4"}) and not asks_answer("package.module:function", {})
-    shipped = {name for name in shipped_names() if asks_answer(name, {})}
+    assert not needs_answer(f"{file}:ours", {"answer": "4"}) and not needs_answer("package.module:function", {})
+    shipped = {name for name in list_shipped_rewards() if needs_answer(name, {})}
     assert shipped == {"accuracy", "exact_match", "fuzzy_match", "multiple_choice"}
-    assert not asks_answer(f"{write_rewards('def broken(')}:broken", {})
+    assert not needs_answer(f"{write_rewards('def broken(')}:broken", {})
 
 
 def test_async_samples_are_under_way_together_each_with_its_own_deadline(write_rewards: Callable[[str], str]) -> None:
@@ -219,7 +223,7 @@ async def f(completion):
 """)
     said = ["x" * (n % 4) for n in range(60)] + ["late", "fail", "block"]
     items: list[dict[str, Any]] = [{"prompt": "p", "completion": completion} for completion in said]
-    verdicts = judge_all([RewardSpec("f", f"{file}:f", deadline=1.0)], items, max_failure_rate=1.0)
+    verdicts = score_all({"f": RewardSpec(path=f"{file}:f", timeout=1.0)}, items, max_failure_rate=1.0)
     assert [verdict.reward for verdict in verdicts] == [float(n % 4) for n in range(60)] + [None] * 3
-    kinds = [verdict.parts["f"].kind for verdict in verdicts[60:]]
+    kinds = [verdict.components["f"].kind for verdict in verdicts[60:]]
     assert kinds == [OutcomeKind.TIMEOUT, OutcomeKind.ERROR, OutcomeKind.TIMEOUT]

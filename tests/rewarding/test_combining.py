@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlkit.rewarding import Outcome, OutcomeKind, RewardSettings, RewardSpec
-from rlkit.rewarding.combining import combined, standardised, verdicts
+from rlkit.rewarding.combining import combine_rewards, combine_sample, normalise_by_group
 from rlkit.rewarding.failures import FailureWindow
+from rlkit.rewarding.outcome import Outcome, OutcomeKind
+from rlkit.rewarding.spec import RewardSpec
 from rlkit.rollout import records
 from rlkit.rollout.collector import score
 from rlkit.types import Group, Key, Sample, Stop
+from tests.rewarding.settings import make_settings
 
 NO_TOKENS = torch.zeros(0)
 SAMPLE = Sample(Key(0, 0, 0), (1,), NO_TOKENS, NO_TOKENS.bool(), NO_TOKENS, NO_TOKENS.int(), Stop.EOS, "")
-SPECS = [RewardSpec("right", "accuracy", weight=1.0), RewardSpec("form", "format_tags", weight=0.5, gate=True)]
+SPECS = {"right": RewardSpec(path="accuracy", weight=1.0), "form": RewardSpec(path="format_tags", weight=0.5, gate=True)}
 
 
 def outcome(value: float | None) -> Outcome:
@@ -36,42 +38,42 @@ def outcome(value: float | None) -> Outcome:
 )
 def test_combine(how: str, right: float | None, form: float | None, reward: float | None) -> None:
     values = {"right": right, "form": form}
-    parts = {name: outcome(value) for name, value in values.items()}
-    assert combined(SPECS, RewardSettings(combine=how), values, parts) == reward  # type: ignore[arg-type]
+    components = {name: outcome(value) for name, value in values.items()}
+    assert combine_sample(SPECS, make_settings(combine=how), values, components) == reward  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.TIMEOUT, OutcomeKind.ERROR])
 def test_failed_is_no_reward_but_a_failed_watcher_voids_nothing(kind: OutcomeKind) -> None:
-    specs = [RewardSpec("right", "accuracy"), RewardSpec("watched", "length", weight=0.0)]
+    specs = {"right": RewardSpec(path="accuracy"), "watched": RewardSpec(path="length", weight=0.0)}
     good, failed = outcome(1.0), Outcome(kind)
-    assert combined(specs, RewardSettings(), {"right": None, "watched": 1.0}, {"right": failed, "watched": good}) is None
-    assert combined(specs, RewardSettings(), {"right": 1.0, "watched": None}, {"right": good, "watched": failed}) == 1.0
+    assert combine_sample(specs, make_settings(), {"right": None, "watched": 1.0}, {"right": failed, "watched": good}) is None
+    assert combine_sample(specs, make_settings(), {"right": 1.0, "watched": None}, {"right": good, "watched": failed}) == 1.0
 
 
 def test_standardised_within_groups() -> None:
     values = {"a": 1.0, "b": 3.0, "c": None, "d": 5.0, "e": 5.0}
     groups = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1}
-    assert standardised(values, groups) == {"a": -1.0, "b": 1.0, "c": None, "d": 0.0, "e": 0.0}
+    assert normalise_by_group(values, groups) == {"a": -1.0, "b": 1.0, "c": None, "d": 0.0, "e": 0.0}
 
 
 def test_normalise_each_gives_rewards_of_different_size_the_same_say() -> None:
-    specs = [RewardSpec("small", "accuracy"), RewardSpec("large", "length")]
-    parts = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
+    specs = {"small": RewardSpec(path="accuracy"), "large": RewardSpec(path="length")}
+    components = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
     groups = {0: "g", 1: "g"}
-    each = verdicts(specs, RewardSettings(normalise="each"), parts, groups)
+    each = combine_rewards(specs, make_settings(normalise="each"), components, groups)
     assert [each[n].reward for n in (0, 1)] == [-2.0, 2.0]
-    whole = verdicts(specs, RewardSettings(normalise="sum"), parts, groups)
+    whole = combine_rewards(specs, make_settings(normalise="sum"), components, groups)
     assert [whole[n].reward for n in (0, 1)] == [-1.0, 1.0]
-    assert [whole[n].parts["large"].value for n in (0, 1)] == [100.0, 300.0]
+    assert [whole[n].components["large"].value for n in (0, 1)] == [100.0, 300.0]
 
 
 def test_what_people_read_is_the_reward_before_it_was_normalised() -> None:
     """Of one group: 0 + 100 and 1 + 300, and a third that failed. Learned from is 0 in the mean, whatever the policy does."""
-    specs = [RewardSpec("small", "accuracy"), RewardSpec("large", "length")]
-    parts = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
-    parts[2] = {"small": Outcome(OutcomeKind.ERROR), "large": outcome(None)}
+    specs = {"small": RewardSpec(path="accuracy"), "large": RewardSpec(path="length")}
+    components = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
+    components[2] = {"small": Outcome(OutcomeKind.ERROR), "large": outcome(None)}
     for normalise in ("none", "each", "sum"):
-        told = verdicts(specs, RewardSettings(normalise=normalise), parts, dict.fromkeys(range(3), "g"))  # type: ignore[arg-type]
+        told = combine_rewards(specs, make_settings(normalise=normalise), components, dict.fromkeys(range(3), "g"))  # type: ignore[arg-type]
         group = Group(0, tuple(score(SAMPLE, told[n]) for n in range(3)))
         assert [records.plain(s) for s in group.samples] == [100.0, 301.0, None]
         seen = records.of_groups([group])
@@ -97,7 +99,7 @@ def test_what_people_read_is_the_reward_before_it_was_normalised() -> None:
 def test_failure_window(limit: float, failed: str, exceeded: bool) -> None:
     window = FailureWindow(limit)
     window.add(character == "1" for character in failed)
-    assert window.exceeded() is exceeded
+    assert window.is_over_limit() is exceeded
     restored = FailureWindow(limit)
     restored.restore(window.state())
-    assert (restored.exceeded(), restored.state()) == (exceeded, failed[-1000:])
+    assert (restored.is_over_limit(), restored.state()) == (exceeded, failed[-1000:])

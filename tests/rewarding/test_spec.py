@@ -9,39 +9,41 @@ from pathlib import Path
 import pytest
 
 from rlkit.errors import UserError
-from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec, resolve
-from rlkit.rewarding.spec import locate, shipped_names
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.resolve import import_reward, list_shipped_rewards, locate_reward
+from rlkit.rewarding.spec import RewardSpec
 from rlkit.runtime.paths import shipped
+from tests.rewarding.settings import make_settings
 
 
 def test_shipped_rewards_are_found_by_name() -> None:
-    assert locate("accuracy").file == shipped("rewards") / "accuracy.py"
-    assert resolve("overlong")(completion="", completion_length=95, longest=100, buffer=10) == -0.5
+    assert locate_reward("accuracy").file == shipped("rewards") / "accuracy.py"
+    assert import_reward("overlong")(completion="", completion_length=95, longest=100, buffer=10) == -0.5
 
 
 def test_every_shipped_file_has_a_function_of_its_name() -> None:
-    assert {"accuracy", "format_tags", "length", "overlong", "repetition", "exact_match", "countdown"} <= set(shipped_names())
-    for name in shipped_names():
-        assert resolve(name).__name__ == name
+    assert {"accuracy", "format_tags", "length", "overlong", "repetition", "exact_match", "countdown"} <= set(list_shipped_rewards())
+    for name in list_shipped_rewards():
+        assert import_reward(name).__name__ == name
 
 
 def test_file_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("from neighbour import TWO\ndef two(completion): return TWO\n")
     (tmp_path / "neighbour.py").write_text("TWO = 2.0\n")
     monkeypatch.chdir(tmp_path)
-    assert resolve("mine.py:two")(completion="") == 2.0
+    assert import_reward("mine.py:two")(completion="") == 2.0
 
 
 def test_two_files_of_one_name_do_not_shadow_each_other(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "same.py").write_text(f"def f(completion): return {number}\n")
-    assert [resolve(f"{tmp_path / str(number) / 'same.py'}:f")("") for number in (1, 2, 1)] == [1, 2, 1]
+    assert [import_reward(f"{tmp_path / str(number) / 'same.py'}:f")("") for number in (1, 2, 1)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("path", ["os.path:basename", "os.path.basename"])
 def test_dotted_names(path: str) -> None:
-    assert resolve(path) is os.path.basename
+    assert import_reward(path) is os.path.basename
 
 
 @pytest.mark.parametrize(
@@ -55,24 +57,24 @@ def test_dotted_names(path: str) -> None:
 )
 def test_unknown_paths_name_the_nearest(path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        resolve(path)
+        import_reward(path)
 
 
 def test_missing_file_and_missing_function(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def accurate(completion): return 1.0\n")
     with pytest.raises(UserError, match=r"has no function 'acurate' \(did you mean accurate\?\)"):
-        resolve(f"{file}:acurate")
+        import_reward(f"{file}:acurate")
     with pytest.raises(UserError, match=r"no file .*my_reward\.py \(did you mean my_rewards\.py\?\)"):
-        resolve(f"{file.replace('rewards.py', 'reward.py')}:accurate")
+        import_reward(f"{file.replace('rewards.py', 'reward.py')}:accurate")
 
 
-def test_judge_refuses_what_is_not_there_before_anything_starts() -> None:
+def test_the_client_refuses_what_does_not_exist_before_anything_starts() -> None:
     with pytest.raises(UserError, match="at least one reward"):
-        RewardClient([])
+        RewardClient({}, make_settings())
     with pytest.raises(UserError, match="did you mean repetition"):
-        RewardClient([RewardSpec("r", "repetitions")])
+        RewardClient({"r": RewardSpec(path="repetitions")}, make_settings())
     with pytest.raises(UserError, match=r"needs a gate: set rewards.<name>.gate=true for one of a"):
-        RewardClient([RewardSpec("a", "accuracy")], RewardSettings(combine="gate"))
+        RewardClient({"a": RewardSpec(path="accuracy")}, make_settings(combine="gate"))
 
 
 @pytest.mark.parametrize(
@@ -82,17 +84,17 @@ def test_judge_refuses_what_is_not_there_before_anything_starts() -> None:
         ("def f(completion) return 1.0\n", "cannot be imported:\n.*SyntaxError"),
         ("import sys; sys.exit(4)\n", "cannot be imported:\n.*SystemExit: 4"),
         ("def g(completion): return 1.0\n", "has no function 'f'"),
-        ("def f(text): return 1.0\n", r"has the parameters \(text\); one form asks for: completion"),
+        ("def f(text): return 1.0\n", r"has the parameters \(text\); one form is needed: completion"),
         ("def f(completion, *, url, key='K'): return 1.0\n", r"needs 'url' in rewards.mine.args: a parameter after a `\*` is a setting"),
         ("import os; os.abort()\n", "the worker process was ended by SIGABRT while it imported"),
         ("import time; time.sleep(60)\n", "took more than 3 s"),
     ],
 )
 def test_files_that_cannot_be_used_stop_the_run_in_words(write_rewards: Callable[[str], str], source: str, message: str) -> None:
-    specs = [RewardSpec("mine", f"{write_rewards(source)}:f")]
+    specs = {"mine": RewardSpec(path=f"{write_rewards(source)}:f")}
     with (
-        RewardClient(specs, RewardSettings(workers=1, load_deadline=3.0)) as judge,
+        RewardClient(specs, make_settings(workers=1, load_timeout=3.0)) as client,
         pytest.raises(UserError, match=f"(?s){message}") as caught,
     ):
-        judge.ready()
+        client.wait_until_ready()
     assert len(str(caught.value).splitlines()) <= 10

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.rewarding import OutcomeKind, RewardClient, RewardSettings, RewardSpec
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.outcome import OutcomeKind
+from rlkit.rewarding.spec import RewardSpec
+from tests.rewarding.settings import make_settings
 
-from .conftest import TORTURE, judge_all
+from .conftest import TORTURE, score_all
 
 DEADLINE = 1.0
 ERROR, TIMEOUT, SCORE = OutcomeKind.ERROR, OutcomeKind.TIMEOUT, OutcomeKind.SCORE
@@ -51,21 +54,21 @@ DEEDS = {
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[RewardClient]:
+def client() -> Iterator[RewardClient]:
     os.environ["RLKIT_TEST_MARK"] = str(os.getpid())
-    settings = RewardSettings(deadline=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
-    with RewardClient([RewardSpec("tortured", TORTURE)], settings) as judge:
-        yield judge
+    settings = make_settings(timeout=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
+    with RewardClient({"tortured": RewardSpec(path=TORTURE)}, settings) as client:
+        yield client
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_deed_is_told_and_harms_no_other(judge: RewardClient, deed: str) -> None:
+def test_deed_is_told_and_harms_no_other(client: RewardClient, deed: str) -> None:
     kind, detail = DEEDS[deed]
     others = ["x" * length for length in range(8)]
     for number, completion in enumerate([*others[:4], deed, *others[4:]]):
-        judge.submit((deed, number), {"prompt": "p", "completion": completion})
-    verdicts = list(judge.collect([(deed, number) for number in range(9)]).values())
-    outcome = verdicts.pop(4).parts["tortured"]
+        client.submit((deed, number), {"prompt": "p", "completion": completion})
+    verdicts = list(client.collect([(deed, number) for number in range(9)]).values())
+    outcome = verdicts.pop(4).components["tortured"]
     assert [verdict.reward for verdict in verdicts] == [0, 1, 2, 3, 4, 5, 6, 7]
     assert outcome.kind is kind or kind is None
     assert detail in outcome.detail
@@ -75,7 +78,7 @@ def test_deed_is_told_and_harms_no_other(judge: RewardClient, deed: str) -> None
 @pytest.mark.timeout(100)
 def test_worker_killed_by_what_an_earlier_call_left_gives_right_scores() -> None:
     items = [{"prompt": "p", "completion": "kill later"}] + [{"prompt": "p", "completion": "x" * (n % 7)} for n in range(3000)]
-    verdicts = judge_all([RewardSpec("tortured", TORTURE)], items, workers=1)
+    verdicts = score_all({"tortured": RewardSpec(path=TORTURE)}, items, workers=1)
     assert [verdict.reward for verdict in verdicts] == [1.0] + [float(n % 7) for n in range(3000)]
 
 
@@ -83,20 +86,20 @@ def test_list_of_the_wrong_length_and_a_string_fail_their_group_alone() -> None:
     completions = ["short list", "b", "a string", "d", "eeeee", "ffffff"]
     path = TORTURE.replace(":score", ":group")
     items = [{"prompt": "p", "completion": completion} for completion in completions]
-    verdicts = judge_all([RewardSpec("g", path)], items, group_size=2, max_failure_rate=1.0)
+    verdicts = score_all({"g": RewardSpec(path=path)}, items, group_size=2, max_failure_rate=1.0)
     assert [verdict.reward for verdict in verdicts] == [None, None, None, None, 5.0, 6.0]
-    assert verdicts[0].parts["g"].detail == "a group of 2 needs 2 scores, it returned 1"
-    assert verdicts[2].parts["g"].detail == "a group of 2 needs a list of 2 scores, it returned str '11'"
+    assert verdicts[0].components["g"].detail == "a group of 2 needs 2 scores, it returned 1"
+    assert verdicts[2].components["g"].detail == "a group of 2 needs a list of 2 scores, it returned str '11'"
 
 
 def test_one_percent_hanging_costs_their_deadlines_and_no_more() -> None:
     items = [{"prompt": "p", "completion": "hang in c" if n % 100 == 50 else "x" * (n % 5)} for n in range(1000)]
-    with RewardClient([RewardSpec("tortured", TORTURE)], RewardSettings(deadline=0.5)) as judge:
-        judge.ready()
+    with RewardClient({"tortured": RewardSpec(path=TORTURE)}, make_settings(timeout=0.5)) as client:
+        client.wait_until_ready()
         started = time.monotonic()
         for number, item in enumerate(items):
-            judge.submit(number, item)
-        verdicts = judge.collect(range(1000))
+            client.submit(number, item)
+        verdicts = client.collect(range(1000))
         seconds = time.monotonic() - started
     assert [number for number, verdict in verdicts.items() if verdict.reward is None] == list(range(50, 1000, 100))
     assert all(verdicts[number].reward == number % 5 for number in range(1000) if number % 100 != 50)
@@ -108,17 +111,19 @@ def test_close_leaves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
     deeds = ["fork 100", "double fork", "leave", "leave, die", "fork back", "hang"]
     items = [{"prompt": "p", "completion": deed} for deed in deeds]
-    judge_all([RewardSpec("tortured", TORTURE)], items, deadline=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
+    score_all({"tortured": RewardSpec(path=TORTURE)}, items, timeout=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
 
 
 RUN = """
 import os, sys, time
-from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec
-judge = RewardClient([RewardSpec("tortured", sys.argv[1])], RewardSettings(deadline=60, env=("RLKIT_TEST_MARK",)))
-judge.ready()
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.spec import RewardSpec
+from tests.rewarding.settings import make_settings
+client = RewardClient({"tortured": RewardSpec(path=sys.argv[1])}, make_settings(timeout=60, env=("RLKIT_TEST_MARK",)))
+client.wait_until_ready()
 for number, deed in enumerate(["fork 100", "double fork", "leave", "hang"]):
-    judge.submit(number, {"prompt": "p", "completion": deed})
-judge.collect([0, 1, 2])
+    client.submit(number, {"prompt": "p", "completion": deed})
+client.collect([0, 1, 2])
 print("busy", flush=True)
 time.sleep(60)
 """

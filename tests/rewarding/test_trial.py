@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlkit.rewarding import RewardSettings, RewardSpec
-from rlkit.rewarding.trial import trial
+from rlkit.rewarding.spec import RewardSpec
+from rlkit.rewarding.trial import run_trial
 from tests.conftest import ROOT, Ended, environment, run
+from tests.rewarding.settings import make_settings
 
 
 def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str], str]) -> None:
@@ -24,7 +25,9 @@ def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str],
         (0, {"answer": "5", "completion": ""}),
         (6, {"answer": "7", "completion": "it is 7"}),
     ]
-    table = trial([RewardSpec("accuracy", "accuracy"), RewardSpec("brief", f"{file}:brief", 0.5)], RewardSettings(), items).splitlines()
+    table = run_trial(
+        {"accuracy": RewardSpec(path="accuracy"), "brief": RewardSpec(path=f"{file}:brief", weight=0.5)}, make_settings(), items
+    ).splitlines()
     assert table[0].split() == ["row", "completion", "accuracy", "brief", "reward", "seconds"]
     assert table[1].split()[:5] == ["1", '"\\\\boxed{5}"', "1", "1.111", "1.556"]
     assert table[2].split()[:5] == ["1", '""', "0", "error", "-"]
@@ -34,9 +37,9 @@ def test_a_table_of_samples_and_the_first_failure(write_rewards: Callable[[str],
 
 def test_columns_that_a_reward_does_not_get_stand_below_the_table(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def easy(completion, level=1): return level\n")
-    table = trial([RewardSpec("easy", f"{file}:easy")], RewardSettings(), [(0, {"completion": "", "level": 3})]).splitlines()
+    table = run_trial({"easy": RewardSpec(path=f"{file}:easy")}, make_settings(), [(0, {"completion": "", "level": 3})]).splitlines()
     assert table[1].split()[:3] == ["1", '""', "1"]
-    assert table[3].startswith(f"rewards.easy ({file}:easy) does not get the data's columns level")
+    assert table[3].startswith(f"rewards.easy ({file}:easy) does not get the data columns level")
 
 
 def command(*arguments: str, cwd: Path = ROOT) -> Ended:
@@ -92,8 +95,8 @@ def test_a_trial_of_a_local_file_asks_no_server_and_offline_holds_for_libraries_
 import socket
 asked = []
 socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or 1 / 0
-from rlkit.cli.reward import main
-code = main(["try", "recipe=grpo_math", "n=1", "data.train={tmp_path}/rows.csv", "rewards.mine.path={mine}:offline", OFFLINE])
+from rlkit.cli.reward_try import run_try
+code = run_try(["recipe=grpo_math", "n=1", "data.train={tmp_path}/rows.csv", "rewards.mine.path={mine}:offline", OFFLINE])
 print(code, asked)
 """
     clean = {name: value for name, value in environment().items() if "OFFLINE" not in name} | {"HF_HOME": str(tmp_path / "cache")}
@@ -150,9 +153,9 @@ def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
             ("try", "recipe=grpo_math", "data.test=null", f"samples={held_out}"),
             "holds samples of data.test, which the recipe does not have",
         ),
-        (("retry", str(broken)), "is no file that a run wrote to be tried again"),
-        (("retry", str(left)), f"was written in {tmp_path}/gone, which is gone"),
-        (("rerun",), "valid: try recipe=NAME ..., retry FILE"),
+        (("retry", str(broken)), "is not a file that a run wrote for a failed reward"),
+        (("retry", str(left)), f"was written in {tmp_path}/gone, which does not exist"),
+        (("rerun",), "No such command 'rerun'"),
     ]:
         done = command(*arguments)
         assert done.code == 2 and told in done.err and len(done.err.splitlines()) <= 10, done.err

@@ -14,10 +14,13 @@ from typing import Any
 import math_verify
 import pytest
 
-from rlkit.rewarding import RewardClient, RewardSpec, resolve
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.resolve import import_reward
+from rlkit.rewarding.spec import RewardSpec
+from tests.rewarding.settings import make_settings
 
 ROOT = Path(__file__).parents[2]
-accuracy = resolve("accuracy")
+accuracy = import_reward("accuracy")
 
 
 @pytest.mark.parametrize(
@@ -321,14 +324,14 @@ def _changed(reference: str) -> str:
 def test_every_gsm8k_reference_earns_1_boxed_and_0_changed_in_under_a_minute() -> None:
     references = [row["answer"].rpartition("####")[2].strip() for row in _gsm8k()]
     assert len(references) == 40 or len(references) > 8000
-    with RewardClient([RewardSpec("accuracy", "accuracy")]) as judge:
-        judge.ready()
+    with RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings()) as client:
+        client.wait_until_ready()
         started = time.monotonic()
         for number, reference in enumerate(references):
-            judge.submit((number, "right"), {"prompt": "p", "completion": f"so \\boxed{{{reference}}}", "answer": reference})
-            judge.submit((number, "wrong"), {"prompt": "p", "completion": f"so \\boxed{{{_changed(reference)}}}", "answer": reference})
-        right = judge.collect([(number, "right") for number in range(len(references))])
-        wrong = judge.collect([(number, "wrong") for number in range(len(references))])
+            client.submit((number, "right"), {"prompt": "p", "completion": f"so \\boxed{{{reference}}}", "answer": reference})
+            client.submit((number, "wrong"), {"prompt": "p", "completion": f"so \\boxed{{{_changed(reference)}}}", "answer": reference})
+        right = client.collect([(number, "right") for number in range(len(references))])
+        wrong = client.collect([(number, "wrong") for number in range(len(references))])
         seconds = time.monotonic() - started
     assert [references[number] for number, _ in right if right[number, "right"].reward != 1.0] == []
     assert [references[number] for number, _ in wrong if wrong[number, "wrong"].reward != 0.0] == []
@@ -339,12 +342,12 @@ def test_ten_thousand_answers_of_all_forms_in_under_a_minute() -> None:
     forms = [r"\frac{%d}{3}", r"\sqrt{%d}", r"\{%d, 1\}", r"%d \text{ cm}", "%d,000", r"%d\%%", "x=%d", "(%d, 2)", "%d"]
     problems = [(forms[n % 9] % (n + 2), forms[n % 9] % (n + 3)) for n in range(1250)]  # right, wrong
     samples = [(problems[n // 8][0], problems[n // 8][n % 2]) for n in range(10_000)]  # eight of each problem, half of them right
-    with RewardClient([RewardSpec("accuracy", "accuracy")]) as judge:
-        judge.ready()
+    with RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings()) as client:
+        client.wait_until_ready()
         started = time.monotonic()
         for number, (reference, given) in enumerate(samples):
-            judge.submit(number, {"prompt": "p", "completion": f"\\boxed{{{given}}}", "answer": reference})
-        verdicts = judge.collect(range(10_000))
+            client.submit(number, {"prompt": "p", "completion": f"\\boxed{{{given}}}", "answer": reference})
+        verdicts = client.collect(range(10_000))
         seconds = time.monotonic() - started
     assert [samples[number] for number in range(10_000) if verdicts[number].reward != float(number % 2 == 0)] == []
     assert seconds < 60

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import RewardSpec, resolve, sandbox
+from rlkit.rewarding import sandbox
+from rlkit.rewarding.resolve import import_reward
 from rlkit.rewarding.sandbox import Limits, Result, Unavailable
-from tests.rewarding.conftest import judge_all, no_walls
+from rlkit.rewarding.spec import RewardSpec
+from tests.rewarding.conftest import no_walls, score_all
 
-code_tests = resolve("code_tests")
+code_tests = import_reward("code_tests")
 
 
 TROUBLE = no_walls()
@@ -180,7 +182,7 @@ def test_leaving_early_is_no_pass() -> None:
 
 def test_in_a_worker_and_refused_in_words_where_the_kernel_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [{"prompt": "p", "completion": SQUARE, "tests": [f"assert square({n}) == 4"]} for n in (2, 3)]
-    assert [verdict.reward for verdict in judge_all([RewardSpec("code", "code_tests", deadline=40)], items)] == [1.0, 0.0]
+    assert [verdict.reward for verdict in score_all({"code": RewardSpec(path="code_tests", timeout=40)}, items)] == [1.0, 0.0]
     monkeypatch.setattr(sandbox, "__file__", "/nowhere/sandbox.py")  # walls that are never built
     with pytest.raises(Unavailable, match=r"does not give the walls .* or leave this reward out"):
         sandbox.run("print(1)")

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import OutcomeKind, RewardSpec, http, worker
-from tests.rewarding.conftest import judge_all
+from rlkit.rewarding import http, worker
+from rlkit.rewarding.outcome import OutcomeKind
+from rlkit.rewarding.spec import RewardSpec
+from tests.rewarding.conftest import score_all
 
 
 class Server(ThreadingHTTPServer):
@@ -79,7 +81,7 @@ def server() -> Iterator[Server]:
 def test_remote_gets_all_columns_and_asks_in_parallel(server: Server) -> None:
     items = [{"prompt": "p", "completion": "x" * n, "level": n} for n in range(24)]
     started = time.monotonic()
-    verdicts = judge_all([RewardSpec("remote", "remote", args={"url": server.url})], items)
+    verdicts = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items)
     assert [verdict.reward for verdict in verdicts] == [float(n) for n in range(24)]
     assert verdicts[0].metrics == {"remote/seen": 1.0}
     assert sorted(body["level"] for _, body, _ in server.seen) == list(range(24))
@@ -89,10 +91,10 @@ def test_remote_gets_all_columns_and_asks_in_parallel(server: Server) -> None:
 def test_remote_tries_again_but_not_where_it_is_refused(server: Server) -> None:
     server.failures = 2
     items = [{"prompt": "p", "completion": "good"}, {"prompt": "p", "completion": "bad"}]
-    verdicts = judge_all([RewardSpec("remote", "remote", args={"url": server.url})], items, max_failure_rate=1.0)
+    verdicts = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items, max_failure_rate=1.0)
     assert verdicts[0].reward == 4.0
-    assert verdicts[1].parts["remote"].kind is OutcomeKind.ERROR
-    assert "answered 422" in verdicts[1].parts["remote"].detail
+    assert verdicts[1].components["remote"].kind is OutcomeKind.ERROR
+    assert "answered 422" in verdicts[1].components["remote"].detail
     assert len(server.seen) == 4  # two refusals for a moment, then one answer each
 
 
@@ -100,7 +102,7 @@ def test_a_worker_asks_for_all_its_samples_at_once(server: Server) -> None:
     server.takes = 0.6
     items = [{"prompt": "p", "completion": "x" * n} for n in range(33)]
     # 32 at once and the one that came first: 1.2 s of the server's. Six at a time would wait for 3.6 s, and the last past their deadline.
-    verdicts = judge_all([RewardSpec("remote", "remote", args={"url": server.url})], items, workers=1, deadline=3.0)
+    verdicts = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items, workers=1, timeout=3.0)
     assert [verdict.reward for verdict in verdicts] == [float(n) for n in range(33)]
     assert 30 <= server.most_at_once <= 32
 
@@ -109,7 +111,7 @@ def test_a_request_ends_with_its_samples_deadline(server: Server) -> None:
     server.takes = 30.0
 
     async def give_up() -> None:
-        worker.UNTIL.set(time.monotonic() + 0.3)
+        worker.CALL_DEADLINE.set(time.monotonic() + 0.3)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(http.post(server.url, {"completion": "slow"}), 0.3)
         assert requests() == 1  # a thread cannot be stopped; it ends by itself
@@ -120,47 +122,47 @@ def test_a_request_ends_with_its_samples_deadline(server: Server) -> None:
 
 
 def requests() -> int:
-    return sum(thread.name == http.THREADS for thread in threading.enumerate())
+    return sum(thread.name == http.THREAD_NAME for thread in threading.enumerate())
 
 
 def test_no_time_for_another_try_is_told_with_the_reason(server: Server) -> None:
     server.failures = 9
-    spec = RewardSpec("remote", "remote", args={"url": server.url}, deadline=2.0)  # tries after about 0, 0.5 and 1.3 s
-    [verdict] = judge_all([spec], [{"prompt": "p", "completion": "good"}], max_failure_rate=1.0)
-    outcome = verdict.parts["remote"]
+    spec = {"remote": RewardSpec(path="remote", args={"url": server.url}, timeout=2.0)}  # tries after about 0, 0.5 and 1.3 s
+    [verdict] = score_all(spec, [{"prompt": "p", "completion": "good"}], max_failure_rate=1.0)
+    outcome = verdict.components["remote"]
     assert outcome.kind is OutcomeKind.ERROR and "answered 503" in outcome.detail and outcome.seconds < 2.0
-    assert f"(tries: {len(server.seen)} of 5, the reward's deadline leaves no time for another)" in outcome.detail
+    assert f"(tries: {len(server.seen)} of 5, the reward's timeout leaves no time for another)" in outcome.detail
 
 
 def test_nobody_listening_is_an_error_and_no_score_of_zero() -> None:
-    spec = RewardSpec("remote", "remote", args={"url": "http://127.0.0.1:9", "tries": 2})
-    [verdict] = judge_all([spec], [{"prompt": "p", "completion": "c"}])
+    spec = {"remote": RewardSpec(path="remote", args={"url": "http://127.0.0.1:9", "tries": 2})}
+    [verdict] = score_all(spec, [{"prompt": "p", "completion": "c"}])
     assert verdict.reward is None
-    assert "Connection refused" in verdict.parts["remote"].detail and "(tried 2 times)" in verdict.parts["remote"].detail
+    assert "Connection refused" in verdict.components["remote"].detail and "(tried 2 times)" in verdict.components["remote"].detail
 
 
 def test_rate_limit(server: Server) -> None:
     items = [{"prompt": "p", "completion": "x" * n} for n in range(10)]
-    judge_all([RewardSpec("remote", "remote", args={"url": server.url, "per_second": 10})], items, workers=1)
+    score_all({"remote": RewardSpec(path="remote", args={"url": server.url, "per_second": 10})}, items, workers=1)
     times = sorted(when for _, _, when in server.seen)
     assert times[-1] - times[0] > 0.7  # nine pauses of a tenth of a second, less what the machine shifted
 
 
 def test_same_question_is_asked_once_and_kept_over_runs(server: Server, tmp_path: Path) -> None:
-    spec = RewardSpec("remote", "remote", args={"url": server.url, "cache": str(tmp_path)})
+    spec = {"remote": RewardSpec(path="remote", args={"url": server.url, "cache": str(tmp_path)})}
     for _ in range(2):  # ten at once: nine wait for the answer of the first
-        assert [v.reward for v in judge_all([spec], [{"prompt": "p", "completion": "abc"}] * 10, workers=1)] == [3.0] * 10
+        assert [v.reward for v in score_all(spec, [{"prompt": "p", "completion": "abc"}] * 10, workers=1)] == [3.0] * 10
     assert len(server.seen) == 1
 
 
 def test_llm_judge(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
-    spec = RewardSpec("judge", "llm_judge", args={"url": f"{server.url}/v1", "model": "m", "key": "MY_KEY"})
+    spec = {"judge": RewardSpec(path="llm_judge", args={"url": f"{server.url}/v1", "model": "m", "key": "MY_KEY"})}
     prompt = [{"role": "user", "content": "Say something."}]
     items = [{"prompt": prompt, "completion": said, "answer": "a"} for said in ("good", "good good", "bad", "a riddle {not a field}")]
-    verdicts = judge_all([spec], items, max_failure_rate=1.0, env=("MY_KEY",))
+    verdicts = score_all(spec, items, max_failure_rate=1.0, env=("MY_KEY",))
     assert [verdict.reward for verdict in verdicts] == [0.5, 1.0, 0.0, None]
-    assert "m gave no score: 'no idea'" in verdicts[3].parts["judge"].detail
+    assert "m gave no score: 'no idea'" in verdicts[3].components["judge"].detail
     assert server.seen[0][0] == "/v1/chat/completions" and server.keys == {"Bearer secret"}
     assert server.seen[0][1]["temperature"] == 0.0 and "Say something." in server.seen[0][1]["messages"][0]["content"]
 
@@ -169,9 +171,9 @@ def test_llm_judge(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_row_chooses_where_a_question_and_a_key_go(server: Server, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
     model = {"model": "m", "key": "MY_KEY"} if path == "llm_judge" else {}
-    spec = RewardSpec("judge", path, args={"url": f"{server.url}/mine", **model})
+    spec = {"judge": RewardSpec(path=path, args={"url": f"{server.url}/mine", **model})}
     row = {"url": f"{server.url}/row", "key": "HOME", "model": "row", "template": "row", "best": 1, "tries": 0, "cache": "/row"}
-    judge_all([spec], [{"prompt": "p", "completion": "good", **row}], env=("MY_KEY",))
+    score_all(spec, [{"prompt": "p", "completion": "good", **row}], env=("MY_KEY",))
     [(address, body, _)] = server.seen
     assert address.startswith("/mine") and "/row" not in json.dumps(body)
     assert server.keys == ({"Bearer secret"} if model else {None}) and (path == "remote" or body["model"] == "m")
@@ -185,6 +187,6 @@ def test_llm_judge_reads_the_number_after_score(server: Server) -> None:
         "Score: **8.5**": 0.85,
         "the score is high\nscore = 4": 0.4,
     }
-    spec = RewardSpec("judge", "llm_judge", args={"url": server.url, "model": "m"})
-    verdicts = judge_all([spec], [{"prompt": "p", "completion": f"saying {line};"} for line in said], workers=1)
+    spec = {"judge": RewardSpec(path="llm_judge", args={"url": server.url, "model": "m"})}
+    verdicts = score_all(spec, [{"prompt": "p", "completion": f"saying {line};"} for line in said], workers=1)
     assert [verdict.reward for verdict in verdicts] == pytest.approx(list(said.values()))

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import resolve
-from rlkit.rewarding.spec import shipped_names
+from rlkit.rewarding.resolve import import_reward, list_shipped_rewards
 from rlkit.runtime.paths import shipped
 
 
 def score(name: str, completion: str, **columns: Any) -> float:
-    result = resolve(name)(completion=completion, **columns)
+    result = import_reward(name)(completion=completion, **columns)
     assert isinstance(result, float)
     return result
 
@@ -207,4 +206,4 @@ def test_countdown_reckons_exactly_and_with_either_column() -> None:
 
 def test_every_shipped_reward_has_its_row_in_the_readme() -> None:
     readme = (shipped("rewards") / "README.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == shipped_names()
+    assert sorted(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == list_shipped_rewards()

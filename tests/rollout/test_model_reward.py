@@ -15,11 +15,13 @@ import torch
 from rlkit.data.renderer import Renderer
 from rlkit.engines.classifier import Classifier
 from rlkit.errors import UserError
-from rlkit.metrics import metric_values
+from rlkit.metrics import values
 from rlkit.report.folder import read_rows
-from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.spec import RewardSpec
 from rlkit.rollout.model_reward import ModelReward
 from tests.conftest import run
+from tests.rewarding.settings import make_settings
 
 CPU = torch.device("cpu")
 ASKED = [{"role": "user", "content": "What is 27 + 18?"}]
@@ -128,15 +130,15 @@ def test_workers_score_beside_it_and_its_failures_leave_no_reward(tiny_classifie
         seen.append("out")
 
     (tmp_path / "mine.py").write_text("import os\ndef size(completion):\n    return {'score': len(completion), 'pid': os.getpid()}\n")
-    specs = [RewardSpec("size", f"{tmp_path}/mine.py:size", weight=2.0), RewardSpec("rm", "reward_model", args={"model": "x"})]
+    specs = {"size": RewardSpec(path=f"{tmp_path}/mine.py:size", weight=2.0), "rm": RewardSpec(path="reward_model", args={"model": "x"})}
     reward = loaded(tiny_classifier, room=room)
     items = [*ITEMS, {"prompt": ASKED, "completion": "x" * 400}]
-    with RewardClient(specs, RewardSettings(workers=1, max_failure_rate=0.5), tmp_path, here=["rm"]) as judge:
-        judge.in_process["rm"] = reward.judge
+    with RewardClient(specs, make_settings(workers=1, max_failure_rate=0.5), tmp_path, ["rm"]) as client:
+        client.in_process["rm"] = reward.judge
         for number, item in enumerate(items):
-            judge.submit(number, item, 0, len(items))
-        verdicts = judge.collect(range(len(items)))
-        stats = metric_values(judge.stats())
+            client.submit(number, item, 0, len(items))
+        verdicts = client.collect(range(len(items)))
+        stats = values(client.pop_metrics())
     alone = [outcome.value for outcome in reward.judge(ITEMS)]
     for number, said in enumerate(SAID):
         assert verdicts[number].reward == pytest.approx(2 * len(said) + alone[number])

@@ -51,9 +51,9 @@ def test_the_last_checkpoint_gives_the_model_of_the_run(kind: str, tiny_model: P
     folder = tmp_path / "run"
     ended = run(*words, f"model.path={model}", *SMALL, *EVERY, f"output_dir={folder}", ranks=ranks, OMP_NUM_THREADS="1")
     assert ended.code == 0, ended.out + ended.err
-    assert export.main([str(folder)]) == 0
+    assert export.run_export([str(folder)]) == 0
     assert files(folder / "model-000002") == files(folder / "model")
-    assert export.main([str(folder), "step=1", f"to={tmp_path / 'first'}"]) == 0
+    assert export.run_export([str(folder), "step=1", f"to={tmp_path / 'first'}"]) == 0
     assert files(tmp_path / "first").keys() == files(folder / "model").keys()
     weights = "adapter_model.safetensors" if kind == "adapters alone" else "model.safetensors"
     assert files(tmp_path / "first")[weights] != files(folder / "model")[weights]
@@ -63,14 +63,14 @@ def test_a_checkpoint_gives_the_model_of_a_run_that_ends_there(two_steps: Path, 
     words = ["recipe=dpo_math", f"model.path={tiny_model}", *SMALL, *EVERY, "optim.schedule=constant", "steps=1"]
     ended = run(*words, f"output_dir={tmp_path / 'run'}")
     assert ended.code == 0, ended.out + ended.err
-    assert export.main([str(two_steps), "step=1", f"to={tmp_path / 'model'}"]) == 0
+    assert export.run_export([str(two_steps), "step=1", f"to={tmp_path / 'model'}"]) == 0
     assert files(tmp_path / "model") == files(tmp_path / "run" / "model")
 
 
 def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {row["step"]: row["eval/accuracy"] for row in read_metrics(two_steps / "metrics.jsonl")}
     best = max(found, key=lambda step: (found[step], -step))  # the first of equals
-    code = export.main([str(two_steps), "step=best", f"to={tmp_path / 'best'}"])
+    code = export.run_export([str(two_steps), "step=best", f"to={tmp_path / 'best'}"])
     said = capsys.readouterr()
     if best == 0:
         assert (code, said.err) == (
@@ -83,10 +83,10 @@ def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path
     before = state.read_text()
     try:
         state.write_text(json.dumps(json.loads(before) | {"best": [1.0, 1]}))
-        assert export.main([str(two_steps), "step=best", f"to={tmp_path / 'first'}"]) == 0
+        assert export.run_export([str(two_steps), "step=best", f"to={tmp_path / 'first'}"]) == 0
         assert capsys.readouterr().out == f"{tmp_path / 'first'}: the model after step 1\n"
         state.write_text(json.dumps(json.loads(before) | {"best": [1.0, 9]}))
-        assert export.main([str(two_steps), "step=best"]) == 2
+        assert export.run_export([str(two_steps), "step=best"]) == 2
         assert "the best evaluation was after step 9, whose checkpoint checkpoint.best=true would have kept" in capsys.readouterr().err
     finally:
         state.write_text(before)
@@ -111,10 +111,10 @@ def test_mistakes_are_told(two_steps: Path, even_model: Path, tmp_path: Path, ca
         ([str(other)], 2, "is of another model than stands at model.path: model.embed_tokens.weight is [259, 48] there"),
     ]
     for words, code, told in cases:
-        assert export.main(words) == code, words
+        assert export.run_export(words) == code, words
         said = capsys.readouterr().err
         assert told in said and "Traceback" not in said, said
     assert not list(here.glob("*model-*")) and not list(other.glob("*model-*")) and not list(here.glob(".model*"))
     shutil.rmtree(here / "checkpoints")
-    assert export.main([str(here)]) == 2
+    assert export.run_export([str(here)]) == 2
     assert "holds no checkpoint yet" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The judge as the trainer sees it: streaming, order, determinism, isolation, limits."""
+"""The reward client as the trainer uses it: streaming, order, determinism, isolation, limits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from typing import Any
 import pytest
 
 from rlkit.errors import RunFailed, UserError
-from rlkit.metrics import metric_values
-from rlkit.rewarding import RewardClient, RewardSettings, RewardSpec, outcome
+from rlkit.metrics import values
+from rlkit.rewarding import outcome
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.job import WorkerReward
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
-from rlkit.rewarding.supervisor import LUMP_SECONDS, WorkQueue
+from rlkit.rewarding.spec import RewardSpec
+from rlkit.rewarding.supervisor import TOGETHER_SECONDS, WorkQueue
 from tests.conftest import run
+from tests.rewarding.settings import make_settings
 
-from .conftest import TORTURE, judge_all
+from .conftest import TORTURE, score_all
 
 
 def items(count: int) -> list[dict[str, Any]]:
@@ -38,48 +42,56 @@ async def waiting(completion):
     return first + random.random()
 def ranked(completions): return [float(n) for n in range(len(completions))]
 """)
-    specs = [RewardSpec("accuracy", "accuracy"), *(RewardSpec(name, f"{file}:{name}") for name in ("noisy", "waiting", "ranked"))]
+    specs = {
+        "accuracy": RewardSpec(path="accuracy"),
+        **{name: RewardSpec(path=f"{file}:{name}") for name in ("noisy", "waiting", "ranked")},
+    }
     keys = [(group, sample) for group in range(10) for sample in range(4)]
     seen = []
     for workers, seed in ((1, None), (3, 1), (2, 2)):
         order = list(range(40))
         if seed is not None:
             random.Random(seed).shuffle(order)
-        with RewardClient(specs, RewardSettings(workers=workers)) as judge:
+        with RewardClient(specs, make_settings(workers=workers)) as client:
             for number in order:
-                judge.submit(keys[number], items(40)[number], keys[number][0], 4)
-            seen.append([(key, verdict.reward) for key, verdict in judge.collect(keys).items()])
+                client.submit(keys[number], items(40)[number], keys[number][0], 4)
+            seen.append([(key, verdict.reward) for key, verdict in client.collect(keys).items()])
     assert seen[0] == seen[1] == seen[2]
     assert [key for key, _ in seen[0]] == keys
 
 
+def is_scored(client: RewardClient, key: str) -> bool:
+    client._advance()
+    return len(client._outcomes[key]) == len(client._rewards)
+
+
 def test_samples_are_scored_while_others_are_still_to_come() -> None:
-    with RewardClient([RewardSpec("accuracy", "accuracy")]) as judge:
-        judge.submit("early", items(1)[0])
-        assert not judge.done(["early"])  # the workers have just been started
+    with RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings()) as client:
+        client.submit("early", items(1)[0])
+        assert not is_scored(client, "early")  # the workers have just been started
         until = time.monotonic() + 60
-        while not judge.done(["early"]) and time.monotonic() < until:
+        while not is_scored(client, "early") and time.monotonic() < until:
             time.sleep(0.01)
-        assert judge.done(["early"])
-        judge.submit("late", items(2)[1])
-        assert [verdict.reward for verdict in judge.collect(["late", "early"]).values()] == [1.0, 1.0]
+        assert is_scored(client, "early")
+        client.submit("late", items(2)[1])
+        assert [verdict.reward for verdict in client.collect(["late", "early"]).values()] == [1.0, 1.0]
 
 
 def test_quick_calls_go_together_twice_as_many_each_time_until_one_is_slow() -> None:
     quick, slow = (Outcome(OutcomeKind.SCORE, 1.0, seconds=seconds) for seconds in (1e-5, 0.5))
-    agenda = WorkQueue([RewardSpec("a", "accuracy"), RewardSpec("b", "accuracy")], RewardSettings(deadline=10.0))
-    agenda.put([(number, 0, [b"x"]) for number in range(200)])
+    work = WorkQueue([WorkerReward("a", "accuracy", timeout=10.0), WorkerReward("b", "accuracy", timeout=10.0)])
+    work.put([(number, 0, [b"x"]) for number in range(200)])
     seen: list[int] = []
     for outcomes in ([quick], [quick] * 2, [quick] * 4, [quick] * 8, [quick] * 16, [quick] * 32, [quick, slow], [quick], None, [slow]):
-        unit = agenda.take()
+        unit = work.take()
         seen.append(len(unit.parts))
-        assert unit.deadline == (10.0 if len(unit.parts) == 1 else LUMP_SECONDS) and unit.calls == [[b"x"]] * len(unit.parts)
-        agenda.told(0, outcomes)
+        assert unit.timeout == (10.0 if len(unit.parts) == 1 else TOGETHER_SECONDS) and unit.calls == [[b"x"]] * len(unit.parts)
+        work.record_result(0, outcomes)
     assert seen == [1, 2, 4, 8, 16, 32, 32, 1, 2, 1]
-    agenda.put([(200, 1, [b"y", b"z"])])
-    left = [agenda.take() for _ in range(200 - sum(seen) + 1)]
+    work.put([(200, 1, [b"y", b"z"])])
+    left = [work.take() for _ in range(200 - sum(seen) + 1)]
     assert [n for unit in left for n, _ in unit.parts] == list(range(sum(seen), 201))  # none is lost, none comes twice
-    assert left[-1].deadline == 20.0 and left[-1].calls == [[b"y", b"z"]]
+    assert left[-1].timeout == 20.0 and left[-1].calls == [[b"y", b"z"]]
 
 
 def test_quick_samples_wait_for_each_other_and_none_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,17 +99,17 @@ def test_quick_samples_wait_for_each_other_and_none_is_forgotten(monkeypatch: py
     monkeypatch.setattr(outcome, "QUICK_SECONDS", 60.0)  # here, not in the supervisor: a busy machine makes a quick call slow
     words = ["x" * (n % 5) for n in range(200)]
     words[150] = "hard exit"
-    with RewardClient([RewardSpec("tortured", TORTURE)], RewardSettings(workers=1, max_failure_rate=1.0)) as judge:
-        judge.ready()
+    with RewardClient({"tortured": RewardSpec(path=TORTURE)}, make_settings(workers=1, max_failure_rate=1.0)) as client:
+        client.wait_until_ready()
         told = []
-        send = judge._connection.send
-        judge._connection.send = lambda message: told.append(len(message)) or send(message)  # type: ignore[method-assign, func-returns-value]
+        send = client._connection.send
+        client._connection.send = lambda message: told.append(len(message)) or send(message)  # type: ignore[method-assign, func-returns-value]
         for number, word in enumerate(words):
-            judge.submit(number, {"prompt": "p", "completion": word})
+            client.submit(number, {"prompt": "p", "completion": word})
             if number == 20:
-                judge.judged(range(21))  # from here on they are known to be quick
-        waiting = len(judge._early)
-        verdicts = judge.collect(range(200))
+                client.wait(range(21))  # from here on they are known to be quick
+        waiting = len(client._not_sent)
+        verdicts = client.collect(range(200))
     assert sum(told) == 200 and told[-6:] == [32] * 5 + [19]
     assert waiting == 19
     assert [number for number, verdict in verdicts.items() if verdict.reward is None] == [150]
@@ -107,11 +119,13 @@ def test_quick_samples_wait_for_each_other_and_none_is_forgotten(monkeypatch: py
 def test_constructing_returns_at_once_and_imports_no_reward_here() -> None:
     code = """
 import sys, time
-from rlkit.rewarding import RewardClient, RewardSpec
+from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.spec import RewardSpec
+from tests.rewarding.settings import make_settings
 started = time.monotonic()
-with RewardClient([RewardSpec("accuracy", "accuracy")]) as judge:
+with RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings()) as client:
     seconds = time.monotonic() - started
-    judge.ready()
+    client.wait_until_ready()
 heavy = [name for name in ("torch", "math_verify", "sympy", "pebble", "transformers", "vllm") if name in sys.modules]
 print(seconds < 0.5, heavy)
 """
@@ -121,10 +135,10 @@ print(seconds < 0.5, heavy)
 
 def test_a_group_shorter_than_announced_is_judged_at_collect(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def size(completions): return [float(len(completions))] * len(completions)\n")
-    with RewardClient([RewardSpec("size", f"{file}:size")]) as judge:
+    with RewardClient({"size": RewardSpec(path=f"{file}:size")}, make_settings()) as client:
         for number in range(7):
-            judge.submit(number, items(7)[number], number // 4, 4)
-        assert [verdict.reward for verdict in judge.collect(range(7)).values()] == [4.0] * 4 + [3.0] * 3
+            client.submit(number, items(7)[number], number // 4, 4)
+        assert [verdict.reward for verdict in client.collect(range(7)).values()] == [4.0] * 4 + [3.0] * 3
 
 
 def test_workers_see_of_the_environment_what_the_recipe_lists(monkeypatch: pytest.MonkeyPatch, write_rewards: Callable[[str], str]) -> None:
@@ -137,7 +151,7 @@ def f(completion):
             "gpu": os.environ["CUDA_VISIBLE_DEVICES"] != "", "torch": "torch" in sys.modules,
             "handler": signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)}
 """)
-    [verdict] = judge_all([RewardSpec("f", f"{file}:f")], items(1), env=("LISTED",))
+    [verdict] = score_all({"f": RewardSpec(path=f"{file}:f")}, items(1), env=("LISTED",))
     assert {name.removeprefix("f/"): bool(value) for name, value in verdict.metrics.items()} == {
         "listed": True,
         "secret": False,
@@ -156,7 +170,7 @@ def test_workers_leave_bytecode_only_where_they_may(
     file = write_rewards("import beside\ndef f(completion): return beside.SCORE\n")
     (tmp_path / "beside.py").write_text("SCORE = 3.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    [verdict] = judge_all([RewardSpec("f", f"{file}:f")], items(1))
+    [verdict] = score_all({"f": RewardSpec(path=f"{file}:f")}, items(1))
     assert verdict.reward == 3.0
     assert (tmp_path / "__pycache__").is_dir() == (told is None)
 
@@ -171,20 +185,20 @@ def f(completion):
     return 1.0
 """)
     said = [{"prompt": "p", "completion": completion} for completion in ("memory", "cpu", "fine")]
-    verdicts = judge_all([RewardSpec("f", f"{file}:f")], said, memory_gib=0.5, cpu_seconds=1.0, max_failure_rate=1.0)
-    assert "MemoryError" in verdicts[0].parts["f"].detail
-    assert verdicts[1].parts["f"].detail == "its worker process was ended by SIGXCPU: it used up its CPU time"
+    verdicts = score_all({"f": RewardSpec(path=f"{file}:f")}, said, memory_gib=0.5, cpu_seconds=1.0, max_failure_rate=1.0)
+    assert "MemoryError" in verdicts[0].components["f"].detail
+    assert verdicts[1].components["f"].detail == "its worker process was ended by SIGXCPU: it used up its CPU time"
     assert verdicts[2].reward == 1.0
 
 
 def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_path: Path, write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def f(completion, answer):\n    return 1.0 / int(answer)\n")
     rows = [{"prompt": "p", "completion": "c", "answer": str(n % 10)} for n in range(40)]  # four of forty divide by zero
-    with RewardClient([RewardSpec("f", f"{file}:f")], RewardSettings(), tmp_path) as judge:
+    with RewardClient({"f": RewardSpec(path=f"{file}:f")}, make_settings(), tmp_path) as client:
         for number, row in enumerate(rows):
-            judge.submit(("prompt", number), row)
+            client.submit(("prompt", number), row)
         with pytest.raises(UserError) as caught:
-            judge.collect([("prompt", number) for number in range(40)])
+            client.collect([("prompt", number) for number in range(40)])
     told = str(caught.value)
     assert f"rewards.f ({file}:f) failed for 4 of the last 40 samples, more than rewarding.max_failure_rate=0.05 allows" in told
     assert (
@@ -199,28 +213,28 @@ def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_pa
 
 
 def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint(tmp_path: Path) -> None:
-    specs, bad = [RewardSpec("t", TORTURE)], {"prompt": "p", "completion": "raise"}
-    with RewardClient(specs) as judge:
+    specs, bad = {"t": RewardSpec(path=TORTURE)}, {"prompt": "p", "completion": "raise"}
+    with RewardClient(specs, make_settings()) as client:
         for round_ in range(2):
-            judge.submit(round_, bad)
-            assert judge.collect([round_])[round_].reward is None
-        state = judge.state()
+            client.submit(round_, bad)
+            assert client.collect([round_])[round_].reward is None
+        state = client.state()
         assert state == {"t": "11"}
-    with RewardClient(specs, replay_folder=tmp_path) as judge:
-        judge.restore(state)
-        judge.submit(0, bad)
+    with RewardClient(specs, make_settings(), tmp_path) as client:
+        client.restore(state)
+        client.submit(0, bad)
         with pytest.raises(UserError, match="3 of the last 3"):
-            judge.collect([0])
+            client.collect([0])
 
 
 def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def f(completion): return None if completion == 'n' else 1 / 0 if completion == 'e' else float(completion)\n")
-    with RewardClient([RewardSpec("f", f"{file}:f")], RewardSettings(max_failure_rate=1.0)) as judge:
+    with RewardClient({"f": RewardSpec(path=f"{file}:f")}, make_settings(max_failure_rate=1.0)) as client:
         for number, completion in enumerate(["1", "0", "0", "3", "n", "e", "e", "e"]):
-            judge.submit(number, {"prompt": "p", "completion": completion})
-        judge.collect(range(8))
-        stats = metric_values(judge.stats())
-        assert judge.stats() == {}
+            client.submit(number, {"prompt": "p", "completion": completion})
+        client.collect(range(8))
+        stats = values(client.pop_metrics())
+        assert client.pop_metrics() == {}
     assert {name: value for name, value in stats.items() if not name.startswith("time/")} == {
         "rewards/f/failure_rate": 0.375,
         "rewards/f/timeout_rate": 0.0,
@@ -232,25 +246,25 @@ def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> 
 @pytest.mark.usefixtures("nobody_left")
 def test_killed_supervisor_is_told_and_its_workers_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
-    judge = RewardClient([RewardSpec("accuracy", "accuracy")], RewardSettings(env=("RLKIT_TEST_MARK",)))
-    judge.ready()
-    os.kill(judge._supervisor.pid, 9)
+    client = RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings(env=("RLKIT_TEST_MARK",)))
+    client.wait_until_ready()
+    os.kill(client._supervisor.pid, 9)
     with pytest.raises(RunFailed, match=r"the reward supervisor .* is gone, exit status -9"):
-        judge.submit(1, items(1)[0])
-        judge.collect([1])
-    judge.close()
+        client.submit(1, items(1)[0])
+        client.collect([1])
+    client.close()
 
 
 def test_close_ends_all_even_where_a_fork_holds_the_connection() -> None:
-    judge = RewardClient([RewardSpec("accuracy", "accuracy")])
-    judge.ready()
+    client = RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings())
+    client.wait_until_ready()
     fork = os.fork()
     if fork == 0:
         time.sleep(60)
         os._exit(0)
     started = time.monotonic()
-    judge.close()
-    judge.close()  # twice does no harm
+    client.close()
+    client.close()  # twice does no harm
     assert time.monotonic() - started < 10
     os.kill(fork, 9)
     os.waitpid(fork, 0)
@@ -260,23 +274,23 @@ def test_close_ends_all_even_where_a_fork_holds_the_connection() -> None:
 @pytest.mark.parametrize("after", [0.0, 0.1, 0.2, 0.3, 0.5])
 def test_close_while_workers_are_still_starting(monkeypatch: pytest.MonkeyPatch, after: float) -> None:
     monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
-    judge = RewardClient([RewardSpec("accuracy", "accuracy")], RewardSettings(env=("RLKIT_TEST_MARK",)))
+    client = RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings(env=("RLKIT_TEST_MARK",)))
     time.sleep(after)
     started = time.monotonic()
-    judge.close()
+    client.close()
     assert time.monotonic() - started < 10
 
 
 def test_overhead_of_a_sample_is_below_a_millisecond(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def f(completion): return 1.0\n")
     row = {"prompt": "p" * 1000, "completion": "c" * 4000, "answer": "1"}
-    with RewardClient([RewardSpec("f", f"{file}:f")]) as judge:
-        judge.ready()
+    with RewardClient({"f": RewardSpec(path=f"{file}:f")}, make_settings()) as client:
+        client.wait_until_ready()
         best = float("inf")
         for _ in range(5):  # the best of five: the machine may be busy
             started = time.perf_counter()
             for number in range(400):
-                judge.submit(number, row)
-            judge.collect(range(400))
+                client.submit(number, row)
+            client.collect(range(400))
             best = min(best, (time.perf_counter() - started) / 400)
     assert best < 0.001

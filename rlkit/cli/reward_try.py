@@ -1,0 +1,81 @@
+"""`rlkit reward try`: the scores of a recipe's rewards for rows of its data, or for the samples of a run. Loads no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlkit import run
+from rlkit.assembly.datasets import open_readers
+from rlkit.config import recipe as recipes
+from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, RowReader, lookup
+from rlkit.errors import EXIT_DONE, UserError
+from rlkit.rewarding.trial import run_trial
+from rlkit.rollout.collector import given
+from rlkit.runtime.library_settings import quiet
+
+OWN_KEYS = ("n", "samples")  # all other key=value are overrides of the recipe
+DEFAULT_ROWS = "20"
+Items = list[tuple[int, dict[str, Any]]]  # number of the data row, and what a reward gets
+
+
+def run_try(arguments: list[str]) -> int:
+    """Print the table of scores. Returns the exit code, as rlkit.run."""
+    quiet(offline=False)
+    return run.handle_errors(lambda: print_trial(arguments), arguments)
+
+
+def print_trial(arguments: list[str]) -> int:
+    """As run_try. Raises UserError."""
+    own = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in OWN_KEYS}
+    overrides = [argument for argument in arguments if argument.partition("=")[0] not in own]
+    count = own.get("n", DEFAULT_ROWS)
+    if not count.isdigit() or int(count) < 1:
+        raise UserError(f"n={count} is not valid: it must be a whole number of rows, at least 1")
+    recipe = recipes.read_recipe(run.compose(overrides, None))
+    quiet(offline=recipe.offline)
+    if not recipe.rewards or recipe.rewarding is None:
+        raise UserError("this recipe has no rewards to try; choose one with an algorithm that samples: recipe=grpo_math")
+    items = read_sample_items(recipe, Path(own["samples"]), int(count)) if "samples" in own else build_row_items(recipe, int(count))
+    print(run_trial(recipe.rewards, recipe.rewarding, items))
+    return EXIT_DONE
+
+
+def build_row_items(recipe: recipes.Recipe, count: int) -> Items:
+    """The first rows of data.train, each with the completions that it brings along."""
+    reader = open_readers(recipe, "prompts", "train", recipe.data.train)[0]
+    items = []
+    for number in range(min(count, len(reader))):
+        row = reader.read(number)
+        answers = row.answer if isinstance(row.answer, list) else [] if row.answer is None else [row.answer]
+        texts = [text for column in ANSWER_COLUMNS if isinstance(text := lookup(row.columns, column), str) and text != row.answer]
+        completions = [*(f"\\boxed{{{answer}}}" for answer in answers), *texts, ""]
+        items += [(number, given(row) | {"completion": completion}) for completion in completions]
+    return items
+
+
+def read_sample_items(recipe: recipes.Recipe, file: Path, count: int) -> Items:
+    """The first samples of a run, each with the columns of its data row."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
+        samples = [(row["split"], row["key"][0], row["completion"], row.get("stop")) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"samples={file} cannot be read as the samples.jsonl of a run: {error}") from error
+    splits = {split for split, *_ in samples}
+    sources = {split: sources for split in ("train", "test") if (sources := getattr(recipe.data, split))}
+    for split in splits - sources.keys():
+        raise UserError(f"samples={file} holds samples of data.{split}, which the recipe does not have (it has: {', '.join(sources)})")
+    readers = {split: open_readers(recipe, "prompts", split, sources[split]) for split in splits}
+    return [(row, given(read_row(readers[split], row)) | {"completion": text, "stop": stop}) for split, row, text, stop in samples]
+
+
+def read_row(readers: Sequence[RowReader[PromptRow]], row: int) -> PromptRow:
+    """Row number `row` of several sources, counted through all of them."""
+    for reader in readers:
+        if row < len(reader):
+            return reader.read(row)
+        row -= len(reader)
+    raise UserError(f"samples= is of a run with other data: this recipe's data is {row + 1} rows too short")

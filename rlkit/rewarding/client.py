@@ -1,0 +1,305 @@
+"""The trainer's side of rewards: submit samples as they finish, collect their rewards when they are needed.
+
+    with RewardClient(rewards, settings, replay_folder) as client:      # returns at once; workers import the reward files meanwhile
+        client.submit(key, item, group, group_size)               # item: prompt, completion, and the columns of the data row
+        sample_rewards = client.collect(keys)                     # blocks until all of them are scored
+
+The functions run in worker processes under a supervisor process (supervisor.py); this process does not import them. The rewards depend on
+the samples alone, not on the order of arrival or the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlkit.errors import RunFailed, UserError
+from rlkit.metrics import Metrics
+from rlkit.rewarding import combining
+from rlkit.rewarding.failures import FailureWindow, write_replay
+from rlkit.rewarding.job import FunctionKind, WorkerLimits
+from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, SampleReward, are_quick
+from rlkit.rewarding.resolve import locate_reward
+from rlkit.rewarding.spec import RewardSettings, RewardSpec
+
+# Programs do not work without these variables; everything else that a reward needs is listed in rewarding.env.
+ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # set by offline=true, which holds for rewards too
+FIXED_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",  # the GPU belongs to the trainer
+    "HIP_VISIBLE_DEVICES": "",
+    "PYTHONHASHSEED": "0",  # the order of a set, and so a score that depends on it, is the same in every worker
+    "OMP_NUM_THREADS": "1",  # there are many workers; several threads in each would compete with the trainer's
+}
+SUPERVISOR = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from rlkit.rewarding import supervisor; supervisor.serve_trainer({}, {})"
+)
+CLOSE_SECONDS = 20.0
+InProcessReward = Callable[[Sequence[Mapping[str, Any]]], Sequence[Outcome]]
+
+
+class RewardClient:
+    """Scores samples in worker processes: see the module. replay_folder: where a failed sample is written when the run stops for it.
+
+    in_process_names: names of rewards that run in this process and not in workers. `in_process` must get a function for each of them,
+    which is called with all samples when they are collected.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, RewardSpec],
+        settings: RewardSettings,
+        replay_folder: Path | None = None,
+        in_process_names: Collection[str] = (),
+    ) -> None:
+        _validate(rewards, settings)
+        self._rewards, self._settings = dict(rewards), settings
+        self._worker_names = [name for name in rewards if name not in in_process_names]
+        self.in_process: dict[str, InProcessReward] = {}
+        self._replay_folder = replay_folder or Path("replay")
+        self._kinds: list[FunctionKind] | None = None  # of the rewards in workers; None until the workers are ready
+        self._items: dict[Hashable, Mapping[str, Any]] = {}
+        self._groups: dict[Hashable, Hashable] = {}
+        self._not_sent: list[tuple[Hashable, Hashable | None, int | None]] = []  # (key, group, group size)
+        self._open_groups: dict[Hashable, list[Hashable]] = defaultdict(list)  # keys of groups that are not complete yet
+        self._in_flight: dict[int, tuple[int, list[Hashable]]] = {}  # unit number -> (reward index, keys)
+        self._quick = False  # whether the last results came quickly
+        self._outcomes: dict[Hashable, dict[str, Outcome]] = {}
+        self._windows = {name: FailureWindow(settings.max_failure_rate) for name in rewards}
+        self._unreported: dict[str, list[Outcome]] = {name: [] for name in rewards}
+        self._unit_count = 0
+        self._supervisor, self._connection = _start_supervisor(settings.env)
+        limits = WorkerLimits(settings.workers or os.cpu_count() or 1, settings.load_timeout, settings.memory_gib)
+        self._connection.send(([rewards[name].for_worker(name, settings) for name in self._worker_names], limits))
+
+    def __enter__(self) -> RewardClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the workers have imported the reward files. Raises UserError where they cannot."""
+        while self._kinds is None:
+            self._receive(None)
+
+    def describe_ignored_columns(self, columns: Collection[str]) -> list[str]:
+        """One line for each reward that does not get some of these data columns, because its settings have their names. Once ready."""
+        assert self._kinds is not None
+        ignored = {name: sorted(kind.settings & set(columns)) for name, kind in zip(self._worker_names, self._kinds, strict=True)}
+        return [
+            f"rewards.{name} ({self._rewards[name].path}) does not get the data columns {', '.join(hidden)}: parameters of these names "
+            f"are settings, which only rewards.{name}.args sets (see rewards/README.md)"
+            for name, hidden in ignored.items()
+            if hidden
+        ]
+
+    def submit(self, key: Hashable, item: Mapping[str, Any], group: Hashable | None = None, group_size: int | None = None) -> None:
+        """Score a finished sample. It is sent at once, or with the next ones where a score takes almost no time; at the latest in collect.
+        Functions for whole groups are called when group_size samples of the group are here.
+
+        item: `prompt` (text or messages), `completion` (text), the columns of the data row, and where known `completion_length` (tokens)
+        and `stop`. key: the name of the sample; a function for groups gets its samples in the order of their keys.
+        """
+        if key in self._items:
+            raise ValueError(f"sample {key!r} was submitted already")
+        self._items[key] = item
+        self._groups[key] = group if group is not None else ("alone", key)
+        self._outcomes[key] = {}
+        self._not_sent.append((key, group, group_size))
+        if not self._quick or len(self._not_sent) >= MAX_CALLS_TOGETHER:
+            self._advance()
+
+    def collect(self, keys: Sequence[Hashable]) -> dict[Hashable, SampleReward]:
+        """The rewards of these samples, in their order; forgets the samples. Waits for those that are not scored yet.
+
+        Raises UserError where a reward fails more often than max_failure_rate allows.
+        """
+        sample_rewards = self.wait(keys)
+        for name in self._rewards:
+            self._check_failures(name, {key: found.components[name] for key, found in sample_rewards.items()})
+        for key in keys:
+            del self._items[key], self._groups[key], self._outcomes[key]
+        return sample_rewards
+
+    def wait(self, keys: Sequence[Hashable]) -> dict[Hashable, SampleReward]:
+        """Like collect, but keeps the samples and does not stop for their failures."""
+        self.wait_until_ready()
+        self._advance()
+        self._send([unit for group in dict.fromkeys(self._groups[key] for key in keys) for unit in self._close_group(group)])
+        self._score_in_process(keys)
+        for key in keys:
+            while len(self._outcomes[key]) < len(self._rewards):
+                self._receive(None)
+        components = {key: {name: self._outcomes[key][name] for name in self._rewards} for key in keys}
+        return combining.combine_rewards(self._rewards, self._settings, components, self._groups)
+
+    def pop_metrics(self) -> Metrics:
+        """Failure rates and latencies of the samples collected since the last call, by metric name."""
+        metrics = combining.compute_metrics(self._unreported)
+        self._unreported = {name: [] for name in self._rewards}
+        return metrics
+
+    def state(self) -> dict[str, str]:
+        """The recent failures of each reward, for the checkpoint."""
+        return {name: window.state() for name, window in self._windows.items()}
+
+    def restore(self, state: Mapping[str, str]) -> None:
+        """Continue from state(); rewards that are not in it start without failures."""
+        for name, window in self._windows.items():
+            window.restore(state.get(name, ""))
+
+    def close(self) -> None:
+        """End the supervisor, the workers and every process that they started."""
+        if not self._connection.closed:
+            with socket.socket(fileno=os.dup(self._connection.fileno())) as end, contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # closing is not enough where a fork of this process holds a copy
+            self._connection.close()
+        try:
+            self._supervisor.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._supervisor.kill()  # its workers die with it
+            self._supervisor.wait()
+
+    def _advance(self) -> None:
+        """Receive what has arrived and send what can be sent; never waits."""
+        while not self._connection.closed and self._connection.poll():
+            self._receive(0.0)
+        if self._kinds is None:
+            return
+        not_sent, self._not_sent = self._not_sent, []
+        units: list[tuple[int, list[Hashable]]] = []  # (reward index, keys)
+        for key, group, group_size in not_sent:
+            units += [(index, [key]) for index, kind in enumerate(self._kinds) if not kind.batch]
+            if any(kind.batch for kind in self._kinds):
+                members = self._open_groups[self._groups[key]]
+                members.append(key)
+                if group is None or len(members) == group_size:
+                    units += self._close_group(self._groups[key])
+        self._send(units)
+
+    def _close_group(self, group: Hashable) -> list[tuple[int, list[Hashable]]]:
+        """The units (reward index, keys) of a group for the functions that take groups; none where it was closed before."""
+        assert self._kinds is not None
+        keys = _sort_keys(self._open_groups.pop(group, []))
+        return [(index, keys) for index, kind in enumerate(self._kinds) if kind.batch and keys]
+
+    def _score_in_process(self, keys: Sequence[Hashable]) -> None:
+        """Call the rewards of this process with all samples that they have not scored; the workers continue meanwhile."""
+        for name in self._rewards:
+            if name in self._worker_names:
+                continue
+            missing = [key for key in keys if name not in self._outcomes[key]]  # called with none too: other ranks may have some
+            for key, outcome in zip(missing, self.in_process[name]([self._items[key] for key in missing]), strict=True):
+                self._outcomes[key][name] = outcome
+
+    def _send(self, units: Sequence[tuple[int, list[Hashable]]]) -> None:
+        if not units:
+            return
+        numbered = dict(enumerate(units, self._unit_count + 1))
+        message = [(number, index, [_pickle_item(key, self._items[key]) for key in keys]) for number, (index, keys) in numbered.items()]
+        self._in_flight |= numbered
+        self._unit_count += len(units)
+        try:
+            self._connection.send(message)
+        except OSError:
+            while True:  # its last message may hold the reason: _receive raises that, or that the supervisor is gone
+                self._receive(None)
+
+    def _receive(self, timeout: float | None) -> None:
+        try:
+            if not self._connection.poll(timeout):
+                return
+            message = self._connection.recv()
+        except (EOFError, OSError):
+            self._raise_supervisor_gone()
+        match message:
+            case ("ready", kinds):
+                self._kinds = kinds
+                self._advance()
+            case ("broken", reason):
+                raise UserError(reason)
+            case ("crashed", trace):
+                raise RunFailed(f"the reward supervisor stopped because of an internal error; the run can be resumed\n{trace}")
+            case ("scored", units):
+                self._quick = all(are_quick(outcomes) for _, outcomes in units)
+                for unit, outcomes in units:
+                    index, keys = self._in_flight.pop(unit)
+                    for key, outcome in zip(keys, outcomes, strict=True):
+                        self._outcomes[key][self._worker_names[index]] = outcome
+
+    def _check_failures(self, name: str, outcomes: Mapping[Hashable, Outcome]) -> None:
+        self._unreported[name] += outcomes.values()
+        window = self._windows[name]
+        window.add([outcome.kind.failed for outcome in outcomes.values()])
+        if not window.is_over_limit():
+            return
+        key, outcome = next((key, outcome) for key, outcome in outcomes.items() if outcome.kind.failed)
+        assert self._kinds is not None
+        batch = name in self._worker_names and self._kinds[self._worker_names.index(name)].batch
+        group = _sort_keys([other for other in self._items if self._groups[other] == self._groups[key]])
+        reward = self._rewards[name].for_worker(name, self._settings)
+        file = write_replay(self._replay_folder, reward, [self._items[other] for other in (group if batch else [key])], key, outcome)
+        raise UserError(window.format_message(reward, key, self._items[key], outcome, file))
+
+    def _raise_supervisor_gone(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._supervisor.wait(1.0)
+        raise RunFailed(
+            f"the reward supervisor (process {self._supervisor.pid}) is gone, exit status {self._supervisor.returncode}: "
+            "killed from outside, or the machine ran out of memory (see dmesg); the run can be resumed"
+        )
+
+
+def _validate(rewards: Mapping[str, RewardSpec], settings: RewardSettings) -> None:
+    if not rewards:
+        raise UserError("rewards: a run needs at least one reward, for example rewards.accuracy.path=accuracy")
+    for spec in rewards.values():
+        locate_reward(spec.path)
+    if settings.combine == "gate" and not any(spec.gate for spec in rewards.values()):
+        raise UserError(f"rewarding.combine=gate needs a gate: set rewards.<name>.gate=true for one of {', '.join(rewards)}")
+
+
+def _start_supervisor(names: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = socket.socketpair()
+    environment = {name: os.environ[name] for name in (*ENVIRONMENT, *OFFLINE, *names) if name in os.environ} | FIXED_ENVIRONMENT
+    with theirs:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISOR.format(theirs.fileno(), os.getpid()), json.dumps(_build_import_path())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            start_new_session=True,  # only the trainer gets Ctrl-C from the terminal
+        )
+    return supervisor, Connection(ours.detach())
+
+
+def _build_import_path() -> list[str]:
+    here = str(Path(__file__).resolve().parents[2])
+    return list(dict.fromkeys([os.path.abspath(entry) for entry in sys.path] + [here]))
+
+
+def _pickle_item(key: Hashable, item: Mapping[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(dict(item), protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever the __reduce__ of a column raises
+        raise UserError(f"sample {key!r}: its columns cannot be sent to a reward worker ({error}); use plain values in the data") from error
+
+
+def _sort_keys(keys: list[Hashable]) -> list[Hashable]:
+    try:
+        return sorted(keys)  # type: ignore[type-var]
+    except TypeError:
+        return sorted(keys, key=repr)

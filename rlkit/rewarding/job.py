@@ -1,0 +1,36 @@
+"""What a reward worker is told when it starts, and what it answers. Plain dataclasses: a worker starts without pydantic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class WorkerReward:
+    """One reward as a worker runs it. timeout and cpu_seconds (seconds) are for one sample; args are passed to the function by name."""
+
+    name: str
+    path: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 10.0
+    cpu_seconds: float = 20.0
+    concurrency: int = 32
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """workers: processes. load_timeout: seconds to import the reward files. memory_gib: memory that one worker may allocate."""
+
+    workers: int
+    load_timeout: float
+    memory_gib: float
+
+
+class FunctionKind(NamedTuple):
+    """What the workers found out about a reward function. settings: names of the parameters that no data column fills."""
+
+    batch: bool
+    is_async: bool
+    settings: frozenset[str]
