@@ -1,4 +1,4 @@
-"""Metric values that know how to merge, over micro-batches and over ranks. They watch; they never steer."""
+"""Metric values that merge over micro-batches and over ranks. They are only observed; nothing depends on them."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ class Max:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Std:
     """The standard deviation (n-1) of scalars, from their count, sum and sum of squares."""
 
     count: float
     mean: float
     squares: float  # of the distances from the mean
 
-    def merge(self, other: Spread) -> Spread:
+    def merge(self, other: Std) -> Std:
         if not self.count or not other.count:
             return self if self.count else other
         count, apart = self.count + other.count, other.mean - self.mean
         squares = self.squares + other.squares + apart**2 * self.count * other.count / count
-        return Spread(count, self.mean + apart * other.count / count, squares)
+        return Std(count, self.mean + apart * other.count / count, squares)
 
     @property
     def value(self) -> float:
@@ -77,12 +77,12 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Effective(Spread):
-    """Of weights: (sum w)^2 / (n sum w^2), the share of the samples that they are worth; 1 where all are alike."""
+class EffectiveShare(Std):
+    """Of weights w: (sum w)^2 / (n sum w^2), the effective share of the samples; 1 where all weights are equal."""
 
-    def merge(self, other: Spread) -> Effective:
+    def merge(self, other: Std) -> EffectiveShare:
         both = super().merge(other)
-        return Effective(both.count, both.mean, both.squares)
+        return EffectiveShare(both.count, both.mean, both.squares)
 
     @property
     def value(self) -> float:
@@ -92,7 +92,7 @@ class Effective(Spread):
 
 @dataclass(frozen=True)
 class Quantile:
-    """The smallest of some numbers that `percent` of them do not exceed (nearest rank)."""
+    """The percentile of some numbers by nearest rank."""
 
     numbers: tuple[float, ...]
     percent: float
@@ -105,33 +105,33 @@ class Quantile:
         return sorted(self.numbers)[math.ceil(self.percent / 100 * len(self.numbers)) - 1] if self.numbers else math.nan
 
 
-Metric = Mean | Sum | Max | Spread | Quantile
+Metric = Mean | Sum | Max | Std | Quantile
 Metrics = dict[str, Metric]
 
 
-def masked(values: Tensor, mask: Tensor) -> Mean:
+def mean_over_mask(values: Tensor, mask: Tensor) -> Mean:
     """The mean of `values` where `mask` is True; both [...] of one shape."""
     chosen = values.detach()[mask].double()
     return Mean(float(chosen.sum()), float(mask.sum()))
 
 
-def over(values: Iterable[float]) -> Mean:
+def mean_of(values: Iterable[float]) -> Mean:
     """The plain mean of some numbers."""
     numbers = list(values)
     return Mean(math.fsum(numbers), float(len(numbers)))
 
 
-def spread(values: Iterable[float]) -> Spread:
+def std_of(values: Iterable[float]) -> Std:
     """The standard deviation of some numbers."""
     numbers = list(values)
     mean = math.fsum(numbers) / max(len(numbers), 1)
-    return Spread(float(len(numbers)), mean, math.fsum((v - mean) ** 2 for v in numbers))
+    return Std(float(len(numbers)), mean, math.fsum((v - mean) ** 2 for v in numbers))
 
 
-def effective(weights: Tensor) -> Effective:
-    """Of weights [n]."""
+def effective_share(weights: Tensor) -> EffectiveShare:
+    """The effective share of weights [n]."""
     mean = weights.mean() if weights.numel() else weights.sum()
-    return Effective(float(weights.numel()), float(mean), float((weights - mean).square().sum()))
+    return EffectiveShare(float(weights.numel()), float(mean), float((weights - mean).square().sum()))
 
 
 def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
@@ -149,12 +149,12 @@ def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
     return merged
 
 
-def values(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """The numbers to write down."""
+def metric_values(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """The value of each metric."""
     return {name: metric.value for name, metric in metrics.items()}
 
 
-def wilson(share: Mean) -> tuple[float, float]:
+def wilson_interval(share: Mean) -> tuple[float, float]:
     """The 95 % interval of a share of independent cases; 0 to 1 where there are none.
 
     Wilson (1927), "Probable inference, the law of succession, and statistical inference".

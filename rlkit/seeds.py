@@ -7,12 +7,12 @@ from hashlib import blake2b
 from rlkit.types import Key
 
 
-def derive(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A seed in [0, 2**63) from some parts; any other part gives an unrelated seed."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def of_sample(seed: int, key: Key) -> int:
+def sample_seed(seed: int, key: Key) -> int:
     """The seed of one completion of a run."""
-    return derive("sample", seed, *key)
+    return derive_seed("sample", seed, *key)

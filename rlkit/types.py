@@ -1,7 +1,7 @@
 """The nouns of a run: what travels between a prompt and a loss.
 
-Request -> Sample -> Scored -> Group -> Batch -> Signals -> Credit. Each stage makes a new frozen object; none fills a hole in an
-older one. B samples of this rank, N samples of the step on all ranks, T tokens of the longest completion, L tokens of one completion.
+Request -> Sample -> ScoredSample -> Group -> Batch -> Signals -> Credit. Each stage makes a new frozen object; none fills in a field of
+an older one. B samples of this rank, N samples of the step on all ranks, T tokens of the longest completion, L tokens of one completion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Key(NamedTuple):
-    """Names one completion for ever: the data row, how often that row was drawn before, which sample of the group, which turn."""
+    """Identifies one completion: the data row, how often that row was drawn before, which sample of the group, which turn."""
 
     prompt: int
     draw: int
@@ -26,7 +26,7 @@ class Key(NamedTuple):
 class Stop(StrEnum):
     """Why a completion ended."""
 
-    EOS = "eos"  # the policy said so; the end token is part of the completion
+    EOS = "eos"  # the policy sampled an end token, which is part of the completion
     LENGTH = "length"  # cut at the limit; there is no end token
     ABORTED = "aborted"  # the run asked the engine to stop
 
@@ -53,7 +53,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion asked of a rollout engine; the seed belongs to the key, not to the rank or the order."""
+    """One completion to sample; the seed depends on the key alone, not on the rank or the order."""
 
     key: Key
     tokens: tuple[int, ...]
@@ -63,7 +63,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One completion with all that its sampler knew. The tensors are on the CPU."""
+    """One completion with all that its sampler knows of it. The tensors are on the CPU."""
 
     key: Key
     prompt: tuple[int, ...]
@@ -76,12 +76,12 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
-    """A sample and what the world gave for it. reward None: the reward failed, which is not a reward of zero."""
+class ScoredSample:
+    """A sample and its reward. reward None: the reward function failed, which is not a reward of zero."""
 
     sample: Sample
     reward: float | None
-    parts: Mapping[str, float | None]
+    components: Mapping[str, float | None]
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -89,9 +89,9 @@ class Scored:
 class Group:
     """The samples of one prompt."""
 
-    number: int  # position of the prompt in the step, over all ranks
-    samples: tuple[Scored, ...]
-    greedy: Scored | None = None  # the most likely completion, where the algorithm takes it for a baseline
+    index: int  # position of the prompt in the step, over all ranks
+    samples: tuple[ScoredSample, ...]
+    greedy: ScoredSample | None = None  # the most likely completion, where the algorithm takes it for a baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,22 +103,22 @@ class Batch:
     rollout_logprobs: Tensor  # [B, T] float32, 0 where mask is False
     rewards: Tensor  # [B] float64, 0 where not valid
     valid: Tensor  # [B] bool, False: the reward failed
-    group: Tensor  # [B] int64, number of the sample's group in the step
+    group: Tensor  # [B] int64, index of the sample's group in the step
     index: Tensor  # [B] int64, position of the sample in the step, over all ranks
     minibatch: Tensor  # [B] int64, which minibatch of a pass the sample belongs to
-    lag: Tensor  # [B] int64, steps that the policy learned since it sampled the sample
+    lag: Tensor  # [B] int64, training steps since the weights that sampled the sample
     size: int  # N
-    baseline: Tensor | None = None  # [B] float64, reward of the greedy completion of the same prompt, nan where that failed
+    baseline: Tensor | None = None  # [B] float64, reward of the greedy completion of the same prompt; nan where the reward failed
 
     @property
     def own(self) -> Tensor:
-        """Tokens that count and were sampled by the policy as it is now; [B, T] bool."""
+        """Tokens that count and were sampled with the current weights; [B, T] bool."""
         return self.mask & (self.lag == 0).unsqueeze(-1)
 
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """What models said of a batch before the update; None where nobody asked."""
+    """Outputs of models on a batch before the update; None where the algorithm does not need them."""
 
     old_logprobs: Tensor | None = None  # [B, T] float32
     ref_logprobs: Tensor | None = None  # [B, T] float32
@@ -127,11 +127,11 @@ class Signals:
 
 @dataclass(frozen=True, eq=False)
 class Credit:
-    """What the algorithm made of the rewards."""
+    """What the algorithm computes from the rewards."""
 
     advantages: Tensor  # [B, T] float32, 0 where mask is False
-    returns: Tensor | None = None  # [B, T] float32, what the critic learns; nan where the reward failed
-    kl_coef: float | None = None  # of this step, where it is adapted from step to step
+    returns: Tensor | None = None  # [B, T] float32, the targets of the critic; nan where the reward failed
+    kl_coef: float | None = None  # of this step, where it adapts from step to step
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +153,7 @@ class OfflineMicroBatch:
     """The completions of a micro-batch as an offline loss sees them; of pairs the chosen one of each first, then its rejected one."""
 
     mask: Tensor  # [B, T] bool
-    said: Tensor  # [B, T] by the model that learns, with gradient: log-probs of the tokens, or with T = 1 one score a completion
-    reference: Tensor | None = None  # [B] float64, log-probs of whole completions by the model as it was at first
+    outputs: Tensor  # [B, T] of the model being trained, with gradient: log-probs of the tokens, or with T = 1 one score a completion
+    reference: Tensor | None = None  # [B] float64, log-probs of whole completions by the model before training
     desirable: Tensor | None = None  # [B] bool, of rated completions
-    baseline: Tensor | None = None  # a scalar, float64, where the algorithm asks for one
+    baseline: Tensor | None = None  # a scalar, float64, where the algorithm needs one

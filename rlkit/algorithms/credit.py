@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlkit.algorithms.base import Peers, State
 from rlkit.algorithms.objective import KLState, Objective
-from rlkit.metrics import Mean, Metrics, over
+from rlkit.metrics import Mean, Metrics, mean_of
 from rlkit.ops import kl, returns
 from rlkit.types import Batch, Credit, Signals
 
@@ -66,7 +66,7 @@ class StepRewards:
     def metrics(self) -> Metrics:
         """The share of groups whose rewards are all the same."""
         alike = returns.group_spread_is_zero(self.rewards, self.valid, self.group, self.groups)
-        return {"frac_reward_zero_std": over(alike.double().tolist())}
+        return {"frac_reward_zero_std": mean_of(alike.double().tolist())}
 
 
 def gather_step_rewards(batch: Batch, rewards: Tensor, peers: Peers) -> StepRewards:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlkit.algorithms.base import Needs, State
 from rlkit.errors import UserError
-from rlkit.metrics import Max, Metrics, effective, masked
+from rlkit.metrics import Max, Metrics, effective_share, mean_over_mask
 from rlkit.ops import kl, surrogate, values
 from rlkit.ops.masking import Reduction
 from rlkit.types import MicroBatch
@@ -122,8 +122,8 @@ class Objective(BaseModel):
         apart = (log_ratios.detach().exp() - 1.0).abs()[rows.mask]
         metrics: Metrics = {
             "ratio/max_deviation": Max(float(apart.max()) if apart.numel() else 0.0),
-            "clip_ratio/low_mean": masked((cut & (log_ratios < 0)).float(), rows.mask),
-            "clip_ratio/high_mean": masked((cut & (log_ratios > 0)).float(), rows.mask),
+            "clip_ratio/low_mean": mean_over_mask((cut & (log_ratios < 0)).float(), rows.mask),
+            "clip_ratio/high_mean": mean_over_mask((cut & (log_ratios > 0)).float(), rows.mask),
         }
         if self.correction != "none":
             weights, seen = self.compute_correction(rows)
@@ -133,7 +133,7 @@ class Objective(BaseModel):
             assert rows.ref_logprobs is not None, "the trainer computes what `needs` asks for"
             divergence = ESTIMATORS[self.kl_estimator](torch.where(rows.mask, rows.logprobs, rows.ref_logprobs), rows.ref_logprobs)
             loss = loss + (self.kl_coef if rows.kl_coef is None else rows.kl_coef) * divergence
-            metrics["kl"] = masked(divergence, rows.mask)
+            metrics["kl"] = mean_over_mask(divergence, rows.mask)
         if self.entropy_coef > 0.0:
             loss = loss - self.entropy_coef * rows.entropy
         return loss, metrics
@@ -147,9 +147,9 @@ class Objective(BaseModel):
         weights = surrogate.importance_weights(log_ratios, self.correction_cap, drop=self.correction == "mask")
         counted = raw[rows.mask]
         metrics: Metrics = {
-            "sampling/importance_sampling_ratio/mean": masked(raw, rows.mask),
+            "sampling/importance_sampling_ratio/mean": mean_over_mask(raw, rows.mask),
             "sampling/importance_sampling_ratio/max": Max(float(counted.max()) if counted.numel() else 0.0),
-            "sampling/effective_sample_size": effective(weights[rows.mask].double()),
+            "sampling/effective_sample_size": effective_share(weights[rows.mask].double()),
         }
         return weights, metrics
 
@@ -208,8 +208,8 @@ class CriticObjective(Objective):
         known = mask & ~returned.isnan()
         loss, cut = values.value_clip_loss(seen, before, torch.where(known, returned, before), self.value_clip)
         metrics: Metrics = {
-            "critic/squared_error": masked((seen - torch.where(known, returned, seen)).square(), known),
-            "critic/clip_ratio": masked(cut.float(), known),
+            "critic/squared_error": mean_over_mask((seen - torch.where(known, returned, seen)).square(), known),
+            "critic/clip_ratio": mean_over_mask(cut.float(), known),
         }
         return torch.where(known, loss, 0.0), metrics
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from rlkit.metrics import Mean, Metrics, masked
+from rlkit.metrics import Mean, Metrics, mean_over_mask
 from rlkit.types import OfflineMicroBatch
 
 Kind = Literal["pairs", "rated", "demonstrations"]
@@ -59,7 +59,7 @@ class OfflineAlgorithm(Protocol):
 
 def sum_logprobs(rows: OfflineMicroBatch) -> Tensor:
     """log pi of whole completions; [B] float64."""
-    return torch.where(rows.mask, rows.said, 0.0).double().sum(-1)
+    return torch.where(rows.mask, rows.outputs, 0.0).double().sum(-1)
 
 
 def average_logprobs(rows: OfflineMicroBatch) -> Tensor:
@@ -82,17 +82,17 @@ def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
 def compute_accuracy(margins: Tensor) -> Mean:
     """The share of margins [N] above 0; one that is 0 is half right, as a coin would be."""
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
-    return masked(right, torch.ones_like(right, dtype=torch.bool))
+    return mean_over_mask(right, torch.ones_like(right, dtype=torch.bool))
 
 
 def compute_reward_metrics(rewards: Tensor, logps: Tensor, desirable: Tensor, margins: Tensor) -> Metrics:
     """What to watch: rewards [B], log-probs [B] and which are the better ones [B]; margins [N or B], above 0 where the model is right."""
     return {
-        "rewards/chosen": masked(rewards, desirable),
-        "rewards/rejected": masked(rewards, ~desirable),
+        "rewards/chosen": mean_over_mask(rewards, desirable),
+        "rewards/rejected": mean_over_mask(rewards, ~desirable),
         "rewards/accuracies": compute_accuracy(margins.detach()),
-        "logps/chosen": masked(logps, desirable),
-        "logps/rejected": masked(logps, ~desirable),
+        "logps/chosen": mean_over_mask(logps, desirable),
+        "logps/rejected": mean_over_mask(logps, ~desirable),
     }
 
 

@@ -66,7 +66,7 @@ class Cursor:
         if len(self._parts) == 1:
             source, turn = 0, position
         else:
-            deck = self._deck[_shuffled(len(self._deck), seeds.derive("mix", self.seed, block))]
+            deck = self._deck[_shuffled(len(self._deck), seeds.derive_seed("mix", self.seed, block))]
             source = int(deck[inside])
             turn = block * self._shares[source] + int(np.count_nonzero(deck[:inside] == source))
         part = self._parts[source]
@@ -78,7 +78,7 @@ class Cursor:
         held = self._orders.get(source)
         if held is None or held[0] != epoch:
             part = self._parts[source]
-            held = self._orders[source] = epoch, _shuffled(part.count, seeds.derive("order", self.seed, source, epoch), part.values)
+            held = self._orders[source] = epoch, _shuffled(part.count, seeds.derive_seed("order", self.seed, source, epoch), part.values)
         return held[1]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlkit.engines.base import RolloutEngine, checksum
 from rlkit.errors import RunFailed
-from rlkit.metrics import Max, Mean, Metrics, Sum, masked
+from rlkit.metrics import Max, Mean, Metrics, Sum, mean_over_mask
 
 MEAN = "sampling/sampling_logp_difference/mean"
 MAX = "sampling/sampling_logp_difference/max"
@@ -27,7 +27,7 @@ class LogprobCheck:
         difference = (trained.detach() - sampled).abs()
         counted = difference[mask]
         return {
-            MEAN: masked(difference, mask),
+            MEAN: mean_over_mask(difference, mask),
             MAX: Max(float(counted.max()) if counted.numel() else 0.0),
             COMPARED: Sum(float(counted.numel())),
         }

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from rlkit.metrics import Metrics, Quantile, over
+from rlkit.metrics import Metrics, Quantile, mean_of
 from rlkit.rewarding.outcome import RAW_REWARD, Outcome, OutcomeKind, SampleReward
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
@@ -90,10 +90,10 @@ def compute_metrics(outcomes: Mapping[str, Sequence[Outcome]]) -> Metrics:
     for name, own in outcomes.items():
         if not own:
             continue
-        metrics[f"rewards/{name}/failure_rate"] = over(outcome.kind.failed for outcome in own)
-        metrics[f"rewards/{name}/timeout_rate"] = over(outcome.kind is OutcomeKind.TIMEOUT for outcome in own)
-        metrics[f"rewards/{name}/not_applicable_rate"] = over(outcome.kind is OutcomeKind.NOT_APPLICABLE for outcome in own)
+        metrics[f"rewards/{name}/failure_rate"] = mean_of(outcome.kind.failed for outcome in own)
+        metrics[f"rewards/{name}/timeout_rate"] = mean_of(outcome.kind is OutcomeKind.TIMEOUT for outcome in own)
+        metrics[f"rewards/{name}/not_applicable_rate"] = mean_of(outcome.kind is OutcomeKind.NOT_APPLICABLE for outcome in own)
         for entry in dict.fromkeys(entry for outcome in own for entry in outcome.metrics):
-            metrics[f"rewards/{name}/{entry}"] = over(outcome.metrics[entry] for outcome in own if entry in outcome.metrics)
+            metrics[f"rewards/{name}/{entry}"] = mean_of(outcome.metrics[entry] for outcome in own if entry in outcome.metrics)
     seconds = tuple(outcome.seconds for own in outcomes.values() for outcome in own)
     return metrics | ({f"time/reward_p{percent}": Quantile(seconds, percent) for percent in (50, 99)} if seconds else {})

@@ -17,7 +17,7 @@ from rlkit.rollout.serialization import group_from_json, group_to_json
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import Stopping
-from rlkit.types import Group, Key, Request, Sample, Sampling, Scored, Stop
+from rlkit.types import Group, Key, Request, Sample, Sampling, ScoredSample, Stop
 
 GREEDY = -1  # in a key, the sample number of the greedy completion
 
@@ -75,7 +75,7 @@ class Sampler:
             for n in [*range(samples), *([GREEDY] if greedy else [])]:
                 key = Key(prompt.row, prompt.draw, n)
                 drawn = replace(sampling, temperature=0.0) if n == GREEDY else sampling
-                self.engine.add(Request(key, tuple(prompt.tokens), drawn, seeds.of_sample(self.seed, key)))
+                self.engine.add(Request(key, tuple(prompt.tokens), drawn, seeds.sample_seed(self.seed, key)))
                 asked[key] = prompt
         finished: dict[Key, Sample] = {}
         while self.engine.pending:
@@ -112,9 +112,9 @@ def given(prompt: Columned) -> dict[str, Any]:
     return {**prompt.columns, **({} if prompt.answer is None else {"answer": prompt.answer}), "prompt": asked}
 
 
-def score(sample: Sample, verdict: Any) -> Scored:
-    parts = {name: outcome.value for name, outcome in verdict.components.items()}
-    return Scored(sample, verdict.reward, parts, dict(verdict.metrics))
+def score(sample: Sample, verdict: Any) -> ScoredSample:
+    components = {name: outcome.value for name, outcome in verdict.components.items()}
+    return ScoredSample(sample, verdict.reward, components, dict(verdict.metrics))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +161,7 @@ class Collector:
     def _with_signal(self, max_refills: int) -> RolloutBatch | None:
         """Surplus of the step before, then prompts in rounds, each as many as the last rounds' share of signal lets expect to be enough."""
         kept, left_out = self.surplus, []
-        numbers = sorted(n for part in self.ranks.gather([g.number for g in kept]) for n in part)  # of the kept groups of all ranks
+        numbers = sorted(n for part in self.ranks.gather([g.index for g in kept]) for n in part)  # of the kept groups of all ranks
         carried = asked = len(numbers)
         rounds: list[list[Group]] = []
         while len(numbers) < self.prompts_per_step and len(rounds) <= max_refills:
@@ -171,12 +171,12 @@ class Collector:
                 return None
             kept = kept + [g for g in groups if has_signal(g, self.graded_by)]
             left_out += [g for g in groups if not has_signal(g, self.graded_by)]
-            numbers = sorted(n for part in self.ranks.gather([g.number for g in kept]) for n in part)
+            numbers = sorted(n for part in self.ranks.gather([g.index for g in kept]) for n in part)
             asked += wanted
             rounds.append(groups)
         later = {number: place for place, number in enumerate(numbers[self.prompts_per_step :])}
-        self.surplus = [replace(g, number=later[g.number]) for g in kept if g.number in later]
-        return RolloutBatch([g for g in kept if g.number not in later], left_out, rounds)
+        self.surplus = [replace(g, index=later[g.index]) for g in kept if g.index in later]
+        return RolloutBatch([g for g in kept if g.index not in later], left_out, rounds)
 
     def _enough(self, missing: int, found: int, asked: int) -> int:
         """Prompts of which `missing` will have a signal, if as many do as did; never more than a step's."""
@@ -194,7 +194,7 @@ class Collector:
 
     def state(self) -> dict[str, Any]:
         """Where the prompts stand, and the surplus of all ranks; the same on every rank."""
-        surplus = sorted((g for part in self.ranks.gather(self.surplus) for g in part), key=lambda g: g.number)
+        surplus = sorted((g for part in self.ranks.gather(self.surplus) for g in part), key=lambda g: g.index)
         return {"prompts": self.prompts.state(), "surplus": [group_to_json(g) for g in surplus]}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ def has_signal(group: Group, graded_by: str | None = None) -> bool:
     Of right and wrong that is 0 < right ones < all (DAPO, arXiv 2503.14476, section 3.2): a penalty beside the grade makes no signal.
     """
     valid = [s for s in group.samples if s.reward is not None]
-    grades = {s.parts[graded_by] for s in valid if s.parts.get(graded_by) is not None} if graded_by else set()
+    grades = {s.components[graded_by] for s in valid if s.components.get(graded_by) is not None} if graded_by else set()
     return len(grades) != 1 and len({s.reward for s in valid}) > 1
 
 

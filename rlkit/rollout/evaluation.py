@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlkit.metrics import Mean, Metrics, over, values
+from rlkit.metrics import Mean, Metrics, mean_of, metric_values
 from rlkit.rollout import records
 from rlkit.rollout.collector import PromptRequest, Sampler
 from rlkit.runtime.ranks import Ranks
@@ -32,15 +32,15 @@ class Evaluation:
         if self.ranks.any_rank(groups is None) or groups is None:
             return None
         groups = groups if self.ranks.is_tp_leader else []
-        return values(self.ranks.merge_metrics(self._metrics(groups))), groups
+        return metric_values(self.ranks.merge_metrics(self._metrics(groups))), groups
 
     def _metrics(self, groups: list[Group]) -> Metrics:
         scored = [s for group in groups for s in group.samples]
         metrics: Metrics = {
-            "eval/accuracy": over(float(right) for s in scored if (right := self._right(s.parts)) is not None),
-            "eval/reward": over(reward for s in scored if (reward := records.plain(s)) is not None),
-            "eval/completions/mean_length": over(len(s.sample.tokens) for s in scored),
-            "eval/completions/clipped_ratio": over(float(s.sample.stop is Stop.LENGTH) for s in scored),
+            "eval/accuracy": mean_of(float(right) for s in scored if (right := self._right(s.components)) is not None),
+            "eval/reward": mean_of(reward for s in scored if (reward := records.plain(s)) is not None),
+            "eval/completions/mean_length": mean_of(len(s.sample.tokens) for s in scored),
+            "eval/completions/clipped_ratio": mean_of(float(s.sample.stop is Stop.LENGTH) for s in scored),
         }
         if self.samples > 1:
             metrics[f"eval/pass@{self.samples}"] = self._pass(groups)
@@ -51,8 +51,8 @@ class Evaluation:
 
         What failed to be graded is not wrong: a problem of which fewer than k samples are graded is left out.
         """
-        graded = [[right for s in group.samples if (right := self._right(s.parts)) is not None] for group in groups]
-        return over(float(any(its)) for its in graded if len(its) == self.samples)
+        graded = [[right for s in group.samples if (right := self._right(s.components)) is not None] for group in groups]
+        return mean_of(float(any(its)) for its in graded if len(its) == self.samples)
 
     def _right(self, parts: Mapping[str, float | None]) -> bool | None:
         value = parts.get(self.graded_by)

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlkit.metrics import over, spread
+from rlkit.metrics import mean_of, std_of
 from rlkit.rewarding.outcome import RAW_REWARD
-from rlkit.types import Group, Scored, Stop
+from rlkit.types import Group, ScoredSample, Stop
 
 
 def of_groups(groups: Sequence[Group]) -> dict[str, float]:
@@ -18,28 +18,28 @@ def of_groups(groups: Sequence[Group]) -> dict[str, float]:
     lengths = [len(s.sample.tokens) for s in scored]
     ended = [len(s.sample.tokens) for s in scored if s.sample.stop is Stop.EOS]
     row = {
-        "reward": over(r for group in valid for r in group).value,
-        "reward_std": over(statistics.stdev(group) if len(group) > 1 else 0.0 for group in valid).value,
-        "completions/mean_length": over(lengths).value,
+        "reward": mean_of(r for group in valid for r in group).value,
+        "reward_std": mean_of(statistics.stdev(group) if len(group) > 1 else 0.0 for group in valid).value,
+        "completions/mean_length": mean_of(lengths).value,
         "completions/min_length": float(min(lengths, default=0)),
         "completions/max_length": float(max(lengths, default=0)),
-        "completions/mean_terminated_length": over(ended).value if ended else 0.0,
+        "completions/mean_terminated_length": mean_of(ended).value if ended else 0.0,
         "completions/clipped_ratio": 1.0 - len(ended) / max(len(scored), 1),
         "rewards_failed": float(sum(s.reward is None for s in scored)),
     }
-    for name in scored[0].parts if scored else ():
-        parts = [value for s in scored if (value := s.parts[name]) is not None]
-        row[f"rewards/{name}/mean"] = over(parts).value
-        row[f"rewards/{name}/std"] = spread(parts).value
+    for name in scored[0].components if scored else ():
+        parts = [value for s in scored if (value := s.components[name]) is not None]
+        row[f"rewards/{name}/mean"] = mean_of(parts).value
+        row[f"rewards/{name}/std"] = std_of(parts).value
     return row
 
 
-def plain(scored: Scored) -> float | None:
+def plain(scored: ScoredSample) -> float | None:
     """The reward as it was before rewards were normalised, which brings the mean of any group to 0."""
     return scored.extra.get(RAW_REWARD, scored.reward)
 
 
-def of_sample(scored: Scored, advantage: float | None, decode: Callable[[Sequence[int]], str], split: str) -> dict[str, Any]:
+def of_sample(scored: ScoredSample, advantage: float | None, decode: Callable[[Sequence[int]], str], split: str) -> dict[str, Any]:
     """One line of samples.jsonl."""
     sample = scored.sample
     return {
@@ -48,7 +48,7 @@ def of_sample(scored: Scored, advantage: float | None, decode: Callable[[Sequenc
         "prompt": decode(sample.prompt),
         "completion": sample.text,
         "reward": plain(scored),
-        "rewards": dict(scored.parts),
+        "rewards": dict(scored.components),
         "advantage": advantage,
         "stop": str(sample.stop),
         "version": int(sample.versions[0]) if len(sample.versions) else None,

@@ -6,33 +6,33 @@ from typing import Any
 
 import torch
 
-from rlkit.types import Group, Key, Sample, Scored, Stop
+from rlkit.types import Group, Key, Sample, ScoredSample, Stop
 
 TENSORS = {"tokens": torch.int64, "mask": torch.bool, "rollout_logprobs": torch.float32, "versions": torch.int32}
 
 
 def group_to_json(group: Group) -> dict[str, Any]:
     return {
-        "number": group.number,
-        "samples": [scored_to_json(s) for s in group.samples],
-        "greedy": None if group.greedy is None else scored_to_json(group.greedy),
+        "index": group.index,
+        "samples": [sample_to_json(s) for s in group.samples],
+        "greedy": None if group.greedy is None else sample_to_json(group.greedy),
     }
 
 
 def group_from_json(stored: dict[str, Any]) -> Group:
     greedy = stored["greedy"]
     return Group(
-        stored["number"], tuple(scored_from_json(s) for s in stored["samples"]), None if greedy is None else scored_from_json(greedy)
+        stored["index"], tuple(sample_from_json(s) for s in stored["samples"]), None if greedy is None else sample_from_json(greedy)
     )
 
 
-def scored_to_json(scored: Scored) -> dict[str, Any]:
+def sample_to_json(scored: ScoredSample) -> dict[str, Any]:
     sample = {**vars(scored.sample), **{name: getattr(scored.sample, name).tolist() for name in TENSORS}}
-    return {"sample": sample, "reward": scored.reward, "parts": dict(scored.parts), "extra": dict(scored.extra)}
+    return {"sample": sample, "reward": scored.reward, "components": dict(scored.components), "extra": dict(scored.extra)}
 
 
-def scored_from_json(stored: dict[str, Any]) -> Scored:
+def sample_from_json(stored: dict[str, Any]) -> ScoredSample:
     kept = stored["sample"]
     tensors = {name: torch.tensor(kept[name], dtype=dtype) for name, dtype in TENSORS.items()}
     sample = Sample(**{**kept, **tensors, "key": Key(*kept["key"]), "prompt": tuple(kept["prompt"]), "stop": Stop(kept["stop"])})
-    return Scored(sample, stored["reward"], stored["parts"], stored["extra"])
+    return ScoredSample(sample, stored["reward"], stored["components"], stored["extra"])

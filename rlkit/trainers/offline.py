@@ -18,7 +18,7 @@ from rlkit.algorithms.offline import Kind
 from rlkit.data.preferences import Demonstration, Pair, Rated
 from rlkit.engines.base import Learner
 from rlkit.errors import Stopped
-from rlkit.metrics import Mean, Metrics, Sum, merge, values, wilson
+from rlkit.metrics import Mean, Metrics, Sum, merge, metric_values, wilson_interval
 from rlkit.ops.batching import SampleLength, assign_minibatches, balance_costs, count_tokens, measure_sample
 from rlkit.ops.masking import pad_rows, token_weights, uniform_weights, weighted_sum
 from rlkit.ops.preference import kto_baseline
@@ -143,7 +143,7 @@ class OfflineTrainer:
                     seen.append(metrics)
         tokens = sum(u.tokens for u in units)
         left_out = {f"rows/{name}": float(self.rows.state()[name]) for name in ("too_long", "bad_row", "cut")}
-        row = {**with_margins(values(merge(seen))), **left_out, "throughput/tokens_per_second": tokens / self.clock.seconds}
+        row = {**with_margins(metric_values(merge(seen))), **left_out, "throughput/tokens_per_second": tokens / self.clock.seconds}
         row |= memory_metrics({"train": self.gauge.peak()}, self.predicted)
         return StepResult(row | self._floors(units), count, tokens)
 
@@ -158,10 +158,10 @@ class OfflineTrainer:
                 loss, metrics = work.look(chosen)  # on ranks without work too: sharded models are gathered on all
                 seen.append(metrics | {"loss": Sum(float(loss))})
         everything = self.reading.ranks.merge_metrics(merge(seen))
-        row = {f"eval/{name}": value for name, value in with_margins(values(everything)).items()}
+        row = {f"eval/{name}": value for name, value in with_margins(metric_values(everything)).items()}
         right = everything.get("rewards/accuracies")
         if isinstance(right, Mean):
-            low, high = wilson(right)
+            low, high = wilson_interval(right)
             row |= {"eval/accuracy": right.value, "eval/accuracy_low": low, "eval/accuracy_high": high}
         return row
 
@@ -235,7 +235,7 @@ class Work:
         mask = pad_rows([s.mask for s in samples], width, False)[:, : said.shape[1]].to(device)
         rows = OfflineMicroBatch(
             mask=mask,
-            said=said,
+            outputs=said,
             reference=self.reference.of(samples).to(device) if self.reference else None,
             desirable=torch.tensor([u.desirable for u in units for _ in u.samples], device=device),
             baseline=None if self.baseline is None else self.baseline.to(device),

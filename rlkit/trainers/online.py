@@ -13,7 +13,7 @@ from rlkit.algorithms import State
 from rlkit.engines.logprob_check import COMPARED
 from rlkit.engines.placement import Colocated
 from rlkit.errors import Stopped
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.profiling.roofline import PromptLengths, Roofline, ratios
 from rlkit.report import Report
 from rlkit.rollout import records
@@ -60,17 +60,17 @@ class OnlineTrainer:
             with self.clock("update"):
                 learned, after = update(learning, batch, signals, credit, count)
         self.placement.version = number
-        left_out = sorted((g for part in self.ranks.gather(taken.left_out) for g in part), key=lambda g: g.number)
+        left_out = sorted((g for part in self.ranks.gather(taken.left_out) for g in part), key=lambda g: g.index)
         self._write_samples(number, groups, left_out, batch, credit)
         judged = [*groups, *left_out]
         if self.collector.max_refills is not None:  # the algorithm saw only groups with a signal
             given = {name: metric for name, metric in given.items() if name != ALIKE}
-        row = values(self.ranks.merge_metrics(self.collector.sampler.judge.pop_metrics()))
+        row = metric_values(self.ranks.merge_metrics(self.collector.sampler.judge.pop_metrics()))
         row |= join_metrics(  # an entry that a reward names like one of these does not hide it
             records.of_groups(judged),
-            values(seen),
-            values(given),
-            values(learned),
+            metric_values(seen),
+            metric_values(given),
+            metric_values(learned),
             count_unused_prompts(self.collector.prompts.state()),
             self.placement.memory(),
             self._refilled(number, len(groups), len(left_out), taken.refills) if self.collector.max_refills is not None else {},
@@ -97,7 +97,7 @@ class OnlineTrainer:
         if result is None:
             raise Stopped
         row, mine = result
-        everyone = sorted((g for part in self.ranks.gather(mine) for g in part), key=lambda g: g.number)
+        everyone = sorted((g for part in self.ranks.gather(mine) for g in part), key=lambda g: g.index)
         self.report.samples(step, [records.of_sample(s, None, self.decode, "test") for g in everyone for s in g.samples])
         self.collector.sampler.judge.pop_metrics()  # the reward statistics of a step are of its own samples
         return row

@@ -8,7 +8,7 @@ from rlkit.errors import RunFailed
 from rlkit.ops.batching import assign_minibatches, balance_samples, measure_sample
 from rlkit.ops.masking import pad_rows
 from rlkit.runtime.ranks import Ranks
-from rlkit.types import Batch, Group, Sample, Scored
+from rlkit.types import Batch, Group, Sample, ScoredSample
 
 
 def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max_lag: int = 0) -> tuple[list[Group], Batch]:
@@ -19,7 +19,7 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
                 f"the completion {sample.key} was sampled by weights {sample.versions.unique().tolist()}, the policy is at {version} and "
                 f"learns from weights at most {max_lag} steps old"
             )
-    groups = sorted((g for part in ranks.gather(mine) for g in part), key=lambda g: g.number)
+    groups = sorted((g for part in ranks.gather(mine) for g in part), key=lambda g: g.index)
     parts = assign_minibatches(len(groups), minibatches)
     flat = [(g, parts[g], s) for g, group in enumerate(groups) for s in group.samples]  # N of (group, minibatch, sample)
     owner = [0] * len(flat)
@@ -55,5 +55,5 @@ def lag(sample: Sample, version: int) -> int:
     return version - int(versions.min()) if len(versions) else 0
 
 
-def reward_or(scored: Scored | None, otherwise: float) -> float:
+def reward_or(scored: ScoredSample | None, otherwise: float) -> float:
     return otherwise if scored is None or scored.reward is None else scored.reward

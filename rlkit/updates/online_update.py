@@ -12,7 +12,7 @@ from rlkit.algorithms import Algorithm, Needs
 from rlkit.engines.base import Critic, Learner, Policy, Scores
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
-from rlkit.metrics import Mean, Metrics, Sum, masked, merge
+from rlkit.metrics import Mean, Metrics, Sum, mean_over_mask, merge
 from rlkit.ops.batching import SampleLength, measure_sample, split_micro_batches
 from rlkit.ops.masking import count_units, token_weights, weighted_sum
 from rlkit.runtime import heartbeat
@@ -213,7 +213,7 @@ def backward_micro_batch(run: OnlineUpdater, batch: Batch, signals: Signals, cre
     weights = token_weights(mask, run.algorithm.reduction, totals.to(device), run.fixed_length)
     loss = weighted_sum(losses, weights)
     run.policy.backward(loss)
-    metrics |= {"loss": Sum(float(loss.detach())), "entropy": masked(entropy, mask)}
+    metrics |= {"loss": Sum(float(loss.detach())), "entropy": mean_over_mask(entropy, mask)}
     if signals.old_logprobs is None:
         metrics |= run.probe.compare(rows.old_logprobs, rows.rollout_logprobs, cut(batch.own))
     return metrics

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlkit.algorithms import Needs, State
 from rlkit.algorithms.grpo import GRPO
 from rlkit.engines.logprob_check import LogprobCheck
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.ops.masking import count_units, token_weights, weighted_sum
 from rlkit.types import Credit, Group, MicroBatch, Signals
 from rlkit.updates.collate import collate
@@ -90,7 +90,7 @@ def test_clips_are_counted_by_side() -> None:
     rows = MicroBatch(
         mask, ratios, torch.zeros(3, 3), torch.zeros(3, 3), torch.zeros(3, 3), None, torch.tensor([[1.0], [-1.0], [1.0]]) * mask
     )
-    seen = values(PLAIN.compute_policy_loss(rows)[1])
+    seen = metric_values(PLAIN.compute_policy_loss(rows)[1])
     assert seen == {
         "ratio/max_deviation": pytest.approx(math.e - 1),
         "clip_ratio/low_mean": pytest.approx(1 / 6),
@@ -103,8 +103,8 @@ def test_only_what_counts_is_watched() -> None:
     zeros, odd = torch.zeros(1, 2), torch.tensor([[0.0, -200.0]])
     rows = MicroBatch(mask, odd, odd, zeros, zeros, torch.tensor([[1.0, -40.0]]), zeros)
     losses, metrics = FULL.compute_policy_loss(rows)
-    assert values(metrics)["kl"] == pytest.approx(2.718281828 - 2, abs=1e-6)  # e^1 - 1 - 1
-    assert values(metrics)["clip_ratio/high_mean"] == 0.0 and torch.isfinite(losses).all()
+    assert metric_values(metrics)["kl"] == pytest.approx(2.718281828 - 2, abs=1e-6)  # e^1 - 1 - 1
+    assert metric_values(metrics)["clip_ratio/high_mean"] == 0.0 and torch.isfinite(losses).all()
 
 
 def test_what_it_needs() -> None:
@@ -133,7 +133,7 @@ def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: i
         _, batch = collate(groups[ranks.rank :: world], ranks, 1, 0)  # type: ignore[arg-type]
         credit, state, metrics = algorithm.compute_advantages(batch, Signals(), State(), ranks)
         assert state == State()
-        return batch, credit, values(metrics)
+        return batch, credit, metric_values(metrics)
 
     seen = []
     for batch, credit, metrics in together(world, work):
@@ -212,7 +212,7 @@ def learn(
         credit, _, _ = algorithm.compute_advantages(batch, signals, State(), ranks)
         metrics, count = update(run, batch, signals, credit, UpdateCount())
         assert count == UpdateCount(passes * minibatches)
-        return policy, values(metrics)
+        return policy, metric_values(metrics)
 
     done = together(way.world, work)
     policies = [policy for policy, _ in done]

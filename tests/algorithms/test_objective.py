@@ -16,7 +16,7 @@ from rlkit.algorithms import CriticObjective, Needs, State
 from rlkit.algorithms.grpo import GRPO
 from rlkit.algorithms.objective import POLICY_LOSSES, KLState
 from rlkit.errors import UserError
-from rlkit.metrics import merge, values
+from rlkit.metrics import merge, metric_values
 from rlkit.ops.masking import count_units, token_weights, weighted_sum
 from rlkit.types import MicroBatch
 from tests.algorithms.shipped import NAMES, algorithm
@@ -106,7 +106,7 @@ def test_at_ratio_one_every_loss_is_the_policy_gradient(loss: str) -> None:
     losses, metrics = algorithm("grpo", loss=loss).compute_policy_loss(rows)
     losses.sum().backward()
     assert new.grad is not None and new.grad.flatten().tolist() == pytest.approx([-2.0] * 3, abs=1e-12)
-    assert values(metrics) == {
+    assert metric_values(metrics) == {
         "ratio/max_deviation": 0.0,
         "clip_ratio/low_mean": 0.0,
         "clip_ratio/high_mean": 0.0,
@@ -121,7 +121,7 @@ def test_the_clips_of_a_sequence_are_counted_on_its_side() -> None:
     new = torch.tensor([[1.0, -0.2]], dtype=torch.float64)
     rows = MicroBatch(torch.ones(1, 2).bool(), new, new, new * 0, new * 0, None, new * 0 + 1)
     for loss, high, apart in (("gspo", 1.0, math.exp(0.4) - 1), ("clipped", 0.5, math.e - 1)):
-        seen = values(algorithm("grpo", loss=loss, correction="none").compute_policy_loss(rows)[1])
+        seen = metric_values(algorithm("grpo", loss=loss, correction="none").compute_policy_loss(rows)[1])
         assert seen == {"ratio/max_deviation": pytest.approx(apart), "clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": high}
 
 
@@ -136,12 +136,12 @@ def test_the_sampler_is_corrected_and_watched_before_any_cap() -> None:
     """Ratios 1, 4: mean 5/2, largest 4. Held at 1, 2, of which (1 + 2)^2 / (2 (1 + 4)) of the tokens are effective; dropped, a half is."""
     losses, metrics = sampled([[1.0, 4.0]])
     assert losses.flatten().tolist() == pytest.approx([-1.0, -2.0], abs=1e-12)
-    seen = values(metrics)
+    seen = metric_values(metrics)
     assert seen["sampling/importance_sampling_ratio/mean"] == pytest.approx(2.5) and seen["sampling/importance_sampling_ratio/max"] == 4.0
     assert seen["sampling/effective_sample_size"] == pytest.approx(9 / 10)
     losses, metrics = sampled([[1.0, 4.0]], correction="mask")
     assert losses.flatten().tolist() == pytest.approx([-1.0, 0.0], abs=1e-12)
-    assert values(metrics)["sampling/effective_sample_size"] == pytest.approx(1 / 2)
+    assert metric_values(metrics)["sampling/effective_sample_size"] == pytest.approx(1 / 2)
     whole = sampled([[1.0, 9.0], [1.0, 2.25]], correction_level="sequence")[0]  # geometric means 3 and 1.5
     assert whole.flatten().tolist() == pytest.approx([-2.0, -2.0, -1.5, -1.5], abs=1e-12)
     assert sampled([[1.0, 4.0]], correction="none")[0].flatten().tolist() == pytest.approx([-1.0, -1.0], abs=1e-12)
@@ -150,11 +150,11 @@ def test_the_sampler_is_corrected_and_watched_before_any_cap() -> None:
 def test_effective_samples_of_parts_are_those_of_the_whole() -> None:
     ratios = [[1.0, 4.0, 0.5, 0.25, 8.0, 1.5]]
     parts = merge(sampled([part])[1] for part in (ratios[0][:1], ratios[0][1:4], ratios[0][4:]))
-    assert values(parts) == pytest.approx(values(sampled(ratios)[1]))
+    assert metric_values(parts) == pytest.approx(metric_values(sampled(ratios)[1]))
     rows = MicroBatch(torch.zeros(1, 2).bool(), *(torch.zeros(1, 2) for _ in range(4)), None, torch.zeros(1, 2))
     empty = algorithm("grpo").compute_policy_loss(rows)[1]
-    assert math.isnan(values(empty)["sampling/effective_sample_size"])
-    assert values(merge([empty, sampled(ratios)[1]])) == pytest.approx(values(sampled(ratios)[1]))
+    assert math.isnan(metric_values(empty)["sampling/effective_sample_size"])
+    assert metric_values(merge([empty, sampled(ratios)[1]])) == pytest.approx(metric_values(sampled(ratios)[1]))
 
 
 def test_an_adapted_coefficient_takes_the_place_of_the_recipes() -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rlkit.data.preferences import Demonstration, Pair, Rated
-from rlkit.metrics import Mean, values, wilson
+from rlkit.metrics import Mean, metric_values, wilson_interval
 from rlkit.ops.masking import count_units, token_weights, uniform_weights, weighted_sum
 from rlkit.trainers.offline import UNITS, OfflineUpdater, Unit, Work, one_update, with_margins
 from rlkit.types import OfflineMicroBatch, Sample
@@ -120,7 +120,7 @@ def test_what_is_watched_of_pairs() -> None:
     said = torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]])
     keys = algorithm("dpo", beta=0.5)
     _, metrics = keys.compute_losses(OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.tensor([-3.0, -2.0, -3.0, -4.0]).double()))
-    assert with_margins(values(metrics)) == {
+    assert with_margins(metric_values(metrics)) == {
         "rewards/chosen": 0.5,
         "rewards/rejected": 0.0,
         "rewards/accuracies": 0.75,
@@ -135,7 +135,7 @@ def test_what_is_watched_of_rated_completions() -> None:
     said = torch.tensor([[2.0], [-1.0], [0.5], [1.0]])
     good = torch.tensor([True, False, True, False])
     rows = OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.zeros(4).double(), good, torch.tensor(1.0).double())
-    seen = with_margins(values(algorithm("kto", beta=0.2).compute_losses(rows)[1]))
+    seen = with_margins(metric_values(algorithm("kto", beta=0.2).compute_losses(rows)[1]))
     assert seen["rewards/accuracies"] == 0.625 and seen["kl"] == 1.0
     assert seen["rewards/margins"] == pytest.approx(0.2 * (1.25 - 0.0))
 
@@ -232,7 +232,7 @@ def learn(keys: Any, way: Way, other: int = 1) -> tuple[list[Tensor], dict[str, 
         for minibatch in reading.cut(units):
             metrics, count = one_update(reading, minibatch, reference, count)
         assert count == UpdateCount(3)
-        return policy, values(metrics)
+        return policy, metric_values(metrics)
 
     done = together(way.world, work)
     assert all(seen == done[0][1] for _, seen in done)
@@ -307,7 +307,7 @@ def test_what_starts_at_its_reference() -> None:
         units = units_of(keys)
         reading = reading_of(keys, policy.ranks, policy, Way())
         metrics, _ = one_update(reading, units, told_by(policy, keys, units), UpdateCount())
-        seen = with_margins(values(metrics))
+        seen = with_margins(metric_values(metrics))
         assert seen["loss"] == pytest.approx(start, abs=1e-6) and seen["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
 
 
@@ -343,7 +343,7 @@ def test_the_reference_is_computed_once_by_the_policy_as_it_is(world: int, tmp_p
 
 def test_wilson_by_hand() -> None:
     """8 of 10: the textbook's 0.490 to 0.943. None of none says nothing, all of ten is not certain."""
-    low, high = wilson(Mean(8.0, 10.0))
+    low, high = wilson_interval(Mean(8.0, 10.0))
     assert (low, high) == (pytest.approx(0.4901625), pytest.approx(0.9433178))
-    assert wilson(Mean(0.0, 0.0)) == (0.0, 1.0)
-    assert wilson(Mean(10.0, 10.0)) == (pytest.approx(0.7224672), pytest.approx(1.0))
+    assert wilson_interval(Mean(0.0, 0.0)) == (0.0, 1.0)
+    assert wilson_interval(Mean(10.0, 10.0)) == (pytest.approx(0.7224672), pytest.approx(1.0))

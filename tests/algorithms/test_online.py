@@ -16,8 +16,8 @@ from rlkit.algorithms.objective import KLState
 from rlkit.algorithms.ppo import PPO
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
-from rlkit.metrics import values
-from rlkit.types import Batch, Group, Scored, Signals
+from rlkit.metrics import metric_values
+from rlkit.types import Batch, Group, ScoredSample, Signals
 from rlkit.updates.collate import collate
 from rlkit.updates.lr_schedule import Schedule
 from rlkit.updates.online_update import UpdateCount, observe, update
@@ -34,7 +34,7 @@ WIDTH = 9
 
 
 def greedily(groups: list[Group]) -> list[Group]:
-    return [replace(g, greedy=Scored(g.samples[0].sample, GREEDY[g.number], {})) for g in groups]
+    return [replace(g, greedy=ScoredSample(g.samples[0].sample, GREEDY[g.index], {})) for g in groups]
 
 
 def table(seed: int) -> torch.Tensor:
@@ -59,12 +59,12 @@ def assigned(keys: Any, world: int, state: State | None = None) -> tuple[dict[in
     seen: dict[int, Any] = {}
     done = together(world, work)
     for batch, credit, after, metrics in done:
-        assert after == done[0][2] and values(metrics) == values(done[0][3])
+        assert after == done[0][2] and metric_values(metrics) == metric_values(done[0][3])
         assert credit.advantages.dtype == torch.float32 and not credit.advantages[~batch.mask].any()
         for row, i in enumerate(batch.index.tolist()):
             seen[i] = [x[row].tolist() if x is not None else None for x in (credit.advantages, credit.returns, batch.mask)]
     assert sorted(seen) == list(range(len(FLAT)))
-    return seen, done[0][2], values(done[0][3])
+    return seen, done[0][2], metric_values(done[0][3])
 
 
 def masks() -> list[list[bool]]:
@@ -163,7 +163,7 @@ def test_a_step_that_measures_no_kl_adapts_nothing(masked: bool) -> None:
         return keys.compute_advantages(batch, Signals(said, said), KLState(0.5), ranks)[1:]
 
     state, metrics = together(1, work)[0]
-    assert state == KLState(0.5) and values(metrics)["kl_coef"] == 0.5
+    assert state == KLState(0.5) and metric_values(metrics)["kl_coef"] == 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -193,7 +193,7 @@ def test_the_critic_learns_nothing_from_a_failed_reward() -> None:
     )
     losses.sum().backward()
     assert losses.tolist() == [[0.5, 0.0, 0.0]] and seen.grad is not None and seen.grad.tolist() == [[-1.0, 0.0, 0.0]]
-    assert values(metrics) == {"critic/squared_error": 1.0, "critic/clip_ratio": 0.0}
+    assert metric_values(metrics) == {"critic/squared_error": 1.0, "critic/clip_ratio": 0.0}
 
 
 def test_the_policys_schedule_begins_when_the_critic_is_warm() -> None:
@@ -207,7 +207,7 @@ def test_the_policys_schedule_begins_when_the_critic_is_warm() -> None:
         rates, count = [], UpdateCount()
         for _ in range(6):
             metrics, count = update(run, batch, Signals(), credit, count)
-            rates.append(values(metrics).get("learning_rate", 0.0))
+            rates.append(metric_values(metrics).get("learning_rate", 0.0))
         return rates
 
     assert together(1, work)[0] == [0.0, 0.0, 0.5, 1.0, 1.0, 0.5]
@@ -227,18 +227,18 @@ def test_ranks_stop_together_where_the_sampler_is_another_policy(minibatches: in
     def work(ranks: Ranks, limit: float | None) -> Any:
         policy = Policy(ranks)
 
-        def told(scored: Scored, off: float) -> Scored:
+        def told(scored: ScoredSample, off: float) -> ScoredSample:
             said = policy.logprobs([scored.sample], len(scored.sample.tokens))[0][0]
             return replace(scored, sample=replace(scored.sample, rollout_logprobs=said + off))
 
-        mine = [replace(g, samples=tuple(told(s, 0.5 * (g.number == 3)) for s in g.samples)) for g in groups[ranks.rank :: 2]]
+        mine = [replace(g, samples=tuple(told(s, 0.5 * (g.index == 3)) for s in g.samples)) for g in groups[ranks.rank :: 2]]
         probe = LogprobCheck(SimpleNamespace(received=dict), lambda: iter([("weight", torch.zeros(1))]), limit)  # type: ignore[arg-type]
         run = learning(algorithm("grpo"), ranks, minibatches=minibatches, probe=probe)
         _, batch = collate(mine, ranks, minibatches, 0)  # type: ignore[arg-type]
         try:
             signals, seen = observe(run, batch)
             credit = run.algorithm.compute_advantages(batch, signals, State(), ranks)[0]
-            return {**values(update(run, batch, signals, credit, UpdateCount())[0]), **values(seen)}
+            return {**metric_values(update(run, batch, signals, credit, UpdateCount())[0]), **metric_values(seen)}
         except RunFailed as error:
             return str(error)
 

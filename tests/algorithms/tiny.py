@@ -14,7 +14,7 @@ from rlkit.engines.base import Update
 from rlkit.metrics import Metrics, merge
 from rlkit.ops.logprobs import build_predict_index
 from rlkit.ops.masking import pad_rows
-from rlkit.types import Group, Key, Sample, Scored, Stop
+from rlkit.types import Group, Key, Sample, ScoredSample, Stop
 
 VOCABULARY, HIDDEN = 11, 6
 T = TypeVar("T")
@@ -172,6 +172,6 @@ def groups_of(rewards: Sequence[Sequence[float | None]], seed: int = 0) -> list[
                 stop=Stop.EOS,
                 text="",
             )
-            samples.append(Scored(sample, reward, {}))
+            samples.append(ScoredSample(sample, reward, {}))
         groups.append(Group(g, tuple(samples)))
     return groups

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.spec import RewardSpec
 from rlkit.run import exit_process
@@ -26,5 +26,5 @@ with tempfile.TemporaryDirectory() as folder:
         merged = ranks.merge_metrics(client.pop_metrics())
         seconds = merged["time/reward_p99"].numbers  # type: ignore[union-attr]
 if ranks.main:
-    Path(sys.argv[1]).write_text(json.dumps({**values(merged), "counted": len(seconds)}))
+    Path(sys.argv[1]).write_text(json.dumps({**metric_values(merged), "counted": len(seconds)}))
 exit_process(0)

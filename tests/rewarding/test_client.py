@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rlkit.errors import RunFailed, UserError
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.rewarding import outcome
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.job import WorkerReward
@@ -233,7 +233,7 @@ def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> 
         for number, completion in enumerate(["1", "0", "0", "3", "n", "e", "e", "e"]):
             client.submit(number, {"prompt": "p", "completion": completion})
         client.collect(range(8))
-        stats = values(client.pop_metrics())
+        stats = metric_values(client.pop_metrics())
         assert client.pop_metrics() == {}
     assert {name: value for name, value in stats.items() if not name.startswith("time/")} == {
         "rewards/f/failure_rate": 0.375,

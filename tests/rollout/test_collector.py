@@ -13,7 +13,7 @@ import torch
 from rlkit.errors import RunFailed
 from rlkit.rollout.collector import Collector, has_signal, without_cut
 from rlkit.rollout.serialization import group_from_json, group_to_json
-from rlkit.types import Group, Key, Sample, Sampling, Scored, Stop
+from rlkit.types import Group, Key, Sample, Sampling, ScoredSample, Stop
 from rlkit.updates.collate import collate
 from tests.algorithms.test_grpo import FULL, Way, difference, learn
 from tests.algorithms.tiny import Ranks, together
@@ -52,7 +52,7 @@ class StubSampler:
         kind = self.pattern[row % len(self.pattern)]
         rewards = {"1": (0.0, 1.0), "0": (1.0, 1.0), "x": (1.0, None), "p": (1.0, 0.5)}[kind]
         parts = {"accuracy": 1.0, "overlong": 0.0} if kind == "p" else {}
-        return Group(number, tuple(Scored(completion(row, n, self.version), reward, parts) for n, reward in enumerate(rewards)))
+        return Group(number, tuple(ScoredSample(completion(row, n, self.version), reward, parts) for n, reward in enumerate(rewards)))
 
 
 def completion(row: int, n: int, version: int) -> Sample:
@@ -89,7 +89,7 @@ def steps(pattern: str, size: int, count: int, world: int, max_refills: int | No
             taken = made.take()
             assert taken is not None
             groups, batch = collate(taken.groups, ranks, 1, step, made.max_lag)  # type: ignore[arg-type]
-            left = sorted((g for part in ranks.gather(taken.left_out) for g in part), key=lambda g: g.number)
+            left = sorted((g for part in ranks.gather(taken.left_out) for g in part), key=lambda g: g.index)
             surplus = made.state()["surplus"]
             assert bool((batch.own.any(-1) == (batch.lag == 0)).all())
             seen.append((rows(groups), rows(left), taken.refills, [g["samples"][0]["sample"]["key"][0] for g in surplus]))
@@ -140,9 +140,9 @@ def test_a_stored_group_is_the_group_to_the_last_bit() -> None:
     odd = replace(group.samples[0], sample=replace(group.samples[0].sample, rollout_logprobs=torch.tensor([0.1, -1e-30, -7.7e5])))
     group = replace(group, samples=(odd, group.samples[1]), greedy=group.samples[1])
     back = group_from_json(json.loads(json.dumps(group_to_json(group))))
-    assert (back.number, len(back.samples)) == (3, 2) and back.greedy is not None
+    assert (back.index, len(back.samples)) == (3, 2) and back.greedy is not None
     for ours, theirs in zip((*group.samples, group.greedy), (*back.samples, back.greedy), strict=True):
-        assert (ours.reward, ours.parts, ours.extra) == (theirs.reward, theirs.parts, theirs.extra)
+        assert (ours.reward, ours.components, ours.extra) == (theirs.reward, theirs.components, theirs.extra)
         for name, value in vars(ours.sample).items():
             other = getattr(theirs.sample, name)
             if isinstance(value, torch.Tensor):
@@ -171,7 +171,7 @@ def test_a_group_has_a_signal_where_its_valid_rewards_differ() -> None:
 def test_where_answers_are_graded_the_grades_differ_too(rewards: list[Any], grades: list[Any], signal: bool) -> None:
     """0 < right answers < all of them, as in DAPO; without a grade a penalty is a signal."""
     told = zip(rewards, grades, strict=True)
-    group = Group(0, tuple(Scored(completion(0, n, 0), r, {"accuracy": g, "overlong": -0.5}) for n, (r, g) in enumerate(told)))
+    group = Group(0, tuple(ScoredSample(completion(0, n, 0), r, {"accuracy": g, "overlong": -0.5}) for n, (r, g) in enumerate(told)))
     assert has_signal(group, "accuracy") is signal
     assert has_signal(group) is has_signal(group, "elsewhere") is (len({r for r in rewards if r is not None}) > 1)
 
@@ -184,7 +184,7 @@ def test_dynamic_sampling_replaces_groups_that_are_all_right_but_for_a_penalty()
 def ending(groups: list[Group], tokens: int) -> list[Group]:
     """The second completion of each group was cut at the limit; its tokens are all this one."""
 
-    def cut(scored: Scored) -> Scored:
+    def cut(scored: ScoredSample) -> ScoredSample:
         return replace(scored, sample=replace(scored.sample, stop=Stop.LENGTH, tokens=torch.full_like(scored.sample.tokens, tokens)))
 
     return [replace(g, samples=(g.samples[0], cut(g.samples[1]), *g.samples[2:])) for g in groups]

@@ -10,7 +10,7 @@ import torch
 
 from rlkit.rewarding.outcome import RAW_REWARD
 from rlkit.rollout.evaluation import Evaluation
-from rlkit.types import Group, Key, Sample, Sampling, Scored, Stop
+from rlkit.types import Group, Key, Sample, Sampling, ScoredSample, Stop
 from tests.algorithms.tiny import Ranks, together
 
 
@@ -24,11 +24,11 @@ class StubSampler:
         return [Group(number, tuple(scored(row, n, g) for n, g in enumerate(self.grades[row]))) for number, row in prompts]
 
 
-def scored(row: int, n: int, grade: float | None) -> Scored:
+def scored(row: int, n: int, grade: float | None) -> ScoredSample:
     """Rewards are normalised: 0 in the mean; before that they were the grades."""
     tokens = torch.arange(2 + n)
     sample = Sample(Key(row, 0, n), (7,), tokens, tokens >= 0, tokens.float(), tokens.int(), Stop.LENGTH if n else Stop.EOS, "")
-    return Scored(sample, None if grade is None else 0.0, {"accuracy": grade}, {} if grade is None else {RAW_REWARD: grade})
+    return ScoredSample(sample, None if grade is None else 0.0, {"accuracy": grade}, {} if grade is None else {RAW_REWARD: grade})
 
 
 def evaluated(grades: list[list[float | None]], world: int) -> dict[str, float]:

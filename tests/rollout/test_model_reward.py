@@ -15,7 +15,7 @@ import torch
 from rlkit.data.renderer import Renderer
 from rlkit.engines.classifier import Classifier
 from rlkit.errors import UserError
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.report.folder import read_rows
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.spec import RewardSpec
@@ -138,7 +138,7 @@ def test_workers_score_beside_it_and_its_failures_leave_no_reward(tiny_classifie
         for number, item in enumerate(items):
             client.submit(number, item, 0, len(items))
         verdicts = client.collect(range(len(items)))
-        stats = values(client.pop_metrics())
+        stats = metric_values(client.pop_metrics())
     alone = [outcome.value for outcome in reward.judge(ITEMS)]
     for number, said in enumerate(SAID):
         assert verdicts[number].reward == pytest.approx(2 * len(said) + alone[number])

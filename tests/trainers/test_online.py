@@ -11,7 +11,7 @@ import torch
 from rlkit.assembly import online as assembly
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
-from rlkit.metrics import values
+from rlkit.metrics import metric_values
 from rlkit.trainers.online import OnlineTrainer, join_metrics
 from tests.algorithms.tiny import Ranks, together
 from tests.config.test_recipe import composed
@@ -66,5 +66,5 @@ def test_a_step_whose_log_probs_cannot_be_compared_says_so(own: list[list[bool]]
             LogprobCheck(SimpleNamespace(received=dict), lambda: iter([]), 1e-4).check(metrics)  # type: ignore[arg-type]
     notes: list[str] = []
     report: Any = SimpleNamespace(note=notes.append)
-    OnlineTrainer(nothing, nothing, None, nothing, nothing, report, nothing, nothing, nothing)._note_uncompared(3, values(metrics))
+    OnlineTrainer(nothing, nothing, None, nothing, nothing, report, nothing, nothing, nothing)._note_uncompared(3, metric_values(metrics))
     assert len(notes) == said and all("step 3: all its tokens were sampled by older weights" in note for note in notes)
