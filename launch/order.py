@@ -14,7 +14,7 @@ from rlkit.config import recipe as recipes
 from rlkit.config.recipe import Recipe, suggest
 from rlkit.config.sections import LaunchSection
 from rlkit.errors import UserError
-from rlkit.runtime.signals import Stopping
+from rlkit.runtime.signals import StopRequest
 
 PASSED_ON = ("RLKIT_", "HF_", "NCCL_", "GLOO_", "VLLM_", "TORCH_", "WANDB_")  # beginnings of the names that go to the nodes
 PASSED_NAMES = ("OMP_NUM_THREADS", "CUDA_LAUNCH_BLOCKING", "NO_COLOR", "TOKENIZERS_PARALLELISM")
@@ -85,7 +85,7 @@ def full(word: str) -> str:
 def door(launched: Callable[[Order], int]) -> None:
     """Runs a launcher with the arguments of this process, tells its errors as rlkit.run does, and leaves."""
     arguments = sys.argv[1:]
-    Stopping().install()  # until the launcher listens itself
+    StopRequest().install()  # until the launcher listens itself
 
     def whole() -> int:
         order = read(arguments)

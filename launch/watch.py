@@ -19,7 +19,7 @@ from typing import Any, Protocol, TextIO
 
 from rlkit.config.sections import LaunchSection
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped
-from rlkit.runtime.signals import take_over
+from rlkit.runtime.signals import install_handler
 
 POLL_SECONDS = 0.3
 SETTLE_SECONDS = 1.5  # after a rank's death, for others to end: the first to be seen is not always the one that began it
@@ -60,7 +60,7 @@ class Signals:
         self._interrupts = 0
 
     def install(self) -> None:
-        take_over(self._struck)
+        install_handler(self._struck)
 
     @property
     def at_once(self) -> bool:

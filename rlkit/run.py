@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
-from rlkit.runtime.library_settings import quiet
-from rlkit.runtime.paths import shipped
-from rlkit.runtime.signals import SIGNALS, leave_when_asked
+from rlkit.runtime.library_settings import configure_libraries
+from rlkit.runtime.paths import find_bundled_folder
+from rlkit.runtime.signals import SIGNALS, exit_on_signal
 
 ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
 
@@ -32,7 +32,7 @@ ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
 def main(arguments: list[str] | None = None) -> int:
     """Runs what the arguments say; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    quiet(offline=False)
+    configure_libraries(offline=False)
     return handle_errors(lambda: dispatch(arguments), arguments)
 
 
@@ -78,7 +78,7 @@ def dispatch(arguments: list[str]) -> int:
         for label, value in plan.lines(recipe):
             print(f"{label + ':':<14} {value}")
         return EXIT_DONE
-    quiet(offline=recipe.offline)
+    configure_libraries(offline=recipe.offline)
     from rlkit.assembly import build
     from rlkit.trainers import loop
 
@@ -117,12 +117,12 @@ def parse_arguments(arguments: list[str]) -> tuple[set[str], list[str], Path | N
 
 def list_groups() -> dict[str, Path]:
     """The config groups: the folders of the recipe tree."""
-    return {p.name: p for p in shipped("recipes").iterdir() if p.is_dir()}
+    return {p.name: p for p in find_bundled_folder("recipes").iterdir() if p.is_dir()}
 
 
 def list_options(group: str, folder: Path | None) -> list[str]:
     """The names that can be chosen for a group."""
-    places = [shipped("recipes") / group, *([folder / group] if folder else [])]
+    places = [find_bundled_folder("recipes") / group, *([folder / group] if folder else [])]
     return sorted({p.stem for place in places if place.is_dir() for p in place.glob("*.yaml")})
 
 
@@ -143,7 +143,7 @@ def compose(overrides: list[str], folder: Path | None) -> dict[str, Any]:
         written.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(shipped("recipes")), version_base="1.3"):
+        with initialize_config_dir(config_dir=str(find_bundled_folder("recipes")), version_base="1.3"):
             composed = hydra_compose("config", written, return_hydra_config=True)
         chosen = composed.hydra.runtime.choices.recipe
         OmegaConf.set_struct(composed, False)
@@ -265,7 +265,7 @@ def run_process(arguments: list[str] | None = None) -> None:
     for missing in ("stdout", "stderr"):  # closed by who started this: a run needs neither
         if getattr(sys, missing) is None:
             setattr(sys, missing, open(os.devnull, "w"))  # noqa: SIM115  for the life of the process
-    leave_when_asked()  # until the run listens: a stop while libraries are loaded is no crash
+    exit_on_signal()  # until the run listens: a stop while libraries are loaded is no crash
     try:
         code = main(arguments)
     except BaseException:  # noqa: BLE001  whatever it was, the process ends now, not in the exit handlers of a library

@@ -150,9 +150,9 @@ def kill_group(pid: int) -> None:
 
 def preload() -> None:
     """Imports what a run imports, and starts nothing."""
-    from rlkit.runtime.library_settings import quiet
+    from rlkit.runtime.library_settings import configure_libraries
 
-    quiet(offline=False)
+    configure_libraries(offline=False)
     for name in IMPORTED:
         importlib.import_module(name)
 

@@ -18,7 +18,7 @@ from rlkit.report import Report
 from rlkit.rewarding.client import RewardClient
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.signals import Stopping
+from rlkit.runtime.signals import StopRequest
 from rlkit.trainers.loop import Run
 from rlkit.updates import micro_batch_fit
 
@@ -26,9 +26,9 @@ from rlkit.updates import micro_batch_fit
 @contextmanager
 def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text` is the resolved recipe as it is written into the folder. On leaving, all that was started ends."""
-    stopping = Stopping()
+    stopping = StopRequest()
     stopping.install()
-    heartbeat.start()
+    heartbeat.start_heartbeat()
     with ExitStack() as stack:
         ranks = Ranks(recipe.engine.tensor_parallel, recipe.engine.sequence_parallel)
         folder = open_folder(recipe, text, ranks)
@@ -47,7 +47,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         report = stack.enter_context(open_report(recipe, folder, ranks))
         if ranks.main:
             report.write_text("recipe.yaml", text)
-        report.header()
+        report.print_header()
         if told:
             report.note(told)
         heartbeat.beat("loading")

@@ -15,7 +15,7 @@ from rlkit.profiling.roofline import Roofline, machine
 from rlkit.report import Report
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.signals import Stopping
+from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
 from rlkit.trainers.loop import Run, Trainer
 from rlkit.updates import micro_batch_fit
@@ -24,7 +24,7 @@ from rlkit.updates.lr_schedule import Schedule
 
 def fit_micro_batch(recipe: Recipe, learners: Sequence[Learner], ranks: Ranks, folder: Path, report: Report) -> int:
     """Tokens of a micro-batch that fits into memory."""
-    report.phase("trying the largest micro-batch")
+    report.show_phase("trying the largest micro-batch")
     budget = micro_batch_fit.remembered(folder, recipe.tokens_per_micro_batch)
     crews = ranks.world // ranks.sp_size
     mine, together = -(-recipe.samples_per_step // crews), recipe.samples_of_a_prompt
@@ -63,7 +63,7 @@ def build_trainer_run(
     ranks: Ranks,
     report: Report,
     clock: PhaseTimer,
-    stopping: Stopping,
+    stopping: StopRequest,
 ) -> Run:
     """A trainer with what surrounds it in every run."""
     every, keep = recipe.checkpoint.every, recipe.checkpoint.keep

@@ -19,7 +19,7 @@ from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.report import Report
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.signals import Stopping
+from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
 from rlkit.trainers.loop import Run
 from rlkit.trainers.offline import UNITS, OfflineTrainer, OfflineUpdater
@@ -35,11 +35,11 @@ def build_offline(
     renderer: Renderer,
     rows: tuple[Any, list[Any]],
     report: Report,
-    stopping: Stopping,
+    stopping: StopRequest,
 ) -> Run:
     """Loads what learns, asks it for the reference before it learns, and puts the parts together; rows: to train on, and held out."""
-    clock = PhaseTimer(report.phase)
-    report.phase("loading")
+    clock = PhaseTimer(report.show_phase)
+    report.show_phase("loading")
     stream, held_out = rows
     algorithm = recipe.algorithm
     learner, said, export = LEARNERS[algorithm.learner](recipe, model_path, ranks, renderer)
@@ -58,7 +58,7 @@ def build_offline(
     floors, predicted = build_roofline(recipe, ranks), plan.predicted(recipe)
     trainer = OfflineTrainer(stream, recipe.prompts_per_step, units, reading, None, clock, stopping, floors, predicted)
     if algorithm.reference:
-        report.phase("reference")
+        report.show_phase("reference")
         asked = trainer.ahead(recipe.steps)
         trainer.reference, computed = load_or_compute(learner, asked, ranks, reading.tokens_per_micro_batch, default_cache())
         report.note(f"reference log-probs: {f'computed of {computed:,} completions' if computed else 'found in the cache'}")

@@ -20,7 +20,7 @@ from rlkit.rewarding.client import RewardClient
 from rlkit.rollout.collector import Collector, Sampler
 from rlkit.rollout.evaluation import Evaluation
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.signals import Stopping
+from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
 from rlkit.trainers.loop import Run
 from rlkit.trainers.online import OnlineTrainer
@@ -38,13 +38,13 @@ def build_online(
     train: Stream[Prompt],
     test: list[Prompt],
     report: Report,
-    stopping: Stopping,
+    stopping: StopRequest,
 ) -> tuple[Run, Callable[[], None]]:
     """Loads the engines and puts the parts together; the second part ends the rollout engine."""
-    clock, dtype = PhaseTimer(report.phase), dtype_of(recipe, ranks.device)
+    clock, dtype = PhaseTimer(report.show_phase), dtype_of(recipe, ranks.device)
     needs = recipe.algorithm.needs(recipe.updates_per_step)
     waits = recipe.algorithm.count_critic_warmup_updates(recipe.steps, recipe.updates_per_step) if needs.values else 0
-    report.phase("loading")
+    report.show_phase("loading")
     policy = make_policy(recipe, model_path, dtype, ranks)
     if plan.mode(recipe) == "sleep_and_offload":
         policy.park()  # the rollout engine looks at what is free

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 
 from rlkit.errors import EXIT_DONE, UserError
 from rlkit.run import handle_errors
-from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints, publish, unreadable
-from rlkit.runtime.library_settings import quiet
+from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints, build_read_error, publish
+from rlkit.runtime.library_settings import configure_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ WEIGHT = "weight/model."  # before a parameter's name in the files of a checkpoi
 
 def run_export(arguments: list[str]) -> int:
     """Write the model. Returns the exit code, as rlkit.run."""
-    quiet(offline=False)
+    configure_libraries(offline=False)
     return handle_errors(lambda: export_model(arguments), arguments)
 
 
@@ -50,11 +50,11 @@ def export_model(arguments: list[str]) -> int:
     final = Path(options.get("to") or folder / f"model-{step:06d}").expanduser().absolute()
     if final.exists():
         raise UserError(f"{final} is there already; delete it, or choose another folder with to=")
-    quiet(offline=recipe.offline)
+    configure_libraries(offline=recipe.offline)
     unfinished = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write_model(recipe, checkpoints.path(step), unfinished, on_gpu)
+        write_model(recipe, checkpoints.find_folder(step), unfinished, on_gpu)
         publish(unfinished, final)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{final} cannot be written: {error}") from error
@@ -82,14 +82,14 @@ def read_run(folder: Path) -> tuple[Recipe, bool]:
 
 def choose_step(checkpoints: Checkpoints, word: str | None) -> int:
     """The step of a checkpoint. Raises UserError where there is none, naming those there are."""
-    steps = checkpoints.steps()
+    steps = checkpoints.list_steps()
     if not steps:
         raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
     there = f"there are: {', '.join(map(str, steps))}"
     if word is None:
         return steps[-1]
     if word == "best":
-        best = checkpoints.state(steps[-1]).get("best")
+        best = checkpoints.read_state(steps[-1]).get("best")
         if best is None:
             raise UserError(f"nothing was evaluated yet, so no checkpoint is the best ({there})")
         if best[1] == 0:
@@ -148,4 +148,4 @@ def load_weights(model: Any, file: Path, dtype: torch.dtype) -> None:
                     raise UserError(f"{file} is of another model than stands at model.path: {name} is {[*tensor.shape]} there")
                 parameter.data = tensor.to(dtype)
     except (OSError, SafetensorError) as error:
-        raise unreadable(file, error) from error
+        raise build_read_error(file, error) from error

@@ -13,14 +13,14 @@ from rlkit import run
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, UserError
 from rlkit.rewarding import worker
 from rlkit.rewarding.job import WorkerReward
-from rlkit.runtime.library_settings import quiet
+from rlkit.runtime.library_settings import configure_libraries
 
 TIMEOUTS = 2  # after this many times the reward's timeout, print where it is and end
 
 
 def run_retry(file: Path) -> int:
     """Print the outcome now. Returns the exit code: 0 where the reward gives a score, 1 where it fails again, 2 for a user error."""
-    quiet(offline=False)
+    configure_libraries(offline=False)
     return run.handle_errors(lambda: call_again(file), [])
 
 

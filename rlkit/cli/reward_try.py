@@ -14,7 +14,7 @@ from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, RowReader, lookup
 from rlkit.errors import EXIT_DONE, UserError
 from rlkit.rewarding.trial import run_trial
 from rlkit.rollout.collector import given
-from rlkit.runtime.library_settings import quiet
+from rlkit.runtime.library_settings import configure_libraries
 
 OWN_KEYS = ("n", "samples")  # all other key=value are overrides of the recipe
 DEFAULT_ROWS = "20"
@@ -23,7 +23,7 @@ Items = list[tuple[int, dict[str, Any]]]  # number of the data row, and what a r
 
 def run_try(arguments: list[str]) -> int:
     """Print the table of scores. Returns the exit code, as rlkit.run."""
-    quiet(offline=False)
+    configure_libraries(offline=False)
     return run.handle_errors(lambda: print_trial(arguments), arguments)
 
 
@@ -35,7 +35,7 @@ def print_trial(arguments: list[str]) -> int:
     if not count.isdigit() or int(count) < 1:
         raise UserError(f"n={count} is not valid: it must be a whole number of rows, at least 1")
     recipe = recipes.read_recipe(run.compose(overrides, None))
-    quiet(offline=recipe.offline)
+    configure_libraries(offline=recipe.offline)
     if not recipe.rewards or recipe.rewarding is None:
         raise UserError("this recipe has no rewards to try; choose one with an algorithm that samples: recipe=grpo_math")
     items = read_sample_items(recipe, Path(own["samples"]), int(count)) if "samples" in own else build_row_items(recipe, int(count))

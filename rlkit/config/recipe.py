@@ -31,7 +31,7 @@ from rlkit.config.sections import (
 )
 from rlkit.errors import UserError
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
-from rlkit.runtime.plugins import module_of_file
+from rlkit.runtime.plugins import import_file
 
 
 def parse_algorithm(value: Any) -> Any:
@@ -57,7 +57,7 @@ def load_custom_algorithm(path: str) -> type[Objective]:
     if not place.is_file():
         raise ValueError(f"algorithm.path={path}: there is no file {place}; a path is relative to the working directory")
     try:
-        module = module_of_file(place)
+        module = import_file(place)
     except Exception as error:  # a user's file may raise anything, and its own words say what
         raise ValueError(f"algorithm.path={path} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)

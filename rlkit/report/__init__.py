@@ -13,14 +13,14 @@ from typing import Any, Self, TextIO
 from rlkit.errors import UserError
 from rlkit.report.console import Console
 from rlkit.report.folder import METRICS, RunFolder, read_metrics
-from rlkit.report.names import floors
-from rlkit.report.provenance import environment
+from rlkit.report.names import format_roofline
+from rlkit.report.provenance import collect_environment
 from rlkit.report.trackers import TensorBoard, Tracker
 from rlkit.report.wandb import WandB, require_wandb
 
 __all__ = ["Report"]
 
-_SHOWN = 3  # samples in a table: the best, one between, the worst
+_SAMPLES_SHOWN = 3  # samples in a table: the best, one between, the worst
 
 
 class Report:
@@ -59,12 +59,12 @@ class Report:
         """1 in a new folder, one more at each resume; 0 where `main` is False."""
         return self._folder.attempt if self._folder else 0
 
-    def header(self) -> None:
+    def print_header(self) -> None:
         """Print the plan and write environment.json."""
         if self._folder is None:
             return
-        self._console.header(self._title, self._plan)
-        self.write_json("environment.json", environment())
+        self._console.print_header(self._title, self._plan)
+        self.write_json("environment.json", collect_environment())
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file into the folder, whole or not at all."""
@@ -76,9 +76,9 @@ class Report:
         if self._folder is not None:
             self._folder.write_text(name, text)
 
-    def phase(self, name: str) -> None:
+    def show_phase(self, name: str) -> None:
         """Show on a live line what the run does now."""
-        self._console.phase(name)
+        self._console.show_phase(name)
 
     def note(self, text: str) -> None:
         """Print a line for information."""
@@ -88,7 +88,7 @@ class Report:
         """Print a line that wants to be seen."""
         self._console.warn(text)
 
-    def samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Write samples of this step into samples.jsonl; those with an advantage may be shown when the step is reported.
 
         Keys: prompt, completion, reward, rewards, advantage, stop, version. The completions of an evaluation have no advantage.
@@ -96,9 +96,9 @@ class Report:
         if self._folder is None:
             return
         self._folder.append_samples(step, samples)
-        self._shown = _spread([s for s in samples if s.get("advantage") is not None]) or self._shown
+        self._shown = _select_spread([s for s in samples if s.get("advantage") is not None]) or self._shown
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Report one finished step, once; an evaluation after it brings its eval/ names in the same call (one row a step).
 
         Step 0 is the evaluation before training. Every `table_every` steps some of its samples are shown, and its floors.
@@ -107,13 +107,13 @@ class Report:
             return
         self._folder.append_metrics(step, metrics)  # after the samples: a row here says that the step is reported
         for name, tracker in list(self._trackers.items()):
-            if not self._survive(name, partial(tracker.log, step, metrics)):
+            if not self._try(name, partial(tracker.log, step, metrics)):
                 del self._trackers[name]
-        self._console.step(step, metrics)
+        self._console.print_step(step, metrics)
         if self._shown and step % self._table_every == 0:
-            self._console.samples(step, self._shown)
+            self._console.print_samples(step, self._shown)
         if step % self._table_every == 0:
-            self._tell_floors(f"  floors of step {step}", [metrics])
+            self._print_roofline(f"  roofline of step {step}", [metrics])
         self._shown = []
 
     def finish(
@@ -135,8 +135,8 @@ class Report:
         summary = {"status": status, "steps": steps, "wall_seconds": wall_seconds}
         summary |= {f"{measure}_before": before, f"{measure}_after": after} | ({"held_out": dict(held_out)} if held_out else {})
         self._folder.write_json("summary.json", summary)
-        self._survive("report.png", self._draw)
-        self._tell_floors("floors", read_metrics(self._folder.path / METRICS))
+        self._try("report.png", self._draw)
+        self._print_roofline("roofline", read_metrics(self._folder.path / METRICS))
         self._console.finish(status, before, after, wall_seconds, steps, self._folder.path, measure)
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class Report:
         self._console.close()
         while self._trackers:
             name, tracker = self._trackers.popitem()
-            self._survive(name, tracker.close)
+            self._try(name, tracker.close)
         if self._folder is not None:
             self._folder.close()
 
@@ -161,21 +161,21 @@ class Report:
         def wandb() -> None:
             self._trackers["W&B"] = WandB(folder.path, project=str(project), name=self._title, offline=offline)
 
-        self._survive("TensorBoard", tensorboard)
+        self._try("TensorBoard", tensorboard)
         if project is not None:
-            self._survive("W&B", wandb)
+            self._try("W&B", wandb)
 
-    def _tell_floors(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if told := floors(rows):
+    def _print_roofline(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if told := format_roofline(rows):
             self._console.note(f"{label}  {told}")
 
     def _draw(self) -> None:
-        from rlkit.report.picture import draw
+        from rlkit.report.picture import draw_report
 
         assert self._folder is not None
-        draw(read_metrics(self._folder.path / METRICS), self._folder.path / "report.png")
+        draw_report(read_metrics(self._folder.path / METRICS), self._folder.path / "report.png")
 
-    def _survive(self, name: str, action: Callable[[], None]) -> bool:
+    def _try(self, name: str, action: Callable[[], None]) -> bool:
         try:
             action()
         except UserError:
@@ -186,12 +186,12 @@ class Report:
         return True
 
 
-def _spread(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _select_spread(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Best, middle and worst by reward; those without one (the reward failed) come last."""
     ranked = sorted(samples, key=lambda sample: -sample["reward"] if sample["reward"] is not None else float("inf"))
-    if len(ranked) <= _SHOWN:
+    if len(ranked) <= _SAMPLES_SHOWN:
         return ranked
-    return [ranked[place * (len(ranked) - 1) // (_SHOWN - 1)] for place in range(_SHOWN)]
+    return [ranked[place * (len(ranked) - 1) // (_SAMPLES_SHOWN - 1)] for place in range(_SAMPLES_SHOWN)]
 
 
 def open_console(steps: int, *, quiet: bool = False) -> Console:

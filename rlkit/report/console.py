@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, train_accuracy
+from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, find_train_accuracy
 
 _PACE_STEPS = 8  # the ETA follows the last steps: completions grow or shrink while a model learns
 _PROMPT_CHARS, _COMPLETION_CHARS = 60, 100  # of a sample, in a plain line
@@ -30,25 +30,25 @@ class Console:
         self._stream = stream
         self._marks: deque[float] = deque(maxlen=_PACE_STEPS + 1)
 
-    def header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
+    def print_header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
         """The title and the plan, one (label, value) a line."""
         width = max((len(label) for label, _ in plan), default=0)
-        self._say(title)
+        self._print(title)
         for label, value in plan:
-            self._say(f"  {label:<{width}}  {value}")
+            self._print(f"  {label:<{width}}  {value}")
 
-    def phase(self, name: str) -> None:
+    def show_phase(self, name: str) -> None:
         """What the run does now; only a live display shows it."""
 
-    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One finished step; step 0 is the evaluation before training."""
-        self._say(self._step_line(step, metrics))
+        self._print(self._format_step(step, metrics))
 
-    def samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    def print_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """A few samples, one a line: keys reward, prompt, completion."""
         for sample in samples:
-            prompt, completion = elided(sample["prompt"], _PROMPT_CHARS), elided(sample["completion"], _COMPLETION_CHARS)
-            self._say(f"  sample of step {step}  reward {number(sample['reward'])}  prompt: {prompt}  completion: {completion}")
+            prompt, completion = shorten(sample["prompt"], _PROMPT_CHARS), shorten(sample["completion"], _COMPLETION_CHARS)
+            self._print(f"  sample of step {step}  reward {format_number(sample['reward'])}  prompt: {prompt}  completion: {completion}")
 
     def finish(
         self,
@@ -61,47 +61,47 @@ class Console:
         measure: str = "accuracy",
     ) -> None:
         """The held-out `measure` before and after, and where everything lies."""
-        self._say(f"{measure} before {number(before)}  after {number(after)}  change {change(before, after)}")
-        self._say(f"{status}: {steps} steps in {clock(wall_seconds)}")
-        self._say(f"folder {folder}")
+        self._print(f"{measure} before {format_number(before)}  after {format_number(after)}  change {format_change(before, after)}")
+        self._print(f"{status}: {steps} steps in {format_duration(wall_seconds)}")
+        self._print(f"folder {folder}")
 
     def note(self, text: str) -> None:
         """A line for information."""
-        self._say(text)
+        self._print(text)
 
     def warn(self, text: str) -> None:
         """A line that wants to be seen."""
-        self._say(f"warning: {text}")
+        self._print(f"warning: {text}")
 
     def close(self) -> None:
         """End the display; a second call does nothing."""
 
-    def _step_line(self, step: int, metrics: Mapping[str, Any]) -> str:
+    def _format_step(self, step: int, metrics: Mapping[str, Any]) -> str:
         self._marks.append(time.monotonic())
         fields = [f"step {step}/{self.steps}"]
-        named = [("accuracy", train_accuracy(metrics)), ("held-out", metrics.get(HELD_OUT))]
+        named = [("accuracy", find_train_accuracy(metrics)), ("held-out", metrics.get(HELD_OUT))]
         named.insert(0, ("reward", metrics[REWARD]) if REWARD in metrics else ("loss", metrics.get(LOSS)))
         if HELD_OUT not in metrics:
             named.append(("held-out loss", metrics.get(HELD_OUT_LOSS)))
-        fields += [f"{label} {number(value)}" for label, value in named if value is not None]
+        fields += [f"{label} {format_number(value)}" for label, value in named if value is not None]
         if (speed := metrics.get(SPEED)) is not None:
             fields.append(f"tokens/s {speed:,.0f}")
         if len(self._marks) > 1 and step < self.steps:
             pace = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)  # seconds a step
-            fields.append(f"eta {clock(pace * (self.steps - step))}")
+            fields.append(f"eta {format_duration(pace * (self.steps - step))}")
         return "  ".join(fields)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self.quiet:
             return
         stream = self._stream or sys.stdout
         try:
-            stream.write(printable(text, stream.encoding or "utf-8") + "\n")
+            stream.write(escape_control(text, stream.encoding or "utf-8") + "\n")
             stream.flush()
         except OSError:  # the reader is gone: `| head`, a closed terminal
-            self._lose(stream)
+            self._silence(stream)
 
-    def _lose(self, stream: TextIO) -> None:
+    def _silence(self, stream: TextIO) -> None:
         self.quiet = True
         if stream is sys.stdout:  # else Python's own last flush at exit fails, and exit code 0 becomes 120
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -109,7 +109,7 @@ class Console:
             os.close(nowhere)
 
 
-def printable(text: str, encoding: str = "utf-8") -> str:
+def escape_control(text: str, encoding: str = "utf-8") -> str:
     """The text with control characters, but for line ends, and what the encoding lacks shown as escapes: it cannot steer a terminal."""
     shown = "".join(
         char if char == "\n" or char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
@@ -117,26 +117,26 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def elided(text: str, limit: int) -> str:
+def shorten(text: str, limit: int) -> str:
     """The printable text in one line of at most `limit` characters; the middle goes, for answers stand at the end."""
-    text = printable(text).replace("\n", "\\n")
+    text = escape_control(text).replace("\n", "\\n")
     if len(text) <= limit:
         return text
     head = (limit - 1) // 3
     return text[:head] + "…" + text[head + 1 - limit :]
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Three decimals, or - where there is none."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def change(before: float | None, after: float | None) -> str:
+def format_change(before: float | None, after: float | None) -> str:
     """The signed difference, or - where one is missing."""
     return "-" if before is None or after is None else f"{after - before:+.3f}"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """0:41, 12:05, 1:02:03."""
     minutes, rest = divmod(max(0, math.ceil(seconds)), 60)
     hours, minutes = divmod(minutes, 60)

@@ -33,8 +33,8 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._metrics, metrics_attempt = _reopen(path / METRICS)
-            self._samples, samples_attempt = _reopen(path / SAMPLES)
+            self._metrics, metrics_attempt = _open_log(path / METRICS)
+            self._samples, samples_attempt = _open_log(path / SAMPLES)
         except OSError as error:
             raise UserError(f"output folder {path} cannot be written ({error}); set output_dir= to a folder that can") from error
         self.attempt = max(metrics_attempt, samples_attempt) + 1
@@ -49,7 +49,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file that is there whole or not at all."""
-        self.write_text(name, json.dumps(_row(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write_text(name, json.dumps(_to_json_row(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file that is there whole or not at all."""
@@ -66,7 +66,7 @@ class RunFolder:
         self._samples.close()
 
     def _append(self, log: IO[bytes], step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        lines = [_line({"step": step, "attempt": self.attempt}, row) for row in rows]
+        lines = [_format_line({"step": step, "attempt": self.attempt}, row) for row in rows]
         log.write(b"".join(lines))
         log.flush()
 
@@ -77,7 +77,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Works beside a running writer (an unfinished last line is left out). Raises UserError at a line that is not JSON.
     """
     complete = path.read_bytes().rpartition(b"\n")[0]
-    rows = [_parse(line, f"{path} line {number}") for number, line in enumerate(complete.split(b"\n"), start=1) if line]
+    rows = [_parse_row(line, f"{path} line {number}") for number, line in enumerate(complete.split(b"\n"), start=1) if line]
     begins: dict[int, int] = {}  # attempt -> its first step
     for row in rows:
         begins[row["attempt"]] = min(row["step"], begins.get(row["attempt"], row["step"]))
@@ -90,7 +90,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return list({row["step"]: row for row in read_rows(path)}.values())
 
 
-def _reopen(path: Path) -> tuple[IO[bytes], int]:
+def _open_log(path: Path) -> tuple[IO[bytes], int]:
     """A log open for appending, without a torn last line, and the attempt of its last row: 0 where it has none."""
     log = path.open("a+b")
     try:
@@ -110,10 +110,10 @@ def _reopen(path: Path) -> tuple[IO[bytes], int]:
     complete, _, torn = tail.rpartition(b"\n")
     log.truncate(end - len(torn))
     last = complete.rpartition(b"\n")[2]
-    return log, int(_parse(last, f"the last line of {path}")["attempt"]) if last else 0
+    return log, int(_parse_row(last, f"the last line of {path}")["attempt"]) if last else 0
 
 
-def _parse(line: bytes, place: str) -> dict[str, Any]:
+def _parse_row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         if isinstance(row, dict) and {"step", "attempt"} <= row.keys():
@@ -123,27 +123,27 @@ def _parse(line: bytes, place: str) -> dict[str, Any]:
     raise UserError(f'{place} is no JSON object with "step" and "attempt": {line[:60]!r}; mend or remove that line')
 
 
-def _line(key: dict[str, Any], values: Mapping[str, Any]) -> bytes:
+def _format_line(key: dict[str, Any], values: Mapping[str, Any]) -> bytes:
     if taken := key.keys() & values.keys():
         raise ValueError(f"the folder itself writes {sorted(taken)}: a row may not bring them")
     # A lone surrogate becomes \udcxx, which is how JSON writes it.
-    return json.dumps(key | _row(values), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
+    return json.dumps(key | _to_json_row(values), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+def _to_json_row(values: Mapping[str, Any]) -> dict[str, Any]:
     not_finite: dict[str, str] = {}
-    row = {str(name): _plain(value, str(name), not_finite) for name, value in values.items()}
+    row = {str(name): _to_plain(value, str(name), not_finite) for name, value in values.items()}
     return row | {"not_finite": not_finite} if not_finite else row
 
 
-def _plain(value: Any, name: str, not_finite: dict[str, str]) -> Any:
+def _to_plain(value: Any, name: str, not_finite: dict[str, str]) -> Any:
     """The value in JSON's own types; numbers of numpy and torch become Python's, unfamiliar things their text."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{name}.{key}", not_finite) for key, item in value.items()}
+        return {str(key): _to_plain(item, f"{name}.{key}", not_finite) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{name}.{place}", not_finite) for place, item in enumerate(value)]
+        return [_to_plain(item, f"{name}.{place}", not_finite) for place, item in enumerate(value)]
     if isinstance(value, numbers.Integral):
         return int(value)
     try:

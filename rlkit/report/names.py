@@ -25,17 +25,17 @@ FLOOR = "floor/"  # by phase, how many times the least that this machine needs
 MACHINE_DEPENDENT = (TIME, FLOOR, "throughput/", "memory/")
 
 
-def repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
+def select_repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a row of metrics.jsonl that a second run with the same seed, or a resumed one, must repeat exactly."""
     return {name: value for name, value in row.items() if name != "attempt" and not name.startswith(MACHINE_DEPENDENT)}
 
 
-def train_accuracy(row: Mapping[str, Any]) -> float | None:
+def find_train_accuracy(row: Mapping[str, Any]) -> float | None:
     """Accuracy of the step's own samples, None where no reward measures it."""
     return next((row[name] for name in ACCURACY if name in row), None)
 
 
-def floors(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_roofline(rows: Sequence[Mapping[str, Any]]) -> str:
     """How far each phase is from its floor, medians over the rows: `rollout 3.1x  update 2.4x (mfu 41 %)`; nothing where no row tells."""
 
     def median(name: str) -> float:

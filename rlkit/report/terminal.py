@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rlkit.report.console import Console, change, clock, elided, number, printable
+from rlkit.report.console import Console, escape_control, format_change, format_duration, format_number, shorten
 from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS
 
 _SAMPLE_LINES = 3  # of a cell in the table of samples
@@ -34,32 +34,32 @@ class Terminal(Console):
         self._live: Live | None = None
         self._line = ""
 
-    def header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
+    def print_header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim", no_wrap=True)
         grid.add_column(overflow="fold")
         for label, value in plan:
-            grid.add_row(_text(label), _text(value))
-        self._show(Panel(grid, title=_text(title, "bold"), title_align="left", border_style="dim", expand=False))
+            grid.add_row(_escape_text(label), _escape_text(value))
+        self._show(Panel(grid, title=_escape_text(title, "bold"), title_align="left", border_style="dim", expand=False))
 
-    def phase(self, name: str) -> None:
+    def show_phase(self, name: str) -> None:
         self._refresh(name)
 
-    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        self._line = self._step_line(step, metrics)
+    def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._line = self._format_step(step, metrics)
         if metrics.get(HELD_OUT, metrics.get(HELD_OUT_LOSS)) is not None:
-            self._show(_text(self._line))  # an evaluation stays to be read
+            self._show(_escape_text(self._line))  # an evaluation stays to be read
         self._refresh("")
 
-    def samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    def print_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         table = Table(title=f"step {step}", title_justify="left", title_style="dim", box=box.SIMPLE_HEAD, expand=True)
         table.add_column("reward", justify="right", no_wrap=True)
         table.add_column("prompt", ratio=2, overflow="fold")
         table.add_column("completion", ratio=3, overflow="fold")
         room = max(20, self._screen.width - 14) * _SAMPLE_LINES  # characters of a row, borders and the reward aside
         for sample in samples:
-            prompt, completion = elided(sample["prompt"], room * 2 // 5), elided(sample["completion"], room * 3 // 5)
-            table.add_row(number(sample["reward"]), _text(prompt), _text(completion))
+            prompt, completion = shorten(sample["prompt"], room * 2 // 5), shorten(sample["completion"], room * 3 // 5)
+            table.add_row(format_number(sample["reward"]), _escape_text(prompt), _escape_text(completion))
         self._show(table)
 
     def finish(
@@ -76,28 +76,30 @@ class Terminal(Console):
         table = Table(box=box.SIMPLE_HEAD)
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="right")
-        table.add_row(f"held-out {measure}", number(before), _text(number(after), "bold"), change(before, after))
+        table.add_row(
+            f"held-out {measure}", format_number(before), _escape_text(format_number(after), "bold"), format_change(before, after)
+        )
         self._show(table)
-        self._show(_text(f"{status}: {steps} steps in {clock(wall_seconds)}"))
-        self._show(_text(f"folder {folder}"))
+        self._show(_escape_text(f"{status}: {steps} steps in {format_duration(wall_seconds)}"))
+        self._show(_escape_text(f"folder {folder}"))
 
     def note(self, text: str) -> None:
-        self._show(_text(text))
+        self._show(_escape_text(text))
 
     def warn(self, text: str) -> None:
-        self._show(_text(f"warning: {text}", "yellow"))
+        self._show(_escape_text(f"warning: {text}", "yellow"))
 
     def close(self) -> None:
         if self._live is not None:
             live, self._live = self._live, None
-            with self._may_be_gone():
+            with self._ignore_closed_terminal():
                 live.stop()
 
     def _refresh(self, phase: str) -> None:
-        text = _text(self._line)
-        text.append(("  " if self._line and phase else "") + printable(phase), "dim")
+        text = _escape_text(self._line)
+        text.append(("  " if self._line and phase else "") + escape_control(phase), "dim")
         text.no_wrap, text.overflow = True, "ellipsis"
-        with self._may_be_gone():
+        with self._ignore_closed_terminal():
             if self._live is None:
                 # No refresh thread: it would be forked into workers. What others print moves above the line.
                 self._live = Live(console=self._screen, auto_refresh=False, transient=True)
@@ -106,16 +108,16 @@ class Terminal(Console):
             self._live.update(text, refresh=True)
 
     def _show(self, thing: rich.console.RenderableType) -> None:
-        with self._may_be_gone():
+        with self._ignore_closed_terminal():
             self._screen.print(thing, soft_wrap=isinstance(thing, Text))
 
     @contextmanager
-    def _may_be_gone(self) -> Iterator[None]:
+    def _ignore_closed_terminal(self) -> Iterator[None]:
         try:
             yield
         except OSError:  # a closed terminal silences the console and does not end the run
             self._screen.quiet = True
 
 
-def _text(text: str, style: str = "") -> Text:
-    return Text(printable(text), style=style)
+def _escape_text(text: str, style: str = "") -> Text:
+    return Text(escape_control(text), style=style)

@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from rlkit.errors import UserError
-from rlkit.runtime.paths import shipped
-from rlkit.runtime.plugins import module_of_file
+from rlkit.runtime.paths import find_bundled_folder
+from rlkit.runtime.plugins import import_file
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def locate_reward(path: str) -> RewardLocation:
     if path.endswith(".py") or "/" in path:
         raise UserError(f"reward {path!r} names a file but no function; write {path}:function_name")
     if path in list_shipped_rewards():
-        return RewardLocation(path, file=shipped("rewards") / f"{path}.py")
+        return RewardLocation(path, file=find_bundled_folder("rewards") / f"{path}.py")
     module, dot, function = path.rpartition(".")
     if dot:
         return RewardLocation(function, module=module)
@@ -54,7 +54,7 @@ def import_reward(path: str) -> Callable[..., Any]:
     """Import the function of a path. Raises UserError, with similar names, where it does not exist."""
     location = locate_reward(path)
     if location.file is not None:
-        module, place = module_of_file(location.file), str(location.file)
+        module, place = import_file(location.file), str(location.file)
     else:
         assert location.module is not None
         module, place = _import_module(path, location.module), f"module {location.module}"
@@ -68,7 +68,7 @@ def import_reward(path: str) -> Callable[..., Any]:
 
 def list_shipped_rewards() -> list[str]:
     """Names of the rewards that come with rlkit: each is a file, with a function of the same name."""
-    return sorted(file.stem for file in shipped("rewards").glob("*.py") if not file.stem.startswith("_"))
+    return sorted(file.stem for file in find_bundled_folder("rewards").glob("*.py") if not file.stem.startswith("_"))
 
 
 def _find_file(path: str, file: Path) -> Path:

@@ -16,7 +16,7 @@ from rlkit.rewarding.client import RewardClient
 from rlkit.rollout.serialization import group_from_json, group_to_json
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.signals import Stopping
+from rlkit.runtime.signals import StopRequest
 from rlkit.types import Group, Key, Request, Sample, Sampling, ScoredSample, Stop
 
 GREEDY = -1  # in a key, the sample number of the greedy completion
@@ -59,7 +59,7 @@ class Sampler:
     engine: RolloutEngine
     judge: RewardClient
     text: Text
-    stopping: Stopping
+    stopping: StopRequest
     seed: int
     ranks: Ranks
 

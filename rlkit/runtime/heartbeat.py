@@ -13,37 +13,37 @@ import os
 import signal
 import time
 
-PIPE, STACKS = "RLKIT_HEARTBEAT", "RLKIT_STACKS"
+PIPE_VARIABLE, STACKS_VARIABLE = "RLKIT_HEARTBEAT", "RLKIT_STACKS"
 STACKS_SIGNAL = signal.SIGUSR2
-PAUSE = 0.5  # seconds between two signs of the same phase
+MIN_INTERVAL = 0.5  # seconds between two signs of the same phase
 
 
-class _Life:
+class _Heartbeat:
     pipe: int | None = None
     step, phase = 0, "starting"
     last = 0.0
 
 
-def start() -> None:
+def start_heartbeat() -> None:
     """Takes up what the environment names; once, in the main thread."""
-    if named := os.environ.pop(PIPE, None):
-        _Life.pipe = int(named)
-        os.set_inheritable(_Life.pipe, False)  # the reward workers are not this process
-        os.set_blocking(_Life.pipe, False)  # a launcher that does not read must not stop the run
-    if place := os.environ.pop(STACKS, None):
+    if named := os.environ.pop(PIPE_VARIABLE, None):
+        _Heartbeat.pipe = int(named)
+        os.set_inheritable(_Heartbeat.pipe, False)  # the reward workers are not this process
+        os.set_blocking(_Heartbeat.pipe, False)  # a launcher that does not read must not stop the run
+    if place := os.environ.pop(STACKS_VARIABLE, None):
         handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         faulthandler.register(STACKS_SIGNAL, file=handle, all_threads=True)
 
 
 def beat(phase: str | None = None, step: int | None = None) -> None:
     """A phase or a step began, or, without a name, work got done."""
-    if _Life.pipe is None:
+    if _Heartbeat.pipe is None:
         return
     now = time.monotonic()
-    if phase is None and step is None and now - _Life.last < PAUSE:
+    if phase is None and step is None and now - _Heartbeat.last < MIN_INTERVAL:
         return
-    _Life.phase = _Life.phase if phase is None else phase
-    _Life.step = _Life.step if step is None else step
-    _Life.last = now
+    _Heartbeat.phase = _Heartbeat.phase if phase is None else phase
+    _Heartbeat.step = _Heartbeat.step if step is None else step
+    _Heartbeat.last = now
     with contextlib.suppress(OSError):  # full, or nobody there any more
-        os.write(_Life.pipe, f"{_Life.step} {_Life.phase}\n".encode())
+        os.write(_Heartbeat.pipe, f"{_Heartbeat.step} {_Heartbeat.phase}\n".encode())

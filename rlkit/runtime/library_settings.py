@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 
-def quiet(*, offline: bool) -> None:
+def configure_libraries(*, offline: bool) -> None:
     """Libraries speak when something is wrong, and call nobody; with `offline` nothing touches a network."""
     values = {
         "TOKENIZERS_PARALLELISM": "false",

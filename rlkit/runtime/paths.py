@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def shipped(name: str) -> Path:
+def find_bundled_folder(name: str) -> Path:
     """The folder `recipes`, `rewards` or `launch` that came with this rlkit.
 
     A wheel carries it inside the package; in a checkout it stands beside the package. Raises FileNotFoundError where it is in neither.

@@ -9,7 +9,7 @@ from types import ModuleType
 from zlib import crc32
 
 
-def module_of_file(file: Path) -> ModuleType:
+def import_file(file: Path) -> ModuleType:
     """The module that a file holds, imported once; its name is unique by its folder, so two files of one name do not shadow each other."""
     name = f"rlkit_file_{file.stem}_{crc32(str(file).encode()):08x}"
     if name in sys.modules:

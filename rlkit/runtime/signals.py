@@ -16,29 +16,29 @@ from types import FrameType
 from rlkit.errors import EXIT_STOPPED, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-BEFORE = "stopped by {} before training started; the same command starts again"
-AT_ONCE = b"rlkit: asked again, ended at once; what was not saved yet is lost, the run goes on from its last checkpoint\n"
+STOPPED_BEFORE_TRAINING = "stopped by {} before training started; the same command starts again"
+ENDED_AT_ONCE = b"rlkit: asked again, ended at once; what was not saved yet is lost, the run goes on from its last checkpoint\n"
 
 
-def leave_when_asked() -> None:
+def exit_on_signal() -> None:
     """Has the signals end the process where it stands: for a time in which it has nothing to save and has started nobody."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
-            os.write(2, f"{BEFORE.format(signal.Signals(number).name)}\n".encode())
+            os.write(2, f"{STOPPED_BEFORE_TRAINING.format(signal.Signals(number).name)}\n".encode())
         os._exit(EXIT_STOPPED)
 
-    take_over(leave)
+    install_handler(leave)
 
 
-def take_over(handler: Callable[[int, FrameType | None], None]) -> None:
+def install_handler(handler: Callable[[int, FrameType | None], None]) -> None:
     """Main thread only. SIGHUP stays ignored where it is (nohup: the run outlives its terminal)."""
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
-class Stopping:
+class StopRequest:
     """Remembers that somebody asked."""
 
     def __init__(self) -> None:
@@ -47,16 +47,16 @@ class Stopping:
         self.deferred = False  # True: the loop looks; False: a signal raises where it strikes
 
     def install(self) -> None:
-        take_over(self._struck)
+        install_handler(self._struck)
 
     def _struck(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP and number in self._seen:
             return  # the terminal says so, and then its shell: nobody asks again by it
         if number in self._seen:
             with contextlib.suppress(OSError):  # a terminal that is gone takes nothing
-                os.write(2, AT_ONCE)
+                os.write(2, ENDED_AT_ONCE)
             os._exit(EXIT_STOPPED)
         self._seen.add(number)
         self.requested = True
         if not self.deferred:
-            raise Stopped(BEFORE.format(signal.Signals(number).name))
+            raise Stopped(STOPPED_BEFORE_TRAINING.format(signal.Signals(number).name))

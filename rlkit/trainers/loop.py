@@ -17,9 +17,9 @@ from rlkit.engines.base import Learner
 from rlkit.errors import RunFailed, Stopped, UserError
 from rlkit.profiling.memory_peak import GIB
 from rlkit.report import Report
-from rlkit.runtime.checkpoint import Checkpoints, publish, unreadable, written
+from rlkit.runtime.checkpoint import Checkpoints, build_read_error, discard_on_error, publish
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.signals import Stopping
+from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
 from rlkit.updates.online_update import UpdateCount
 
@@ -87,7 +87,7 @@ class Run:
     report: Report
     clock: PhaseTimer
     ranks: Ranks
-    stopping: Stopping
+    stopping: StopRequest
     folder: Path
     training: Callable[[], AbstractContextManager[None]] = nullcontext  # inside it all that the learners hold is on the device
 
@@ -128,7 +128,7 @@ def concluded(run: Run, progress: TrainState) -> TrainState:
         row |= held_out
         progress = with_evaluation(progress, held_out, run.trainer.measure)
     if row:
-        run.report.step(step, row | run.clock.metrics() | {"memory/process_gib": psutil.Process().memory_info().rss / GIB})
+        run.report.log_step(step, row | run.clock.metrics() | {"memory/process_gib": psutil.Process().memory_info().rss / GIB})
     progress = replace(progress, row=None, wall_seconds=progress.wall_seconds + run.clock.seconds)
     save_if_due(run, progress)
     return progress
@@ -145,7 +145,7 @@ def save_if_due(run: Run, progress: TrainState) -> None:
     if progress.step == 0:
         return  # nothing was learned yet
     new_best = run.keep_best and progress.best is not None and progress.best[1] == progress.step
-    if run.checkpoints.due(progress.step) or progress.step == run.steps or new_best:
+    if run.checkpoints.is_due(progress.step) or progress.step == run.steps or new_best:
         save(run, progress)
 
 
@@ -164,14 +164,14 @@ def save(run: Run, progress: TrainState) -> None:
 
 def resumed(run: Run) -> TrainState:
     """Where the last complete checkpoint stopped, with the weights put back; the beginning where there is none."""
-    steps = run.checkpoints.steps()
+    steps = run.checkpoints.list_steps()
     last = min(run.ranks.gather(steps[-1] if steps else -1))
     if last < 0:
         return TrainState(trainer=run.trainer.state())
-    kept = run.checkpoints.state(last)
+    kept = run.checkpoints.read_state(last)
     if kept.keys() - {field.name for field in fields(TrainState)}:
         raise UserError(
-            f"{run.checkpoints.path(last)} was written by another version of rlkit, and this one does not read its checkpoints; "
+            f"{run.checkpoints.get_folder(last)} was written by another version of rlkit, and this one does not read its checkpoints; "
             "go on with that version, or choose another output_dir"
         )
     try:
@@ -179,11 +179,11 @@ def resumed(run: Run) -> TrainState:
         progress = TrainState(**{**kept, "count": UpdateCount(**kept["count"]), "best": best})
         with run.training():
             for learner in run.learners:
-                learner.load(run.checkpoints.path(last))
+                learner.load(run.checkpoints.get_folder(last))
     except (RunFailed, UserError, Stopped, RuntimeError):
         raise
     except Exception as error:  # a damaged file: each library that reads one has its own words for it
-        raise unreadable(run.checkpoints.path(last), error) from error
+        raise build_read_error(run.checkpoints.get_folder(last), error) from error
     run.trainer.load(progress.trainer, last)
     run.report.note(f"goes on after step {last}")
     return progress
@@ -191,9 +191,9 @@ def resumed(run: Run) -> TrainState:
 
 def finish(run: Run, progress: TrainState) -> None:
     """The trained model as a Hugging Face folder, and the summary."""
-    run.report.phase("export")
+    run.report.show_phase("export")
     unfinished, final = run.folder / ".model.tmp", run.folder / "model"
-    with written(unfinished, run.folder):
+    with discard_on_error(unfinished, run.folder):
         run.export(unfinished)
         if run.ranks.main:
             run.save_tokenizer(unfinished)

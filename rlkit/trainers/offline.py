@@ -25,7 +25,7 @@ from rlkit.ops.preference import kto_baseline
 from rlkit.profiling.memory_peak import PeakMemory, memory_metrics
 from rlkit.profiling.roofline import PromptLengths, Roofline, ratios
 from rlkit.runtime.ranks import Ranks
-from rlkit.runtime.signals import Stopping
+from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
 from rlkit.trainers.loop import StepResult
 from rlkit.types import Key, OfflineMicroBatch, Sample, Stop
@@ -113,7 +113,7 @@ class OfflineTrainer:
     reading: OfflineUpdater
     reference: Reference | None
     clock: PhaseTimer
-    stopping: Stopping
+    stopping: StopRequest
     floors: Roofline | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)  # bytes at the peak of its one phase
     gauge: PeakMemory = field(default_factory=PeakMemory)

@@ -98,7 +98,7 @@ class OnlineTrainer:
             raise Stopped
         row, mine = result
         everyone = sorted((g for part in self.ranks.gather(mine) for g in part), key=lambda g: g.index)
-        self.report.samples(step, [records.of_sample(s, None, self.decode, "test") for g in everyone for s in g.samples])
+        self.report.log_samples(step, [records.of_sample(s, None, self.decode, "test") for g in everyone for s in g.samples])
         self.collector.sampler.judge.pop_metrics()  # the reward statistics of a step are of its own samples
         return row
 
@@ -160,7 +160,7 @@ class OnlineTrainer:
         advantages = [*self.ranks.gather_by_index(mine, batch.index, batch.size).tolist(), *[None] * len(unused)]
         scored = [s for g in groups for s in g.samples] + unused
         decode = cache(self.decode)  # of a group's prompt once
-        self.report.samples(step, [records.of_sample(s, a, decode, "train") for s, a in zip(scored, advantages, strict=True)])
+        self.report.log_samples(step, [records.of_sample(s, a, decode, "train") for s, a in zip(scored, advantages, strict=True)])
 
 
 def join_metrics(*parts: Mapping[str, float]) -> dict[str, float]:

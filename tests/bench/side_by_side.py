@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from rlkit.report.folder import read_metrics, read_rows
-from rlkit.report.names import repeatable
+from rlkit.report.names import select_repeatable
 from tests.conftest import ROOT
 
 RECIPES = ("grpo_math", "ppo_math", "dpo_math")
@@ -28,7 +28,7 @@ def digest(checkout: Path, recipe: str) -> str:
         folder = Path(place, "run")
         command = [sys.executable, "-m", "rlkit.run", f"recipe={recipe}", *SIZE, f"output_dir={folder}"]
         subprocess.run(command, cwd=place, env=os.environ | {"PYTHONPATH": str(checkout)}, check=True, stdout=subprocess.DEVNULL)
-        metrics = [repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
+        metrics = [select_repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
         samples = read_rows(folder / "samples.jsonl") if (folder / "samples.jsonl").exists() else []
     assert len(metrics) == 7
     return hashlib.sha256(json.dumps([metrics, samples], sort_keys=True).encode()).hexdigest()[:16]

@@ -71,9 +71,9 @@ def test_a_sweep_waits_for_the_job_that_saves(number: int, group: bool, tmp_path
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 0), (signal.SIGINT, 75)])
 def test_who_asks_again_wants_it_at_once_but_a_terminal_and_its_shell_are_two(number: int, code: int) -> None:
     twice = (
-        "import os, signal; from rlkit.runtime.signals import Stopping\n"
+        "import os, signal; from rlkit.runtime.signals import StopRequest\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would stay ignored\n"
-        "stopping = Stopping(); stopping.install(); stopping.deferred = True\n"
+        "stopping = StopRequest(); stopping.install(); stopping.deferred = True\n"
         f"for _ in range(2): os.kill(os.getpid(), {int(number)})\n"
         "assert stopping.requested"
     )
@@ -98,7 +98,8 @@ def test_a_stop_while_libraries_are_loaded_is_no_crash(tmp_path: Path) -> None:
 
 def test_offline_holds_whatever_the_environment_says() -> None:
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-    code = f"import os; from rlkit.runtime.library_settings import quiet; quiet(offline=True); print(*[os.environ[n] for n in {names}])"
+    code = "from rlkit.runtime.library_settings import configure_libraries; configure_libraries(offline=True)"
+    code += f"; import os; print(*[os.environ[n] for n in {names}])"
     environment = {**os.environ, **dict.fromkeys(names, "0")}
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     assert said.split() == ["1", "1", "1"]

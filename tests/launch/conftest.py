@@ -22,7 +22,7 @@ import pytest
 
 from launch.worker_group import descendants, stat
 from rlkit.report.folder import read_metrics
-from rlkit.report.names import repeatable
+from rlkit.report.names import select_repeatable
 from tests.conftest import Ended, environment
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -247,7 +247,7 @@ class Halt:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run that two equal runs share."""
-    return [repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
+    return [select_repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 
 def left_behind(folder: Path) -> list[str]:

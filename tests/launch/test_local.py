@@ -58,7 +58,7 @@ def test_heartbeats_tell_the_phase_and_stacks_tell_where(tmp_path: Path) -> None
     code = (
         "import time\nfrom rlkit.runtime import heartbeat\n"
         "def waits_for_the_end():\n    time.sleep(60)\n"
-        "heartbeat.start(); heartbeat.beat('update', 7); waits_for_the_end()"
+        "heartbeat.start_heartbeat(); heartbeat.beat('update', 7); waits_for_the_end()"
     )
     made = crew(tmp_path, code)
     until(lambda: {rank["phase"] for rank in made.poll()["ranks"]} == {"update"}, 10)

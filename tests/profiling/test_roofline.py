@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rlkit.assembly import common, plan
 from rlkit.profiling import roofline
 from rlkit.profiling.roofline import GEN4, Machine, Roofline
-from rlkit.report.names import floors as told
+from rlkit.report.names import format_roofline as told
 from tests.profiling.test_memory_estimate import JOB, TINY, composed
 
 UNIT = Machine(operations=1.0, bandwidth=1.0, bus=1.0)  # floors in operations and bytes; TINY has 2 x 168 weights in layers, 40 in its head

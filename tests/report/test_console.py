@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.report.console import Console, clock, elided, printable
+from rlkit.report.console import Console, escape_control, format_duration, shorten
 from rlkit.report.folder import read_metrics
 
 RUN = """
@@ -24,12 +24,12 @@ from rlkit.report import Report
 sample = {"prompt": "1 + 1 [bold]?", "completion": "[red]It is\\n\\x1b[31m\\u202e caf\\xe9 2"}
 sample |= {"reward": 1.0, "rewards": {"a": 1.0}, "advantage": 0.0}
 with Report(Path(sys.argv[1]), plan=[("model", "[link]tiny")], title="a run", steps=6, main=True) as report:
-    report.header()
-    report.step(0, {"eval/accuracy": 0.25})
+    report.print_header()
+    report.log_step(0, {"eval/accuracy": 0.25})
     for step in range(1, 7):
-        report.phase("rolling out")
-        report.samples(step, [sample | {"stop": "eos", "version": step - 1}])
-        report.step(step, {"reward": step / 8, "rewards/accuracy/mean": step / 16})
+        report.show_phase("rolling out")
+        report.log_samples(step, [sample | {"stop": "eos", "version": step - 1}])
+        report.log_step(step, {"reward": step / 8, "rewards/accuracy/mean": step / 16})
         print("printed by somebody else")
     report.warn("[blink]mind\\nthe gap")
     report.finish("done", 0.25, 0.75, 61.0, 6)
@@ -140,10 +140,10 @@ def test_the_line_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, now = io.StringIO(), 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     console = Console(32, stream=stream)
-    console.step(11, {"reward": 0.5})
+    console.print_step(11, {"reward": 0.5})
     now = 102.04  # 20 steps to go: 40.8 s
     metrics = {"reward": 0.7125, "accuracy": 0.713, "rewards/accuracy/mean": 0.9, "throughput/tokens_per_second": 9119.6}
-    console.step(12, metrics)
+    console.print_step(12, metrics)
     assert stream.getvalue().splitlines() == [
         "step 11/32  reward 0.500",
         "step 12/32  reward 0.713  accuracy 0.713  tokens/s 9,120  eta 0:41",
@@ -158,16 +158,22 @@ def test_before_and_after_may_be_missing() -> None:
 
 def test_a_quiet_console_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     console = Console(4, quiet=True)
-    console.header("t", [("a", "b")])
-    console.step(1, {"reward": 1.0})
+    console.print_header("t", [("a", "b")])
+    console.print_step(1, {"reward": 1.0})
     console.warn("w")
     console.finish("done", 0.0, 1.0, 1.0, 1, Path("f"))
     assert capfd.readouterr() == ("", "")
 
 
 def test_text_is_shown_and_cut() -> None:
-    assert printable("a\tb\x1b[1mc\x9b\u2028\ud800 é") == r"a\tb\x1b[1mc\x9b\u2028\ud800 é"
-    assert elided("0123456789", 10) == "0123456789"
-    assert elided("0123456789x", 10) == "012…56789x"
-    assert len(elided("x" * 500, 60)) == 60
-    assert [clock(0), clock(41), clock(59.2), clock(725), clock(3723)] == ["0:00", "0:41", "1:00", "12:05", "1:02:03"]
+    assert escape_control("a\tb\x1b[1mc\x9b\u2028\ud800 é") == r"a\tb\x1b[1mc\x9b\u2028\ud800 é"
+    assert shorten("0123456789", 10) == "0123456789"
+    assert shorten("0123456789x", 10) == "012…56789x"
+    assert len(shorten("x" * 500, 60)) == 60
+    assert [format_duration(0), format_duration(41), format_duration(59.2), format_duration(725), format_duration(3723)] == [
+        "0:00",
+        "0:41",
+        "1:00",
+        "12:05",
+        "1:02:03",
+    ]

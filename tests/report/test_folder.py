@@ -16,7 +16,7 @@ import torch
 
 from rlkit.errors import UserError
 from rlkit.report.folder import RunFolder, read_metrics, read_rows
-from rlkit.report.names import repeatable
+from rlkit.report.names import select_repeatable
 
 WRITER = """
 import sys
@@ -150,7 +150,7 @@ def test_what_a_second_run_must_repeat() -> None:
         "throughput/tokens_per_second": 9.0,
         "memory/gib": 1.0,
     }
-    assert repeatable(row) == {"step": 3, "reward": 0.5, "eval/accuracy": 0.25}
+    assert select_repeatable(row) == {"step": 3, "reward": 0.5, "eval/accuracy": 0.25}
 
 
 def test_files_are_replaced_whole(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
 
-from rlkit.report.picture import _time, draw
+from rlkit.report.picture import _draw_time, draw_report
 from rlkit.runtime.timer import PHASES, PhaseTimer
 
 BLUE, ORANGE, GREEN = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C)  # reward and train, held-out, length
@@ -39,7 +39,7 @@ def _dots(path: Path, color: tuple[int, int, int]) -> set[tuple[bool, bool]]:
 
 @pytest.mark.parametrize("rows", [[], STEPS[:1], STEPS[1:2], STEPS[1:]], ids=["none", "evaluation", "one step", "three steps"])
 def test_any_number_of_rows_makes_a_png(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    draw(rows, tmp_path / "report.png")
+    draw_report(rows, tmp_path / "report.png")
     data = (tmp_path / "report.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", data[16:24]) == (1210, 770)
@@ -49,12 +49,12 @@ def test_any_number_of_rows_makes_a_png(tmp_path: Path, rows: list[dict[str, Any
 
 def test_curves_are_where_their_numbers_are(tmp_path: Path) -> None:
     reward, accuracy, length = (False, False), (False, True), (True, False)
-    draw([], tmp_path / "empty.png")
+    draw_report([], tmp_path / "empty.png")
     assert _dots(tmp_path / "empty.png", BLUE) == _dots(tmp_path / "empty.png", ORANGE) == set()
-    draw(STEPS[:1], tmp_path / "start.png")
+    draw_report(STEPS[:1], tmp_path / "start.png")
     assert _dots(tmp_path / "start.png", BLUE) == set()
     assert _dots(tmp_path / "start.png", ORANGE) == {accuracy}
-    draw(STEPS, tmp_path / "run.png")
+    draw_report(STEPS, tmp_path / "run.png")
     assert _dots(tmp_path / "run.png", BLUE) == {reward, accuracy}
     assert _dots(tmp_path / "run.png", ORANGE) == {accuracy}
     assert _dots(tmp_path / "run.png", GREEN) == {length}
@@ -65,7 +65,7 @@ def test_the_stack_of_a_step_is_as_high_as_its_phases_take_seconds() -> None:
     others = {"time/reward_p50": 0.25, "time/reward_p99": 8.0, "time/step": 32.0}
     phases = [{"time/sync": 0.5, "time/rollout": 2.0}, {"time/rollout": 1.0, "time/update": 4.0}]
     axes = Figure().subplots()
-    _time(axes, [{"step": step} | others | (phases[step] if step < 2 else {}) for step in range(3)])
+    _draw_time(axes, [{"step": step} | others | (phases[step] if step < 2 else {}) for step in range(3)])
     drawn = [patch.get_data() for patch in axes.patches]
     assert sum(stairs.values - stairs.baseline for stairs in drawn).tolist() == [2.5, 5.0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sync", "rollout", "update"]

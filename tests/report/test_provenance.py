@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.report.provenance import environment, git, redacted, versions
+from rlkit.report.provenance import collect_environment, collect_versions, read_git_state, redact_secrets
 
 HEAVY = ("torch", "vllm", "deepspeed", "transformers", "datasets", "matplotlib", "sympy", "math_verify", "tensorboard", "wandb", "ray")
 
 
 def test_versions_are_those_installed() -> None:
-    found = versions()
+    found = collect_versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["rlkit"] == "0.1.0"
     assert found["torch"] == metadata.version("torch")
@@ -26,12 +26,13 @@ def test_versions_are_those_installed() -> None:
 
 
 def test_report_and_environment_import_nothing_heavy_and_are_json() -> None:
-    code = "import sys, json, rlkit.report as r; print(json.dumps([r.environment(), [m for m in sys.argv[1:] if m in sys.modules]]))"
+    code = "import sys, json, rlkit.report as r; found = r.collect_environment(); "
+    code += "print(json.dumps([found, [m for m in sys.argv[1:] if m in sys.modules]]))"
     path = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code, *HEAVY], env=os.environ | path, capture_output=True, text=True, check=True)
     found, loaded = json.loads(done.stdout)
     assert (loaded, done.stderr) == ([], "")
-    assert found["hardware"]["cores"] == environment()["hardware"]["cores"] >= 1
+    assert found["hardware"]["cores"] == collect_environment()["hardware"]["cores"] >= 1
     assert found["hardware"]["memory_gib"] > 0.5
     assert found["command"][1:] == ["-c", *HEAVY]
 
@@ -41,17 +42,17 @@ def test_git_speaks_only_of_the_folder_itself(tmp_path: Path) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
         return subprocess.run(["git", "-C", str(tmp_path), *who, *command], capture_output=True, text=True, check=True).stdout.strip()
 
-    assert git(tmp_path) is None
+    assert read_git_state(tmp_path) is None
     run("init", "-q")
     (tmp_path / "inner").mkdir()
     (tmp_path / "file").write_text("a")
     run("add", "file")
     run("commit", "-q", "--no-verify", "-m", "first")
     commit = run("rev-parse", "HEAD")
-    assert git(tmp_path) == {"commit": commit, "dirty": False}
+    assert read_git_state(tmp_path) == {"commit": commit, "dirty": False}
     (tmp_path / "file").write_text("b")
-    assert git(tmp_path) == {"commit": commit, "dirty": True}
-    assert git(tmp_path / "inner") is None  # an installed wheel inside somebody's checkout
+    assert read_git_state(tmp_path) == {"commit": commit, "dirty": True}
+    assert read_git_state(tmp_path / "inner") is None  # an installed wheel inside somebody's checkout
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,9 @@ def test_git_speaks_only_of_the_folder_itself(tmp_path: Path) -> None:
     ],
 )
 def test_secrets_leave_the_command_line(argument: str, shown: str) -> None:
-    assert redacted([argument]) == [shown]
+    assert redact_secrets([argument]) == [shown]
 
 
 def test_the_argument_after_a_secret_flag_goes_too() -> None:
-    assert redacted(["run.py", "--api-key", "abc", "steps=3"]) == ["run.py", "--api-key", "***", "steps=3"]
-    assert redacted(["--token", "--verbose"]) == ["--token", "--verbose"]
+    assert redact_secrets(["run.py", "--api-key", "abc", "steps=3"]) == ["run.py", "--api-key", "***", "steps=3"]
+    assert redact_secrets(["--token", "--verbose"]) == ["--token", "--verbose"]

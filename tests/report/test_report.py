@@ -24,13 +24,13 @@ def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[st
     samples = [_sample(reward, f"r{reward}") for reward in (0.5, None, 0.0, 1.0, 0.25)]
     with _report(tmp_path) as report:
         assert report.attempt == 1
-        report.header()
+        report.print_header()
         report.write_text("recipe.yaml", "seed: 0\n")
-        report.step(0, {"eval/accuracy": 0.25})
-        report.samples(1, samples)
-        report.step(1, {"reward": 0.5, "floor/update": 3.0})
-        report.samples(2, samples)
-        report.step(2, {"reward": 0.75, "eval/accuracy": 0.5, "floor/update": 2.0})
+        report.log_step(0, {"eval/accuracy": 0.25})
+        report.log_samples(1, samples)
+        report.log_step(1, {"reward": 0.5, "floor/update": 3.0})
+        report.log_samples(2, samples)
+        report.log_step(2, {"reward": 0.75, "eval/accuracy": 0.5, "floor/update": 2.0})
         report.finish("done", 0.25, 0.5, 12.5, 2)
 
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -49,15 +49,15 @@ def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[st
     lines = capfd.readouterr().out.splitlines()
     shown = [line for line in lines if "sample of step" in line]
     assert [line.rsplit(" ", 1)[1] for line in shown] == ["r1.0", "r0.25", "rNone"]  # of step 2 alone: best, middle, last
-    assert [line for line in lines if "floors" in line] == ["  floors of step 2  update 2.0x", "floors  update 2.5x"]
+    assert [line for line in lines if "roofline" in line] == ["  roofline of step 2  update 2.0x", "roofline  update 2.5x"]
 
 
 def test_other_ranks_touch_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with _report(tmp_path / "run", main=False) as report:
-        report.header()
-        report.phase("rollout")
-        report.samples(1, [_sample(1.0)])
-        report.step(1, {"reward": 1.0})
+        report.print_header()
+        report.show_phase("rollout")
+        report.log_samples(1, [_sample(1.0)])
+        report.log_step(1, {"reward": 1.0})
         report.write_json("a.json", {})
         report.note("n")
         report.warn("w")
@@ -70,8 +70,8 @@ def test_a_failing_picture_or_tracker_is_told_once_and_the_run_goes_on(tmp_path:
     (tmp_path / "tensorboard").write_text("a file in the way")
     (tmp_path / "report.png").mkdir()
     with _report(tmp_path) as report:
-        report.step(1, {"reward": 0.5})
-        report.step(2, {"reward": 0.5})
+        report.log_step(1, {"reward": 0.5})
+        report.log_step(2, {"reward": 0.5})
         report.finish("done", None, None, 1.0, 2)
     lines = capfd.readouterr().out.splitlines()
     assert [line.split(" failed")[0] for line in lines if line.startswith("warning")] == ["warning: TensorBoard", "warning: report.png"]
@@ -81,10 +81,10 @@ def test_a_failing_picture_or_tracker_is_told_once_and_the_run_goes_on(tmp_path:
 
 def test_an_exception_leaves_the_files_whole_and_a_resume_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), _report(tmp_path) as report:
-        report.step(1, {"reward": 0.5})
+        report.log_step(1, {"reward": 0.5})
         raise KeyboardInterrupt
     report.close()  # a second time
     with _report(tmp_path) as report:
         assert report.attempt == 2
-        report.step(2, {"reward": 0.75})
+        report.log_step(2, {"reward": 0.75})
     assert [(row["step"], row["attempt"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2)]

@@ -50,7 +50,7 @@ from rlkit.report import Report
 for first in (0, 2):  # the second resumes from step 1
     with Report(Path(sys.argv[1]), plan=[], title="t", steps=4, main=True, wandb="project", offline=True) as report:
         for step in range(first, 4):
-            report.step(step, {"reward": step / 8})
+            report.log_step(step, {"reward": step / 8})
 """
 
 

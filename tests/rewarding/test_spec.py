@@ -12,12 +12,12 @@ from rlkit.errors import UserError
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.resolve import import_reward, list_shipped_rewards, locate_reward
 from rlkit.rewarding.spec import RewardSpec
-from rlkit.runtime.paths import shipped
+from rlkit.runtime.paths import find_bundled_folder
 from tests.rewarding.settings import make_settings
 
 
 def test_shipped_rewards_are_found_by_name() -> None:
-    assert locate_reward("accuracy").file == shipped("rewards") / "accuracy.py"
+    assert locate_reward("accuracy").file == find_bundled_folder("rewards") / "accuracy.py"
     assert import_reward("overlong")(completion="", completion_length=95, longest=100, buffer=10) == -0.5
 
 

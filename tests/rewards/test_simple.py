@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlkit.rewarding.resolve import import_reward, list_shipped_rewards
-from rlkit.runtime.paths import shipped
+from rlkit.runtime.paths import find_bundled_folder
 
 
 def score(name: str, completion: str, **columns: Any) -> float:
@@ -205,5 +205,5 @@ def test_countdown_reckons_exactly_and_with_either_column() -> None:
 
 
 def test_every_shipped_reward_has_its_row_in_the_readme() -> None:
-    readme = (shipped("rewards") / "README.md").read_text(encoding="utf-8")
+    readme = (find_bundled_folder("rewards") / "README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)) == list_shipped_rewards()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlkit.report.names import repeatable
+from rlkit.report.names import select_repeatable
 from tests.conftest import ROOT, run
 
 SIX = ["grpo_math", "rloo_math", "remax_math", "reinforce_pp_math", "reinforce_pp_baseline_math", "ppo_math"]
@@ -131,7 +131,7 @@ def test_dynamic_sampling_survives_a_kill_with_its_surplus(small: list[str], tmp
     assert cut.code == -9
     ended = run(*words, f"output_dir={tmp_path / 'cut'}")
     assert ended.code == 0, ended.out + ended.err
-    assert [repeatable(row) for row in rows(tmp_path / "cut")] == [repeatable(row) for row in rows(tmp_path / "whole")]
+    assert [select_repeatable(row) for row in rows(tmp_path / "cut")] == [select_repeatable(row) for row in rows(tmp_path / "whole")]
 
 
 def by_prompt(said: list[dict[str, Any]], learned: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

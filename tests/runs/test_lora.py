@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlkit.report.names import repeatable
+from rlkit.report.names import select_repeatable
 from tests.conftest import run
 
 
@@ -33,7 +33,7 @@ def test_adapters_learn_resume_and_are_exported(small: list[str], tiny_model: Pa
     assert stopped.code == 75, stopped.err
     ended = run(*words, f"output_dir={tmp_path / 'cut'}")
     assert ended.code == 0, ended.out + ended.err
-    assert [repeatable(row) for row in rows(tmp_path / "cut")] == [repeatable(row) for row in rows(tmp_path / "whole")]
+    assert [select_repeatable(row) for row in rows(tmp_path / "cut")] == [select_repeatable(row) for row in rows(tmp_path / "whole")]
     ended = run(*words, "checkpoint.export=adapter", f"output_dir={tmp_path / 'adapter'}")
     assert ended.code == 0, ended.out + ended.err
     apart(tmp_path / "whole" / "model", tiny_model, tmp_path / "adapter" / "model")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rlkit.report.folder import read_metrics
-from rlkit.report.names import repeatable
+from rlkit.report.names import select_repeatable
 from tests.conftest import ROOT, Ended, run
 
 
@@ -35,7 +35,7 @@ def few(tiny_model: Path) -> list[str]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
+    return [select_repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 
 def succeeded(ended: Ended) -> Ended:

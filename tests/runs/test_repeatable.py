@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from rlkit.report.folder import read_metrics
-from rlkit.report.names import repeatable
+from rlkit.report.names import select_repeatable
 from tests.conftest import Ended, run
 
 
 def metrics(folder: Path) -> list[dict[str, object]]:
-    return [repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
+    return [select_repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
 
 
 def succeeded(ended: Ended) -> Ended:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlkit.report.folder import read_metrics, read_rows
-from rlkit.report.names import repeatable
+from rlkit.report.names import select_repeatable
 from tests.conftest import run
 
 FORMS = """
@@ -59,7 +59,7 @@ def trained(small: list[str], folder: Path, *more: str) -> tuple[list[dict[str, 
 def as_ours(small: list[str], forms: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     metrics, _ = trained(small, tmp_path_factory.mktemp("ours") / "run", f"rewards.accuracy.path={forms}:ours")
     assert 0 < metrics[-1]["reward"] < 1 and metrics[-1]["grad_norm"] > 0
-    return [repeatable(row) for row in metrics]
+    return [select_repeatable(row) for row in metrics]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_same_reward_in_any_signature_trains_the_same(
     small: list[str], forms: Path, as_ours: list[dict[str, Any]], tmp_path: Path, form: str
 ) -> None:
     metrics, _ = trained(small, tmp_path / "run", f"rewards.accuracy.path={forms}:{form}")
-    assert [repeatable(row) for row in metrics] == as_ours
+    assert [select_repeatable(row) for row in metrics] == as_ours
 
 
 def test_a_run_warns_of_columns_that_a_setting_hides(small: list[str], forms: Path, tmp_path: Path) -> None:

@@ -34,34 +34,34 @@ def save(checkpoints: Checkpoints, step: int, protect: int | None = None) -> Non
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     checkpoints = open_at(tmp_path / "checkpoints")
-    assert checkpoints.steps() == []
+    assert checkpoints.list_steps() == []
     checkpoints.save(20, {"step": 20, "lr": 0.1, "stream": {"position": 3}}, weights())  # type: ignore[arg-type]
-    assert checkpoints.steps() == [20] and checkpoints.path(20).name == "step-000020"
-    assert checkpoints.state(20) == {"step": 20, "lr": 0.1, "stream": {"position": 3}}
-    assert sorted(p.name for p in checkpoints.path(20).iterdir()) == ["state.json", "weights.bin"]
+    assert checkpoints.list_steps() == [20] and checkpoints.get_folder(20).name == "step-000020"
+    assert checkpoints.read_state(20) == {"step": 20, "lr": 0.1, "stream": {"position": 3}}
+    assert sorted(p.name for p in checkpoints.get_folder(20).iterdir()) == ["state.json", "weights.bin"]
 
 
 def test_the_newest_and_the_protected_stay(tmp_path: Path) -> None:
     checkpoints = open_at(tmp_path)
     for step in (2, 4, 6, 8):
         save(checkpoints, step, protect=2)
-    assert checkpoints.steps() == [2, 6, 8]
+    assert checkpoints.list_steps() == [2, 6, 8]
     save(checkpoints, 10, protect=10)
-    assert checkpoints.steps() == [8, 10]
+    assert checkpoints.list_steps() == [8, 10]
     save(checkpoints, 1_000_000)
-    assert checkpoints.steps() == [10, 1_000_000]  # in the order of numbers, not of names
+    assert checkpoints.list_steps() == [10, 1_000_000]  # in the order of numbers, not of names
 
 
 def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     checkpoints = open_at(tmp_path)
     save(checkpoints, 2)
     checkpoints.save(2, {"step": 99}, weights("others"))  # type: ignore[arg-type]
-    assert checkpoints.state(2) == {"step": 2} and (checkpoints.path(2) / "weights.bin").read_text() == "of 2"
+    assert checkpoints.read_state(2) == {"step": 2} and (checkpoints.get_folder(2) / "weights.bin").read_text() == "of 2"
 
 
 def test_when_one_is_due(tmp_path: Path) -> None:
-    assert [step for step in range(1, 9) if open_at(tmp_path, every=3).due(step)] == [3, 6]
-    assert not any(open_at(tmp_path, every=0).due(step) for step in range(9))
+    assert [step for step in range(1, 9) if open_at(tmp_path, every=3).is_due(step)] == [3, 6]
+    assert not any(open_at(tmp_path, every=0).is_due(step) for step in range(9))
 
 
 def test_a_write_that_fails_leaves_the_old_ones(tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path: Path) -> None:
     told = rf"{tmp_path} cannot be written \(no space left on device\); make room there: .* output_dir={tmp_path.parent} goes on"
     with pytest.raises(RunFailed, match=told):
         checkpoints.save(4, {}, fails)
-    assert checkpoints.steps() == [2] and checkpoints.state(2) == {"step": 2}
+    assert checkpoints.list_steps() == [2] and checkpoints.read_state(2) == {"step": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]  # half of one would stand in the way of what makes room
     save(checkpoints, 4)
-    assert checkpoints.steps() == [4] and (checkpoints.path(4) / "weights.bin").read_text() == "of 4"
+    assert checkpoints.list_steps() == [4] and (checkpoints.get_folder(4) / "weights.bin").read_text() == "of 4"
     assert [p.name for p in tmp_path.iterdir()] == ["step-000004"]  # nothing half-written is left behind
 
 
@@ -116,9 +116,9 @@ kept.save(4, {{"step": 4}}, lambda folder: (folder / "weights.bin").write_text("
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert child.returncode == -signal.SIGKILL
     checkpoints = open_at(tmp_path, keep=1)
-    last = checkpoints.steps()[-1]
+    last = checkpoints.list_steps()[-1]
     assert last == (4 if moment == "rmtree" else 2)
-    assert checkpoints.state(last) == {"step": last} and (checkpoints.path(last) / "weights.bin").read_text() == f"of {last}"
+    assert checkpoints.read_state(last) == {"step": last} and (checkpoints.get_folder(last) / "weights.bin").read_text() == f"of {last}"
     save(checkpoints, 6)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000006"]
 
@@ -126,15 +126,15 @@ kept.save(4, {{"step": 4}}, lambda folder: (folder / "weights.bin").write_text("
 def test_a_folder_of_another_name_is_no_checkpoint(tmp_path: Path) -> None:
     for name in (".step-000002.tmp", "step-abc", "step-2", "notes", "last-step-000004", "step-000006.bak"):
         (tmp_path / name).mkdir()
-    assert open_at(tmp_path).steps() == []
+    assert open_at(tmp_path).list_steps() == []
 
 
 def test_a_state_that_cannot_be_read_names_the_place_and_the_mend(tmp_path: Path) -> None:
     checkpoints = open_at(tmp_path)
     save(checkpoints, 2)
-    (checkpoints.path(2) / "state.json").write_text('{"step": ')
+    (checkpoints.get_folder(2) / "state.json").write_text('{"step": ')
     with pytest.raises(RunFailed, match=r"step-000002/state.json cannot be read .* delete its folder to go on from the one before"):
-        checkpoints.state(2)
+        checkpoints.read_state(2)
 
 
 def test_all_ranks_write_and_only_the_first_names(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_all_ranks_write_and_only_the_first_names(tmp_path: Path) -> None:
     second = Checkpoints(tmp_path, every=1, keep=1, main=False, barrier=lambda: moments.append("barrier"))
     (tmp_path / ".step-000003.tmp").mkdir()
     second.save(3, {}, lambda folder: moments.append(folder.name))
-    assert moments == ["barrier", ".step-000003.tmp", "barrier"] and second.steps() == []
+    assert moments == ["barrier", ".step-000003.tmp", "barrier"] and second.list_steps() == []
 
 
 def test_publishing_replaces_what_had_the_name(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_publishing_replaces_what_had_the_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", ["{}", '{"best": null, "count": {"updates": 1}}', '{"best": null, "count": 3}'])
 def test_a_checkpoint_of_another_form_is_told_too(state: str, tmp_path: Path) -> None:
     save(checkpoints := open_at(tmp_path), 2)
-    (checkpoints.path(2) / "state.json").write_text(state)
+    (checkpoints.get_folder(2) / "state.json").write_text(state)
     with pytest.raises(RunFailed, match=r"step-000002 cannot be read .* delete its folder to go on from the one before"):
         resumed(SimpleNamespace(checkpoints=checkpoints, ranks=SimpleNamespace(gather=lambda value: [value])))  # type: ignore[arg-type]
 
