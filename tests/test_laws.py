@@ -263,6 +263,69 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+# -- no file is a pickle -----------------------------------------------------------------------------------------------------------
+
+PICKLE_READERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}  # libraries whose load runs code of the file
+BETWEEN_OWN_PROCESSES = {  # file that unpickles -> where the pickles come from: another process of the same run, never a file
+    "rlkit/rewarding/client.py": "the supervisor, over a socket pair",
+    "rlkit/rewarding/supervisor.py": "the trainer, over the same socket pair",
+    "rlkit/rewarding/worker.py": "the trainer's items, passed on by the supervisor",
+}
+
+
+def unpicklings(module: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, call) of everything that may unpickle: pickle and its like, pandas, a Connection, torch.load and numpy.load where they may."""
+    names = {"torch": "torch", "np": "numpy", "numpy": "numpy"}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            names |= {
+                alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names
+            }
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Call):
+            continue
+        head, *rest = ast.unparse(node.func).split(".")
+        call = ".".join([names.get(head, head), *rest])
+        settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        reads = call.split(".")[-1] in ("load", "loads", "Unpickler", "open")
+        if (
+            (call.split(".")[0] in PICKLE_READERS and reads)
+            or call.endswith("read_pickle")
+            or (call.endswith(".recv") and "multiprocessing.connection.Connection" in names.values())
+            or (call == "torch.load" and settings.get("weights_only") != "True")
+            or (call == "numpy.load" and settings.get("allow_pickle", "False") != "False")
+        ):
+            yield node.lineno, call
+
+
+def test_no_file_that_is_read_is_a_pickle() -> None:
+    found = {str(path.relative_to(ROOT)): list(unpicklings(tree(path))) for path in CODE}
+    assert {file: calls for file, calls in found.items() if calls and file not in BETWEEN_OWN_PROCESSES} == {}
+    assert all(found[file] for file in BETWEEN_OWN_PROCESSES)  # the list holds no file more than it must
+
+
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [
+        ("import pickle\npickle.load(file)", True),
+        ("from pickle import loads as read\nread(text)", True),
+        ("import pickle as p\np.Unpickler(file).load()", True),
+        ("import pandas as pd\npd.read_pickle(file)", True),
+        ("import torch\ntorch.load(file)", True),
+        ("import torch\ntorch.load(file, weights_only=False)", True),
+        ("import torch\ntorch.load(file, weights_only=True)", False),
+        ("import numpy as np\nnp.load(file, allow_pickle=True)", True),
+        ("import numpy as np\nnp.load(file)", False),
+        ("import json, pickle\njson.load(file), pickle.dumps(value)", False),
+        ("from multiprocessing.connection import Connection\nConnection(3).recv()", True),
+    ],
+)
+def test_the_law_on_pickles_sees_them(source: str, seen: bool) -> None:
+    assert bool(list(unpicklings(ast.parse(source)))) is seen
+
+
 # -- how code reads ----------------------------------------------------------------------------------------------------------------
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import faulthandler
-import json
 import os
-import pickle
 from pathlib import Path
 
 from rlkit import run
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, UserError
 from rlkit.rewarding import worker
-from rlkit.rewarding.job import WorkerReward
+from rlkit.rewarding.replay import read_replay
 from rlkit.runtime.library_settings import configure_libraries
 
-TIMEOUTS = 2  # after this many times the reward's timeout, print where it is and end
+TIMEOUTS = 2  # after this many times the reward's timeout, print where the function is and end
 
 
 def run_retry(file: Path) -> int:
@@ -26,17 +23,14 @@ def run_retry(file: Path) -> int:
 
 def call_again(file: Path) -> int:
     """As run_retry. Raises UserError where the file is not one of a failed reward."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        reward, items = WorkerReward(**content["reward"]), pickle.loads(base64.b64decode(content["pickled"]))
-        folder = Path(content["working_directory"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a file that a run wrote for a failed reward: {error}") from error
+    replay = read_replay(file)
+    reward, items, folder = replay.reward, replay.items, replay.working_directory
     if not folder.is_dir():
         raise UserError(f"{file} was written in {folder}, which does not exist; create it, or change working_directory in the file")
     os.chdir(folder)
-    before = content["outcome"]["kind"]
-    print(f"rewards.{reward.name} ({reward.path}), sample {content['sample']}, {len(items)} completion(s); then: {before}")
+    for line in replay.inexact:
+        print(f"not as in the run: {line}")
+    print(f"rewards.{reward.name} ({reward.path}), sample {replay.sample}, {len(items)} completion(s); then: {replay.outcome}")
     faulthandler.dump_traceback_later(TIMEOUTS * reward.timeout * len(items), exit=True)
     outcomes = worker.run_without_worker(reward, items)
     faulthandler.cancel_dump_traceback_later()

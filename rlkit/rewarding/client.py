@@ -27,9 +27,10 @@ from typing import Any
 from rlkit.errors import RunFailed, UserError
 from rlkit.metrics import Metrics
 from rlkit.rewarding import combining
-from rlkit.rewarding.failures import FailureWindow, write_replay
+from rlkit.rewarding.failures import FailureWindow
 from rlkit.rewarding.job import FunctionKind, WorkerLimits
 from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, SampleReward, are_quick
+from rlkit.rewarding.replay import write_replay
 from rlkit.rewarding.resolve import locate_reward
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 

@@ -1,14 +1,10 @@
-"""The limit on how often a reward may fail, the message when it is passed, and the file that reproduces the failure."""
+"""The limit on how often a reward may fail, and the message where it fails more often."""
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import pickle
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +47,3 @@ class FailureWindow:
             f"more than rewarding.max_failure_rate={self._limit:g} allows. The first ({outcome.kind.value}), sample {key}:\n"
             f"{detail}\n  completion: {completion}\nTo reproduce it: rlkit reward retry {file}"
         )
-
-
-def write_replay(folder: Path, reward: WorkerReward, items: Sequence[Mapping[str, Any]], key: Hashable, outcome: Outcome) -> Path:
-    """Write all that is needed to call the reward again in the same way. Returns the path of the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{reward.name}.json"
-    content = {
-        "reward": asdict(reward),
-        "working_directory": os.getcwd(),
-        "sample": str(key),
-        "outcome": {"kind": outcome.kind.value, "detail": outcome.detail},
-        "items": [dict(item) for item in items],  # to read
-        "pickled": base64.b64encode(pickle.dumps([dict(item) for item in items])).decode(),  # to call with: JSON has no dates, no bytes
-    }
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    return file

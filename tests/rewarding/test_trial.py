@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import pickle
 import re
 import subprocess
 import sys
@@ -12,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlkit.rewarding.job import WorkerReward
+from rlkit.rewarding.outcome import Outcome, OutcomeKind
+from rlkit.rewarding.replay import write_replay
 from rlkit.rewarding.spec import RewardSpec
 from rlkit.rewarding.trial import run_trial
 from tests.conftest import ROOT, Ended, environment, run
@@ -139,9 +140,8 @@ def test_the_example_of_the_readme(tmp_path: Path) -> None:
 def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
     broken = lines(tmp_path / "broken.jsonl", {"completion": "no key"})
     held_out = lines(tmp_path / "samples.jsonl", {"split": "test", "key": [0, 0, 0, 0], "completion": "1"})
-    pickled = base64.b64encode(pickle.dumps([])).decode()
-    reward = {"name": "accuracy", "path": "accuracy"}
-    left = lines(tmp_path / "left.json", {"reward": reward, "pickled": pickled, "working_directory": f"{tmp_path}/gone"})
+    left = write_replay(tmp_path, WorkerReward("left", "accuracy"), [], "key", Outcome(OutcomeKind.ERROR))
+    left.write_text(left.read_text().replace(json.dumps(str(Path.cwd())), json.dumps(f"{tmp_path}/gone")))
     for arguments, told in [
         (("try", "recipe=grpo_math", "rewards.accuracy.path=acuracy"), "unknown reward 'acuracy' (did you mean accuracy"),
         (("try", "recipe=grpo_math", f"samples={broken}"), "cannot be read as the samples.jsonl of a run"),

@@ -76,7 +76,7 @@ def test_a_run_warns_of_columns_that_a_setting_hides(small: list[str], forms: Pa
     only_evaluates = ["steps=0", "eval.problems=2", "engine.rollout=hf", f"output_dir={tmp_path / 'run'}"]
     ended = run(*small, *only_evaluates, f"rewards.accuracy.path={forms}:plain")
     assert ended.code == 0, ended.err
-    assert f"warning: rewards.accuracy ({forms}:plain) does not get the data's columns problem: " in ended.out
+    assert f"warning: rewards.accuracy ({forms}:plain) does not get the data columns problem: " in ended.out
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["eval/accuracy"] == 1.0
 
 
