@@ -78,10 +78,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from rlkit.builtin.model import make_tokenizer
+    from rlkit.builtin.model import build_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    tokenizer = make_tokenizer()
+    tokenizer = build_tokenizer()
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=48,

@@ -228,7 +228,7 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("seeds.py", '"sample", seed, *key', '"sample", seed, *key[:2]'),
     ("updates/lr_schedule.py", "(update + 1) / self.warmup", "update / self.warmup"),
     ("updates/collate.py", "all(g.greedy for g in groups)", "any(baselines)"),
-    ("updates/collate.py", "key=lambda g: g.number", "key=lambda g: -g.number"),
+    ("updates/collate.py", "key=lambda g: g.index", "key=lambda g: -g.index"),
     ("updates/collate.py", "[r is not None for r in rewards]", "[True for r in rewards]"),
     ("profiling/memory_peak.py", "peak_memory() - self._asleep", "peak_memory()"),
     ("profiling/memory_peak.py", "self._asleep += counted", "self._asleep = counted"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from rlkit.assembly import plan
-from rlkit.builtin.model import default_cache, ensure_model
+from rlkit.builtin.model import ensure_model, find_cache_folder
 from rlkit.config.recipe import Recipe
 from rlkit.engines.lora import LoraSettings
 from rlkit.errors import UserError
@@ -23,7 +23,7 @@ def make_base_model(recipe: Recipe, main: bool) -> str:
         if main and (done % 100 == 0 or done <= 10 or done == total):
             print(f"making the built-in model, once on this machine: {done}/{total}  loss {loss:.3f}", flush=True)
 
-    return str(ensure_model(default_cache(), progress))
+    return str(ensure_model(find_cache_folder(), progress))
 
 
 def dtype_of(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -58,7 +58,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
             stack.callback(close)
             load_reward_models(recipe, judge, run.trainer.placement, ranks)
             judge.wait_until_ready()
-            for line in judge.describe_ignored_columns(train.rows.columns().union(*(prompt.columns for prompt in test))):
+            for line in judge.describe_ignored_columns(train.rows.list_columns().union(*(prompt.columns for prompt in test))):
                 report.warn(line)
         try:
             yield run

@@ -10,12 +10,12 @@ import numpy as np
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
 from rlkit.data.columns import Columns, PromptReader, RowReader
+from rlkit.data.completions import DemonstrationReader, PairReader, RatedReader
 from rlkit.data.cursor import Cursor
-from rlkit.data.preferences import DemonstrationSet, PairSet, RatedSet
+from rlkit.data.offline_rows import DemonstrationSet, PairSet, RatedSet
 from rlkit.data.renderer import Renderer
 from rlkit.data.sources import open_rows
 from rlkit.data.stream import PromptSet, RowSet, Stream
-from rlkit.data.written import DemonstrationReader, PairReader, RatedReader
 from rlkit.errors import UserError
 from rlkit.rewarding.calling import needs_answer
 
@@ -43,20 +43,20 @@ def build_datasets(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -
     if not recipe.data.test:
         return stream, [], told
     held_out = build_row_set(recipe, renderer, kind, open_readers(recipe, kind, "test", recipe.data.test))
-    test, counts = held_out.all(recipe.eval.problems)
-    return stream, test, "\n".join(filter(None, (told, held_out.told(counts)))) or None
+    test, counts = held_out.read_all(recipe.eval.problems)
+    return stream, test, "\n".join(filter(None, (told, held_out.describe_skips(counts)))) or None
 
 
 def more_often(recipe: Recipe, train: RowSet[Any]) -> str | None:
     """A line on data.epochs where rows are left out, judged by some rows: every step is full, so the others come up more often."""
     if recipe.data.epochs is None:
         return None
-    counts = train.looked()
+    counts = train.count_sample()
     kept = counts.looked_at - counts.too_long - counts.bad_row
     if kept in (0, counts.looked_at):  # 0: the first step says that no row can be used
         return None
     epochs, passes = recipe.data.epochs, recipe.data.epochs * counts.looked_at / kept
-    return f"data.epochs={epochs:g} counts all rows; those not left out come up about {passes:.2g} times. {train.told(counts)}"
+    return f"data.epochs={epochs:g} counts all rows; those not left out come up about {passes:.2g} times. {train.describe_skips(counts)}"
 
 
 def with_steps(recipe: Recipe, rows: int) -> Recipe:
@@ -102,5 +102,5 @@ def ordered(recipe: Recipe, readers: list[RowReader[Any]]) -> Cursor:
     given = [source.weight for source in recipe.data.train.values()]
     weights = None if given == [None] * len(given) else [weight or 1.0 for weight in given]
     column = recipe.data.curriculum
-    values = None if column is None else np.concatenate([reader.values(column) for reader in readers])
+    values = None if column is None else np.concatenate([reader.read_numbers(column) for reader in readers])
     return Cursor([len(reader) for reader in readers], recipe.seed, weights=weights, values=values)

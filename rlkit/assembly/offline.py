@@ -14,7 +14,7 @@ from rlkit.assembly import plan
 from rlkit.assembly.base_model import dtype_of
 from rlkit.assembly.common import build_roofline, build_schedule, build_trainer_run, fit_micro_batch
 from rlkit.assembly.models import learner_settings, make_policy
-from rlkit.builtin.model import default_cache
+from rlkit.builtin.model import find_cache_folder
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.report import Report
@@ -60,7 +60,7 @@ def build_offline(
     if algorithm.reference:
         report.show_phase("reference")
         asked = trainer.ahead(recipe.steps)
-        trainer.reference, computed = load_or_compute(learner, asked, ranks, reading.tokens_per_micro_batch, default_cache())
+        trainer.reference, computed = load_or_compute(learner, asked, ranks, reading.tokens_per_micro_batch, find_cache_folder())
         report.note(f"reference log-probs: {f'computed of {computed:,} completions' if computed else 'found in the cache'}")
     return build_trainer_run(recipe, trainer, [learner], export, renderer, folder, ranks, report, clock, stopping)
 

@@ -44,7 +44,7 @@ REPORT_EVERY = 10
 IGNORED = -1  # the label of a token that does not count
 
 
-def default_cache() -> Path:
+def find_cache_folder() -> Path:
     """The folder for what rlkit makes once and keeps: $RLKIT_CACHE or ~/.cache/rlkit. Raises UserError where it cannot be written."""
     try:
         folder = Path(os.environ.get("RLKIT_CACHE") or "~/.cache/rlkit").expanduser().absolute()
@@ -66,22 +66,22 @@ def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
 
     `on_progress(done, total, loss)` is called every few steps. Of several processes at once one makes it and the others wait for it.
     """
-    folder = cache / f"builtin-{_key()}"
+    folder = cache / f"builtin-{_hash_sources()}"
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
+    with _acquire_lock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)  # of a maker that was killed; nobody else is in here
-            _make(part, on_progress)
+            _build_model_folder(part, on_progress)
             _sync(part)
             part.rename(folder)
             _sync_folder(cache)
     return folder
 
 
-def _key() -> str:
+def _hash_sources() -> str:
     """A hash of what the weights depend on, but for the processor: other sources or libraries make another model."""
     digest = hashlib.sha256()
     for source in (Path(__file__), Path(task.__file__)):
@@ -91,14 +91,14 @@ def _key() -> str:
     return digest.hexdigest()[:16]
 
 
-def _make(folder: Path, on_progress: Progress | None) -> None:
-    tokenizer = make_tokenizer()
+def _build_model_folder(folder: Path, on_progress: Progress | None) -> None:
+    tokenizer = build_tokenizer()
     model = warm_start(tokenizer, on_progress)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte (ids 0 to 255), three special tokens, no merges; a ChatML chat template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -131,10 +131,10 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
     sft, rng = SFT(name="sft"), random.Random(MODEL_SEED)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
         torch.default_generator.manual_seed(MODEL_SEED)  # torch.manual_seed would also reach for the GPUs' generators
-        model = _initial_model(tokenizer).float().train()
+        model = _init_model(tokenizer).float().train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _lr_factor)
-        for done, (tokens, labels) in enumerate(_batches(tokenizer, rng), start=1):
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _compute_lr_factor)
+        for done, (tokens, labels) in enumerate(_iterate_batches(tokenizer, rng), start=1):
             hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
             counted = labels != IGNORED  # [B, T], the completions
             firsts = counted.int().argmax(1) + torch.arange(len(labels)) * labels.shape[1]  # [B], flat
@@ -154,14 +154,14 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
     return model.eval()
 
 
-def _lr_factor(step: int) -> float:
+def _compute_lr_factor(step: int) -> float:
     """Linear warm-up, then half a cosine down to zero."""
     if step < WARMUP:
         return (step + 1) / WARMUP
     return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP)))
 
 
-def _initial_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def _init_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -184,15 +184,15 @@ def _initial_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return model
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _iterate_batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """STEPS pairs of tokens [B, T] and labels [B, T]; labels are IGNORED on the prompt and on the padding at the right."""
     import torch
 
-    rows = task.rows("train")
+    rows = task.build_rows("train")
     prompts = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows]
     for _ in range(STEPS):
         drawn = rng.choices(range(len(rows)), k=BATCH)
-        pairs = [(prompts[i], tokenizer.encode(task.demonstration(rows[i], rng) + END)) for i in drawn]
+        pairs = [(prompts[i], tokenizer.encode(task.write_demonstration(rows[i], rng) + END)) for i in drawn]
         length = max(len(prompt) + len(completion) for prompt, completion in pairs)
         tokens = torch.full((BATCH, length), tokenizer.pad_token_id)
         labels = torch.full((BATCH, length), IGNORED)
@@ -204,7 +204,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _acquire_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`, waiting for it; the system lets go of it when the holder dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

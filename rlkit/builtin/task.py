@@ -20,70 +20,70 @@ Row = dict[str, Any]
 Pair = tuple[int, int]
 
 
-def rows(split: str, count: int | None = None) -> list[Row]:
+def build_rows(split: str, count: int | None = None) -> list[Row]:
     """The first `count` rows (default: all) of "train" or "test", always the same ones in the same order.
 
     A row has `prompt` (chat messages), `answer` (digits) and `problem` ("47 + 38"). No test problem stands in train, in either order of its
     operands. Raises ValueError for another split or more rows than there are.
     """
-    splits = _splits()
+    splits = _build_splits()
     if split not in splits:
         raise ValueError(f'the built-in task has no split "{split}"; it has {", ".join(splits)}')
     pairs = splits[split]
     if count is not None and not 0 <= count <= len(pairs):
         raise ValueError(f"the built-in task has {len(pairs)} {split} rows, {count} were asked for")
-    return [_row(pair) for pair in pairs[:count]]
+    return [_build_row(pair) for pair in pairs[:count]]
 
 
-def pairs(split: str) -> list[Row]:
+def build_pairs(split: str) -> list[Row]:
     """A preference for each row of `rows(split)` with a carry: `prompt`, `chosen` (the careful solution), `rejected` (the careless one)."""
     return [
         {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
-        for row in rows(split)
-        if (chosen := solution(row, careful=True)) != (rejected := solution(row, careful=False))
+        for row in build_rows(split)
+        if (chosen := write_solution(row, careful=True)) != (rejected := write_solution(row, careful=False))
     ]
 
 
-def demonstration(row: Row, rng: random.Random) -> str:
+def write_demonstration(row: Row, rng: random.Random) -> str:
     """One worked completion for `row`: careful with probability CAREFUL_SHARE, otherwise dropping the carry. One draw from `rng` a call."""
-    return solution(row, careful=rng.random() < CAREFUL_SHARE)
+    return write_solution(row, careful=rng.random() < CAREFUL_SHARE)
 
 
-def solution(row: Row, careful: bool) -> str:
+def write_solution(row: Row, careful: bool) -> str:
     """The worked completion for `row`. Without a carry the careful and the careless one are the same text."""
     a, b = (int(term) for term in row["problem"].split(" + "))
     ones = a % 10 + b % 10
-    carry = 1 if careful and _carries((a, b)) else 0
+    carry = 1 if careful and _has_carry((a, b)) else 0
     tens = a // 10 + b // 10 + carry
     plus_carry = "+1" if carry else ""
     return f"{a % 10}+{b % 10}={ones}\n{a // 10}+{b // 10}{plus_carry}={tens}\n\\boxed{{{tens}{ones % 10}}}"
 
 
-def rated(split: str) -> list[Row]:
+def build_rated_rows(split: str) -> list[Row]:
     """The completions of `pairs(split)` one by one: `prompt`, `completion`, `label` (whether it is the careful one)."""
     return [
         {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
-        for pair in pairs(split)
+        for pair in build_pairs(split)
         for side in ("chosen", "rejected")
     ]
 
 
-def demonstrations(split: str) -> list[Row]:
+def build_demonstration_rows(split: str) -> list[Row]:
     """`rows(split)` with the careful solution as `completion`."""
-    return [{**row, "completion": solution(row, careful=True)} for row in rows(split)]
+    return [{**row, "completion": write_solution(row, careful=True)} for row in build_rows(split)]
 
 
-def _splits() -> dict[str, list[Pair]]:
+def _build_splits() -> dict[str, list[Pair]]:
     rng = random.Random(TASK_SEED)
     unordered = [(a, b) for a in range(LOWEST, HIGHEST + 1) for b in range(a, HIGHEST + 1)]
     rng.shuffle(unordered)
-    with_carry = [pair for pair in unordered if _carries(pair)]
-    without = [pair for pair in unordered if not _carries(pair)]
+    with_carry = [pair for pair in unordered if _has_carry(pair)]
+    without = [pair for pair in unordered if not _has_carry(pair)]
     held_out = round(TEST_PROBLEMS * CARRY_SHARE)
     test = with_carry[:held_out] + without[: TEST_PROBLEMS - held_out]
     test = [(a, b) if rng.random() < 0.5 else (b, a) for a, b in test]
 
-    seen = [_both_orders(pairs, rng) for pairs in (with_carry[held_out:], without[TEST_PROBLEMS - held_out :])]
+    seen = [_add_both_orders(pairs, rng) for pairs in (with_carry[held_out:], without[TEST_PROBLEMS - held_out :])]
     easy = round(len(seen[0]) * (1 - CARRY_SHARE) / CARRY_SHARE)
     train = seen[0] + seen[1][:easy]
     rng.shuffle(train)
@@ -91,16 +91,16 @@ def _splits() -> dict[str, list[Pair]]:
     return {"train": train, "test": test}
 
 
-def _both_orders(pairs: list[Pair], rng: random.Random) -> list[Pair]:
+def _add_both_orders(pairs: list[Pair], rng: random.Random) -> list[Pair]:
     ordered = sorted({(a, b) for a, b in pairs} | {(b, a) for a, b in pairs})
     rng.shuffle(ordered)
     return ordered
 
 
-def _carries(pair: Pair) -> bool:
+def _has_carry(pair: Pair) -> bool:
     return pair[0] % 10 + pair[1] % 10 >= 10
 
 
-def _row(pair: Pair) -> Row:
+def _build_row(pair: Pair) -> Row:
     problem = f"{pair[0]} + {pair[1]}"
     return {"prompt": [{"role": "user", "content": f"What is {problem}?"}], "answer": str(sum(pair)), "problem": problem}

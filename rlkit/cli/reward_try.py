@@ -10,7 +10,7 @@ from typing import Any
 from rlkit import run
 from rlkit.assembly.datasets import open_readers
 from rlkit.config import recipe as recipes
-from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, RowReader, lookup
+from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, RowReader, get_column
 from rlkit.errors import EXIT_DONE, UserError
 from rlkit.rewarding.trial import run_trial
 from rlkit.rollout.collector import given
@@ -50,7 +50,7 @@ def build_row_items(recipe: recipes.Recipe, count: int) -> Items:
     for number in range(min(count, len(reader))):
         row = reader.read(number)
         answers = row.answer if isinstance(row.answer, list) else [] if row.answer is None else [row.answer]
-        texts = [text for column in ANSWER_COLUMNS if isinstance(text := lookup(row.columns, column), str) and text != row.answer]
+        texts = [text for column in ANSWER_COLUMNS if isinstance(text := get_column(row.columns, column), str) and text != row.answer]
         completions = [*(f"\\boxed{{{answer}}}" for answer in answers), *texts, ""]
         items += [(number, given(row) | {"completion": completion}) for completion in completions]
     return items

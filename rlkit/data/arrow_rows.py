@@ -11,8 +11,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from rlkit.data.places import hub_reachable
-from rlkit.data.rows import Row, Rows, short
+from rlkit.data.availability import is_hub_reachable
+from rlkit.data.rows import Row, Rows, truncate
 from rlkit.errors import UserError
 
 READERS = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}  # suffix -> name of the reader in `datasets`
@@ -29,7 +29,7 @@ class ArrowRows(Rows):
     def __len__(self) -> int:
         return len(self._table)
 
-    def row(self, index: int) -> Row:
+    def read_row(self, index: int) -> Row:
         return dict(self._table[index])
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
@@ -41,11 +41,11 @@ class ArrowRows(Rows):
                 yield dict(zip(names, values, strict=True))
 
 
-def from_files(name: str, files: Sequence[Path]) -> Rows:
+def load_files(name: str, files: Sequence[Path]) -> Rows:
     """Rows of files of one format. Raises UserError where they cannot be read."""
-    datasets = _quiet_datasets()
+    datasets = _import_datasets()
     reader = READERS[files[0].suffix]
-    columns = [_columns_of_csv(name if len(files) == 1 else f"{name}: {path}", path) for path in files] if reader == "csv" else []
+    columns = [_read_csv_header(name if len(files) == 1 else f"{name}: {path}", path) for path in files] if reader == "csv" else []
     for path, others in zip(files[1:], columns[1:], strict=False):
         if set(others) != set(columns[0]):
             raise UserError(
@@ -59,24 +59,24 @@ def from_files(name: str, files: Sequence[Path]) -> Rows:
             reader,
             data_files=[str(path) for path in files],
             split="train",
-            description=_digest(files),  # part of the cache's key, which otherwise goes by path and time of change alone
+            description=_hash_files(files),  # part of the cache's key, which otherwise goes by path and time of change alone
             **extra,
         )
     except Exception as error:  # pyarrow, pandas and datasets each raise their own kinds for a file they cannot read
-        why = _innermost(error)
+        why = _describe_root_cause(error)
         if "corresponds to no data" in why:  # how datasets puts it
             raise UserError(f"{name} is empty: it holds no row") from error
         raise UserError(f"{name} cannot be read as {reader}: {why}") from error
     return ArrowRows(name, table)
 
 
-def from_saved(name: str, folder: Path, split: str) -> Rows:
+def load_saved_dataset(name: str, folder: Path, split: str) -> Rows:
     """Rows of a folder written by datasets' save_to_disk; `split` chooses where it holds several."""
-    datasets = _quiet_datasets()
+    datasets = _import_datasets()
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # a half-written folder fails in any of the libraries below
-        raise UserError(f"{name} cannot be read as a saved dataset: {_innermost(error)}") from error
+        raise UserError(f"{name} cannot be read as a saved dataset: {_describe_root_cause(error)}") from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
             raise UserError(f'{name} has no split "{split}" (splits: {", ".join(saved)}); name one: {folder}@{next(iter(saved))}')
@@ -84,16 +84,16 @@ def from_saved(name: str, folder: Path, split: str) -> Rows:
     return ArrowRows(name, saved)
 
 
-def from_hub(name: str, repo: str, config: str | None, split: str, revision: str | None, *, offline: bool) -> Rows:
+def load_hub_dataset(name: str, repo: str, config: str | None, split: str, revision: str | None, *, offline: bool) -> Rows:
     """Rows of a dataset of the Hugging Face hub; offline, of its copy in the cache."""
-    asked = not offline and hub_reachable()
+    asked = not offline and is_hub_reachable()
     if not asked:
         _go_offline()
-    datasets = _quiet_datasets()
+    datasets = _import_datasets()
     try:
         table = datasets.load_dataset(repo, config, split=split, revision=revision)
     except Exception as error:  # network, hub, builder and split errors have no common base
-        why = _innermost(error) if asked else "the hub cannot be asked (offline=true, or no network) and it is not in the cache"
+        why = _describe_root_cause(error) if asked else "the hub cannot be asked (offline=true, or no network) and it is not in the cache"
         raise UserError(
             f"{name} is no file or folder here, and as a dataset of the hub it cannot be loaded: {why}\n"
             "expected a file, a folder, or a dataset of the hub as name, name:config@split#revision"
@@ -101,7 +101,7 @@ def from_hub(name: str, repo: str, config: str | None, split: str, revision: str
     return ArrowRows(name, table)
 
 
-def _quiet_datasets() -> Any:
+def _import_datasets() -> Any:
     import datasets
 
     datasets.disable_progress_bars()
@@ -120,7 +120,7 @@ def _go_offline() -> None:
     datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 
 
-def _columns_of_csv(name: str, path: Path) -> list[str]:
+def _read_csv_header(name: str, path: Path) -> list[str]:
     """The header. Raises UserError for a row with more or fewer fields, which pandas would shift under other columns without a word."""
     csv.field_size_limit(sys.maxsize)
     header: list[str] = []
@@ -131,7 +131,7 @@ def _columns_of_csv(name: str, path: Path) -> list[str]:
                 row = []  # a blank line is no row
             if header and row and len(row) != len(header):
                 raise UserError(
-                    f"{name} line {line} has {_fields(row)}, and the header has {_fields(header)}: {short(repr(row))}\n"
+                    f"{name} line {line} has {_count_fields(row)}, and the header has {_count_fields(header)}: {truncate(repr(row))}\n"
                     f'header: {", ".join(header)}; put a field that holds a comma, a quote or a new line in quotes ("a, b")'
                 )
             header, line = header or row, reader.line_num + 1  # a row with quotes may be many lines long
@@ -143,11 +143,11 @@ def _columns_of_csv(name: str, path: Path) -> list[str]:
     return [column or f"Unnamed: {number}" for number, column in enumerate(header)]  # as pandas does, and writes an index without a name
 
 
-def _fields(row: Sequence[str]) -> str:
+def _count_fields(row: Sequence[str]) -> str:
     return f"{len(row)} field{'' if len(row) == 1 else 's'}"
 
 
-def _digest(files: Sequence[Path]) -> str:
+def _hash_files(files: Sequence[Path]) -> str:
     digest = blake2b(digest_size=16)
     for path in files:
         with path.open("rb") as file:
@@ -156,7 +156,7 @@ def _digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _innermost(error: BaseException) -> str:
+def _describe_root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return short(" ".join(str(error).split()), 300) or type(error).__name__
+    return truncate(" ".join(str(error).split()), 300) or type(error).__name__

@@ -1,4 +1,4 @@
-"""From a row to what it says: which columns, which text around them, which part of the answer. Prompts here, completions in written.py."""
+"""From a row to a prompt: which columns, which text around them, which part of the answer. Completions: completions.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from rlkit.data.rows import BadRow, Row, Rows, short
+from rlkit.data.rows import BadRow, Row, Rows, truncate
 from rlkit.errors import UserError
 
 Message = dict[str, Any]  # role, content, and whatever else the chat template reads
@@ -31,7 +31,7 @@ class Columns:
 
     prompt: str | None = None  # None: the first of PROMPT_COLUMNS that is there
     answer: str | None = None  # None: the first of ANSWER_COLUMNS that is there, if any
-    chosen: str | None = None  # None for it and the next ones: see written.py
+    chosen: str | None = None  # None for it and the next ones: see completions.py
     rejected: str | None = None
     completion: str | None = None
     label: str | None = None
@@ -62,39 +62,39 @@ class RowReader(ABC, Generic[T]):
     def __init__(self, rows: Rows, columns: Columns) -> None:
         self.rows = rows
         self._settings = columns
-        self._template = _template(columns.template)
+        self._template = _compile_template(columns.template)
         if columns.system is not None and columns.chat is False:
             raise UserError("data.system needs a chat, and data.chat=false asks for raw text; set one of the two")
         first = next((row for row in rows.scan() if not isinstance(row, BadRow)), None)
         if first is None:
-            raise UserError(f"{rows.name} has no row that can be read\n{_first_fault(rows)}")
+            raise UserError(f"{rows.name} has no row that can be read\n{_find_first_fault(rows)}")
         self.first = first
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @abstractmethod
-    def _made(self, index: int, row: Row) -> T:
-        """The thing of a row. Raises Fault."""
+    def _build_row(self, index: int, row: Row) -> T:
+        """The thing of a row. Raises RowFault."""
 
     @abstractmethod
-    def _columns(self) -> list[str]:
+    def _list_columns(self) -> list[str]:
         """The columns that make the thing."""
 
     def read(self, index: int) -> T:
         """The thing of row `index`. Raises BadRow, naming file and row, where there is none."""
         row = self.rows[index]
         try:
-            return self._made(index, row)
-        except Fault as fault:
-            raise BadRow(f"{self.rows.where(index)} {fault}") from None
+            return self._build_row(index, row)
+        except RowFault as fault:
+            raise BadRow(f"{self.rows.describe_row(index)} {fault}") from None
 
     def check(self, limit: int = CHECKED_ROWS, *, stop: bool = True) -> list[BadRow]:
         """Looks at the first `limit` rows; returns the faults, or with `stop` raises the first."""
         bad: list[BadRow] = []
-        wanted = None if self._template else [name for column in self._columns() for name in (column, column.split(".")[0])]
+        wanted = None if self._template else [name for column in self._list_columns() for name in (column, column.split(".")[0])]
         for index, row in zip(range(limit), self.rows.scan(wanted), strict=False):
-            fault = row if isinstance(row, BadRow) else self._fault_of(index, row)
+            fault = row if isinstance(row, BadRow) else self._find_fault(index, row)
             if fault and stop:
                 self.read(index)  # tells of the same fault with all columns of the row, of which a scan may leave some out
                 raise fault
@@ -102,55 +102,57 @@ class RowReader(ABC, Generic[T]):
                 bad.append(fault)
         return bad
 
-    def values(self, column: str) -> np.ndarray:
+    def read_numbers(self, column: str) -> np.ndarray:
         """[N] float64, a number of each row, for a curriculum. Raises BadRow where it is none; unreadable rows come last."""
         numbers = np.full(len(self), np.inf)
         for index, row in enumerate(self.rows.scan([column, column.split(".")[0]])):
             if isinstance(row, BadRow):
                 continue
-            value = lookup(row, column)
+            value = get_column(row, column)
             try:
                 numbers[index] = float(value)
             except (TypeError, ValueError):
-                said = "has no number in" if has(row, column) else "has no"
-                raise BadRow(f'{self.rows.where(index)} {said} column "{column}" ({_listed(row)}); set data.curriculum') from None
+                said = "has no number in" if has_column(row, column) else "has no"
+                raise BadRow(
+                    f'{self.rows.describe_row(index)} {said} column "{column}" ({_describe_columns(row)}); set data.curriculum'
+                ) from None
         return numbers
 
-    def _fault_of(self, index: int, row: Row) -> BadRow | None:
+    def _find_fault(self, index: int, row: Row) -> BadRow | None:
         try:
-            self._made(index, row)
-        except Fault as fault:
-            return BadRow(f"{self.rows.where(index)} {fault}")
+            self._build_row(index, row)
+        except RowFault as fault:
+            return BadRow(f"{self.rows.describe_row(index)} {fault}")
         return None
 
-    def _find(self, names: Sequence[str], what: str) -> str:
+    def _find_column(self, names: Sequence[str], what: str) -> str:
         for name in names:
-            if has(self.first, name):
+            if has_column(self.first, name):
                 return name
         raise UserError(
-            f'{self.rows.name} row 1 has no column "{names[0]}" ({_listed(self.first)}); set data.columns.{what}\n'
-            f"looked for: {', '.join(names)}\nfirst row: {short(json.dumps(self.first, ensure_ascii=False, default=str), 400)}"
+            f'{self.rows.name} row 1 has no column "{names[0]}" ({_describe_columns(self.first)}); set data.columns.{what}\n'
+            f"looked for: {', '.join(names)}\nfirst row: {truncate(json.dumps(self.first, ensure_ascii=False, default=str), 400)}"
         )
 
-    def _raw(self, row: Row, column: str, what: str) -> str | list[Message]:
+    def _read_content(self, row: Row, column: str, what: str) -> str | list[Message]:
         """Text, or messages with role and content."""
-        value = present(row, column, what)
+        value = require_column(row, column, what)
         if isinstance(value, str):
             return value
         if isinstance(value, Mapping):
             value = [value]
         if isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
-            return _messages(value, row.get("system"))
-        raise Fault(f'has in column "{column}" neither text nor a list of messages: {short(repr(value))}')
+            return _normalise_messages(value, row.get("system"))
+        raise RowFault(f'has in column "{column}" neither text nor a list of messages: {truncate(repr(value))}')
 
-    def _dressed(self, row: Row, raw: str | Sequence[Message], *, chat: bool) -> str | tuple[Message, ...]:
+    def _format_prompt(self, row: Row, raw: str | Sequence[Message], *, chat: bool) -> str | tuple[Message, ...]:
         """A prompt with the recipe's template and system message; `chat`: text is what a user says."""
         messages = [{"role": "user", "content": raw}] if isinstance(raw, str) else list(raw)
         if self._template is not None:
             said = next((m for m in reversed(messages) if m["role"] == "user"), None)
             if said is None:
-                raise Fault("has no message of a user for data.template to write")
-            text = self._rendered(row, said["content"])
+                raise RowFault("has no message of a user for data.template to write")
+            text = self._render_template(row, said["content"])
             messages = [{**m, "content": text} if m is said else m for m in messages]
         if isinstance(raw, str) and not chat:
             return str(messages[0]["content"])
@@ -162,14 +164,14 @@ class RowReader(ABC, Generic[T]):
         chat = self._settings.chat
         return (column != PLAIN_COLUMN if chat is None else chat) or self._settings.system is not None
 
-    def _rendered(self, row: Row, said: Any) -> str:
+    def _render_template(self, row: Row, said: Any) -> str:
         import jinja2
 
         try:
             return str(self._template.render({**row, "prompt": said}))
         except jinja2.TemplateError as error:
-            raise Fault(
-                f"does not fit data.template: {error} ({_listed(row)}); "
+            raise RowFault(
+                f"does not fit data.template: {error} ({_describe_columns(row)}); "
                 "set data.template=null for none, or a template over these columns and `prompt`, the user's text"
             ) from None
 
@@ -182,40 +184,42 @@ class PromptReader(RowReader[PromptRow]):
 
     def __init__(self, rows: Rows, columns: Columns, *, needs_answer: bool = True) -> None:
         super().__init__(rows, columns)
-        self._pattern = _compiled(columns.answer_pattern)
-        self._prompt = columns.prompt or self._find(PROMPT_COLUMNS, "prompt")
-        answers = ANSWER_COLUMNS if needs_answer or columns.answer_pattern else tuple(c for c in ANSWER_COLUMNS if has(self.first, c))
-        self._answer = columns.answer or (self._find(answers, "answer") if answers else None)
-        self._answer_must_be = needs_answer or columns.answer is not None
+        self._pattern = _compile_pattern(columns.answer_pattern)
+        self._prompt = columns.prompt or self._find_column(PROMPT_COLUMNS, "prompt")
+        answers = (
+            ANSWER_COLUMNS if needs_answer or columns.answer_pattern else tuple(c for c in ANSWER_COLUMNS if has_column(self.first, c))
+        )
+        self._answer = columns.answer or (self._find_column(answers, "answer") if answers else None)
+        self._answer_required = needs_answer or columns.answer is not None
 
-    def _columns(self) -> list[str]:
+    def _list_columns(self) -> list[str]:
         return [self._prompt, "system", *([self._answer] if self._answer else [])]
 
-    def _made(self, index: int, row: Row) -> PromptRow:
-        raw = self._raw(row, self._prompt, "prompt")
-        asked = raw if isinstance(raw, str) else before_reply(raw)
-        return PromptRow(index, self._dressed(row, asked, chat=self._text_is_chat(self._prompt)), self._answer_of(row), row)
+    def _build_row(self, index: int, row: Row) -> PromptRow:
+        raw = self._read_content(row, self._prompt, "prompt")
+        asked = raw if isinstance(raw, str) else strip_replies(raw)
+        return PromptRow(index, self._format_prompt(row, asked, chat=self._text_is_chat(self._prompt)), self._read_answer(row), row)
 
-    def _answer_of(self, row: Row) -> Any:
+    def _read_answer(self, row: Row) -> Any:
         if self._answer is None:
             return None
-        value = lookup(row, self._answer)
-        if not self._answer_must_be and (value is MISSING or value is None):
+        value = get_column(row, self._answer)
+        if not self._answer_required and (value is MISSING or value is None):
             return None
-        value = present(row, self._answer, "answer")
+        value = require_column(row, self._answer, "answer")
         if self._pattern is None:
             return value
         pattern = self._settings.answer_pattern
         if not isinstance(value, (str, int, float)):
-            raise Fault(f'has no text in column "{self._answer}" for data.answer_pattern "{pattern}" to search: {short(repr(value))}')
+            raise RowFault(f'has no text in column "{self._answer}" for data.answer_pattern "{pattern}" to search: {truncate(repr(value))}')
         found = self._pattern.findall(str(value))
         if not found:
             where = f'in column "{self._answer}", which data.answer_pattern=null takes whole'
-            raise Fault(f'has no match of data.answer_pattern "{pattern}" {where}: {short(str(value), 160, end=True)}')
+            raise RowFault(f'has no match of data.answer_pattern "{pattern}" {where}: {truncate(str(value), 160, end=True)}')
         return str(found[-1]).strip()
 
 
-def lookup(row: Mapping[str, Any], column: str) -> Any:
+def get_column(row: Mapping[str, Any], column: str) -> Any:
     """The value of a column, by its full name or dotted into objects; MISSING where it is not there."""
     if column in row:
         return row[column]
@@ -227,36 +231,38 @@ def lookup(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def has(row: Mapping[str, Any], column: str) -> bool:
+def has_column(row: Mapping[str, Any], column: str) -> bool:
     """Whether the row has the column."""
-    return lookup(row, column) is not MISSING
+    return get_column(row, column) is not MISSING
 
 
-class Fault(Exception):
+class RowFault(Exception):
     """What is wrong with a row; who knows its file and number puts them in front."""
 
 
-def present(row: Row, column: str, what: str) -> Any:
-    """The value of a column. Raises Fault where there is none; `what` is the recipe's word for the column."""
-    value = lookup(row, column)
+def require_column(row: Row, column: str, what: str) -> Any:
+    """The value of a column. Raises RowFault where there is none; `what` is the recipe's word for the column."""
+    value = get_column(row, column)
     if value is MISSING:
-        raise Fault(f'has no column "{column}" ({_listed(row)}); set data.columns.{what}')
+        raise RowFault(f'has no column "{column}" ({_describe_columns(row)}); set data.columns.{what}')
     if value is None:
-        raise Fault(f'has nothing in column "{column}" ({_listed(row)}); fill it in, set data.columns.{what}, or data.on_bad_row=skip')
+        raise RowFault(
+            f'has nothing in column "{column}" ({_describe_columns(row)}); fill it in, set data.columns.{what}, or data.on_bad_row=skip'
+        )
     return value
 
 
-def before_reply(messages: Sequence[Message]) -> list[Message]:
+def strip_replies(messages: Sequence[Message]) -> list[Message]:
     """The chat up to the last turn that is not the assistant's: what the policy is asked to answer."""
     asked = list(messages)
     while asked and asked[-1]["role"] == "assistant":
         asked.pop()
     if not asked:
-        raise Fault(f"has only the assistant's messages: {short(repr(list(messages)))}")
+        raise RowFault(f"has only the assistant's messages: {truncate(repr(list(messages)))}")
     return asked
 
 
-def _messages(value: Sequence[Mapping[str, Any]], system: Any) -> list[Message]:
+def _normalise_messages(value: Sequence[Mapping[str, Any]], system: Any) -> list[Message]:
     """Messages with role and content; sharegpt's {from, value} too, which have their system message in a column of its own."""
     messages = [{key: part for key, part in message.items() if part is not None} for message in value]
     if all("from" in m and "value" in m for m in messages):
@@ -264,11 +270,11 @@ def _messages(value: Sequence[Mapping[str, Any]], system: Any) -> list[Message]:
         if isinstance(system, str) and system and messages[0]["role"] == "user":
             messages.insert(0, {"role": "system", "content": system})
     if not all(isinstance(m.get("role"), str) and ("content" in m or "tool_calls" in m) for m in messages):
-        raise Fault(f"has messages without role and content: {short(repr(list(value)))}")
+        raise RowFault(f"has messages without role and content: {truncate(repr(list(value)))}")
     return messages
 
 
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+def _compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     if pattern is None:
         return None
     try:
@@ -280,7 +286,7 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     return compiled
 
 
-def _template(text: str | None) -> Any:
+def _compile_template(text: str | None) -> Any:
     if text is None:
         return None
     import jinja2
@@ -292,9 +298,9 @@ def _template(text: str | None) -> Any:
         raise UserError(f"data.template line {error.lineno} is no Jinja template: {error.message}") from None
 
 
-def _first_fault(rows: Rows) -> str:
+def _find_first_fault(rows: Rows) -> str:
     return str(next(row for row in rows.scan() if isinstance(row, BadRow)))
 
 
-def _listed(row: Mapping[str, Any]) -> str:
+def _describe_columns(row: Mapping[str, Any]) -> str:
     return f"columns: {', '.join(map(str, row)) or 'none'}"

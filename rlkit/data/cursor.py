@@ -48,7 +48,7 @@ class Cursor:
         starts = [sum(groups[:i]) for i in range(len(groups))]
         parts = zip(starts, groups, strict=True)
         self._parts = [_Part(start, count, None if values is None else values[start : start + count]) for start, count in parts]
-        self._shares = _shares([1.0] if weights is None else weights)
+        self._shares = _compute_shares([1.0] if weights is None else weights)
         if len(self._shares) != len(self._parts):
             raise ValueError(f"{len(self._shares)} weights for {len(self._parts)} sources")
         if any(part.count < 1 for part in self._parts):
@@ -58,31 +58,31 @@ class Cursor:
 
     def take(self, position: int, n: int) -> list[tuple[int, int]]:
         """(row, draw) of the `n` positions from `position` on; draw counts the earlier passes over the row."""
-        return [self.at(p) for p in range(position, position + n)]
+        return [self.locate(p) for p in range(position, position + n)]
 
-    def at(self, position: int) -> tuple[int, int]:
+    def locate(self, position: int) -> tuple[int, int]:
         """(row, draw) of one position."""
         block, inside = divmod(position, len(self._deck))
         if len(self._parts) == 1:
             source, turn = 0, position
         else:
-            deck = self._deck[_shuffled(len(self._deck), seeds.derive_seed("mix", self.seed, block))]
+            deck = self._deck[_permute(len(self._deck), seeds.derive_seed("mix", self.seed, block))]
             source = int(deck[inside])
             turn = block * self._shares[source] + int(np.count_nonzero(deck[:inside] == source))
         part = self._parts[source]
         epoch, place = divmod(turn, part.count)
-        return part.start + int(self._order(source, epoch)[place]), epoch
+        return part.start + int(self._get_order(source, epoch)[place]), epoch
 
-    def _order(self, source: int, epoch: int) -> np.ndarray:
+    def _get_order(self, source: int, epoch: int) -> np.ndarray:
         """[count] int64, the permutation of one pass over a source."""
         held = self._orders.get(source)
         if held is None or held[0] != epoch:
             part = self._parts[source]
-            held = self._orders[source] = epoch, _shuffled(part.count, seeds.derive_seed("order", self.seed, source, epoch), part.values)
+            held = self._orders[source] = epoch, _permute(part.count, seeds.derive_seed("order", self.seed, source, epoch), part.values)
         return held[1]
 
 
-def _shuffled(count: int, key: int, values: np.ndarray | None = None) -> np.ndarray:
+def _permute(count: int, key: int, values: np.ndarray | None = None) -> np.ndarray:
     """[count] int64, a permutation by the key alone: indices sorted by splitmix64 of key + index (Steele, Lea, Flood 2014), a bijection.
 
     With values, by these first.
@@ -95,7 +95,7 @@ def _shuffled(count: int, key: int, values: np.ndarray | None = None) -> np.ndar
     return np.argsort(mixed, kind="stable") if values is None else np.lexsort((mixed, values))
 
 
-def _shares(weights: Sequence[float]) -> list[int]:
+def _compute_shares(weights: Sequence[float]) -> list[int]:
     """Whole numbers in the ratio of the weights, as small as they can be: 0.75, 0.25 -> 3, 1."""
     if any(not 0 < weight < float("inf") for weight in weights):
         raise UserError(f"the weights of data sources are {list(weights)}; expected numbers above 0")

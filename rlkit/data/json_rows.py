@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rlkit.data.rows import BadRow, Row, Rows, short
+from rlkit.data.rows import BadRow, Row, Rows, truncate
 from rlkit.errors import UserError
 
 CHUNK_BYTES = 1 << 24  # what is in memory at once while lines are counted
@@ -30,9 +30,9 @@ class JsonRows(Rows):
         self.name = name
         self._path = path
         with path.open("rb") as file:
-            self._stamp = _stamp(file)
-            self._is_list = _first_character(file) == b"["
-            spans = _list_spans(name, file) if self._is_list else _line_spans(file)
+            self._stamp = _read_stamp(file)
+            self._is_list = _read_first_character(file) == b"["
+            spans = _find_list_spans(name, file) if self._is_list else _find_line_spans(file)
         self._starts, self._ends, self._lines = spans
         if len(self._starts) == 0:
             raise UserError(f"{name} is empty: {path} holds no row; expected one JSON object a line, or one list of objects")
@@ -42,14 +42,14 @@ class JsonRows(Rows):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def row(self, index: int) -> Row:
+    def read_row(self, index: int) -> Row:
         with self._path.open("rb") as file:
-            if _stamp(file) != self._stamp:
+            if _read_stamp(file) != self._stamp:
                 raise UserError(f"{self.name} changed while it was being read ({self._path}); leave it alone, or start a new run")
             file.seek(int(self._starts[index]))
             return self._parse(index, file.read(int(self._ends[index] - self._starts[index])))
 
-    def where(self, index: int) -> str:
+    def describe_row(self, index: int) -> str:
         row, line = index + 1, int(self._lines[index])
         return f"{self.name} row {row}" + ("" if self._is_list or line == row else f" (line {line})")
 
@@ -68,9 +68,9 @@ class JsonRows(Rows):
             row = json.loads(data)
         except ValueError as error:  # JSONDecodeError, and UnicodeDecodeError where it is not UTF-8
             why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise BadRow(f"{place} is not valid JSON ({why}): {_shown(data)}\nmend the line, or set data.on_bad_row=skip") from None
+            raise BadRow(f"{place} is not valid JSON ({why}): {_preview(data)}\nfix the line, or set data.on_bad_row=skip") from None
         if not isinstance(row, dict):
-            raise BadRow(f"{place} is not an object of columns: {_shown(data)}\nmend the line, or set data.on_bad_row=skip")
+            raise BadRow(f"{place} is not an object of columns: {_preview(data)}\nfix the line, or set data.on_bad_row=skip")
         return row
 
     def _refuse_one_object_over_many_lines(self) -> None:
@@ -83,7 +83,7 @@ class JsonRows(Rows):
 Spans = tuple[np.ndarray, np.ndarray, np.ndarray]  # [N] first byte, [N] byte after the last, [N] line counted from 1
 
 
-def _line_spans(file: BinaryIO) -> Spans:
+def _find_line_spans(file: BinaryIO) -> Spans:
     file.seek(0)
     size, position, found = os.fstat(file.fileno()).st_size, 0, []
     while chunk := file.read(CHUNK_BYTES):
@@ -101,7 +101,7 @@ def _line_spans(file: BinaryIO) -> Spans:
     return starts[kept], ends[kept], np.flatnonzero(kept) + 1
 
 
-def _list_spans(name: str, file: BinaryIO) -> Spans:
+def _find_list_spans(name: str, file: BinaryIO) -> Spans:
     """Spans of a list's elements. Latin-1 keeps one character a byte, and JSON's own signs are ASCII, so positions are offsets."""
     file.seek(0)
     text = file.read().decode("latin-1")
@@ -124,21 +124,21 @@ def _list_spans(name: str, file: BinaryIO) -> Spans:
         raise UserError(f"{name} is cut off after row {len(ends)}: the list has no closing ]") from None
     after = skip(text, position + 1).end()
     if after < len(text):
-        line, more = text.count("\n", 0, after) + 1, _shown(text[after : after + CHUNK_BYTES].encode("latin-1"))
+        line, more = text.count("\n", 0, after) + 1, _preview(text[after : after + CHUNK_BYTES].encode("latin-1"))
         raise UserError(
             f"{name} line {line} goes on after the closing ] of its list: {more}\nkeep one list in a file, or write one object a line"
         )
     return np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64), np.arange(1, len(starts) + 1)
 
 
-def _first_character(file: BinaryIO) -> bytes:
+def _read_first_character(file: BinaryIO) -> bytes:
     return file.read(CHUNK_BYTES).removeprefix(BOM).lstrip()[:1]
 
 
-def _stamp(file: BinaryIO) -> tuple[int, int, int]:
+def _read_stamp(file: BinaryIO) -> tuple[int, int, int]:
     stat = os.fstat(file.fileno())
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _shown(data: bytes) -> str:
-    return short(data.decode("utf-8", errors="replace").strip(), 80)
+def _preview(data: bytes) -> str:
+    return truncate(data.decode("utf-8", errors="replace").strip(), 80)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlkit.data.places import hub_reachable, neighbours
+from rlkit.data.availability import is_hub_reachable, suggest_paths
 from rlkit.errors import UserError
 
 
@@ -15,12 +15,12 @@ class Renderer:
 
     def __init__(self, model_path: str | Path, *, chat_template_kwargs: Mapping[str, Any] | None = None, offline: bool = False) -> None:
         self._path = str(model_path)
-        offline = offline or (not Path(self._path).expanduser().is_dir() and not hub_reachable())
+        offline = offline or (not Path(self._path).expanduser().is_dir() and not is_hub_reachable())
         self._kwargs = dict(chat_template_kwargs or {})
-        self._tokenizer = _tokenizer(self._path, offline)
+        self._tokenizer = _load_tokenizer(self._path, offline)
         starts = self._tokenizer("").input_ids
         self._bos = [starts[0]] if starts and starts[0] == self._tokenizer.bos_token_id else []
-        self.eos_ids = self._ends(offline)
+        self.eos_ids = self._find_eos_ids(offline)
         end = self._tokenizer.eos_token_id
         self._end = [int(end)] if end is not None else sorted(self.eos_ids)[:1]
         pad = self._tokenizer.pad_token_id
@@ -32,9 +32,9 @@ class Renderer:
         Raises UserError for a chat where the model has no chat template, or one that refuses this chat.
         """
         if isinstance(prompt, str):
-            ids = self._ids(prompt)
+            ids = self._tokenize(prompt)
             return ids if ids[:1] == self._bos else self._bos + ids
-        return self._ids(self._written(prompt, opened=True))  # the template has written BOS already, where there is one
+        return self._tokenize(self._apply_chat_template(prompt, opened=True))  # the template has written BOS already, where there is one
 
     def encode_completion(self, prompt: str | Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -> list[int]:
         """Token ids that follow encode_prompt(prompt) where the assistant's message `reply` is written, up to and with the end of the turn.
@@ -45,7 +45,7 @@ class Renderer:
         if isinstance(prompt, str):
             before, whole = prompt, prompt + str(reply["content"])
         else:
-            before, whole = self._written(prompt, opened=True), self._written([*prompt, reply], opened=False)
+            before, whole = self._apply_chat_template(prompt, opened=True), self._apply_chat_template([*prompt, reply], opened=False)
         if not whole.startswith(before):
             at = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
             raise UserError(
@@ -54,8 +54,8 @@ class Renderer:
                 f"replied: ...{whole[max(at - 40, 0) : at + 60]!r}\n"
                 "set model.chat_template_kwargs so that both agree (enable_thinking=false for many), or put another chat template there"
             )
-        head, joint = self._ids(before), self._ids(whole)
-        ids = joint[len(head) :] if joint[: len(head)] == head else self._ids(whole[len(before) :])
+        head, joint = self._tokenize(before), self._tokenize(whole)
+        ids = joint[len(head) :] if joint[: len(head)] == head else self._tokenize(whole[len(before) :])
         last = next((i for i in reversed(range(len(ids))) if ids[i] in self.eos_ids), None)
         if last is None:
             return ids + self._end
@@ -69,10 +69,10 @@ class Renderer:
         """Writes tokenizer and chat template as a Hugging Face folder has them."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def _ids(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _written(self, chat: Sequence[Mapping[str, Any]], *, opened: bool) -> str:
+    def _apply_chat_template(self, chat: Sequence[Mapping[str, Any]], *, opened: bool) -> str:
         """The chat template's text; opened: ready for the assistant's turn."""
         if not self._tokenizer.chat_template:
             raise UserError(
@@ -89,7 +89,7 @@ class Renderer:
                 f"the chat template of model.path {self._path} refuses a prompt: {error}\nprompt: {str(messages)[:300]}"
             ) from error
 
-    def _ends(self, offline: bool) -> frozenset[int]:
+    def _find_eos_ids(self, offline: bool) -> frozenset[int]:
         """The tokenizer's EOS and those of generation_config.json: chat models end a turn with another token than a text."""
         from transformers import GenerationConfig
 
@@ -102,10 +102,10 @@ class Renderer:
         return frozenset(ids.union([more] if isinstance(more, int) else more or []))
 
 
-def _tokenizer(path: str, offline: bool) -> Any:
+def _load_tokenizer(path: str, offline: bool) -> Any:
     folder = Path(path).expanduser()
     is_folder = folder.is_dir()
-    beside = "" if is_folder else neighbours(folder, Path.is_dir, "folder")
+    beside = "" if is_folder else suggest_paths(folder, Path.is_dir, "folder")
     if not is_folder and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
         raise UserError(f"model.path {path} does not exist{beside}")
     from transformers import AutoTokenizer

@@ -26,10 +26,10 @@ class Rows(Sequence[Row]):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def row(self, index: int) -> Row:
+    def read_row(self, index: int) -> Row:
         """Row `index`, 0 <= index < len. Raises BadRow where it cannot be read."""
 
-    def where(self, index: int) -> str:
+    def describe_row(self, index: int) -> str:
         """The row's name for a reader, counted from 1."""
         return f"{self.name} row {index + 1}"
 
@@ -37,7 +37,7 @@ class Rows(Sequence[Row]):
         """All rows in order, faster than one by one where the format allows; at least the named top-level columns of each."""
         for index in range(len(self)):
             try:
-                yield self.row(index)
+                yield self.read_row(index)
             except BadRow as bad:
                 yield bad
 
@@ -47,13 +47,13 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: slice) -> list[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
-            return [self.row(i) for i in range(*index.indices(len(self)))]
+            return [self.read_row(i) for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: index {index} of {len(self)} rows")
-        return self.row(index % len(self))
+        return self.read_row(index % len(self))
 
 
-def short(text: str, width: int = 160, *, end: bool = False) -> str:
+def truncate(text: str, width: int = 160, *, end: bool = False) -> str:
     """`text` for an error: its first `width` characters, or its last."""
     if len(text) <= width:
         return text
@@ -70,7 +70,7 @@ class ListRows(Rows):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def row(self, index: int) -> Row:
+    def read_row(self, index: int) -> Row:
         return dict(self._rows[index])
 
 
@@ -85,13 +85,13 @@ class JoinedRows(Rows):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def row(self, index: int) -> Row:
+    def read_row(self, index: int) -> Row:
         table, inside = self._find(index)
-        return table.row(inside)
+        return table.read_row(inside)
 
-    def where(self, index: int) -> str:
+    def describe_row(self, index: int) -> str:
         table, inside = self._find(index)
-        return table.where(inside)
+        return table.describe_row(inside)
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[Row | BadRow]:
         for table in self._tables:

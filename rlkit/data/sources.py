@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rlkit.data import arrow_rows
+from rlkit.data.availability import suggest_paths
 from rlkit.data.json_rows import JsonRows
-from rlkit.data.places import neighbours
 from rlkit.data.rows import JoinedRows, ListRows, Row, Rows
 from rlkit.errors import UserError
 
@@ -29,7 +29,7 @@ WITH_PARTS = re.compile(r"(?P<path>[^@#]+?)(:(?P<config>[^@#/:]+))?(@(?P<split>[
 
 
 @dataclass(frozen=True)
-class Place:
+class DataSource:
     """Where rows lie."""
 
     path: str
@@ -43,54 +43,54 @@ def open_rows(spec: str | Mapping[str, object], *, split_default: str, offline: 
 
     Raises UserError for what is missing, empty, broken, or on the hub while offline.
     """
-    place = parse(spec, key)
+    place = parse_source(spec, key)
     name = f"{key} {place.path}"
     split = place.split or split_default
     path = Path(place.path).expanduser()
     if place.path == BUILTIN and not path.exists():
-        rows = _builtin(name, split)
+        rows = _load_builtin(name, split)
     elif path.is_file():
         if place.split:
             raise UserError(f'{name} is one file and has no split "{place.split}"; leave @{place.split} away')
-        rows = _file(name, path)
+        rows = _load_file(name, path)
     elif path.is_dir():
-        rows = _folder(name, path, split, named=place.split is not None)
+        rows = _load_folder(name, path, split, named=place.split is not None)
     elif _may_be_on_hub(place.path):
-        rows = arrow_rows.from_hub(name, place.path, place.config, split, place.revision, offline=offline)
+        rows = arrow_rows.load_hub_dataset(name, place.path, place.config, split, place.revision, offline=offline)
     else:
-        raise UserError(f"{name} does not exist{neighbours(path, _is_data, 'file or folder of data')}")
+        raise UserError(f"{name} does not exist{suggest_paths(path, _is_data, 'file or folder of data')}")
     if len(rows) == 0:
         raise UserError(f"{name} is empty: it holds no row")
     return rows
 
 
-def parse(spec: str | Mapping[str, object], key: str = "data.train") -> Place:
+def parse_source(spec: str | Mapping[str, object], key: str = "data.train") -> DataSource:
     """The parts of a spec. Raises UserError for a mapping with other keys than those of Place."""
     if isinstance(spec, Mapping):
-        known = [field.name for field in fields(Place)]
+        known = [field.name for field in fields(DataSource)]
         unknown = [str(word) for word in spec if word not in known]
         if unknown or not spec.get("path"):
             wrong = f'has the unknown key "{unknown[0]}"' if unknown else "has no path"
             raise UserError(f"{key} {wrong} (known: {', '.join(known)})")
         given = {str(word): str(value) for word, value in spec.items() if value is not None}
-        return replace(parse(given.pop("path"), key), **given)
+        return replace(parse_source(given.pop("path"), key), **given)
     if Path(spec).expanduser().exists():
-        return Place(spec)
+        return DataSource(spec)
     parts = WITH_PARTS.fullmatch(spec)
     if parts is None:
         raise UserError(f'{key} "{spec}" is no place of data; expected {BUILTIN}, a file, a folder, or name:config@split#revision')
-    return Place(parts["path"], parts["config"], parts["split"], parts["revision"])
+    return DataSource(parts["path"], parts["config"], parts["split"], parts["revision"])
 
 
-def _builtin(name: str, split: str) -> Rows:
+def _load_builtin(name: str, split: str) -> Rows:
     """train and test; train_pairs, train_rated and train_demonstrations are what is made of the same problems."""
     from rlkit.builtin import task
 
     made: dict[str, Callable[[str], list[Row]]] = {
-        "": task.rows,
-        "pairs": task.pairs,
-        "rated": task.rated,
-        "demonstrations": task.demonstrations,
+        "": task.build_rows,
+        "pairs": task.build_pairs,
+        "rated": task.build_rated_rows,
+        "demonstrations": task.build_demonstration_rows,
     }
     of, _, kind = split.partition("_")
     try:
@@ -101,24 +101,24 @@ def _builtin(name: str, split: str) -> Rows:
         raise UserError(f"{name}: {error}") from None
 
 
-def _file(name: str, path: Path) -> Rows:
+def _load_file(name: str, path: Path) -> Rows:
     if path.suffix in JSON_SUFFIXES:
         return JsonRows(name, path)
     if path.suffix not in SUFFIXES:
         raise UserError(f'{name} ends in "{path.suffix}"; known are {", ".join(SUFFIXES)}')
     if path.stat().st_size == 0:
         raise UserError(f"{name} is empty: the file has 0 bytes")
-    return arrow_rows.from_files(name, [path])
+    return arrow_rows.load_files(name, [path])
 
 
-def _folder(name: str, folder: Path, split: str, *, named: bool) -> Rows:
+def _load_folder(name: str, folder: Path, split: str, *, named: bool) -> Rows:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        return arrow_rows.from_saved(name, folder, split)
+        return arrow_rows.load_saved_dataset(name, folder, split)
     files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file() and not path.name.startswith("."))
     if not files:
         raise UserError(f"{name} is a folder without data: no file in it ends in {', '.join(SUFFIXES)}")
-    of_split = [path for path in files if split in _words(path.relative_to(folder))]
-    if not of_split and (named or any(_words(path.relative_to(folder)) & set(SPLIT_NAMES) for path in files)):
+    of_split = [path for path in files if split in _split_words(path.relative_to(folder))]
+    if not of_split and (named or any(_split_words(path.relative_to(folder)) & set(SPLIT_NAMES) for path in files)):
         held = ", ".join(str(path.relative_to(folder)) for path in files[:5])
         raise UserError(f'{name} holds no file of the split "{split}" (files: {held}); name a file, or folder@split')
     chosen = of_split or files
@@ -128,10 +128,10 @@ def _folder(name: str, folder: Path, split: str, *, named: bool) -> Rows:
     if kinds == ["json"]:
         tables: list[Rows] = [JsonRows(f"{name}/{path.relative_to(folder)}", path) for path in chosen]
         return tables[0] if len(tables) == 1 else JoinedRows(name, tables)
-    return arrow_rows.from_files(name, chosen)
+    return arrow_rows.load_files(name, chosen)
 
 
-def _words(path: Path) -> set[str]:
+def _split_words(path: Path) -> set[str]:
     """The words of a relative path: train-00000-of-00002.parquet -> train, 00000, of, 00002, parquet."""
     return set(re.split(r"[^a-z0-9]+", str(path).lower()))
 

@@ -49,7 +49,7 @@ class Prompt(PromptRow):
     cut: bool
 
 
-class LeftOut(StrEnum):
+class SkipReason(StrEnum):
     """Why a row gave nothing."""
 
     TOO_LONG = "too_long"
@@ -85,14 +85,14 @@ class RowSet(ABC, Generic[T]):
         return self._ends[-1]
 
     @abstractmethod
-    def _made(self, read: Any, row: int, draw: int) -> T | LeftOut:
+    def _build_row(self, read: Any, row: int, draw: int) -> T | SkipReason:
         """What a reader read, with tokens."""
 
-    def columns(self) -> set[str]:
+    def list_columns(self) -> set[str]:
         """The columns of all sources, as the first row of each has them."""
         return {name for reader in self._readers for name in reader.first}
 
-    def get(self, row: int, draw: int = 0) -> T | LeftOut:
+    def get(self, row: int, draw: int = 0) -> T | SkipReason:
         """What a row becomes, or why it becomes nothing."""
         reader, inside = self._find(row)
         try:
@@ -101,10 +101,10 @@ class RowSet(ABC, Generic[T]):
             if not self._skip:
                 raise
             self.first_bad = self.first_bad or str(bad).splitlines()[0]
-            return LeftOut.BAD_ROW
-        return self._made(read, row, draw)
+            return SkipReason.BAD_ROW
+        return self._build_row(read, row, draw)
 
-    def all(self, limit: int | None = None) -> tuple[list[T], Counts]:
+    def read_all(self, limit: int | None = None) -> tuple[list[T], Counts]:
         """The first `limit` in the order of the file (default: all), and what was left out on the way."""
         taken: list[T] = []
         counts = Counts()
@@ -112,23 +112,25 @@ class RowSet(ABC, Generic[T]):
             if limit is not None and len(taken) == limit:
                 break
             found = self.get(row)
-            counts = counts.after(found)
-            if not isinstance(found, LeftOut):
+            counts = counts.add(found)
+            if not isinstance(found, SkipReason):
                 taken.append(found)
         if not taken and limit != 0:
-            raise UserError(self.nothing_left(counts))
+            raise UserError(self.describe_empty(counts))
         return taken, counts
 
-    def some(self) -> range:
+    def pick_sample(self) -> range:
         """Up to SOME_ROWS rows, spread evenly."""
         return range(0, len(self), -(-len(self) // SOME_ROWS))
 
-    def digest(self) -> str:
-        """Of some rows as they are in the files: other rows, another order, other columns give another one. In a set of more than SOME_ROWS
-        most can be mended alone, so that a run that a row has stopped goes on. Of what JSON does not have (images, dates) the type counts.
+    def compute_digest(self) -> str:
+        """A hash of the rows of `pick_sample` as they are in the files: other rows, another order or other columns give another hash.
+
+        In a set of more than SOME_ROWS most rows are not in it: a bad row can be fixed and the run resumed. A value that JSON does not
+        have (an image, a date) counts by its type.
         """
         digest = blake2b(digest_size=16)
-        for row in self.some():
+        for row in self.pick_sample():
             reader, inside = self._find(row)
             try:
                 text = json.dumps(reader.rows[inside], default=lambda value: type(value).__name__)
@@ -141,24 +143,24 @@ class RowSet(ABC, Generic[T]):
         source = bisect_right(self._ends, row)
         return self._readers[source], row - (self._ends[source - 1] if source else 0)
 
-    def looked(self) -> Counts:
+    def count_sample(self) -> Counts:
         """What becomes of some rows."""
         counts = Counts()
-        for row in self.some():
-            counts = counts.after(self.get(row))
+        for row in self.pick_sample():
+            counts = counts.add(self.get(row))
         return counts
 
-    def told(self, counts: Counts) -> str | None:
+    def describe_skips(self, counts: Counts) -> str | None:
         """One line for a person on what was left out or cut; None where nothing was."""
         long = f"{counts.too_long + counts.cut} {'cut' if self._cut and not counts.too_long else 'left out'}: {self.limits}"
         bad = f"{counts.bad_row} left out: cannot be used, the first: {self.first_bad}"
         parts = [text for text, seen in ((long, counts.too_long + counts.cut), (bad, counts.bad_row)) if seen]
         return f"{self.name}: of {counts.looked_at} rows looked at, {'; '.join(parts)}" if parts else None
 
-    def nothing_left(self, counts: Counts) -> str:
-        return f"no row can be used. {self.told(counts)}\nraise the limit, set data.on_long=cut, or mend the rows"
+    def describe_empty(self, counts: Counts) -> str:
+        return f"no row can be used. {self.describe_skips(counts)}\nraise the limit, set data.on_long=cut, or fix the rows"
 
-    def _prompt_tokens(self, prompt: Any) -> tuple[tuple[int, ...], bool] | None:
+    def _encode_prompt(self, prompt: Any) -> tuple[tuple[int, ...], bool] | None:
         """The tokens, and whether some were cut; None where they are too many."""
         tokens = self._renderer.encode_prompt(prompt)
         too_long = len(tokens) > self.max_prompt_tokens
@@ -170,10 +172,10 @@ class RowSet(ABC, Generic[T]):
 class PromptSet(RowSet[Prompt]):
     """Prompts, read by a PromptReader."""
 
-    def _made(self, read: PromptRow, row: int, draw: int) -> Prompt | LeftOut:
-        kept = self._prompt_tokens(read.prompt)
+    def _build_row(self, read: PromptRow, row: int, draw: int) -> Prompt | SkipReason:
+        kept = self._encode_prompt(read.prompt)
         if kept is None:
-            return LeftOut.TOO_LONG
+            return SkipReason.TOO_LONG
         return Prompt(row, read.prompt, read.answer, read.columns, draw=draw, tokens=kept[0], cut=kept[1])
 
 
@@ -186,11 +188,11 @@ class Counts:
     bad_row: int = 0
     cut: int = 0
 
-    def after(self, found: TokenizedRow | LeftOut) -> Counts:
+    def add(self, found: TokenizedRow | SkipReason) -> Counts:
         """The counts with one more row."""
-        cut = not isinstance(found, LeftOut) and found.cut
+        cut = not isinstance(found, SkipReason) and found.cut
         return Counts(
-            self.looked_at + 1, self.too_long + (found is LeftOut.TOO_LONG), self.bad_row + (found is LeftOut.BAD_ROW), self.cut + cut
+            self.looked_at + 1, self.too_long + (found is SkipReason.TOO_LONG), self.bad_row + (found is SkipReason.BAD_ROW), self.cut + cut
         )
 
 
@@ -203,30 +205,30 @@ class Stream(Generic[T]):
         self.rows = rows
         self.counts = Counts()
         self._cursor = cursor
-        self._digest = rows.digest()
+        self._digest = rows.compute_digest()
 
     def take(self, n: int) -> list[T]:
         """The next `n`. Raises UserError where a whole pass gives none."""
         taken: list[T] = []
         without = 0
         while len(taken) < n:
-            row, draw = self._cursor.at(self.counts.looked_at)
+            row, draw = self._cursor.locate(self.counts.looked_at)
             found = self.rows.get(row, draw)
-            self.counts = self.counts.after(found)
-            if isinstance(found, LeftOut):
+            self.counts = self.counts.add(found)
+            if isinstance(found, SkipReason):
                 without += 1
             else:
                 taken.append(found)
                 without = 0
             if without >= min(2 * self._cursor.count, LONGEST_GAP):  # two passes hold a whole one, wherever they begin
-                raise UserError(self.rows.nothing_left(self.counts))
+                raise UserError(self.rows.describe_empty(self.counts))
         return taken
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, for a checkpoint."""
         return {"rows": self._cursor.count, "seed": self._cursor.seed, "digest": self._digest, **vars(self.counts)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` stood. Raises UserError where the seed, the number of rows or one of those in the digest is another."""
         for word, now in (("rows", self._cursor.count), ("seed", self._cursor.seed)):
             if state[word] != now:

@@ -43,9 +43,9 @@ class Prompts(Protocol):
 
     def take(self, n: int) -> Sequence[PromptRequest]: ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Text(Protocol):
@@ -195,10 +195,10 @@ class Collector:
     def state(self) -> dict[str, Any]:
         """Where the prompts stand, and the surplus of all ranks; the same on every rank."""
         surplus = sorted((g for part in self.ranks.gather(self.surplus) for g in part), key=lambda g: g.index)
-        return {"prompts": self.prompts.state(), "surplus": [group_to_json(g) for g in surplus]}
+        return {"prompts": self.prompts.state_dict(), "surplus": [group_to_json(g) for g in surplus]}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.prompts.load(state["prompts"])
+        self.prompts.load_state_dict(state["prompts"])
         mine = self.ranks.shard(state["surplus"]) if self.ranks.is_tp_leader else []
         self.surplus = [group_from_json(g) for g in mine]
 

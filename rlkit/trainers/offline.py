@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlkit.algorithms import OfflineAlgorithm
 from rlkit.algorithms.offline import Kind
-from rlkit.data.preferences import Demonstration, Pair, Rated
+from rlkit.data.offline_rows import Demonstration, Pair, RatedCompletion
 from rlkit.engines.base import Learner
 from rlkit.errors import Stopped
 from rlkit.metrics import Mean, Metrics, Sum, merge, metric_values, wilson_interval
@@ -62,7 +62,7 @@ def of_pair(item: Pair) -> Unit:
     return Unit(tuple(written(item.row, item.draw, n, item.prompt, said) for n, said in enumerate((item.chosen, item.rejected))))
 
 
-def of_rated(item: Rated) -> Unit:
+def of_rated(item: RatedCompletion) -> Unit:
     return Unit((written(item.row, item.draw, 0, item.prompt, item.completion),), item.desirable)
 
 
@@ -78,9 +78,9 @@ class Rows(Protocol):
 
     def take(self, n: int) -> Sequence[Any]: ...
 
-    def state(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class OfflineTrainer:
                     metrics, count = one_update(self.reading, minibatch, self.reference, count)
                     seen.append(metrics)
         tokens = sum(u.tokens for u in units)
-        left_out = {f"rows/{name}": float(self.rows.state()[name]) for name in ("too_long", "bad_row", "cut")}
+        left_out = {f"rows/{name}": float(self.rows.state_dict()[name]) for name in ("too_long", "bad_row", "cut")}
         row = {**with_margins(metric_values(merge(seen))), **left_out, "throughput/tokens_per_second": tokens / self.clock.seconds}
         row |= memory_metrics({"train": self.gauge.peak()}, self.predicted)
         return StepResult(row | self._floors(units), count, tokens)
@@ -166,10 +166,10 @@ class OfflineTrainer:
         return row
 
     def state(self) -> dict[str, Any]:
-        return {"rows": self.rows.state()}
+        return {"rows": self.rows.state_dict()}
 
     def load(self, state: dict[str, Any], step: int) -> None:
-        self.rows.load(state["rows"])
+        self.rows.load_state_dict(state["rows"])
 
     def _floors(self, units: list[Unit]) -> dict[str, float]:
         if self.floors is None:
@@ -184,11 +184,11 @@ class OfflineTrainer:
 
     def ahead(self, steps: int) -> Iterator[Sample]:
         """All that the reference is asked for in `steps` steps and in evaluations; the rows are put back where they were."""
-        start = self.rows.state()
+        start = self.rows.state_dict()
         for _ in range(steps):
             for minibatch in self.reading.cut(self._next()):
                 yield from Work(self.reading, minibatch, None).asked()
-        self.rows.load(start)
+        self.rows.load_state_dict(start)
         yield from Work(self.reading, self.held_out, None).asked()
 
 

@@ -71,7 +71,7 @@ class OnlineTrainer:
             metric_values(seen),
             metric_values(given),
             metric_values(learned),
-            count_unused_prompts(self.collector.prompts.state()),
+            count_unused_prompts(self.collector.prompts.state_dict()),
             self.placement.memory(),
             self._refilled(number, len(groups), len(left_out), taken.refills) if self.collector.max_refills is not None else {},
         )

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rlkit.data.preferences import Demonstration, Pair, Rated
+from rlkit.data.offline_rows import Demonstration, Pair, RatedCompletion
 from rlkit.metrics import Mean, metric_values, wilson_interval
 from rlkit.ops.masking import count_units, token_weights, uniform_weights, weighted_sum
 from rlkit.trainers.offline import UNITS, OfflineUpdater, Unit, Work, one_update, with_margins
@@ -177,7 +177,7 @@ def items_of(kind: str, count: int = 6, seed: int = 0) -> list[Any]:
     if kind == "pairs":
         return [Pair(i, 0, p, tokens(1, 1) if i == 0 else tokens(1, 9), tokens(1, 9)) for i, p in enumerate(prompts)]
     if kind == "rated":
-        return [Rated(i, 0, p, tokens(1, 9), i % 2 == 0) for i, p in enumerate(prompts)]
+        return [RatedCompletion(i, 0, p, tokens(1, 9), i % 2 == 0) for i, p in enumerate(prompts)]
     return [Demonstration(i, 0, p, tokens(1, 9)) for i, p in enumerate(prompts)]
 
 
@@ -258,7 +258,7 @@ def test_a_pair_is_never_split_and_ranks_stay_in_lockstep() -> None:
 def test_a_mismatched_completion_belongs_to_another_prompt() -> None:
     """Half the rows further on, or the next after it with another prompt; whatever the order in which the rows come."""
     ranks = together(1, lambda ranks: ranks)[0]
-    rows = [Rated(i, 0, (i % 2,), (5 + i,), True) for i in range(4)]  # prompts 0, 1, 0, 1
+    rows = [RatedCompletion(i, 0, (i % 2,), (5 + i,), True) for i in range(4)]  # prompts 0, 1, 0, 1
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         units = [UNITS["rated"](rows[i]) for i in order]
         asked = list(Work(reading_of(ALGORITHMS["kto"], ranks, None, Way()), units, None).asked())[4:]

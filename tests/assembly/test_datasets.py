@@ -92,4 +92,4 @@ def test_shipped_recipes_still_ask_for_answers() -> None:
         told = recipes.read_recipe(run.compose([f"recipe={file.stem}"], None))
         if told.rewards:
             [reader] = open_readers(told, "prompts", "train", told.data.train)
-            assert reader._answer_must_be  # type: ignore[attr-defined]
+            assert reader._answer_required  # type: ignore[attr-defined]

@@ -122,12 +122,12 @@ def make_model(folder: Path, name: str | None) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rlkit.builtin.model import _initial_model, make_tokenizer
+    from rlkit.builtin.model import _init_model, build_tokenizer
 
     torch.manual_seed(0)
-    tokenizer = make_tokenizer()
+    tokenizer = build_tokenizer()
     if name is None:
-        model = _initial_model(tokenizer).float()
+        model = _init_model(tokenizer).float()
     else:
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
             model = Qwen2ForCausalLM(Qwen2Config(**sides(name), dtype=torch.bfloat16))

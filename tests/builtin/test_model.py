@@ -84,9 +84,13 @@ def test_the_chat_template_is_chatml(young: Path) -> None:
 
 
 def test_only_the_completion_and_its_end_are_learned() -> None:
-    tokenizer = model.make_tokenizer()
-    tokens, labels = next(model._batches(tokenizer, random.Random(0)))
-    known = {text + "<|im_end|>" for row in task.rows("train") for text in (task.solution(row, True), task.solution(row, False))}
+    tokenizer = model.build_tokenizer()
+    tokens, labels = next(model._iterate_batches(tokenizer, random.Random(0)))
+    known = {
+        text + "<|im_end|>"
+        for row in task.build_rows("train")
+        for text in (task.write_solution(row, True), task.write_solution(row, False))
+    }
     assert len(tokens) == model.BATCH
     for row, label in zip(tokens, labels, strict=True):
         counted = label != model.IGNORED
@@ -103,7 +107,7 @@ def test_making_it_leaves_the_random_states_alone_and_does_not_depend_on_them(mo
         random.seed(seed), numpy.random.seed(seed), torch.manual_seed(seed)
         before = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), torch.get_num_threads()
         losses: list[tuple[int, int, float]] = []
-        weights.append(model.warm_start(model.make_tokenizer(), lambda *said, losses=losses: losses.append(said)).state_dict())
+        weights.append(model.warm_start(model.build_tokenizer(), lambda *said, losses=losses: losses.append(said)).state_dict())
         after = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), torch.get_num_threads()
         assert after == before
         assert [(done, total) for done, total, _ in losses] == [(2, 2)]
@@ -134,20 +138,20 @@ def test_a_killed_maker_leaves_nothing_that_counts_and_the_next_one_heals(tmp_pa
 
 
 def test_other_sources_make_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = model._key()
-    assert model._key() == key
+    key = model._hash_sources()
+    assert model._hash_sources() == key
     changed = tmp_path / "task.py"
     changed.write_text(Path(task.__file__).read_text() + "\n")
     monkeypatch.setattr(task, "__file__", str(changed))
-    assert model._key() != key
+    assert model._hash_sources() != key
 
 
 def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "a" / "b"))
-    assert model.default_cache() == tmp_path / "a" / "b"
+    assert model.find_cache_folder() == tmp_path / "a" / "b"
     monkeypatch.delenv("RLKIT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert model.default_cache() == tmp_path / ".cache" / "rlkit"
+    assert model.find_cache_folder() == tmp_path / ".cache" / "rlkit"
     assert (tmp_path / ".cache" / "rlkit").is_dir()
 
 
@@ -155,17 +159,17 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file cannot be made .*set RLKIT_CACHE"):
-        model.default_cache()
+        model.find_cache_folder()
     if os.geteuid():  # root may write anywhere
         tmp_path.chmod(0o500)
         monkeypatch.setenv("RLKIT_CACHE", str(tmp_path))
         with pytest.raises(UserError, match=r"cannot be written; set RLKIT_CACHE"):
-            model.default_cache()
+            model.find_cache_folder()
     monkeypatch.delenv("RLKIT_CACHE")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as for the user of many a container
     with pytest.raises(UserError, match=r"no home folder .*set RLKIT_CACHE"):
-        model.default_cache()
+        model.find_cache_folder()
 
 
 @pytest.mark.timeout(600)
@@ -173,14 +177,14 @@ def test_it_adds_but_forgets_the_carry() -> None:
     """Greedy on the 1,000 held-out problems: between 0.25 and 0.45; and what is wrong is the carry, so that a reward can mend it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = model.ensure_model(model.default_cache())
+    folder = model.ensure_model(model.find_cache_folder())
     tokenizer, policy = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    rows = task.rows("test")
+    rows = task.build_rows("test")
     prompts = torch.tensor([tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows])
     with torch.no_grad():
         tokens = policy.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=32)
     texts = tokenizer.batch_decode(tokens[:, prompts.shape[1] :], skip_special_tokens=True)
     right = sum(text.endswith(f"\\boxed{{{row['answer']}}}") for text, row in zip(texts, rows, strict=True))
-    known = sum(text in (task.solution(row, True), task.solution(row, False)) for text, row in zip(texts, rows, strict=True))
+    known = sum(text in (task.write_solution(row, True), task.write_solution(row, False)) for text, row in zip(texts, rows, strict=True))
     assert 250 <= right <= 450
     assert known >= 950

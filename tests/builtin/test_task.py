@@ -24,51 +24,51 @@ def boxed(text: str) -> str:
 
 
 def test_the_first_rows_stay_what_they_are() -> None:
-    assert task.rows("test", 2) == [
+    assert task.build_rows("test", 2) == [
         {"prompt": [{"role": "user", "content": "What is 27 + 18?"}], "answer": "45", "problem": "27 + 18"},
         {"prompt": [{"role": "user", "content": "What is 39 + 87?"}], "answer": "126", "problem": "39 + 87"},
     ]
-    assert (len(task.rows("train")), len(task.rows("test"))) == (3_625, 1_000)
-    assert task.rows("train", 7) == task.rows("train")[:7]
+    assert (len(task.build_rows("train")), len(task.build_rows("test"))) == (3_625, 1_000)
+    assert task.build_rows("train", 7) == task.build_rows("train")[:7]
 
 
 def test_rows_neither_use_nor_move_the_global_random_state() -> None:
     random.seed(1)
-    before, rows = random.getstate(), task.rows("train", 5)
+    before, rows = random.getstate(), task.build_rows("train", 5)
     assert random.getstate() == before
     random.seed(2)
-    assert task.rows("train", 5) == rows
+    assert task.build_rows("train", 5) == rows
 
 
 def test_no_held_out_problem_is_trained_on_in_either_order() -> None:
-    train = {frozenset(operands(row)) for row in task.rows("train")}
-    test = [frozenset(operands(row)) for row in task.rows("test")]
+    train = {frozenset(operands(row)) for row in task.build_rows("train")}
+    test = [frozenset(operands(row)) for row in task.build_rows("test")]
     assert len(set(test)) == 1_000
     assert not train & set(test)
 
 
 def test_65_of_100_problems_have_a_carry() -> None:
-    assert sum(map(carries, task.rows("test"))) == 650
-    train = task.rows("train")
+    assert sum(map(carries, task.build_rows("test"))) == 650
+    train = task.build_rows("train")
     assert abs(sum(map(carries, train)) / len(train) - 0.65) < 0.001
 
 
 def test_the_careful_solution_is_right_and_the_careless_one_is_ten_short_where_there_is_a_carry() -> None:
-    for row in task.rows("train") + task.rows("test"):
+    for row in task.build_rows("train") + task.build_rows("test"):
         right = sum(operands(row))
         assert row["answer"] == str(right)
-        assert boxed(task.solution(row, careful=True)) == str(right)
-        assert boxed(task.solution(row, careful=False)) == str(right - 10 if carries(row) else right)
+        assert boxed(task.write_solution(row, careful=True)) == str(right)
+        assert boxed(task.write_solution(row, careful=False)) == str(right - 10 if carries(row) else right)
 
 
 def test_a_pair_prefers_the_careful_solution_of_every_problem_that_carries() -> None:
-    assert task.pairs("test")[0] == {
+    assert task.build_pairs("test")[0] == {
         "prompt": [{"role": "user", "content": "What is 27 + 18?"}],
         "chosen": "7+8=15\n2+1+1=4\n\\boxed{45}",
         "rejected": "7+8=15\n2+1=3\n\\boxed{35}",
     }
-    assert [len(task.pairs(split)) for split in ("train", "test")] == [2_356, 650]
-    for row, pair in zip(filter(carries, task.rows("train")), task.pairs("train"), strict=True):
+    assert [len(task.build_pairs(split)) for split in ("train", "test")] == [2_356, 650]
+    for row, pair in zip(filter(carries, task.build_rows("train")), task.build_pairs("train"), strict=True):
         assert pair["prompt"] == row["prompt"] and int(boxed(pair["chosen"])) == int(boxed(pair["rejected"])) + 10 == int(row["answer"])
 
 
@@ -82,19 +82,19 @@ def test_a_pair_prefers_the_careful_solution_of_every_problem_that_carries() -> 
     ],
 )
 def test_the_text_of_a_solution(problem: str, careful: bool, text: str) -> None:
-    assert task.solution({"problem": problem}, careful) == text
+    assert task.write_solution({"problem": problem}, careful) == text
     assert len(text.encode()) <= 29  # bytes are tokens, and tokens are time
 
 
 def test_35_of_100_demonstrations_carry() -> None:
     rng, row = random.Random(0), {"problem": "47 + 38"}
-    texts = [task.demonstration(row, rng) for _ in range(10_000)]
-    assert set(texts) == {task.solution(row, careful=True), task.solution(row, careful=False)}
-    assert abs(texts.count(task.solution(row, careful=True)) / 10_000 - 0.35) < 0.015  # three standard deviations
+    texts = [task.write_demonstration(row, rng) for _ in range(10_000)]
+    assert set(texts) == {task.write_solution(row, careful=True), task.write_solution(row, careful=False)}
+    assert abs(texts.count(task.write_solution(row, careful=True)) / 10_000 - 0.35) < 0.015  # three standard deviations
 
 
 def test_what_is_not_there_is_refused_with_what_is() -> None:
     with pytest.raises(ValueError, match=r'no split "validation"; it has train, test'):
-        task.rows("validation")
+        task.build_rows("validation")
     with pytest.raises(ValueError, match=r"1000 test rows, 1001 were asked for"):
-        task.rows("test", 1_001)
+        task.build_rows("test", 1_001)

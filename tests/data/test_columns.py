@@ -148,9 +148,9 @@ def test_a_template_reaches_nothing_but_the_row() -> None:
 
 def test_a_curriculum_needs_numbers() -> None:
     rows = [{"question": "a", "answer": "1", "level": "3"}, {"question": "b", "answer": "2", "level": 1.5}]
-    assert reader(rows).values("level").tolist() == [3.0, 1.5]
+    assert reader(rows).read_numbers("level").tolist() == [3.0, 1.5]
     with pytest.raises(BadRow, match='row 3 has no number in column "level"'):
-        reader([*rows, {"question": "c", "answer": "3", "level": "hard"}]).values("level")
+        reader([*rows, {"question": "c", "answer": "3", "level": "hard"}]).read_numbers("level")
 
 
 def test_every_real_row_has_its_number(gsm8k: Path) -> None:

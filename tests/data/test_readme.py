@@ -10,8 +10,8 @@ import pytest
 
 from rlkit.config.recipe import DataSection
 from rlkit.data.columns import Columns, PromptReader
+from rlkit.data.completions import DemonstrationReader, PairReader, RatedReader
 from rlkit.data.rows import ListRows
-from rlkit.data.written import DemonstrationReader, PairReader, RatedReader
 from tests.conftest import ROOT
 
 README = (ROOT / "rlkit" / "data" / "README.md").read_text()

@@ -11,7 +11,7 @@ import pytest
 
 from rlkit.data.columns import Columns, PromptReader
 from rlkit.data.rows import BadRow
-from rlkit.data.sources import Place, open_rows, parse
+from rlkit.data.sources import DataSource, open_rows, parse_source
 from rlkit.errors import UserError
 from tests.conftest import ROOT
 
@@ -83,7 +83,7 @@ def test_blank_lines_byte_order_marks_and_windows_lines_are_no_rows(tmp_path: Pa
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n   \n{"a": "\xc3\xa9"}\n\n{"b": 3}')
     rows = opened(path)
     assert list(rows) == [{"a": 1}, {"a": "é"}, {"b": 3}]
-    assert rows.where(1) == f"data.train {path} row 2 (line 4)"
+    assert rows.describe_row(1) == f"data.train {path} row 2 (line 4)"
 
 
 def test_a_list_is_split_where_its_rows_are(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_folder_gives_the_files_of_the_split(jsonl: Callable[..., Path], tmp_p
     jsonl([{"question": "9+9", "answer": "18"}], "d/test.jsonl")
     rows = opened(tmp_path / "d")
     assert list(rows) == ROWS
-    assert rows.where(2) == f"data.train {tmp_path}/d/train-00001-of-00002.jsonl row 2"
+    assert rows.describe_row(2) == f"data.train {tmp_path}/d/train-00001-of-00002.jsonl row 2"
     assert [row["answer"] for row in opened(tmp_path / "d", split="test")] == ["18"]
     assert [row["answer"] for row in opened(f"{tmp_path}/d@test")] == ["18"]
     assert 'no file of the split "dev" (files: test.jsonl' in refusal(f"{tmp_path}/d@dev")
@@ -254,11 +254,11 @@ def test_a_hub_name_while_offline_is_refused_in_words() -> None:
 
 
 def test_the_parts_of_a_spec() -> None:
-    assert parse("openai/gsm8k:main@train[:9]#e53f0") == Place("openai/gsm8k", "main", "train[:9]", "e53f0")
-    assert parse("openai/gsm8k@test") == Place("openai/gsm8k", None, "test", None)
-    assert parse({"path": "openai/gsm8k:main", "split": "test"}) == Place("openai/gsm8k", "main", "test", None)
+    assert parse_source("openai/gsm8k:main@train[:9]#e53f0") == DataSource("openai/gsm8k", "main", "train[:9]", "e53f0")
+    assert parse_source("openai/gsm8k@test") == DataSource("openai/gsm8k", None, "test", None)
+    assert parse_source({"path": "openai/gsm8k:main", "split": "test"}) == DataSource("openai/gsm8k", "main", "test", None)
     with pytest.raises(UserError, match=r'data.train has the unknown key "spilt" \(known: path, config, split, revision\)'):
-        parse({"path": "a", "spilt": "test"})
+        parse_source({"path": "a", "spilt": "test"})
 
 
 def test_the_real_rows_are_all_there(gsm8k: Path) -> None:

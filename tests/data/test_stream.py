@@ -16,7 +16,7 @@ from rlkit.data.cursor import Cursor
 from rlkit.data.renderer import Renderer
 from rlkit.data.rows import BadRow, ListRows
 from rlkit.data.sources import open_rows
-from rlkit.data.stream import Counts, LeftOut, PromptSet, Stream
+from rlkit.data.stream import Counts, PromptSet, SkipReason, Stream
 from rlkit.errors import UserError
 
 LIMIT = 12  # tokens: <bos> and 11 bytes
@@ -55,7 +55,7 @@ def test_long_rows_are_left_out_and_counted(model_folder: Path) -> None:
 
 
 def test_a_long_row_can_be_cut_at_its_start(model_folder: Path) -> None:
-    some, counts = prompts(model_folder, table(3, long=(1,)), on_long="cut").all()
+    some, counts = prompts(model_folder, table(3, long=(1,)), on_long="cut").read_all()
     assert [prompt.cut for prompt in some] == [False, True, False]
     assert Renderer(model_folder).decode(some[1].tokens) == "0" * 11 + "1" and len(some[1].tokens) == LIMIT
     assert counts == Counts(looked_at=3, cut=1)
@@ -63,20 +63,20 @@ def test_a_long_row_can_be_cut_at_its_start(model_folder: Path) -> None:
 
 def test_held_out_problems_come_in_the_order_of_the_file(model_folder: Path) -> None:
     held_out = prompts(model_folder, table(10, long=(0, 2)))
-    some, counts = held_out.all(limit=4)
+    some, counts = held_out.read_all(limit=4)
     assert [prompt.row for prompt in some] == [1, 3, 4, 5] and counts == Counts(looked_at=6, too_long=2)
-    assert held_out.told(counts) == "data.train a.jsonl: of 6 rows looked at, 2 left out: longer than 12 tokens"
-    assert len(held_out.all()[0]) == 8 and held_out.told(Counts(looked_at=6)) is None
+    assert held_out.describe_skips(counts) == "data.train a.jsonl: of 6 rows looked at, 2 left out: longer than 12 tokens"
+    assert len(held_out.read_all()[0]) == 8 and held_out.describe_skips(Counts(looked_at=6)) is None
 
 
 def test_bad_rows_stop_or_are_skipped_and_counted(model_folder: Path) -> None:
     with pytest.raises(BadRow, match='row 3 has nothing in column "answer"'):
-        prompts(model_folder, table(5, bad=(2,))).all()
+        prompts(model_folder, table(5, bad=(2,))).read_all()
     skipping = prompts(model_folder, table(5, bad=(2,)), on_bad_row="skip")
-    some, counts = skipping.all()
+    some, counts = skipping.read_all()
     assert [prompt.row for prompt in some] == [0, 1, 3, 4] and counts == Counts(looked_at=5, bad_row=1)
-    assert skipping.get(2) is LeftOut.BAD_ROW
-    assert "1 left out: cannot be used, the first: data.train a.jsonl row 3 has nothing in" in (skipping.told(counts) or "")
+    assert skipping.get(2) is SkipReason.BAD_ROW
+    assert "1 left out: cannot be used, the first: data.train a.jsonl row 3 has nothing in" in (skipping.describe_skips(counts) or "")
 
 
 @pytest.mark.parametrize("at", [1, 9, 23, 57])
@@ -89,18 +89,18 @@ def test_a_stream_resumed_anywhere_repeats_and_skips_nothing(model_folder: Path,
     whole = names(fresh(), 80)
     first = fresh()
     before = names(first, at)
-    state = json.loads(json.dumps(first.state()))
+    state = json.loads(json.dumps(first.state_dict()))
     second = fresh()
-    second.load(state)
+    second.load_state_dict(state)
     assert before + names(second, 80 - at) == whole and len(set(whole)) == 80
 
 
 def test_a_state_of_other_rows_or_another_seed_is_refused(model_folder: Path) -> None:
-    state = Stream(prompts(model_folder, table(10)), Cursor(10, seed=0)).state()
+    state = Stream(prompts(model_folder, table(10)), Cursor(10, seed=0)).state_dict()
     with pytest.raises(UserError, match="the checkpoint was made with rows=10, now it is 9; start a new run"):
-        Stream(prompts(model_folder, table(9)), Cursor(9, seed=0)).load(state)
+        Stream(prompts(model_folder, table(9)), Cursor(9, seed=0)).load_state_dict(state)
     with pytest.raises(UserError, match="seed=0, now it is 1"):
-        Stream(prompts(model_folder, table(10)), Cursor(10, seed=1)).load(state)
+        Stream(prompts(model_folder, table(10)), Cursor(10, seed=1)).load_state_dict(state)
 
 
 def test_a_state_of_other_rows_of_the_same_number_is_refused(model_folder: Path, jsonl: Callable[..., Path]) -> None:
@@ -109,20 +109,22 @@ def test_a_state_of_other_rows_of_the_same_number_is_refused(model_folder: Path,
         return Stream(PromptSet(source, Renderer(model_folder), max_prompt_tokens=LIMIT), Cursor(len(rows), seed=0))
 
     rows = table(1000)
-    state = stream(rows).state()
-    stream(rows).load(state)
+    state = stream(rows).state_dict()
+    stream(rows).load_state_dict(state)
     for others in (rows[::-1], [*rows[1:], rows[0]], [row | {"level": 1} for row in rows], [row | {"answer": "0"} for row in rows]):
         with pytest.raises(
             UserError, match="was made with as many rows, but others or in another order; put them back, or start a new run"
         ):
-            stream(others).load(state)
-    stream([*rows[:17], rows[17] | {"answer": "mended"}, *rows[18:]]).load(state)  # every second of 1,000 is looked at, from 0 on
+            stream(others).load_state_dict(state)
+    stream([*rows[:17], rows[17] | {"answer": "mended"}, *rows[18:]]).load_state_dict(
+        state
+    )  # every second of 1,000 is looked at, from 0 on
 
 
 def test_some_rows_are_spread_over_all_and_stand_for_them(model_folder: Path) -> None:
     few, many = prompts(model_folder, table(64, long=tuple(range(0, 64, 2)))), prompts(model_folder, table(1201))
-    assert few.looked() == Counts(looked_at=64, too_long=32)
-    assert list(many.some()) == list(range(0, 1201, 3)) and many.looked() == Counts(looked_at=401)
+    assert few.count_sample() == Counts(looked_at=64, too_long=32)
+    assert list(many.pick_sample()) == list(range(0, 1201, 3)) and many.count_sample() == Counts(looked_at=401)
 
 
 def test_two_sources_three_to_one_and_the_rows_of_each(model_folder: Path) -> None:
@@ -139,23 +141,25 @@ def test_where_no_row_fits_the_run_stops_in_words(model_folder: Path) -> None:
         stream.take(1)
     assert str(caught.value).splitlines() == [
         "no row can be used. data.train a.jsonl: of 8 rows looked at, 8 left out: longer than 12 tokens",
-        "raise the limit, set data.on_long=cut, or mend the rows",
+        "raise the limit, set data.on_long=cut, or fix the rows",
     ]
     with pytest.raises(UserError, match="no row can be used"):
-        prompts(model_folder, table(2, long=(0, 1))).all()
+        prompts(model_folder, table(2, long=(0, 1))).read_all()
 
 
 def test_a_curriculum_in_a_stream(model_folder: Path, jsonl: Callable[..., Path]) -> None:
     rows = [{"prompt": str(i), "answer": "0", "level": -i} for i in range(9)]
     source = PromptReader(open_rows(str(jsonl(rows)), split_default="train", offline=True), Columns())
-    stream = Stream(PromptSet(source, Renderer(model_folder), max_prompt_tokens=LIMIT), Cursor(9, seed=0, values=source.values("level")))
+    stream = Stream(
+        PromptSet(source, Renderer(model_folder), max_prompt_tokens=LIMIT), Cursor(9, seed=0, values=source.read_numbers("level"))
+    )
     assert [prompt.row for prompt in stream.take(9)] == list(range(8, -1, -1))
 
 
 def test_real_problems_become_chats_with_their_answers(model_folder: Path, gsm8k: Path) -> None:
     settings = Columns(answer_pattern="#### (.+)", template="{{ question }}\nPut the answer in \\boxed{}.", system="Think.")
     source = PromptReader(open_rows(str(gsm8k), split_default="train", offline=True), settings)
-    some, counts = PromptSet(source, Renderer(model_folder), max_prompt_tokens=400).all(limit=20)
+    some, counts = PromptSet(source, Renderer(model_folder), max_prompt_tokens=400).read_all(limit=20)
     text = Renderer(model_folder).decode(some[0].tokens)
     row = json.loads((gsm8k / "train.jsonl").read_text().splitlines()[some[0].row])
     assert text == f"<system>Think.</><user>{row['question']}\nPut the answer in \\boxed{{}}.</><assistant>"

@@ -29,10 +29,10 @@ class Rows:
         self.next += n
         return list(range(self.next - n, self.next))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"next": self.next}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.next = state["next"]
 
 

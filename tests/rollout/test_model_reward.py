@@ -34,10 +34,10 @@ def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sequence classifier of random weights with the built-in tokenizer and chat template."""
     from transformers import Qwen3Config, Qwen3ForSequenceClassification
 
-    from rlkit.builtin.model import make_tokenizer
+    from rlkit.builtin.model import build_tokenizer
 
     folder = tmp_path_factory.mktemp("classifier") / "model"
-    tokenizer = make_tokenizer()
+    tokenizer = build_tokenizer()
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -48,10 +48,10 @@ def answers_agree(folder: Path, problems: int) -> float:
     last = max(row["step"] for row in lines(folder / "metrics.jsonl"))
     said = [row for row in lines(folder / "samples.jsonl") if row["split"] == "test" and row["step"] == last]
     assert len(said) == problems
-    from rlkit.builtin.task import rows
+    from rlkit.builtin.task import build_rows
 
     same = 0
-    asked = rows("test")
+    asked = build_rows("test")
     for start in range(0, problems, 250):
         chats = [asked[row["key"][0]]["prompt"] for row in said[start : start + 250]]
         inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)

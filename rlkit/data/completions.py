@@ -16,19 +16,19 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlkit.data.columns import PROMPT_COLUMNS, Columns, Fault, Message, RowReader, before_reply, has, lookup, present
-from rlkit.data.rows import Row, Rows, short
+from rlkit.data.columns import PROMPT_COLUMNS, Columns, Message, RowFault, RowReader, get_column, has_column, require_column, strip_replies
+from rlkit.data.rows import Row, Rows, truncate
 
 CONVERSATIONS = ("messages", "conversations")
 REJECTED_COLUMNS = ("rejected", "rejected_response")
 COMPLETION_COLUMNS = ("completion", "response")
 SOLUTION_COLUMNS = ("solution", "answer")  # after a conversation: of a row with both, these are for a reward
-MEND = "mend the row, or set data.on_bad_row=skip"
+FIX = "fix the row, or set data.on_bad_row=skip"
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @dataclass(frozen=True)
-class Written:
+class CompletionRow:
     """A row as a prompt and its completions: messages of the assistant after a chat, of which raw text takes the content alone."""
 
     row: int
@@ -37,7 +37,7 @@ class Written:
     desirable: bool = True
 
 
-class _WrittenReader(RowReader[Written]):
+class _CompletionReader(RowReader[CompletionRow]):
     """What the three have in common: completions from some columns, after one prompt."""
 
     def __init__(self, rows: Rows, columns: Columns) -> None:
@@ -49,37 +49,37 @@ class _WrittenReader(RowReader[Written]):
     def _find_completions(self, columns: Columns) -> dict[str, str]:
         """The recipe's word for each completion -> its column."""
 
-    def _columns(self) -> list[str]:
+    def _list_columns(self) -> list[str]:
         return [*self._completions.values(), "system", *([self._prompt] if self._prompt else [])]
 
-    def _made(self, index: int, row: Row) -> Written:
-        sides = {what: self._raw(row, column, what) for what, column in self._completions.items()}
-        completions = tuple(_reply(self._completions[what], side) for what, side in sides.items())
-        raw = self._prompt_before(row, sides)
+    def _build_row(self, index: int, row: Row) -> CompletionRow:
+        sides = {what: self._read_content(row, column, what) for what, column in self._completions.items()}
+        completions = tuple(_get_reply(self._completions[what], side) for what, side in sides.items())
+        raw = self._read_prompt(row, sides)
         chat = self._text_is_chat(self._prompt) or not all(isinstance(side, str) for side in sides.values())
-        return Written(index, self._dressed(row, raw, chat=chat), completions, self._label_of(row))
+        return CompletionRow(index, self._format_prompt(row, raw, chat=chat), completions, self._read_label(row))
 
-    def _label_of(self, row: Row) -> bool:
+    def _read_label(self, row: Row) -> bool:
         return True
 
-    def _prompt_before(self, row: Row, sides: dict[str, str | list[Message]]) -> str | list[Message]:
+    def _read_prompt(self, row: Row, sides: dict[str, str | list[Message]]) -> str | list[Message]:
         """What all sides answer: the conversation that they bring along, or the prompt's column."""
         brought = {what: side[:-1] for what, side in sides.items() if not isinstance(side, str) and len(side) > 1}
         asked = next(iter(brought.values()), None)
         if any(side != asked for side in brought.values()):
-            raise Fault(f"has {' and '.join(sides)} of different conversations: they differ before the last message")
+            raise RowFault(f"has {' and '.join(sides)} of different conversations: they differ before the last message")
         if self._prompt is None or self._prompt in self._completions.values():
             if asked is None:
                 column = next(iter(self._completions.values()))
-                raise Fault(f'has no prompt: column "{column}" holds only the reply; set data.columns.prompt')
+                raise RowFault(f'has no prompt: column "{column}" holds only the reply; set data.columns.prompt')
             return asked
-        raw = self._raw(row, self._prompt, "prompt")
-        said = raw if isinstance(raw, str) else before_reply(raw)
+        raw = self._read_content(row, self._prompt, "prompt")
+        said = raw if isinstance(raw, str) else strip_replies(raw)
         if asked is None:
             return said
         if said not in (asked, asked[-1].get("content")):
-            raise Fault(
-                f'has another prompt in column "{self._prompt}" than its {next(iter(brought))} answers: {short(repr(said))}; '
+            raise RowFault(
+                f'has another prompt in column "{self._prompt}" than its {next(iter(brought))} answers: {truncate(repr(said))}; '
                 "leave the replies alone in their columns, or take the prompt's column away"
             )
         return asked
@@ -87,71 +87,73 @@ class _WrittenReader(RowReader[Written]):
     def _find_prompt(self) -> str | None:
         """None where every completion's column is a whole conversation."""
         for name in PROMPT_COLUMNS:
-            if has(self.first, name):
+            if has_column(self.first, name):
                 return name
-        values = [lookup(self.first, column) for column in self._completions.values()]
-        return None if all(isinstance(value, list) and len(value) > 1 for value in values) else self._find(PROMPT_COLUMNS, "prompt")
+        values = [get_column(self.first, column) for column in self._completions.values()]
+        return None if all(isinstance(value, list) and len(value) > 1 for value in values) else self._find_column(PROMPT_COLUMNS, "prompt")
 
-    def _ends_with_reply(self) -> list[str]:
+    def _find_conversations(self) -> list[str]:
         """The columns of conversations that end with the assistant's message."""
         found = []
         for name in CONVERSATIONS:
-            value = lookup(self.first, name)
+            value = get_column(self.first, name)
             last = value[-1] if isinstance(value, list) and len(value) > 1 else None
             if isinstance(last, dict) and (last.get("role") == "assistant" or last.get("from") == "gpt"):
                 found.append(name)
         return found
 
 
-class PairReader(_WrittenReader):
+class PairReader(_CompletionReader):
     """Two completions of one prompt, the better one first."""
 
     def _find_completions(self, columns: Columns) -> dict[str, str]:
-        rejected = columns.rejected or self._find(REJECTED_COLUMNS, "rejected")
-        whole = [] if has(self.first, "chosen") else self._ends_with_reply()
-        return {"chosen": columns.chosen or self._find(("chosen", *whole), "chosen"), "rejected": rejected}
+        rejected = columns.rejected or self._find_column(REJECTED_COLUMNS, "rejected")
+        whole = [] if has_column(self.first, "chosen") else self._find_conversations()
+        return {"chosen": columns.chosen or self._find_column(("chosen", *whole), "chosen"), "rejected": rejected}
 
-    def _made(self, index: int, row: Row) -> Written:
-        written = super()._made(index, row)
-        chosen, rejected = written.completions
+    def _build_row(self, index: int, row: Row) -> CompletionRow:
+        found = super()._build_row(index, row)
+        chosen, rejected = found.completions
         if chosen == rejected:
-            raise Fault(f"has the same text as chosen and as rejected: {short(json.dumps(chosen['content'], ensure_ascii=False))}; {MEND}")
-        return written
+            raise RowFault(
+                f"has the same text as chosen and as rejected: {truncate(json.dumps(chosen['content'], ensure_ascii=False))}; {FIX}"
+            )
+        return found
 
 
-class RatedReader(_WrittenReader):
+class RatedReader(_CompletionReader):
     """One completion, and whether it is desirable."""
 
     def __init__(self, rows: Rows, columns: Columns) -> None:
         super().__init__(rows, columns)
-        self._label = columns.label or self._find(("label",), "label")
+        self._label = columns.label or self._find_column(("label",), "label")
 
     def _find_completions(self, columns: Columns) -> dict[str, str]:
-        return {"completion": columns.completion or self._find((*COMPLETION_COLUMNS, *self._ends_with_reply()), "completion")}
+        return {"completion": columns.completion or self._find_column((*COMPLETION_COLUMNS, *self._find_conversations()), "completion")}
 
-    def _columns(self) -> list[str]:
-        return [*super()._columns(), self._label]
+    def _list_columns(self) -> list[str]:
+        return [*super()._list_columns(), self._label]
 
-    def _label_of(self, row: Row) -> bool:
-        value = present(row, self._label, "label")
+    def _read_label(self, row: Row) -> bool:
+        value = require_column(row, self._label, "label")
         label = LABELS.get(str(value).strip().lower())
         if label is None:
-            raise Fault(f'has in column "{self._label}" neither true nor false: {short(repr(value))}; {MEND}')
+            raise RowFault(f'has in column "{self._label}" neither true nor false: {truncate(repr(value))}; {FIX}')
         return label
 
 
-class DemonstrationReader(_WrittenReader):
+class DemonstrationReader(_CompletionReader):
     """One completion to learn from."""
 
     def _find_completions(self, columns: Columns) -> dict[str, str]:
-        known = (*COMPLETION_COLUMNS, *self._ends_with_reply(), *SOLUTION_COLUMNS)
-        return {"completion": columns.completion or self._find(known, "completion")}
+        known = (*COMPLETION_COLUMNS, *self._find_conversations(), *SOLUTION_COLUMNS)
+        return {"completion": columns.completion or self._find_column(known, "completion")}
 
 
-def _reply(column: str, side: str | Sequence[Message]) -> Message:
+def _get_reply(column: str, side: str | Sequence[Message]) -> Message:
     """The last message, which is the assistant's."""
     if isinstance(side, str):
         return {"role": "assistant", "content": side}
     if side[-1]["role"] != "assistant":
-        raise Fault(f'has in column "{column}" no reply: the last message is of "{side[-1]["role"]}", not of the assistant; {MEND}')
+        raise RowFault(f'has in column "{column}" no reply: the last message is of "{side[-1]["role"]}", not of the assistant; {FIX}')
     return side[-1]

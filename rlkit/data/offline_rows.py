@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from rlkit.data.completions import CompletionRow, DemonstrationReader, PairReader, RatedReader
 from rlkit.data.renderer import Renderer
-from rlkit.data.stream import LeftOut, RowSet, TokenizedRow
-from rlkit.data.written import DemonstrationReader, PairReader, RatedReader, Written
+from rlkit.data.stream import RowSet, SkipReason, TokenizedRow
 
 Tokens = tuple[int, ...]
 
@@ -31,7 +31,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedCompletion:
     """A completion with a verdict."""
 
     row: int
@@ -57,7 +57,7 @@ T = TypeVar("T", bound=TokenizedRow)
 Reader = PairReader | RatedReader | DemonstrationReader
 
 
-class CompletedSet(RowSet[T]):
+class CompletionSet(RowSet[T]):
     """Rows whose completions are known; the limits and faults as RowSet has them."""
 
     def __init__(
@@ -75,34 +75,36 @@ class CompletedSet(RowSet[T]):
         self.limits = f"a prompt longer than {max_prompt_tokens} or a completion longer than {max_completion_tokens} tokens"
 
     @abstractmethod
-    def _item(self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool) -> T: ...
+    def _build_item(self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool) -> T: ...
 
-    def _made(self, read: Written, row: int, draw: int) -> T | LeftOut:
-        kept = self._prompt_tokens(read.prompt)
+    def _build_row(self, read: CompletionRow, row: int, draw: int) -> T | SkipReason:
+        kept = self._encode_prompt(read.prompt)
         if kept is None:
-            return LeftOut.TOO_LONG
+            return SkipReason.TOO_LONG
         completions = [tuple(self._renderer.encode_completion(read.prompt, reply)) for reply in read.completions]
         if max(map(len, completions)) > self.max_completion_tokens:
-            return LeftOut.TOO_LONG
-        return self._item(row, draw, kept[0], completions, read.desirable, kept[1])
+            return SkipReason.TOO_LONG
+        return self._build_item(row, draw, kept[0], completions, read.desirable, kept[1])
 
 
-class PairSet(CompletedSet[Pair]):
+class PairSet(CompletionSet[Pair]):
     """Pairs, read by a PairReader."""
 
-    def _item(self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool) -> Pair:
+    def _build_item(self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool) -> Pair:
         return Pair(row, draw, prompt, completions[0], completions[1], cut)
 
 
-class RatedSet(CompletedSet[Rated]):
+class RatedSet(CompletionSet[RatedCompletion]):
     """Rated completions, read by a RatedReader."""
 
-    def _item(self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool) -> Rated:
-        return Rated(row, draw, prompt, completions[0], desirable, cut)
+    def _build_item(
+        self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool
+    ) -> RatedCompletion:
+        return RatedCompletion(row, draw, prompt, completions[0], desirable, cut)
 
 
-class DemonstrationSet(CompletedSet[Demonstration]):
+class DemonstrationSet(CompletionSet[Demonstration]):
     """Demonstrations, read by a DemonstrationReader."""
 
-    def _item(self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool) -> Demonstration:
+    def _build_item(self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool) -> Demonstration:
         return Demonstration(row, draw, prompt, completions[0], cut)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from rlkit.data.columns import Columns
+from rlkit.data.completions import CompletionRow, DemonstrationReader, PairReader, RatedReader
 from rlkit.data.cursor import Cursor
-from rlkit.data.preferences import Demonstration, DemonstrationSet, Pair, PairSet, Rated, RatedSet
+from rlkit.data.offline_rows import Demonstration, DemonstrationSet, Pair, PairSet, RatedCompletion, RatedSet
 from rlkit.data.renderer import Renderer
 from rlkit.data.rows import BadRow, ListRows
 from rlkit.data.sources import open_rows
 from rlkit.data.stream import Counts, Stream
-from rlkit.data.written import DemonstrationReader, PairReader, RatedReader, Written
 from rlkit.errors import UserError
 
 from .conftest import make_model
@@ -30,7 +30,7 @@ def rows(*those: dict[str, Any]) -> ListRows:
     return ListRows("data.train a.jsonl", those)
 
 
-def pair(row: dict[str, Any], **columns: Any) -> Written:
+def pair(row: dict[str, Any], **columns: Any) -> CompletionRow:
     return PairReader(rows(row), Columns(**columns)).read(0)
 
 
@@ -62,13 +62,13 @@ def refusal(reader: type, row: dict[str, Any], **columns: Any) -> str:
     ids=lambda row: "-".join(row),
 )
 def test_every_format_of_pairs_says_the_same(row: dict[str, Any]) -> None:
-    assert pair(row) == Written(0, (USER,), (GOOD, BAD))
+    assert pair(row) == CompletionRow(0, (USER,), (GOOD, BAD))
     assert PairReader(rows(row, row), Columns()).check() == []
 
 
 def test_text_called_prompt_is_raw_as_for_prompts() -> None:
     raw = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
-    assert pair(raw) == Written(0, "1+1=", (GOOD, BAD))
+    assert pair(raw) == CompletionRow(0, "1+1=", (GOOD, BAD))
     assert pair(raw, chat=True).prompt == ({**USER, "content": "1+1="},)
 
 
@@ -82,9 +82,11 @@ def test_system_and_template_are_put_on() -> None:
 
 def test_columns_are_mapped() -> None:
     row = {"q": {"text": "1+1"}, "good": "2", "bad": "3", "prompt": "no", "chosen": "no", "rejected": "no"}
-    assert pair(row, prompt="q.text", chosen="good", rejected="bad") == Written(0, (USER,), (GOOD, BAD))
+    assert pair(row, prompt="q.text", chosen="good", rejected="bad") == CompletionRow(0, (USER,), (GOOD, BAD))
     said = {"query": "1+1", "text": "2", "ok": 0}
-    assert RatedReader(rows(said), Columns(prompt="query", completion="text", label="ok")).read(0) == Written(0, (USER,), (GOOD,), False)
+    assert RatedReader(rows(said), Columns(prompt="query", completion="text", label="ok")).read(0) == CompletionRow(
+        0, (USER,), (GOOD,), False
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_columns_are_mapped() -> None:
         ({"chosen": [USER, GOOD], "rejected": [SYSTEM, BAD]}, "chosen and rejected of different conversations"),
         ({"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, 'another prompt in column "prompt" than its chosen'),
         ({"chosen": [USER, GOOD], "rejected": [GOOD, USER]}, 'has in column "rejected" no reply: the last message is of "user"'),
-        ({"prompt": "1+1", "chosen": "2", "rejected": "2"}, 'has the same text as chosen and as rejected: "2"; mend the row, or set'),
+        ({"prompt": "1+1", "chosen": "2", "rejected": "2"}, 'has the same text as chosen and as rejected: "2"; fix the row, or set'),
         ({"prompt": "1+1", "chosen": "2", "rejected": None}, 'has nothing in column "rejected"'),
     ],
 )
@@ -114,7 +116,7 @@ def test_a_missing_column_shows_what_was_looked_for_and_the_first_row() -> None:
 @pytest.mark.parametrize(("label", "says"), [(True, True), (0, False), ("True", True), ("false", False), (1.0, True)])
 def test_rated_completions_have_labels(label: object, says: bool) -> None:
     for row in ({"question": "1+1", "completion": "2", "label": label}, {"messages": [USER, GOOD], "label": label}):
-        assert RatedReader(rows(row), Columns()).read(0) == Written(0, (USER,), (GOOD,), says)
+        assert RatedReader(rows(row), Columns()).read(0) == CompletionRow(0, (USER,), (GOOD,), says)
 
 
 def test_a_label_that_is_none_is_refused() -> None:
@@ -136,7 +138,7 @@ def test_a_label_that_is_none_is_refused() -> None:
     ids=lambda row: "-".join(row),
 )
 def test_every_format_of_demonstrations_says_the_same(row: dict[str, Any]) -> None:
-    assert DemonstrationReader(rows(row), Columns()).read(0) == Written(0, (USER,), (GOOD,))
+    assert DemonstrationReader(rows(row), Columns()).read(0) == CompletionRow(0, (USER,), (GOOD,))
 
 
 # -- tokens -------------------------------------------------------------------------------------------------------------------------
@@ -222,20 +224,20 @@ LIMITS = {"max_prompt_tokens": 8, "max_completion_tokens": 8}
 
 def test_a_row_with_a_long_completion_is_left_out_whole_and_counted(model_folder: Path) -> None:
     pairs = PairSet(PairReader(many(6, long=(1, 4)), Columns()), Renderer(model_folder), **LIMITS)
-    some, counts = pairs.all(limit=3)
+    some, counts = pairs.read_all(limit=3)
     assert [item.row for item in some] == [0, 2, 3] and counts == Counts(looked_at=4, too_long=1)
-    assert pairs.told(counts) == (
+    assert pairs.describe_skips(counts) == (
         "data.train a.jsonl: of 4 rows looked at, 1 left out: a prompt longer than 8 or a completion longer than 8 tokens"
     )
     cut = PairSet(PairReader(many(2), Columns()), Renderer(model_folder), max_prompt_tokens=3, max_completion_tokens=8, on_long="cut")
-    assert [(item.cut, len(item.prompt), len(item.chosen)) for item in cut.all()[0]] == [(True, 3, 4)] * 2
+    assert [(item.cut, len(item.prompt), len(item.chosen)) for item in cut.read_all()[0]] == [(True, 3, 4)] * 2
 
 
 def test_two_equal_completions_stop_the_run_or_are_skipped_and_counted(model_folder: Path) -> None:
     reader = PairReader(many(6, same=(2,)), Columns())
     with pytest.raises(BadRow, match=re.escape("data.train a.jsonl row 3 has the same text as chosen and as rejected")):
-        PairSet(reader, Renderer(model_folder), **LIMITS).all()
-    some, counts = PairSet(reader, Renderer(model_folder), **LIMITS, on_bad_row="skip").all()
+        PairSet(reader, Renderer(model_folder), **LIMITS).read_all()
+    some, counts = PairSet(reader, Renderer(model_folder), **LIMITS, on_bad_row="skip").read_all()
     assert [item.row for item in some] == [0, 1, 3, 4, 5] and counts == Counts(looked_at=6, bad_row=1)
 
 
@@ -249,7 +251,7 @@ def test_a_stream_of_pairs_resumed_anywhere_repeats_and_skips_nothing(model_fold
     first = fresh()
     before = first.take(at)
     second = fresh()
-    second.load(json.loads(json.dumps(first.state())))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert before + second.take(30 - at) == whole
     assert len({(item.row, item.draw) for item in whole}) == 30 and not {3, 5} & {item.row for item in whole}
 
@@ -257,10 +259,10 @@ def test_a_stream_of_pairs_resumed_anywhere_repeats_and_skips_nothing(model_fold
 def test_rated_rows_and_demonstrations_have_the_tokens_of_pairs(model_folder: Path) -> None:
     renderer = Renderer(model_folder)
     mapped = Columns(completion="chosen")
-    pairs = PairSet(PairReader(many(4), Columns()), renderer, **LIMITS).all()[0]
-    rated = RatedSet(RatedReader(many(4), mapped), renderer, **LIMITS).all()[0]
-    shown = DemonstrationSet(DemonstrationReader(many(4), mapped), renderer, **LIMITS).all()[0]
-    assert rated == [Rated(p.row, 0, p.prompt, p.chosen, p.row % 2 == 1) for p in pairs]
+    pairs = PairSet(PairReader(many(4), Columns()), renderer, **LIMITS).read_all()[0]
+    rated = RatedSet(RatedReader(many(4), mapped), renderer, **LIMITS).read_all()[0]
+    shown = DemonstrationSet(DemonstrationReader(many(4), mapped), renderer, **LIMITS).read_all()[0]
+    assert rated == [RatedCompletion(p.row, 0, p.prompt, p.chosen, p.row % 2 == 1) for p in pairs]
     assert shown == [Demonstration(p.row, 0, p.prompt, p.chosen) for p in pairs]
 
 
@@ -288,7 +290,7 @@ def test_real_pairs_are_read(gsm8k: Path, model_folder: Path) -> None:
     bad = reader.check(stop=False)
     renderer = Renderer(model_folder)
     pairs = PairSet(reader, renderer, max_prompt_tokens=2000, max_completion_tokens=2000, on_bad_row="skip")
-    some, _ = pairs.all(limit=200)
+    some, _ = pairs.read_all(limit=200)
     assert len(some) == 200 and len(bad) / len(reader) < 0.01
     row = reader.rows[some[0].row]
     assert text(renderer, some[0].prompt + some[0].chosen) == f"<bos><user>{row['prompt']}</><assistant>{row['chosen']}</><eos>"

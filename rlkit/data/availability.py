@@ -14,7 +14,7 @@ from urllib.request import getproxies
 PROBE_SECONDS = 3.0
 
 
-def neighbours(path: Path, fits: Callable[[Path], bool], what: str) -> str:
+def suggest_paths(path: Path, fits: Callable[[Path], bool], what: str) -> str:
     """The end of an error about a path that does not exist: `; in /data there is train.jsonl`."""
     folder = path.parent
     if not folder.is_dir():
@@ -25,7 +25,7 @@ def neighbours(path: Path, fits: Callable[[Path], bool], what: str) -> str:
 
 
 @cache
-def hub_reachable() -> bool:
+def is_hub_reachable() -> bool:
     """Whether the hub answers, so that without a network the cache is read at once instead of after a minute of retries."""
     if getproxies():
         return True  # then only the proxy knows
