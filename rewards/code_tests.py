@@ -1,11 +1,11 @@
-"""Does the code do what its tests ask? It is run in a locked-down process: no network, no files but its own, bounded time and memory.
+"""Whether code passes its tests. It runs in a sandbox: no network, no files but its own, limited time and memory.
 
-The code is the last block of the completion that is fenced as Python, else the last of no language, else all of it. tests: a list of
-{"input": ..., "output": ...} (what goes in on stdin and what must come out on stdout), {"inputs": ..., "outputs": ...} as APPS and TACO
-have it, with "fn_name" where a function is called, a list of assert lines, or one text of code that fails where the code is wrong.
+The code is the last block of the completion that is fenced as Python, else the last one without a language, else the whole completion.
+tests: a list of {"input": ..., "output": ...} (stdin and the expected stdout), {"inputs": ..., "outputs": ...} as in APPS and TACO, with
+"fn_name" where a function is called, a list of assert lines, or one text of code that fails where the code is wrong.
 
-The code and its asserts share a process: code that looks through the frames of that process finds the word that proves a pass, and an
-object that says it equals everything passes. What stdin and fn_name tests expect never enters the process.
+The code and its asserts share a process: code that inspects the frames of that process can find the word that proves a pass, and an object
+that claims to equal everything passes. The expected results of stdin and fn_name tests never enter the process.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import Any
 from rlkit.rewarding import sandbox
 
 FENCED = re.compile(r"^[^\n`]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)  # the language, the contents
-PYTHON = ("python", "py", "python3", "py3")
+PYTHON_NAMES = ("python", "py", "python3", "py3")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-TESTS_NOTHING = (*FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+DEFINITIONS = (*FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 
-# Takes code, test and word from stdin, which is gone before the code runs; no file holds them. The word is printed only at the end:
-# code that leaves before has not passed.
+# Reads code, test and word from stdin, which is closed before the code runs; no file holds them. The word is printed only at the end, so
+# code that exits earlier does not pass.
 HARNESS = """
 import json, os, sys
 
 def main():
     write = os.write
     with open(0, closefd=False) as file:
-        given = json.load(file)
+        task = json.load(file)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     solution = sys.modules["solution"] = type(sys)("solution")
-    exec(compile(given["code"], "solution.py", "exec"), vars(solution))
+    exec(compile(task["code"], "solution.py", "exec"), vars(solution))
     solution.__name__ = "__main__"
-    exec(compile(given["test"], "test.py", "exec"), vars(solution))
-    write(1, (given["word"] + json.dumps(vars(solution).get("__returned__")) + given["word"]).encode())
+    exec(compile(task["test"], "test.py", "exec"), vars(solution))
+    write(1, (task["word"] + json.dumps(vars(solution).get("__returned__")) + task["word"]).encode())
 
 main()
 """
@@ -55,26 +55,26 @@ def code_tests(
     partial: bool = False,
     **columns: Any,
 ) -> dict[str, float]:
-    """score 1.0 where all tests pass (partial: the share that do), else 0.0; `passed` is the share. seconds, memory_mib: for each test.
+    """score: 1.0 where all tests pass, else 0.0 (with partial, the share that pass). passed: the share. seconds, memory_mib: for each test.
 
-    entry_point: the function that HumanEval's check(candidate) is called with. Raises ValueError for tests of no known form, or that would
-    test nothing, sandbox.Unavailable where this machine cannot lock the code in. The deadline of the reward must leave time for all tests.
+    entry_point: the function that check(candidate) of HumanEval is called with. The timeout of the reward must be long enough for all
+    tests. Raises ValueError for tests of no known form, or that would test nothing, SandboxUnavailable where there is no sandbox.
     """
-    checks = [check if isinstance(check, Mapping) else _called(check, entry_point) for check in _checks(tests)]
+    checks = [check if isinstance(check, Mapping) else _add_calls(check, entry_point) for check in _parse_tests(tests)]
     fenced = FENCED.findall(completion.replace("\r\n", "\n"))
-    blocks = [text for name, text in fenced if name.lower() in PYTHON] or [text for name, text in fenced if not name]
+    blocks = [text for name, text in fenced if name.lower() in PYTHON_NAMES] or [text for name, text in fenced if not name]
     code = textwrap.dedent(blocks[-1]) if blocks else completion
-    limits = sandbox.Limits(seconds=seconds, memory_mib=memory_mib)
+    limits = sandbox.SandboxLimits(seconds=seconds, memory_mib=memory_mib)
     share = sum(_passes(code, check, limits) for check in checks) / len(checks)
     return {"score": share if partial else float(share == 1.0), "passed": share}
 
 
-def _checks(tests: Any) -> list[str | Mapping[str, Any]]:
+def _parse_tests(tests: Any) -> list[str | Mapping[str, Any]]:
     if isinstance(tests, str) and tests.lstrip().startswith(("[", "{")):
         tests = json.loads(tests)
     if isinstance(tests, Mapping) and "inputs" in tests and "outputs" in tests:
         named = {"fn_name": tests["fn_name"]} if tests.get("fn_name") else {}
-        tests = [{"input": given, "output": wanted, **named} for given, wanted in zip(tests["inputs"], tests["outputs"], strict=True)]
+        tests = [{"input": stdin, "output": expected, **named} for stdin, expected in zip(tests["inputs"], tests["outputs"], strict=True)]
     checks = [tests] if isinstance(tests, (str, Mapping)) else list(tests) if isinstance(tests, Sequence) else []
     if not checks or not all(
         isinstance(check, str) or (isinstance(check, Mapping) and {"input", "output"} <= check.keys()) for check in checks
@@ -85,14 +85,14 @@ def _checks(tests: Any) -> list[str | Mapping[str, Any]]:
     return checks
 
 
-def _called(check: str, entry_point: str | None) -> str:
-    """The check with calls of what it only defines: check(entry_point) as in HumanEval, or each test_... as pytest does."""
+def _add_calls(check: str, entry_point: str | None) -> str:
+    """The check with calls of the functions that it only defines: check(entry_point) as in HumanEval, or each test_... as in pytest."""
     check = textwrap.dedent(check)
     try:
         body = ast.parse(check).body
     except SyntaxError as error:
-        raise ValueError(f"tests: line {error.lineno} is no Python ({error.msg}): {check[:100]!r}") from error
-    if not all(isinstance(line, TESTS_NOTHING) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)) for line in body):
+        raise ValueError(f"tests: line {error.lineno} is not valid Python ({error.msg}): {check[:100]!r}") from error
+    if not all(isinstance(line, DEFINITIONS) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)) for line in body):
         return check
     functions = {line.name: line for line in body if isinstance(line, FUNCTIONS)}
     if "check" in functions and entry_point:
@@ -107,33 +107,33 @@ def _called(check: str, entry_point: str | None) -> str:
     return "\n".join([check, "", *(f"{name}()" for name in tests)])
 
 
-def _passes(code: str, check: str | Mapping[str, Any], limits: sandbox.Limits) -> bool:
+def _passes(code: str, check: str | Mapping[str, Any], limits: sandbox.SandboxLimits) -> bool:
     if isinstance(check, str):
-        return _returned(code, check, limits) is not None
+        return _run_harness(code, check, limits) is not None
     if "fn_name" not in check:
-        result = sandbox.run(code, _text(check["input"]), limits)
-        return result.exit_code == 0 and _lines(result.stdout) == _lines(_text(check["output"]))
-    name, arguments, wanted = check["fn_name"], check["input"], check["output"]
+        result = sandbox.run_python(code, _to_text(check["input"]), limits)
+        return result.exit_code == 0 and _split_lines(result.stdout) == _split_lines(_to_text(check["output"]))
+    name, arguments, expected = check["fn_name"], check["input"], check["output"]
     if not str(name).isidentifier() or not isinstance(arguments, Sequence) or isinstance(arguments, str):
         raise ValueError(
             f"tests: fn_name must be a function and each of inputs the list of its arguments; they are {name!r}, {arguments!r}"
         )
     call = f"__returned__ = [({name} if {name!r} in globals() else Solution().{name})(*{list(arguments)!r})]"
-    said = _returned(code, call, limits)
-    return said is not None and (json.loads(said)[0] == wanted or json.loads(said) == wanted)
+    returned = _run_harness(code, call, limits)
+    return returned is not None and (json.loads(returned)[0] == expected or json.loads(returned) == expected)
 
 
-def _returned(code: str, test: str, limits: sandbox.Limits) -> str | None:
-    """What the test left in __returned__, as JSON; None where it did not come to its end."""
+def _run_harness(code: str, test: str, limits: sandbox.SandboxLimits) -> str | None:
+    """The value of __returned__ after the test, as JSON; None where the test did not run to its end."""
     word = secrets.token_hex(16)
-    result = sandbox.run(HARNESS, json.dumps({"code": code, "test": test, "word": word}), limits)
+    result = sandbox.run_python(HARNESS, json.dumps({"code": code, "test": test, "word": word}), limits)
     parts = result.stdout.split(word)
     return parts[1] if result.exit_code == 0 and len(parts) == 3 else None
 
 
-def _text(lines: Any) -> str:
+def _to_text(lines: Any) -> str:
     return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)  # APPS has both
 
 
-def _lines(text: str) -> list[str]:
+def _split_lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().splitlines()]

@@ -1,4 +1,4 @@
-"""Is the completion a JSON document of the wanted shape?"""
+"""Whether the completion is a JSON document that a schema allows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jsonschema import SchemaError
-from jsonschema.validators import validator_for
+from jsonschema import SchemaError  # type: ignore[import-untyped]
+from jsonschema.validators import validator_for  # type: ignore[import-untyped]
 from referencing import Registry
 
 FENCED = re.compile(r"^[^\n`]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)  # the language, the contents
@@ -17,16 +17,15 @@ FENCED = re.compile(r"^[^\n`]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL
 def json_schema(completion: str, schema: Mapping[str, Any] | str, **columns: Any) -> float:
     """1.0 where the last fenced block, or the whole completion where it has none, is JSON that the schema allows; else 0.0.
 
-    Blocks of json come before those of no language; others do not count. schema: a JSON Schema, from a column of the data or from args; a
-    text is read as JSON. Nothing is fetched: a $ref must be inside it.
-    Raises ValueError for a schema that is none. Needs the package jsonschema.
+    Blocks of json are preferred to blocks without a language; others do not count. schema: a JSON Schema, from a column of the data or from
+    args; a text is parsed as JSON. Nothing is downloaded: a $ref must point into the schema. Raises ValueError for an invalid schema.
     """
     schema = json.loads(schema) if isinstance(schema, str) else dict(schema)
     kind = validator_for(schema)
     try:
         kind.check_schema(schema)
     except SchemaError as error:
-        raise ValueError(f"the schema is no JSON Schema: {error.message}") from error
+        raise ValueError(f"the schema is not a valid JSON Schema: {error.message}") from error
     fenced = FENCED.findall(completion.replace("\r\n", "\n"))
     blocks = [text for name, text in fenced if name.lower() == "json"] or [text for name, text in fenced if not name]
     try:

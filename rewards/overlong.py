@@ -1,4 +1,4 @@
-"""A soft penalty for completions that come near the limit, so that the limit does not strike without warning.
+"""A soft penalty for completions close to the length limit.
 
 Source: DAPO (Yu et al. 2025, arXiv 2503.14476), equation 13.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def overlong(completion: str, completion_length: int, *, longest: int, buffer: int, **columns: Any) -> float:
-    """0 up to longest - buffer tokens, falling linearly to -1 at longest, -1 beyond."""
+    """0 up to longest - buffer tokens, then falling linearly to -1 at longest, -1 beyond it."""
     if not 0 < buffer <= longest:
         raise ValueError(f"args.buffer must be between 1 and args.longest={longest}, it is {buffer}")
     return -min(1.0, max(0.0, (completion_length - (longest - buffer)) / buffer))

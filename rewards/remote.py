@@ -1,4 +1,4 @@
-"""A score from a server of one's own: it gets the sample as JSON and answers with {"score": number or null, ...}."""
+"""A score from your own server: it gets the sample as JSON and answers with {"score": number or null, ...}."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def remote(
     cache: str = "",
     **columns: Any,
 ) -> Any:
-    """What `url` answers to {"prompt", "completion", and all columns of the row but those named like a setting}.
+    """The answer of `url` to {"prompt", "completion", and all columns of the row except those with the name of a setting}.
 
     The settings are those of rlkit.rewarding.http.post.
     """

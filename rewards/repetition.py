@@ -1,4 +1,4 @@
-"""A penalty for saying the same again: the share of n-grams of words that stood there before.
+"""A penalty for repetition: the share of word n-grams that occurred before.
 
 Source: Yeo et al. 2025 (arXiv 2502.03373), the n-gram repetition penalty.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def repetition(completion: str, *, n: int = 3, **columns: Any) -> float:
-    """(different n-grams / all n-grams) - 1: 0 where nothing repeats, near -1 where everything does, 0 for less than n words."""
+    """(different n-grams / all n-grams) - 1: 0 without repetition, near -1 where everything repeats, 0 for fewer than n words."""
     if n < 1:
         raise ValueError(f"args.n must be at least 1, it is {n}")
     words = completion.lower().split()

@@ -1,6 +1,6 @@
-"""What a Hugging Face sequence classifier with one label says of prompt and completion.
+"""The score of prompt and completion by a Hugging Face sequence classifier with one label.
 
-In a run it is asked in the trainer's process, on its device; this function is the same by hand, in a worker, on the CPU.
+A run scores in the trainer's process, on its device; this function does the same in a worker, on the CPU (`rlkit reward try`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from rlkit.rollout.model_reward import ModelReward
 
 
 def reward_model(completion: str, prompt: Any, *, model: str, **columns: Any) -> float:
-    """The score, any number: the higher the better. `model`: a folder or hub name."""
-    (outcome,) = _loaded(model).judge([{"prompt": prompt, "completion": completion}])
+    """The score: any number, higher is better. model: a folder or hub name."""
+    (outcome,) = _load_model(model).judge([{"prompt": prompt, "completion": completion}])
     if outcome.value is None:
         raise ValueError(outcome.detail)
     return outcome.value
 
 
 @cache
-def _loaded(model: str) -> ModelReward:
+def _load_model(model: str) -> ModelReward:
     return ModelReward(Renderer(model), Classifier(model, torch.float32, device=torch.device("cpu"), offline=False))

@@ -1,8 +1,8 @@
-"""The model of a checkpoint: `rlkit export RUN [step=N|best] [to=FOLDER]`.
+"""Writes the model of a checkpoint: `rlkit export RUN [step=N|best] [to=FOLDER]`.
 
-RUN is the folder of a run, done or not. Without `step` the newest checkpoint is taken; step=best is that of the best evaluation, which
-checkpoint.best=true keeps. Written is what the run writes at its end: a Hugging Face folder, adapters merged, or a peft folder under
-checkpoint.export=adapter. The base model is read anew, on the CPU, by one process, however many trained it.
+RUN is the folder of a run, finished or not. Without `step` the newest checkpoint is used; step=best is the one of the best evaluation,
+which checkpoint.best=true keeps. The output is the same as at the end of a run: a Hugging Face folder with adapters merged, or a peft
+folder with checkpoint.export=adapter. One process loads the base model on the CPU, no matter how many processes trained it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlkit.config.recipe import Recipe
 
 USAGE = "rlkit export RUN [step=N|best] [to=FOLDER]"
-WEIGHT = "weight/model."  # before a parameter's name in the files of a checkpoint
+WEIGHT = "weight/model."  # prefix of the parameter names in the files of a checkpoint
 
 
 def run_export(arguments: list[str]) -> int:
@@ -49,12 +49,12 @@ def export_model(arguments: list[str]) -> int:
     step = choose_step(checkpoints, options.get("step"))
     final = Path(options.get("to") or folder / f"model-{step:06d}").expanduser().absolute()
     if final.exists():
-        raise UserError(f"{final} is there already; delete it, or choose another folder with to=")
+        raise UserError(f"{final} exists already; delete it, or choose another folder with to=")
     configure_libraries(offline=recipe.offline)
     unfinished = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write_model(recipe, checkpoints.find_folder(step), unfinished, on_gpu)
+        write_model(recipe, checkpoints.get_folder(step), unfinished, on_gpu)
         publish(unfinished, final)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{final} cannot be written: {error}") from error
@@ -74,29 +74,29 @@ def read_run(folder: Path) -> tuple[Recipe, bool]:
         config = yaml.safe_load((folder / "recipe.yaml").read_text())
         gpus = json.loads((folder / "environment.json").read_text())["hardware"]["gpus"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} is no folder of a run: {type(error).__name__}: {error}") from error
+        raise UserError(f"{folder} is not the folder of a run: {type(error).__name__}: {error}") from error
     if not isinstance(config, dict):
-        raise UserError(f"{folder} is no folder of a run: its recipe.yaml is empty")
+        raise UserError(f"{folder} is not the folder of a run: its recipe.yaml is empty")
     return recipes.read_recipe(config), bool(gpus)
 
 
 def choose_step(checkpoints: Checkpoints, word: str | None) -> int:
-    """The step of a checkpoint. Raises UserError where there is none, naming those there are."""
+    """The step of the checkpoint that `word` names: the newest for None. Raises UserError, with the known steps, where there is none."""
     steps = checkpoints.list_steps()
     if not steps:
-        raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
+        raise UserError(f"{checkpoints.folder} has no checkpoint yet")
     there = f"there are: {', '.join(map(str, steps))}"
     if word is None:
         return steps[-1]
     if word == "best":
         best = checkpoints.read_state(steps[-1]).get("best")
         if best is None:
-            raise UserError(f"nothing was evaluated yet, so no checkpoint is the best ({there})")
+            raise UserError(f"no evaluation was done yet, so no checkpoint is the best ({there})")
         if best[1] == 0:
-            raise UserError(f"the best evaluation was the one before the first step: of model.path itself ({there})")
+            raise UserError(f"the best evaluation was before the first step, of model.path itself ({there})")
         if best[1] not in steps:
             raise UserError(
-                f"the best evaluation was after step {best[1]}, whose checkpoint checkpoint.best=true would have kept ({there})"
+                f"the best evaluation was after step {best[1]}, but its checkpoint was not kept; checkpoint.best=true keeps it ({there})"
             )
         return int(best[1])
     if not word.isdigit() or int(word) not in steps:
@@ -105,7 +105,7 @@ def choose_step(checkpoints: Checkpoints, word: str | None) -> int:
 
 
 def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
-    """The model of a checkpoint, with its tokenizer."""
+    """Write the model of a checkpoint, with its tokenizer, to a folder."""
     import torch
 
     from rlkit.assembly.base_model import dtype_of, lora_of, make_base_model
@@ -133,19 +133,19 @@ def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) ->
 
 
 def load_weights(model: Any, file: Path, dtype: torch.dtype) -> None:
-    """The trained tensors of a checkpoint in their places. Raises RunFailed where the file is damaged, UserError for another model's."""
+    """Load the trained tensors of a checkpoint. Raises RunFailed where the file is damaged, UserError where it is of another model."""
     from safetensors import safe_open
 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         with safe_open(file, framework="pt") as stored:
-            names = {key.removeprefix(WEIGHT) for key in stored.keys() if key.startswith(WEIGHT)}  # noqa: SIM118  it is no mapping
+            names = {key.removeprefix(WEIGHT) for key in stored.keys() if key.startswith(WEIGHT)}  # noqa: SIM118  not a mapping
             for name in sorted(names ^ trained.keys()):
-                raise UserError(f"{file} is of another model than stands at model.path: {name} is in one of them alone")
+                raise UserError(f"{file} is not a checkpoint of the model at model.path: only one of them has {name}")
             for name, parameter in trained.items():
                 tensor = stored.get_tensor(WEIGHT + name)
                 if tensor.shape != parameter.shape:
-                    raise UserError(f"{file} is of another model than stands at model.path: {name} is {[*tensor.shape]} there")
+                    raise UserError(f"{file} is not a checkpoint of the model at model.path: there {name} is {[*tensor.shape]}")
                 parameter.data = tensor.to(dtype)
     except (OSError, SafetensorError) as error:
         raise build_read_error(file, error) from error

@@ -27,11 +27,11 @@ def combine_rewards(
     combined = raw = {key: combine_sample(rewards, settings, own, components[key]) for key, own in values.items()}
     if settings.normalise == "each":
         for name in rewards:
-            for key, value in normalise_by_group({key: own[name] for key, own in values.items()}, groups).items():
+            for key, value in standardise_scores({key: own[name] for key, own in values.items()}, groups).items():
                 values[key][name] = value
         combined = {key: combine_sample(rewards, settings, own, components[key]) for key, own in values.items()}
     if settings.normalise == "sum":
-        combined = normalise_by_group(raw, groups)
+        combined = standardise_scores(raw, groups)
     raw_metrics = {} if settings.normalise == "none" else {key: {RAW_REWARD: reward} for key, reward in raw.items() if reward is not None}
     return {key: SampleReward(combined[key], own, _prefix_entries(own) | raw_metrics.get(key, {})) for key, own in components.items()}
 
@@ -61,7 +61,7 @@ def _combine_gate(scored: Scored, closed: bool) -> float:
 _COMBINE: dict[str, Callable[[Scored, bool], float]] = {"sum": _combine_sum, "product": _combine_product, "gate": _combine_gate}
 
 
-def normalise_by_group(values: Mapping[Hashable, float | None], groups: Mapping[Hashable, Hashable]) -> dict[Hashable, float | None]:
+def standardise_scores(values: Mapping[Hashable, float | None], groups: Mapping[Hashable, Hashable]) -> dict[Hashable, float | None]:
     """Mean 0 and (population) standard deviation 1 within each group. None is ignored and stays None. Equal values become 0."""
     members: dict[Hashable, list[Hashable]] = defaultdict(list)
     for key, value in values.items():

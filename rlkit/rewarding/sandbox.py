@@ -1,11 +1,11 @@
-"""Run a program that nobody has read: no network, no file but its own folder and the system's libraries, no way to stay.
+"""Runs unknown Python code in a sandbox: no network, no files but its own folder and the system's libraries, and nothing outlives the run.
 
-Linux namespaces do it (user, mount, process, network, IPC, host name): the program sees an empty network, a root in memory that holds the
-system's libraries and Python, read-only, and one writable folder of bounded size, as a user without capabilities and with a keyring of its
-own. What gets around all that is refused call by call (syscalls.py). When its first process ends, or the time is over, the kernel ends all
-the others. Where the kernel does not allow this, nothing is run.
+The sandbox is made of Linux namespaces (user, mount, process, network, IPC, host name). The program sees an empty network, a read-only root
+in memory with the system's libraries and Python, and one writable folder of limited size. Its user has no capabilities and a keyring of its
+own. System calls that namespaces do not isolate are refused one by one (syscalls.py). When the first process of the program ends, or the
+time is over, the kernel ends all others. Where the kernel does not allow the sandbox, nothing is run.
 
-The file is also the program that builds the walls: `python -I -S sandbox.py <JSON>` enters them and runs the source there.
+This file is also the program that sets up the sandbox: `python -I -S sandbox.py <JSON>` enters it and runs the source there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
+from typing import IO, Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000  # linux/sched.h
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -29,19 +30,22 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38  # linux/prctl.h
 SECCOMP_MODE_FILTER = 2  # linux/seccomp.h
 KEYCTL_JOIN_SESSION_KEYRING = 1  # linux/keyctl.h
-NO_KEYS = (errno.ENOSYS, errno.EPERM)  # a kernel without keyrings, or a container in which nobody may touch them
-PIVOT_ROOT, KEYCTL = {"x86_64": 155, "aarch64": 41}, {"x86_64": 250, "aarch64": 219}  # by number: libc has no functions for them
+NO_KEYS = (errno.ENOSYS, errno.EPERM)  # a kernel without keyrings, or a container that does not allow their use
+PIVOT_ROOT, KEYCTL = {"x86_64": 155, "aarch64": 41}, {"x86_64": 250, "aarch64": 219}  # by number: libc has no functions for these calls
 
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/bin")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
-INSIDE_USER = 1000  # not 0: a user who is not root loses all capabilities when the program starts
-NOBODY = 65534  # who that is outside, where root runs this: the kernel limits the number of processes of everybody but root
-WALLS_SECONDS = 30.0  # to build the walls: the kernel takes its time to clear away networks of earlier runs
+INSIDE_USER = 1000  # not 0: a user other than root loses all capabilities when the program starts
+NOBODY = 65534  # the same user outside, where root runs this: the kernel limits the number of processes only of other users than root
+SETUP_SECONDS = 30.0  # to set up the sandbox: the kernel may still be removing the networks of earlier runs
+TIMEOUT_EXIT = 124  # exit code where the time ran out
+SIGNAL_EXIT = 128  # exit code minus this: the signal that ended the program
+READY = "ready"  # written when the program is about to start; anything else is the reason why it cannot
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a program may use: wall-clock and CPU seconds, MiB of memory a process, MiB of files and of output, processes at once."""
+class SandboxLimits:
+    """Limits of a program: wall-clock and CPU seconds, MiB of memory per process, MiB of files and of output, processes at a time."""
 
     seconds: float = 5.0
     memory_mib: int = 512
@@ -50,7 +54,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Result:
+class ProgramResult:
     """How a program ended. exit_code is None where its time ran out, negative where a signal ended it."""
 
     exit_code: int | None
@@ -58,93 +62,93 @@ class Result:
     stderr: str
 
 
-class Unavailable(Exception):
-    """The walls cannot be built on this machine; nothing was run."""
+class SandboxUnavailable(Exception):
+    """This machine cannot set up the sandbox; nothing was run."""
 
 
-def run(source: str, stdin: str = "", limits: Limits | None = None) -> Result:
-    """Run Python source behind the walls. Raises Unavailable where the kernel does not give them."""
-    from rlkit.rewarding import syscalls  # not above: the program that this file is too runs without packages
+def run_python(source: str, stdin: str = "", limits: SandboxLimits | None = None) -> ProgramResult:
+    """Run Python source in the sandbox. Raises SandboxUnavailable where the machine or its kernel does not allow one."""
+    from rlkit.rewarding import syscalls  # not at the top: as a program, this file runs without packages
 
-    limits, machine = limits or Limits(), os.uname().machine
+    limits, machine = limits or SandboxLimits(), os.uname().machine
     if machine not in syscalls.ARCHITECTURE:
-        raise Unavailable(
+        raise SandboxUnavailable(
             f"unknown code runs only on {' and '.join(syscalls.ARCHITECTURE)}, this machine is {machine}; leave this reward out"
         )
-    told, tell = os.pipe()
-    configuration = {"tell": tell, "limits": asdict(limits), "filter": syscalls.filter_for(machine).hex()}
+    status_read, status_write = os.pipe()
+    configuration = {"status": status_write, "limits": asdict(limits), "filter": syscalls.build_filter(machine).hex()}
     command = [sys.executable, "-I", "-S", __file__, json.dumps(configuration)]
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(told, "rb") as walls:
-        given.write(f"{len(source.encode())}\n".encode() + source.encode() + stdin.encode())
-        given.seek(0)
-        process = subprocess.Popen(command, stdin=given, stdout=out, stderr=err, pass_fds=[tell], env={})
-        os.close(tell)
+    with (
+        tempfile.TemporaryFile() as program,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        open(status_read, "rb") as status,
+    ):
+        program.write(f"{len(source.encode())}\n".encode() + source.encode() + stdin.encode())
+        program.seek(0)
+        process = subprocess.Popen(command, stdin=program, stdout=out, stderr=err, pass_fds=[status_write], env={})
+        os.close(status_write)
         try:
-            exit_code: int | None = process.wait(limits.seconds + WALLS_SECONDS)
+            exit_code: int | None = process.wait(limits.seconds + SETUP_SECONDS)
         except subprocess.TimeoutExpired:
             exit_code = None
         finally:
-            process.kill()  # and with it everything inside
+            process.kill()  # and everything inside with it
             process.wait()
-        trouble = walls.read().decode()
-        if trouble != "standing":
-            raise Unavailable(
-                f"this kernel does not give the walls that unknown code must run behind ({trouble or 'the set-up ended early'}); "
+        message = status.read().decode()
+        if message != READY:
+            raise SandboxUnavailable(
+                f"this kernel does not allow the sandbox that unknown code needs ({message or 'the set-up ended early'}); "
                 "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns; "
                 "in Docker --security-opt seccomp=unconfined), or leave this reward out"
             )
-        return Result(None if exit_code == TIME_IS_OVER else _signed(exit_code), _text(out), _text(err))
+        return ProgramResult(None if exit_code == TIMEOUT_EXIT else _decode_exit_code(exit_code), _read_text(out), _read_text(err))
 
 
-TIME_IS_OVER = 124
-SIGNALLED = 128
+def _decode_exit_code(code: int | None) -> int | None:
+    return code if code is None or code <= SIGNAL_EXIT else SIGNAL_EXIT - code
 
 
-def _signed(code: int | None) -> int | None:
-    return code if code is None or code <= SIGNALLED else SIGNALLED - code
+def _read_text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
-def _text(file: object) -> str:
-    file.seek(0)  # type: ignore[attr-defined]
-    return str(file.read().decode(errors="replace"))  # type: ignore[attr-defined]
-
-
-def _main(configuration: str) -> None:
-    """Build the walls, run the program inside, end with its exit code."""
-    given = json.loads(configuration)
-    limits, tell = Limits(**given["limits"]), given["tell"]
+def _run_in_sandbox(configuration: dict[str, Any]) -> None:
+    """Set up the sandbox, run the program inside, end with its exit code."""
+    limits, status_write = SandboxLimits(**configuration["limits"]), configuration["status"]
     libc = ctypes.CDLL(None, use_errno=True)
     try:
-        size = int(_line(0))
-        source = _exactly(0, size)
+        size = int(_read_line(0))
+        source = _read_exactly(0, size)
         _enter_namespaces(libc)
         init = os.fork()  # the first process of the new process namespace; all others end with it
         if init == 0:
             libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             _build_root(libc, limits, source)
-            _be_init(libc, limits, bytes.fromhex(given["filter"]), tell)
+            _run_as_init(libc, limits, bytes.fromhex(configuration["filter"]), status_write)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not run
-        os.write(tell, str(error).encode())
+        os.write(status_write, str(error).encode())
         os._exit(1)
-    os.close(tell)
+    os.close(status_write)
     status = os.waitpid(init, 0)[1]
-    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else SIGNALLED + os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else SIGNAL_EXIT + os.WTERMSIG(status))
 
 
 def _enter_namespaces(libc: ctypes.CDLL) -> None:
     read, write = os.pipe()
-    mapper = os.fork()  # stays outside: only from there may root map another user than itself
+    mapper = os.fork()  # stays outside: only there root may map another user than itself
     if mapper == 0:
-        os.close(write)  # its own end would keep the pipe open, and it would wait for ever where unshare fails
+        os.close(write)  # its own end would keep the pipe open, and it would wait forever where unshare fails
         if os.read(read, 1):
             _map_users(os.getppid())
         os._exit(0)
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
-    _checked(libc.unshare(flags), "unshare")
+    _check_call(libc.unshare(flags), "unshare")
     os.write(write, b"!")
     if os.waitpid(mapper, 0)[1] != 0:
         raise OSError("uid_map: not allowed")
-    _write("/proc/sys/user/max_user_namespaces", "0")  # no namespaces within: they would give capabilities back
+    _write("/proc/sys/user/max_user_namespaces", "0")  # no namespaces inside: they would give capabilities back
 
 
 def _map_users(pid: int) -> None:
@@ -158,7 +162,7 @@ def _map_users(pid: int) -> None:
         _write(f"/proc/{pid}/gid_map", f"{INSIDE_USER} {group} 1")
 
 
-def _build_root(libc: ctypes.CDLL, limits: Limits, source: bytes) -> None:
+def _build_root(libc: ctypes.CDLL, limits: SandboxLimits, source: bytes) -> None:
     python = os.path.realpath(sys.base_prefix)
     root = next(place for place in ("/mnt", "/media", "/srv", "/tmp") if os.path.isdir(place) and not python.startswith(place + "/"))
     _mount(libc, "none", "/", "", MS_REC | MS_PRIVATE)
@@ -170,7 +174,7 @@ def _build_root(libc: ctypes.CDLL, limits: Limits, source: bytes) -> None:
         elif os.path.isdir(folder) and not os.path.exists(inside):
             os.makedirs(inside)
             _mount(libc, folder, inside, "", MS_BIND | MS_REC)
-            _mount(libc, "none", inside, "", MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | _kept_flags(inside))
+            _mount(libc, "none", inside, "", MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | _get_locked_flags(inside))
     os.mkdir(f"{root}/dev")
     for device in DEVICES:
         _write(root + device, "")
@@ -187,15 +191,15 @@ def _build_root(libc: ctypes.CDLL, limits: Limits, source: bytes) -> None:
     with open(f"{root}/work/program.py", "wb") as file:
         file.write(source)
     os.mkdir(f"{root}/old")
-    _checked(libc.syscall(PIVOT_ROOT[os.uname().machine], root.encode(), f"{root}/old".encode()), "pivot_root")
+    _check_call(libc.syscall(PIVOT_ROOT[os.uname().machine], root.encode(), f"{root}/old".encode()), "pivot_root")
     os.chdir("/")
-    _checked(libc.umount2(b"/old", MNT_DETACH), "umount")
+    _check_call(libc.umount2(b"/old", MNT_DETACH), "umount")
     os.rmdir("/old")
     _mount(libc, "none", "/", "", MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def _be_init(libc: ctypes.CDLL, limits: Limits, refusals: bytes, tell: int) -> None:
-    """Start the program and wait for it; never returns."""
+def _run_as_init(libc: ctypes.CDLL, limits: SandboxLimits, seccomp_filter: bytes, status_write: int) -> None:
+    """Start the program as the first process and wait for it; never returns."""
     program = os.fork()
     if program == 0:
         os.chdir("/work")
@@ -203,7 +207,7 @@ def _be_init(libc: ctypes.CDLL, limits: Limits, refusals: bytes, tell: int) -> N
             os.setgroups([])
             os.setresgid(INSIDE_USER, INSIDE_USER, INSIDE_USER)
             os.setresuid(INSIDE_USER, INSIDE_USER, INSIDE_USER)
-        _checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+        _check_call(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
         cpu = int(limits.seconds) + 1
         bounds = {
             resource.RLIMIT_CPU: cpu,
@@ -216,47 +220,47 @@ def _be_init(libc: ctypes.CDLL, limits: Limits, refusals: bytes, tell: int) -> N
         for which, bound in bounds.items():
             resource.setrlimit(which, (bound, bound))
         _join_new_keyring(libc)
-        _refuse(libc, refusals)
-        os.write(tell, b"standing")
-        os.close(tell)
+        _install_filter(libc, seccomp_filter)
+        os.write(status_write, READY.encode())
+        os.close(status_write)
         executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
         os.execve(
             executable, [executable, "-I", "-S", "-B", "/work/program.py"], {"HOME": "/work", "TMPDIR": "/work", "PYTHONHASHSEED": "0"}
         )
-    os.close(tell)
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(TIME_IS_OVER))
+    os.close(status_write)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(TIMEOUT_EXIT))
     signal.setitimer(signal.ITIMER_REAL, limits.seconds)
     while True:
         pid, status = os.wait()
         if pid == program:
-            os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else SIGNALLED + os.WTERMSIG(status))
+            os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else SIGNAL_EXIT + os.WTERMSIG(status))
 
 
 def _join_new_keyring(libc: ctypes.CDLL) -> None:
-    """Leave the session keyring that comes with the process: the trainer's keys are in it, and the next program would find what is left."""
+    """Leave the session keyring of the process: it holds the trainer's keys, and later programs would find what this one puts there."""
     if libc.syscall(KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None) < 0 and ctypes.get_errno() not in NO_KEYS:
         raise OSError(f"session keyring: {os.strerror(ctypes.get_errno())}")
 
 
-def _refuse(libc: ctypes.CDLL, refusals: bytes) -> None:
-    """Have the kernel refuse these system calls (syscalls.py) from here on, to all that starts from here."""
-    steps = ctypes.create_string_buffer(refusals, len(refusals))
-    program = struct.pack("HP", len(refusals) // 8, ctypes.addressof(steps))  # struct sock_fprog
-    _checked(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
+def _install_filter(libc: ctypes.CDLL, seccomp_filter: bytes) -> None:
+    """Have the kernel refuse system calls (syscalls.py) in this process and its descendants from now on."""
+    instructions = ctypes.create_string_buffer(seccomp_filter, len(seccomp_filter))
+    program = struct.pack("HP", len(seccomp_filter) // 8, ctypes.addressof(instructions))  # struct sock_fprog
+    _check_call(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
 
 
 def _mount(libc: ctypes.CDLL, source: str, target: str, kind: str, flags: int, options: str = "") -> None:
-    _checked(libc.mount(source.encode(), target.encode(), kind.encode(), flags, options.encode()), f"mount {target}")
+    _check_call(libc.mount(source.encode(), target.encode(), kind.encode(), flags, options.encode()), f"mount {target}")
 
 
-def _kept_flags(path: str) -> int:
-    """Flags that a mount had before and that the kernel does not let us take away."""
-    had = os.statvfs(path).f_flag
+def _get_locked_flags(path: str) -> int:
+    """Flags of an existing mount that the kernel does not let us remove."""
+    flags = os.statvfs(path).f_flag
     table = {os.ST_NOEXEC: MS_NOEXEC, os.ST_NOATIME: 1024, os.ST_NODIRATIME: 2048, os.ST_RELATIME: 1 << 21}
-    return sum(flag for mark, flag in table.items() if had & mark)
+    return sum(flag for mark, flag in table.items() if flags & mark)
 
 
-def _checked(result: int, what: str) -> None:
+def _check_call(result: int, what: str) -> None:
     if result != 0:
         raise OSError(f"{what}: {os.strerror(ctypes.get_errno())}")
 
@@ -266,14 +270,14 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _line(descriptor: int) -> bytes:
+def _read_line(descriptor: int) -> bytes:
     line = b""
     while (byte := os.read(descriptor, 1)) not in (b"\n", b""):
         line += byte
     return line
 
 
-def _exactly(descriptor: int, size: int) -> bytes:
+def _read_exactly(descriptor: int, size: int) -> bytes:
     content = b""
     while len(content) < size:
         content += os.read(descriptor, size - len(content))
@@ -281,4 +285,4 @@ def _exactly(descriptor: int, size: int) -> bytes:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _run_in_sandbox(json.loads(sys.argv[1]))

@@ -119,7 +119,7 @@ def _call_function(function: RewardFunction, payloads: Sequence[bytes]) -> list[
         calls = [payloads] if function.batch else [[payload] for payload in payloads]
         return _State.loop.run_until_complete(_call_concurrently(function, calls))
     items = [pickle.loads(payload) for payload in payloads]
-    random.seed(_compute_seed(payloads))  # a reward that draws random numbers draws the same ones for the same sample
+    random.seed(_hash_payloads(payloads))  # a reward that draws random numbers draws the same ones for the same sample
     started = time.perf_counter()
     scores = calling.parse_scores(function, function.call(items), len(items))
     return _to_outcomes(scores, started)
@@ -148,7 +148,7 @@ async def _await_function(function: RewardFunction, payloads: Sequence[bytes]) -
     async def call() -> Any:
         return await function.call([pickle.loads(payload) for payload in payloads])
 
-    return await _isolate_random(call(), _compute_seed(payloads))
+    return await _isolate_random(call(), _hash_payloads(payloads))
 
 
 @types.coroutine
@@ -170,7 +170,7 @@ def _isolate_random(call: Coroutine[Any, Any, Any], seed: int) -> Generator[Any,
             resume, value = call.throw, error
 
 
-def _compute_seed(payloads: Sequence[bytes]) -> int:
+def _hash_payloads(payloads: Sequence[bytes]) -> int:
     return crc32(b"".join(payloads))
 
 

@@ -72,10 +72,10 @@ def _ours(before: set[int]) -> dict[int, str]:
     return found
 
 
-def no_walls() -> str:
+def explain_no_sandbox() -> str:
     """Why this machine runs nothing in the sandbox; empty where it does."""
     try:
-        sandbox.run("")
-    except sandbox.Unavailable as error:
+        sandbox.run_python("")
+    except sandbox.SandboxUnavailable as error:
         return str(error)
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlkit.rewarding.combining import combine_rewards, combine_sample, normalise_by_group
+from rlkit.rewarding.combining import combine_rewards, combine_sample, standardise_scores
 from rlkit.rewarding.failures import FailureWindow
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
 from rlkit.rewarding.spec import RewardSpec
@@ -53,7 +53,7 @@ def test_failed_is_no_reward_but_a_failed_watcher_voids_nothing(kind: OutcomeKin
 def test_standardised_within_groups() -> None:
     values = {"a": 1.0, "b": 3.0, "c": None, "d": 5.0, "e": 5.0}
     groups = {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1}
-    assert normalise_by_group(values, groups) == {"a": -1.0, "b": 1.0, "c": None, "d": 0.0, "e": 0.0}
+    assert standardise_scores(values, groups) == {"a": -1.0, "b": 1.0, "c": None, "d": 0.0, "e": 0.0}
 
 
 def test_normalise_each_gives_rewards_of_different_size_the_same_say() -> None:

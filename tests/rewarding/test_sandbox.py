@@ -1,4 +1,4 @@
-"""What namespaces and limits do not hold, tried from behind the walls: keys, memory that no size counts, sockets out of the machine."""
+"""What namespaces and limits do not hold, tried from inside the sandbox: keys, memory that no size counts, sockets out of the machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from types import SimpleNamespace
 import pytest
 
 from rlkit.rewarding import sandbox, syscalls
-from rlkit.rewarding.sandbox import Result, Unavailable
+from rlkit.rewarding.sandbox import ProgramResult, SandboxUnavailable
 from tests.conftest import environment
-from tests.rewarding.conftest import no_walls
+from tests.rewarding.conftest import explain_no_sandbox
 
 MACHINE = os.uname().machine
 SESSION, JOIN, SEARCH, READ = -3, 1, 10, 11  # linux/keyctl.h
 
 
-TROUBLE = no_walls()
-walls = pytest.mark.skipif(bool(TROUBLE), reason=f"NO SANDBOX: nothing was tried behind the walls. {TROUBLE}")
+TROUBLE = explain_no_sandbox()
+needs_sandbox = pytest.mark.skipif(bool(TROUBLE), reason=f"NO SANDBOX: nothing was tried in it. {TROUBLE}")
 
 KEYS = """
 import ctypes
@@ -38,7 +38,7 @@ print(said.value, left, added, libc.syscall(KEYCTL, 10, -3, b"user", b"rlkit:lef
 """
 
 
-@walls
+@needs_sandbox
 @pytest.mark.parametrize("refused", [True, False], ids=["refused", "keyring alone"])
 def test_no_key_comes_in_and_none_is_left_for_the_next_program(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
     keyctl, add_key = (syscalls.REFUSED[name][MACHINE] for name in ("keyctl", "add_key"))
@@ -50,10 +50,10 @@ def test_no_key_comes_in_and_none_is_left_for_the_next_program(monkeypatch: pyte
     libc.syscall(keyctl, READ, libc.syscall(keyctl, SEARCH, SESSION, b"user", b"rlkit:outside", 0), said, 50)
     assert said.value == b"the secret"  # outside it can be read
     if not refused:
-        monkeypatch.setattr(syscalls, "filter_for", lambda machine: struct.pack("=HBBI", syscalls.RETURN, 0, 0, syscalls.ALLOW))
+        monkeypatch.setattr(syscalls, "build_filter", lambda machine: struct.pack("=HBBI", syscalls.RETURN, 0, 0, syscalls.ALLOW))
     program = KEYS.replace("KEYCTL", str(keyctl)).replace("ADD_KEY", str(add_key))
     seen = "b'' False False False\n" if refused else "b'' False True True\n"  # its own keyring is a program's own
-    assert [sandbox.run(program), sandbox.run(program)] == [Result(0, seen, "")] * 2
+    assert [sandbox.run_python(program), sandbox.run_python(program)] == [ProgramResult(0, seen, "")] * 2
 
 
 REFUSALS = """
@@ -81,12 +81,12 @@ print(*(opened(family) for family in (38, 40, 17, 31)))  # alg, vsock, packet, b
 """
 
 
-@walls
+@needs_sandbox
 def test_memory_that_no_size_counts_and_sockets_out_of_the_machine_are_refused() -> None:
     numbers = [numbers[MACHINE] for numbers in syscalls.REFUSED.values()]
-    result = sandbox.run(REFUSALS.replace("NUMBERS", str(numbers)))
+    result = sandbox.run_python(REFUSALS.replace("NUMBERS", str(numbers)))
     told = ["EPERM " * 3, "EPERM " * len(numbers), "done " * 4, "EPERM " * 4]  # by libc's names, by number, and by family
-    assert result == Result(0, "".join(f"{line.strip()}\n" for line in told), "")
+    assert result == ProgramResult(0, "".join(f"{line.strip()}\n" for line in told), "")
 
 
 OTHER_NUMBERS = """
@@ -99,11 +99,14 @@ print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(
 """
 
 
-@walls
+@needs_sandbox
 @pytest.mark.skipif(MACHINE != "x86_64", reason="the other numbers of x86_64")
 def test_no_call_in_another_machines_numbers() -> None:
-    result = sandbox.run(OTHER_NUMBERS)
-    assert result in (Result(0, "-1 1\n-1\n", ""), Result(-11, "-1 1\n", ""))  # the second: a kernel that knows no 32 bit at all
+    result = sandbox.run_python(OTHER_NUMBERS)
+    assert result in (
+        ProgramResult(0, "-1 1\n-1\n", ""),
+        ProgramResult(-11, "-1 1\n", ""),
+    )  # the second: a kernel that knows no 32 bit at all
 
 
 ORDINARY = """
@@ -125,9 +128,9 @@ print(sorted(said), asyncio.run(slept()), mapped, child.stdout.strip(), hashlib.
 """
 
 
-@walls
+@needs_sandbox
 def test_ordinary_programs_run() -> None:
-    assert sandbox.run(ORDINARY) == Result(0, "[0, 1, 2, 3, 4, 5, 6, 7] 3 b'xx' 42 e3b0\n", "")
+    assert sandbox.run_python(ORDINARY) == ProgramResult(0, "[0, 1, 2, 3, 4, 5, 6, 7] 3 b'xx' 42 e3b0\n", "")
 
 
 HEADERS = {"x86_64": "x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}
@@ -149,10 +152,10 @@ def test_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
 # filter refuses the call, and as where the administrator allows no user namespaces.
 REFUSED_NAMESPACES = {
     "Operation not permitted": """
-steps = [(syscalls.LOAD, 0, 0, syscalls.NUMBER_AT), *syscalls._where(syscalls.EQUAL, UNSHARE, syscalls.REFUSE)]
+steps = [(syscalls.LOAD, 0, 0, syscalls.NUMBER_AT), *syscalls._return_if(syscalls.EQUAL, UNSHARE, syscalls.REFUSE)]
 refusals = b"".join(struct.pack("=HBBI", *step) for step in [*steps, (syscalls.RETURN, 0, 0, syscalls.ALLOW)])
 assert libc.prctl(sandbox.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-sandbox._refuse(libc, refusals)
+sandbox._install_filter(libc, refusals)
 """,
     "No space left on device": """
 assert libc.unshare(sandbox.CLONE_NEWUSER) == 0
@@ -166,8 +169,8 @@ from rlkit.rewarding import sandbox, syscalls
 libc = ctypes.CDLL(None, use_errno=True)
 REFUSAL
 try:
-    sandbox.run("print(1)")
-except sandbox.Unavailable as error:
+    sandbox.run_python("print(1)")
+except sandbox.SandboxUnavailable as error:
     print(error)
 """
 
@@ -188,5 +191,5 @@ def test_where_the_kernel_refuses_namespaces_nothing_waits(reason: str) -> None:
 
 def test_other_machines_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="riscv64"))
-    with pytest.raises(Unavailable, match="runs only on x86_64 and aarch64, this machine is riscv64; leave this reward out"):
-        sandbox.run("print(1)")
+    with pytest.raises(SandboxUnavailable, match="runs only on x86_64 and aarch64, this machine is riscv64; leave this reward out"):
+        sandbox.run_python("print(1)")

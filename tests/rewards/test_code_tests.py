@@ -1,4 +1,4 @@
-"""Code that nobody has read: right and wrong programs, and each way out of the walls, tried."""
+"""Unknown code: right and wrong programs, and every way out of the sandbox, tried."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pytest
 
 from rlkit.rewarding import sandbox
 from rlkit.rewarding.resolve import import_reward
-from rlkit.rewarding.sandbox import Limits, Result, Unavailable
+from rlkit.rewarding.sandbox import ProgramResult, SandboxLimits, SandboxUnavailable
 from rlkit.rewarding.spec import RewardSpec
-from tests.rewarding.conftest import no_walls, score_all
+from tests.rewarding.conftest import explain_no_sandbox, score_all
 
 code_tests = import_reward("code_tests")
 
 
-TROUBLE = no_walls()
+TROUBLE = explain_no_sandbox()
 pytestmark = pytest.mark.skipif(bool(TROUBLE), reason=f"NO SANDBOX: code-running rewards were not tried. {TROUBLE}")
 
 
-def run(source: str, stdin: str = "", **limits: Any) -> Result:
-    return sandbox.run(source, stdin, Limits(**limits))
+def run(source: str, stdin: str = "", **limits: Any) -> ProgramResult:
+    return sandbox.run_python(source, stdin, SandboxLimits(**limits))
 
 
 def test_program_reads_and_prints() -> None:
-    assert run("print(input()[::-1])", "abc\n") == Result(0, "cba\n", "")
+    assert run("print(input()[::-1])", "abc\n") == ProgramResult(0, "cba\n", "")
     assert run("import sys; sys.exit(3)").exit_code == 3
     assert run("import os; os.abort()").exit_code == -6
 
@@ -63,7 +63,7 @@ def test_no_way_to_outlive_the_limit() -> None:
     ):
         assert run(source, seconds=0.5).exit_code is None
     detached = run("import os, time\nif os.fork() == 0:\n    os.setsid()\n    os.environ['MARK'] = 'x'\n    time.sleep(600)\nprint('left')")
-    assert detached == Result(0, "left\n", "")
+    assert detached == ProgramResult(0, "left\n", "")
     assert time.monotonic() - started < 30
     assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and b"/work/program.py" in _command(pid)]
 
@@ -148,7 +148,7 @@ def test_checks_that_only_define_are_called_or_refused() -> None:
     for nothing in (human_eval, "x = 1", "def test_it(square):\n    assert square(3) == 9", "async def test_it():\n    assert False"):
         with pytest.raises(ValueError, match="calls nothing, so any program would pass"):
             code_tests(SQUARE, nothing)
-    with pytest.raises(ValueError, match="line 1 is no Python"):
+    with pytest.raises(ValueError, match="line 1 is not valid Python"):
         code_tests(SQUARE, ["assert square(3) is 9 or"])
 
 
@@ -183,6 +183,6 @@ def test_leaving_early_is_no_pass() -> None:
 def test_in_a_worker_and_refused_in_words_where_the_kernel_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [{"prompt": "p", "completion": SQUARE, "tests": [f"assert square({n}) == 4"]} for n in (2, 3)]
     assert [verdict.reward for verdict in score_all({"code": RewardSpec(path="code_tests", timeout=40)}, items)] == [1.0, 0.0]
-    monkeypatch.setattr(sandbox, "__file__", "/nowhere/sandbox.py")  # walls that are never built
-    with pytest.raises(Unavailable, match=r"does not give the walls .* or leave this reward out"):
-        sandbox.run("print(1)")
+    monkeypatch.setattr(sandbox, "__file__", "/nowhere/sandbox.py")  # a sandbox that is never set up
+    with pytest.raises(SandboxUnavailable, match=r"does not allow the sandbox .* or leave this reward out"):
+        sandbox.run_python("print(1)")

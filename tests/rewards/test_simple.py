@@ -169,7 +169,7 @@ def test_json_schema(completion: str, expected: float) -> None:
 
 
 def test_json_schema_refuses_a_schema_that_is_none_and_fetches_nothing() -> None:
-    with pytest.raises(ValueError, match="no JSON Schema"):
+    with pytest.raises(ValueError, match="not a valid JSON Schema"):
         score("json_schema", "{}", schema={"type": "thing"})
     with pytest.raises(Exception, match="Unresolvable"):
         score("json_schema", "{}", schema={"$ref": "http://localhost:9/schema.json"})

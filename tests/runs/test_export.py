@@ -75,7 +75,7 @@ def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path
     if best == 0:
         assert (code, said.err) == (
             2,
-            "rlkit: the best evaluation was the one before the first step: of model.path itself (there are: 1, 2)\n",
+            "rlkit: the best evaluation was before the first step, of model.path itself (there are: 1, 2)\n",
         )
     else:
         assert (code, said.out) == (0, f"{tmp_path / 'best'}: the model after step {best}\n")
@@ -87,7 +87,10 @@ def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path
         assert capsys.readouterr().out == f"{tmp_path / 'first'}: the model after step 1\n"
         state.write_text(json.dumps(json.loads(before) | {"best": [1.0, 9]}))
         assert export.run_export([str(two_steps), "step=best"]) == 2
-        assert "the best evaluation was after step 9, whose checkpoint checkpoint.best=true would have kept" in capsys.readouterr().err
+        assert (
+            "the best evaluation was after step 9, but its checkpoint was not kept; checkpoint.best=true keeps it"
+            in capsys.readouterr().err
+        )
     finally:
         state.write_text(before)
 
@@ -102,13 +105,13 @@ def test_mistakes_are_told(two_steps: Path, even_model: Path, tmp_path: Path, ca
     (here / "checkpoints" / "step-000001" / "policy.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     (tmp_path / "empty").mkdir()
     cases = [
-        ([str(tmp_path / "empty")], 2, "is no folder of a run: FileNotFoundError"),
+        ([str(tmp_path / "empty")], 2, "is not the folder of a run: FileNotFoundError"),
         ([str(here), "step=7"], 2, "step=7: there is no such checkpoint (there are: 1, 2; or step=best)"),
         ([str(here), "last"], 2, "unknown: last; valid: rlkit export RUN [step=N|best] [to=FOLDER]"),
-        ([str(here), f"to={here / 'model'}"], 2, "is there already; delete it, or choose another folder with to="),
+        ([str(here), f"to={here / 'model'}"], 2, "exists already; delete it, or choose another folder with to="),
         ([str(here), "to=/proc/none/model"], 2, "/proc/none/model cannot be written"),
         ([str(here), "step=1"], 1, "delete its folder to go on from the one before"),
-        ([str(other)], 2, "is of another model than stands at model.path: model.embed_tokens.weight is [259, 48] there"),
+        ([str(other)], 2, "is not a checkpoint of the model at model.path: there model.embed_tokens.weight is [259, 48]"),
     ]
     for words, code, told in cases:
         assert export.run_export(words) == code, words
@@ -117,4 +120,4 @@ def test_mistakes_are_told(two_steps: Path, even_model: Path, tmp_path: Path, ca
     assert not list(here.glob("*model-*")) and not list(other.glob("*model-*")) and not list(here.glob(".model*"))
     shutil.rmtree(here / "checkpoints")
     assert export.run_export([str(here)]) == 2
-    assert "holds no checkpoint yet" in capsys.readouterr().err
+    assert "has no checkpoint yet" in capsys.readouterr().err
