@@ -80,9 +80,9 @@ def accuracy(completion: str, answer: Any, **columns: Any) -> float:
     references = [_to_text(one) for one in (answer if isinstance(answer, (list, tuple)) else [answer])]
     if not references or not all(map(_normalise, references)):
         raise ValueError(f"the reference answer is empty: {answer!r}")
-    given = find_last_boxed(completion)
-    if given is not None:
-        return float(any(_is_right(reference, given) for reference in references))
+    prediction = find_last_boxed(completion)
+    if prediction is not None:
+        return float(any(_is_right(reference, prediction) for reference in references))
     if tagged := TAGGED.findall(completion):  # the answer alone, or a sentence with it
         completion = tagged[-1]
         if any(_is_right(reference, completion.strip()) for reference in references):
@@ -108,13 +108,13 @@ def find_last_boxed(text: str) -> str | None:
     return text[slice(*last)].strip() if last else None
 
 
-def _is_right(reference: str, given: str) -> bool:
-    if len(given) > MAX_ANSWER_CHARACTERS:
+def _is_right(reference: str, prediction: str) -> bool:
+    if len(prediction) > MAX_ANSWER_CHARACTERS:
         return False
-    expected, found = _parse_words(reference), _parse_words(given)
+    expected, found = _parse_words(reference), _parse_words(prediction)
     if expected and found and (expected[1] or found[1]):
         return expected[0] == found[0]  # math-verify reads letters as symbols in any order: east would equal seat
-    return _is_same(_normalise(reference), _normalise(given))
+    return _is_same(_normalise(reference), _normalise(prediction))
 
 
 def _parse_words(answer: str) -> tuple[str, bool] | None:
@@ -147,20 +147,20 @@ def _normalise(answer: str) -> str:
 
 
 @lru_cache(maxsize=16384)  # the samples of a group often have equal answers; sympy takes 1 to 25 ms to compare
-def _is_same(reference: str, given: str) -> bool:
-    if reference == given:
+def _is_same(reference: str, prediction: str) -> bool:
+    if reference == prediction:
         return True
-    expected, found = _parse_numbers(reference), _parse_numbers(given)
+    expected, found = _parse_numbers(reference), _parse_numbers(prediction)
     if expected and found and expected[0] == found[0]:
         return expected == found  # the same result as math-verify, which compares six decimal places, a hundred times faster
     if parts := _split_parts(reference):
-        return _match_parts(parts, _split_parts(given))
+        return _match_parts(parts, _split_parts(prediction))
     if choice := _parse_reference_choice(reference):
-        letter, option = _parse_choice(given) or ("", "")
+        letter, option = _parse_choice(prediction) or ("", "")
         return letter == choice[0] and (not option or not choice[1] or _is_right(choice[1], option))
-    if HUGE.search(reference) or HUGE.search(given):
+    if HUGE.search(reference) or HUGE.search(prediction):
         return False
-    return _is_equal(_parse_reference(reference), _parse(f"${given}$", MATHEMATICS))
+    return _is_equal(_parse_reference(reference), _parse(f"${prediction}$", MATHEMATICS))
 
 
 def _parse_numbers(answer: str) -> tuple[str, tuple[float, ...]] | None:
@@ -202,8 +202,8 @@ def _split_parts(answer: str) -> tuple[str, ...] | None:
     return texts if all(texts) else None
 
 
-def _match_parts(reference: tuple[str, ...], given: tuple[str, ...] | None) -> bool:
-    return given is not None and len(given) == len(reference) and all(map(_is_right, reference, given))
+def _match_parts(reference: tuple[str, ...], prediction: tuple[str, ...] | None) -> bool:
+    return prediction is not None and len(prediction) == len(reference) and all(map(_is_right, reference, prediction))
 
 
 def _search_text(text: str, reference: str) -> bool:
@@ -233,18 +233,18 @@ def _parse_reference(reference: str) -> tuple[Any, ...]:
     return parsed
 
 
-def _is_equal(reference: tuple[Any, ...], given: list[Any]) -> bool:
-    return any(verify(one, found, timeout_seconds=None) and _is_close(one, found) for one in reference for found in given)
+def _is_equal(reference: tuple[Any, ...], prediction: list[Any]) -> bool:
+    return any(verify(one, found, timeout_seconds=None) and _is_close(one, found) for one in reference for found in prediction)
 
 
 def _is_close(reference: Any, found: Any) -> bool:
     """False for two small numbers that differ: math-verify rounds to six decimal places, so 9.1e-31 would equal 1.6e-19."""
     try:
-        expected, given = (float(getattr(one, "rhs", one)) for one in (reference, found))  # rhs: of x = 9.1e-31
+        expected, actual = (float(getattr(one, "rhs", one)) for one in (reference, found))  # rhs: of x = 9.1e-31
     except (TypeError, ValueError, OverflowError):  # not real numbers: the result of math-verify stands
         return True
-    largest = max(abs(expected), abs(given))
-    return not NOISE < largest < SMALL or abs(expected - given) <= CLOSE * largest
+    largest = max(abs(expected), abs(actual))
+    return not NOISE < largest < SMALL or abs(expected - actual) <= CLOSE * largest
 
 
 def _parse(text: str, targets: tuple[Any, ...]) -> list[Any]:

@@ -191,7 +191,7 @@ class RewardClient:
         self._send(units)
 
     def _close_group(self, group: Hashable) -> list[tuple[int, list[Hashable]]]:
-        """The units (reward index, keys) of a group for the functions that take groups; none where it was closed before."""
+        """The units (reward index, keys) of a group for the functions that take groups; empty where the group was closed before."""
         assert self._kinds is not None
         keys = _sort_keys(self._open_groups.pop(group, []))
         return [(index, keys) for index, kind in enumerate(self._kinds) if kind.batch and keys]

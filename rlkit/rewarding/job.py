@@ -1,4 +1,4 @@
-"""What a reward worker is told when it starts, and what it answers. Plain dataclasses: a worker starts without pydantic."""
+"""What a reward worker gets when it starts, and what it returns. Plain dataclasses: a worker starts without pydantic."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ NUMBER_AT, ARCHITECTURE_AT, FIRST_ARGUMENT_AT = (
 )  # offsets in struct seccomp_data, linux/seccomp.h; the low word on these two machines
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM  # SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO
 
-Instruction = tuple[int, int, int, int]  # code, instructions to skip where it is true, where it is false, operand
+Instruction = tuple[int, int, int, int]  # code, instructions to skip if true, if false, operand
 
 
 def build_filter(machine: str) -> bytes:

@@ -156,7 +156,7 @@ def _encode_image(value: Any) -> dict[str, Any] | None:
     if pil is None or not isinstance(value, pil.Image):
         return None
     try:
-        pixels = value.tobytes()  # reads its file, where it comes from one
+        pixels = value.tobytes()  # reads the image file, if there is one
     except (OSError, ValueError):
         return None
     palette = [value.palette.mode, list(value.palette.palette)] if value.mode in ("P", "PA") else None

@@ -26,16 +26,16 @@ def test_it_lists_its_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "text"),
     [
         (("run", "--help"), "--multirun, -m"),
         (("export", "--help"), "rlkit export RUN [step=N|best] [to=FOLDER]"),
         (("reward", "--help"), "rlkit reward retry FILE"),
     ],
 )
-def test_help_of_a_command_is_its_own(words: tuple[str, ...], told: str) -> None:
+def test_help_of_a_command_is_its_own(words: tuple[str, ...], text: str) -> None:
     code, out, _ = command(*words)
-    assert code == 0 and told in out
+    assert code == 0 and text in out
 
 
 def test_run_is_the_door_and_passes_words_on(tmp_path: Path) -> None:

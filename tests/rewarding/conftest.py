@@ -33,10 +33,10 @@ def write_rewards(tmp_path: Path) -> Callable[[str], str]:
 
 
 def score_all(
-    specs: dict[str, RewardSpec], items: list[dict[str, Any]], group_size: int | None = None, **settings: Any
+    rewards: dict[str, RewardSpec], items: list[dict[str, Any]], group_size: int | None = None, **settings: Any
 ) -> list[SampleReward]:
     """The rewards of these items by a client of its own; groups of group_size in their order."""
-    with RewardClient(specs, make_settings(**settings)) as client:
+    with RewardClient(rewards, make_settings(**settings)) as client:
         for number, item in enumerate(items):
             client.submit(number, item, None if group_size is None else number // group_size, group_size)
         return list(client.collect(range(len(items))).values())

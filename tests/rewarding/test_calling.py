@@ -65,11 +65,11 @@ def test_same_reward_in_every_form_gives_the_same_verdicts(write_rewards: Callab
     file = write_rewards(FORMS)
     items = [ROW | {"completion": str(n % 3), "answer": str(n % 2)} for n in range(24)]
     expected = [float(n % 3 == n % 2) for n in range(24)]
-    specs = {name: RewardSpec(path=f"{file}:{name}") for name in NAMES}
-    together = score_all(specs, items, group_size=4)
+    rewards = {name: RewardSpec(path=f"{file}:{name}") for name in NAMES}
+    together = score_all(rewards, items, group_size=4)
     for name in NAMES:
-        assert [verdict.components[name].value for verdict in together] == expected, name
-    assert [verdict.reward for verdict in together] == [len(NAMES) * value for value in expected]
+        assert [result.components[name].value for result in together] == expected, name
+    assert [result.reward for result in together] == [len(NAMES) * value for value in expected]
     assert together[0].metrics == {"as_dict/length": 1.0}
 
 
@@ -79,8 +79,8 @@ def ours(prompt, completion, bonus): return len(prompt) + prompt[0]["content"].c
 def trl(prompts, completions): return [len(p) + len(c[0]["content"]) + (c[0]["role"] == "assistant") for p, c in zip(prompts, completions)]
 """)
     item = {"prompt": [{"role": "user", "content": "why? how?"}], "completion": "so"}
-    [verdict] = score_all({"a": RewardSpec(path=f"{file}:ours", args={"bonus": 10}), "b": RewardSpec(path=f"{file}:trl")}, [item])
-    assert (verdict.components["a"].value, verdict.components["b"].value) == (13.0, 4.0)
+    [result] = score_all({"a": RewardSpec(path=f"{file}:ours", args={"bonus": 10}), "b": RewardSpec(path=f"{file}:trl")}, [item])
+    assert (result.components["a"].value, result.components["b"].value) == (13.0, 4.0)
 
 
 # What a shipped reward takes from the row; all its other parameters are settings.
@@ -117,15 +117,15 @@ def test_a_column_fills_no_setting_of_a_function_in_any_form(write_rewards: Call
     """A default other than None, or a place after the *, makes a setting; None is what a column is where the row lacks it."""
     file = write_rewards(SETTINGS)
     row = {"prompt": "p", "completion": "c", "answer": "a", "difficulty": 10, "level": 3, "strict": True, "threshold": 9}
-    specs = {"default": RewardSpec(path=f"{file}:{form}"), "args": RewardSpec(path=f"{file}:{form}", args={"threshold": 0.25})}
-    [verdict] = score_all(specs, [row], group_size=1)
-    assert [verdict.components[name].value for name in ("default", "args")] == [13.5, 13.25], verdict.components
+    rewards = {"default": RewardSpec(path=f"{file}:{form}"), "args": RewardSpec(path=f"{file}:{form}", args={"threshold": 0.25})}
+    [result] = score_all(rewards, [row], group_size=1)
+    assert [result.components[name].value for name in ("default", "args")] == [13.5, 13.25], result.components
 
 
 def test_columns_that_a_setting_hides_are_named_for_each_reward(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards(SETTINGS)
-    specs = {name: RewardSpec(path=f"{file}:{name}") for name in ("ours", "verl", "easyr1")}
-    with RewardClient(specs, make_settings()) as client:
+    rewards = {name: RewardSpec(path=f"{file}:{name}") for name in ("ours", "verl", "easyr1")}
+    with RewardClient(rewards, make_settings()) as client:
         client.wait_until_ready()
         assert client.describe_ignored_columns({"prompt", "level", "difficulty", "extra_info"}) == []
         end = "parameters of these names are settings, which only rewards.{}.args sets (see rewards/README.md)"
@@ -138,9 +138,9 @@ def test_columns_that_a_setting_hides_are_named_for_each_reward(write_rewards: C
 def test_none_means_not_applicable_and_leaves_the_others_alone(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def a(completion): return None if completion == 'x' else 1.0\ndef b(completions): return [None, 2.0]\n")
     items = [{"prompt": "p", "completion": "x"}, {"prompt": "p", "completion": "y"}]
-    verdicts = score_all({"a": RewardSpec(path=f"{file}:a"), "b": RewardSpec(path=f"{file}:b")}, items, group_size=2)
-    assert [verdict.reward for verdict in verdicts] == [None, 3.0]
-    assert [verdict.components["a"].kind for verdict in verdicts] == [OutcomeKind.NOT_APPLICABLE, OutcomeKind.SCORE]
+    results = score_all({"a": RewardSpec(path=f"{file}:a"), "b": RewardSpec(path=f"{file}:b")}, items, group_size=2)
+    assert [result.reward for result in results] == [None, 3.0]
+    assert [result.components["a"].kind for result in results] == [OutcomeKind.NOT_APPLICABLE, OutcomeKind.SCORE]
 
 
 @pytest.mark.parametrize(("expression", "value"), [("True", 1.0), ("__import__('numpy').float32(0.25)", 0.25), ("3", 3.0)])
@@ -149,10 +149,10 @@ def test_what_counts_as_a_number(write_rewards: Callable[[str], str], expression
     assert score_all({"f": RewardSpec(path=f"{file}:f")}, [{"prompt": "p", "completion": ""}])[0].reward == value
 
 
-def test_missing_column_is_told_with_the_columns_there_are(write_rewards: Callable[[str], str]) -> None:
+def test_missing_column_is_reported_with_the_columns_there_are(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("def f(completion, solution): return 1.0\n")
-    [verdict] = score_all({"f": RewardSpec(path=f"{file}:f")}, [{"prompt": "p", "completion": "", "answer": "1"}])
-    assert verdict.components["f"].detail == (
+    [result] = score_all({"f": RewardSpec(path=f"{file}:f")}, [{"prompt": "p", "completion": "", "answer": "1"}])
+    assert result.components["f"].detail == (
         f"rewards.f ({file}:f) needs 'solution', which the data row does not have (it has: answer, completion, prompt); "
         "add a column of that name to the data, or set rewards.f.args"
     )
@@ -168,8 +168,8 @@ def test_missing_column_is_told_with_the_columns_there_are(write_rewards: Callab
 )
 def test_a_missing_answer_is_missing_in_every_form(write_rewards: Callable[[str], str], function: str, name: str, has: str) -> None:
     file = write_rewards(f"def {function}: return 1.0\n")
-    [verdict] = score_all({"f": RewardSpec(path=f"{file}:f")}, [{"prompt": "p", "completion": ""}], group_size=1)
-    assert verdict.components["f"].detail == (
+    [result] = score_all({"f": RewardSpec(path=f"{file}:f")}, [{"prompt": "p", "completion": ""}], group_size=1)
+    assert result.components["f"].detail == (
         f"rewards.f ({file}:f) needs '{name}', which the data row does not have (it has: {has}); add a column of that name to the data, "
         "set the column of answers with data.columns.answer, or set rewards.f.args"
     )
@@ -182,8 +182,8 @@ def verl(data_source, solution_str, ground_truth): return float(sum(ground_truth
 def easyr1(reward_input): return {"overall": reward_input["ground_truth"] + 1}
 """)
     for name, answer, score in (("ours", ["1/2", "0.5"], 1.0), ("verl", {"target": 98, "least": 2}, 100.0), ("easyr1", 7, 8.0)):
-        [verdict] = score_all({name: RewardSpec(path=f"{file}:{name}")}, [{"prompt": "p", "completion": "0.5", "answer": answer}])
-        assert verdict.reward == score, verdict.components[name].detail
+        [result] = score_all({name: RewardSpec(path=f"{file}:{name}")}, [{"prompt": "p", "completion": "0.5", "answer": answer}])
+        assert result.reward == score, result.components[name].detail
 
 
 def test_whether_a_reward_asks_for_an_answer_is_read_without_importing_it(write_rewards: Callable[[str], str]) -> None:
@@ -212,7 +212,7 @@ instance = object()
     assert not needs_answer(f"{write_rewards('def broken(')}:broken", {})
 
 
-def test_async_samples_are_under_way_together_each_with_its_own_deadline(write_rewards: Callable[[str], str]) -> None:
+def test_async_samples_are_under_way_together_each_with_its_own_timeout(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards("""
 import asyncio, time
 async def f(completion):
@@ -223,7 +223,7 @@ async def f(completion):
 """)
     said = ["x" * (n % 4) for n in range(60)] + ["late", "fail", "block"]
     items: list[dict[str, Any]] = [{"prompt": "p", "completion": completion} for completion in said]
-    verdicts = score_all({"f": RewardSpec(path=f"{file}:f", timeout=1.0)}, items, max_failure_rate=1.0)
-    assert [verdict.reward for verdict in verdicts] == [float(n % 4) for n in range(60)] + [None] * 3
-    kinds = [verdict.components["f"].kind for verdict in verdicts[60:]]
+    results = score_all({"f": RewardSpec(path=f"{file}:f", timeout=1.0)}, items, max_failure_rate=1.0)
+    assert [result.reward for result in results] == [float(n % 4) for n in range(60)] + [None] * 3
+    kinds = [result.components["f"].kind for result in results[60:]]
     assert kinds == [OutcomeKind.TIMEOUT, OutcomeKind.ERROR, OutcomeKind.TIMEOUT]

@@ -42,7 +42,7 @@ async def waiting(completion):
     return first + random.random()
 def ranked(completions): return [float(n) for n in range(len(completions))]
 """)
-    specs = {
+    rewards = {
         "accuracy": RewardSpec(path="accuracy"),
         **{name: RewardSpec(path=f"{file}:{name}") for name in ("noisy", "waiting", "ranked")},
     }
@@ -52,10 +52,10 @@ def ranked(completions): return [float(n) for n in range(len(completions))]
         order = list(range(40))
         if seed is not None:
             random.Random(seed).shuffle(order)
-        with RewardClient(specs, make_settings(workers=workers)) as client:
+        with RewardClient(rewards, make_settings(workers=workers)) as client:
             for number in order:
                 client.submit(keys[number], items(40)[number], keys[number][0], 4)
-            seen.append([(key, verdict.reward) for key, verdict in client.collect(keys).items()])
+            seen.append([(key, result.reward) for key, result in client.collect(keys).items()])
     assert seen[0] == seen[1] == seen[2]
     assert [key for key, _ in seen[0]] == keys
 
@@ -74,7 +74,7 @@ def test_samples_are_scored_while_others_are_still_to_come() -> None:
             time.sleep(0.01)
         assert is_scored(client, "early")
         client.submit("late", items(2)[1])
-        assert [verdict.reward for verdict in client.collect(["late", "early"]).values()] == [1.0, 1.0]
+        assert [result.reward for result in client.collect(["late", "early"]).values()] == [1.0, 1.0]
 
 
 def test_quick_calls_go_together_twice_as_many_each_time_until_one_is_slow() -> None:
@@ -101,19 +101,19 @@ def test_quick_samples_wait_for_each_other_and_none_is_forgotten(monkeypatch: py
     words[150] = "hard exit"
     with RewardClient({"tortured": RewardSpec(path=TORTURE)}, make_settings(workers=1, max_failure_rate=1.0)) as client:
         client.wait_until_ready()
-        told = []
+        sent = []
         send = client._connection.send
-        client._connection.send = lambda message: told.append(len(message)) or send(message)  # type: ignore[method-assign, func-returns-value]
+        client._connection.send = lambda message: sent.append(len(message)) or send(message)  # type: ignore[method-assign, func-returns-value]
         for number, word in enumerate(words):
             client.submit(number, {"prompt": "p", "completion": word})
             if number == 20:
                 client.wait(range(21))  # from here on they are known to be quick
         waiting = len(client._not_sent)
-        verdicts = client.collect(range(200))
-    assert sum(told) == 200 and told[-6:] == [32] * 5 + [19]
+        results = client.collect(range(200))
+    assert sum(sent) == 200 and sent[-6:] == [32] * 5 + [19]
     assert waiting == 19
-    assert [number for number, verdict in verdicts.items() if verdict.reward is None] == [150]
-    assert all(verdicts[number].reward == number % 5 for number in range(200) if number != 150)
+    assert [number for number, result in results.items() if result.reward is None] == [150]
+    assert all(results[number].reward == number % 5 for number in range(200) if number != 150)
 
 
 def test_constructing_returns_at_once_and_imports_no_reward_here() -> None:
@@ -138,7 +138,7 @@ def test_a_group_shorter_than_announced_is_judged_at_collect(write_rewards: Call
     with RewardClient({"size": RewardSpec(path=f"{file}:size")}, make_settings()) as client:
         for number in range(7):
             client.submit(number, items(7)[number], number // 4, 4)
-        assert [verdict.reward for verdict in client.collect(range(7)).values()] == [4.0] * 4 + [3.0] * 3
+        assert [result.reward for result in client.collect(range(7)).values()] == [4.0] * 4 + [3.0] * 3
 
 
 def test_workers_see_of_the_environment_what_the_recipe_lists(monkeypatch: pytest.MonkeyPatch, write_rewards: Callable[[str], str]) -> None:
@@ -151,8 +151,8 @@ def f(completion):
             "gpu": os.environ["CUDA_VISIBLE_DEVICES"] != "", "torch": "torch" in sys.modules,
             "handler": signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)}
 """)
-    [verdict] = score_all({"f": RewardSpec(path=f"{file}:f")}, items(1), env=("LISTED",))
-    assert {name.removeprefix("f/"): bool(value) for name, value in verdict.metrics.items()} == {
+    [result] = score_all({"f": RewardSpec(path=f"{file}:f")}, items(1), env=("LISTED",))
+    assert {name.removeprefix("f/"): bool(value) for name, value in result.metrics.items()} == {
         "listed": True,
         "secret": False,
         "preload": False,
@@ -162,17 +162,17 @@ def f(completion):
     }
 
 
-@pytest.mark.parametrize("told", ["1", None], ids=["told not to", "free to"])
+@pytest.mark.parametrize("value", ["1", None], ids=["forbidden", "allowed"])
 def test_workers_leave_bytecode_only_where_they_may(
-    monkeypatch: pytest.MonkeyPatch, write_rewards: Callable[[str], str], tmp_path: Path, told: str | None
+    monkeypatch: pytest.MonkeyPatch, write_rewards: Callable[[str], str], tmp_path: Path, value: str | None
 ) -> None:
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1") if told else monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1") if value else monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     file = write_rewards("import beside\ndef f(completion): return beside.SCORE\n")
     (tmp_path / "beside.py").write_text("SCORE = 3.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    [verdict] = score_all({"f": RewardSpec(path=f"{file}:f")}, items(1))
-    assert verdict.reward == 3.0
-    assert (tmp_path / "__pycache__").is_dir() == (told is None)
+    [result] = score_all({"f": RewardSpec(path=f"{file}:f")}, items(1))
+    assert result.reward == 3.0
+    assert (tmp_path / "__pycache__").is_dir() == (value is None)
 
 
 def test_memory_and_cpu_limits(write_rewards: Callable[[str], str]) -> None:
@@ -185,10 +185,10 @@ def f(completion):
     return 1.0
 """)
     said = [{"prompt": "p", "completion": completion} for completion in ("memory", "cpu", "fine")]
-    verdicts = score_all({"f": RewardSpec(path=f"{file}:f")}, said, memory_gib=0.5, cpu_seconds=1.0, max_failure_rate=1.0)
-    assert "MemoryError" in verdicts[0].components["f"].detail
-    assert verdicts[1].components["f"].detail == "its worker process was ended by SIGXCPU: it used up its CPU time"
-    assert verdicts[2].reward == 1.0
+    results = score_all({"f": RewardSpec(path=f"{file}:f")}, said, memory_gib=0.5, cpu_seconds=1.0, max_failure_rate=1.0)
+    assert "MemoryError" in results[0].components["f"].detail
+    assert results[1].components["f"].detail == "its worker process was ended by SIGXCPU: it used up its CPU time"
+    assert results[2].reward == 1.0
 
 
 def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_path: Path, write_rewards: Callable[[str], str]) -> None:
@@ -199,28 +199,28 @@ def test_too_many_failures_stop_the_run_with_a_file_that_shows_them_again(tmp_pa
             client.submit(("prompt", number), row)
         with pytest.raises(UserError) as caught:
             client.collect([("prompt", number) for number in range(40)])
-    told = str(caught.value)
-    assert f"rewards.f ({file}:f) failed for 4 of the last 40 samples, more than rewarding.max_failure_rate=0.05 allows" in told
+    text = str(caught.value)
+    assert f"rewards.f ({file}:f) failed for 4 of the last 40 samples, more than rewarding.max_failure_rate=0.05 allows" in text
     assert (
-        "sample ('prompt', 0)" in told
-        and "ZeroDivisionError: float division by zero" in told
-        and f"rlkit reward retry {tmp_path}/f.json" in told
+        "sample ('prompt', 0)" in text
+        and "ZeroDivisionError: float division by zero" in text
+        and f"rlkit reward retry {tmp_path}/f.json" in text
     )
-    assert len(told.splitlines()) <= 10
+    assert len(text.splitlines()) <= 10
     assert json.loads((tmp_path / "f.json").read_text())["items"] == [rows[0]]
     again = run("reward", "retry", str(tmp_path / "f.json"), module="rlkit.cli.main", timeout=100)
     assert again.code == 1 and "ZeroDivisionError: float division by zero" in again.out
 
 
 def test_single_failures_do_not_stop_the_run_and_the_limit_survives_a_checkpoint(tmp_path: Path) -> None:
-    specs, bad = {"t": RewardSpec(path=TORTURE)}, {"prompt": "p", "completion": "raise"}
-    with RewardClient(specs, make_settings()) as client:
+    rewards, bad = {"t": RewardSpec(path=TORTURE)}, {"prompt": "p", "completion": "raise"}
+    with RewardClient(rewards, make_settings()) as client:
         for round_ in range(2):
             client.submit(round_, bad)
             assert client.collect([round_])[round_].reward is None
         state = client.state()
         assert state == {"t": "11"}
-    with RewardClient(specs, make_settings(), tmp_path) as client:
+    with RewardClient(rewards, make_settings(), tmp_path) as client:
         client.restore(state)
         client.submit(0, bad)
         with pytest.raises(UserError, match="3 of the last 3"):
@@ -244,7 +244,7 @@ def test_stats_name_rates_and_latencies(write_rewards: Callable[[str], str]) -> 
 
 
 @pytest.mark.usefixtures("nobody_left")
-def test_killed_supervisor_is_told_and_its_workers_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_supervisor_is_reported_and_its_workers_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
     client = RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings(env=("RLKIT_TEST_MARK",)))
     client.wait_until_ready()

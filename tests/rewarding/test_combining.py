@@ -44,10 +44,10 @@ def test_combine(how: str, right: float | None, form: float | None, reward: floa
 
 @pytest.mark.parametrize("kind", [OutcomeKind.TIMEOUT, OutcomeKind.ERROR])
 def test_failed_is_no_reward_but_a_failed_watcher_voids_nothing(kind: OutcomeKind) -> None:
-    specs = {"right": RewardSpec(path="accuracy"), "watched": RewardSpec(path="length", weight=0.0)}
+    rewards = {"right": RewardSpec(path="accuracy"), "watched": RewardSpec(path="length", weight=0.0)}
     good, failed = outcome(1.0), Outcome(kind)
-    assert combine_sample(specs, make_settings(), {"right": None, "watched": 1.0}, {"right": failed, "watched": good}) is None
-    assert combine_sample(specs, make_settings(), {"right": 1.0, "watched": None}, {"right": good, "watched": failed}) == 1.0
+    assert combine_sample(rewards, make_settings(), {"right": None, "watched": 1.0}, {"right": failed, "watched": good}) is None
+    assert combine_sample(rewards, make_settings(), {"right": 1.0, "watched": None}, {"right": good, "watched": failed}) == 1.0
 
 
 def test_standardised_within_groups() -> None:
@@ -57,24 +57,24 @@ def test_standardised_within_groups() -> None:
 
 
 def test_normalise_each_gives_rewards_of_different_size_the_same_say() -> None:
-    specs = {"small": RewardSpec(path="accuracy"), "large": RewardSpec(path="length")}
+    rewards = {"small": RewardSpec(path="accuracy"), "large": RewardSpec(path="length")}
     components = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
     groups = {0: "g", 1: "g"}
-    each = combine_rewards(specs, make_settings(normalise="each"), components, groups)
+    each = combine_rewards(rewards, make_settings(normalise="each"), components, groups)
     assert [each[n].reward for n in (0, 1)] == [-2.0, 2.0]
-    whole = combine_rewards(specs, make_settings(normalise="sum"), components, groups)
+    whole = combine_rewards(rewards, make_settings(normalise="sum"), components, groups)
     assert [whole[n].reward for n in (0, 1)] == [-1.0, 1.0]
     assert [whole[n].components["large"].value for n in (0, 1)] == [100.0, 300.0]
 
 
 def test_what_people_read_is_the_reward_before_it_was_normalised() -> None:
     """Of one group: 0 + 100 and 1 + 300, and a third that failed. Learned from is 0 in the mean, whatever the policy does."""
-    specs = {"small": RewardSpec(path="accuracy"), "large": RewardSpec(path="length")}
+    rewards = {"small": RewardSpec(path="accuracy"), "large": RewardSpec(path="length")}
     components = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
     components[2] = {"small": Outcome(OutcomeKind.ERROR), "large": outcome(None)}
     for normalise in ("none", "each", "sum"):
-        told = combine_rewards(specs, make_settings(normalise=normalise), components, dict.fromkeys(range(3), "g"))  # type: ignore[arg-type]
-        group = Group(0, tuple(score(SAMPLE, told[n]) for n in range(3)))
+        results = combine_rewards(rewards, make_settings(normalise=normalise), components, dict.fromkeys(range(3), "g"))  # type: ignore[arg-type]
+        group = Group(0, tuple(score(SAMPLE, results[n]) for n in range(3)))
         assert [records.plain(s) for s in group.samples] == [100.0, 301.0, None]
         seen = records.of_groups([group])
         assert (seen["reward"], seen["reward_std"], seen["rewards_failed"]) == (200.5, pytest.approx(201 / 2**0.5), 1.0)

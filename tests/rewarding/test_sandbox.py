@@ -1,4 +1,4 @@
-"""What namespaces and limits do not hold, tried from inside the sandbox: keys, memory that no size counts, sockets out of the machine."""
+"""What namespaces and limits do not isolate, tried from inside the sandbox: keys, memory beyond the limits, sockets to the host."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ REFUSALS = """
 import ctypes, os, socket
 libc = ctypes.CDLL(None, use_errno=True)
 
-def told(answer):
+def describe(answer):
     return errno_name(ctypes.get_errno()) if answer == -1 else "done"
 
 def errno_name(number):
@@ -74,8 +74,8 @@ def opened(family):
         return errno_name(error.errno)
     return "done"
 
-print(told(libc.memfd_create(b"x", 0)), told(libc.shmget(0, 1 << 20, 0o1600)), told(libc.msgget(0, 0o1600)))
-print(*(told(libc.syscall(number, 0, 0, 0, 0, 0)) for number in NUMBERS))
+print(describe(libc.memfd_create(b"x", 0)), describe(libc.shmget(0, 1 << 20, 0o1600)), describe(libc.msgget(0, 0o1600)))
+print(*(describe(libc.syscall(number, 0, 0, 0, 0, 0)) for number in NUMBERS))
 print(*(opened(family) for family in (1, 2, 10, 16)))  # unix, inet, inet6, netlink
 print(*(opened(family) for family in (38, 40, 17, 31)))  # alg, vsock, packet, bluetooth
 """
@@ -85,8 +85,8 @@ print(*(opened(family) for family in (38, 40, 17, 31)))  # alg, vsock, packet, b
 def test_memory_that_no_size_counts_and_sockets_out_of_the_machine_are_refused() -> None:
     numbers = [numbers[MACHINE] for numbers in syscalls.REFUSED.values()]
     result = sandbox.run_python(REFUSALS.replace("NUMBERS", str(numbers)))
-    told = ["EPERM " * 3, "EPERM " * len(numbers), "done " * 4, "EPERM " * 4]  # by libc's names, by number, and by family
-    assert result == ProgramResult(0, "".join(f"{line.strip()}\n" for line in told), "")
+    lines = ["EPERM " * 3, "EPERM " * len(numbers), "done " * 4, "EPERM " * 4]  # by libc's names, by number, and by family
+    assert result == ProgramResult(0, "".join(f"{line.strip()}\n" for line in lines), "")
 
 
 OTHER_NUMBERS = """

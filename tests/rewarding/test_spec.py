@@ -91,9 +91,9 @@ def test_the_client_refuses_what_does_not_exist_before_anything_starts() -> None
     ],
 )
 def test_files_that_cannot_be_used_stop_the_run_in_words(write_rewards: Callable[[str], str], source: str, message: str) -> None:
-    specs = {"mine": RewardSpec(path=f"{write_rewards(source)}:f")}
+    rewards = {"mine": RewardSpec(path=f"{write_rewards(source)}:f")}
     with (
-        RewardClient(specs, make_settings(workers=1, load_timeout=3.0)) as client,
+        RewardClient(rewards, make_settings(workers=1, load_timeout=3.0)) as client,
         pytest.raises(UserError, match=f"(?s){message}") as caught,
     ):
         client.wait_until_ready()

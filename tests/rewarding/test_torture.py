@@ -19,10 +19,10 @@ from tests.rewarding.settings import make_settings
 
 from .conftest import TORTURE, score_all
 
-DEADLINE = 1.0
+TIMEOUT_SECONDS = 1.0
 ERROR, TIMEOUT, SCORE = OutcomeKind.ERROR, OutcomeKind.TIMEOUT, OutcomeKind.SCORE
 
-DEEDS = {
+FAULTS = {
     "hang": (TIMEOUT, "no answer within 1 s"),
     "hang in c": (TIMEOUT, "no answer within 1 s"),
     "hang deaf": (TIMEOUT, "no answer within 1 s"),
@@ -32,7 +32,7 @@ DEEDS = {
     "abort": (ERROR, "ended by SIGABRT"),
     "kill": (ERROR, "ended by SIGKILL"),
     "recurse": (ERROR, "RecursionError"),
-    "overflow": (None, ""),  # a stack overflow or the deadline, whichever comes first on this Python
+    "overflow": (None, ""),  # a stack overflow or the timeout, whichever comes first on this Python
     "allocate": (ERROR, "MemoryError"),
     "fork 100": (SCORE, ""),
     "fork back": (SCORE, ""),
@@ -56,20 +56,20 @@ DEEDS = {
 @pytest.fixture(scope="module")
 def client() -> Iterator[RewardClient]:
     os.environ["RLKIT_TEST_MARK"] = str(os.getpid())
-    settings = make_settings(timeout=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
+    settings = make_settings(timeout=TIMEOUT_SECONDS, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
     with RewardClient({"tortured": RewardSpec(path=TORTURE)}, settings) as client:
         yield client
 
 
-@pytest.mark.parametrize("deed", DEEDS)
-def test_deed_is_told_and_harms_no_other(client: RewardClient, deed: str) -> None:
-    kind, detail = DEEDS[deed]
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_misbehaving_call_is_reported_and_harms_no_other(client: RewardClient, fault: str) -> None:
+    kind, detail = FAULTS[fault]
     others = ["x" * length for length in range(8)]
-    for number, completion in enumerate([*others[:4], deed, *others[4:]]):
-        client.submit((deed, number), {"prompt": "p", "completion": completion})
-    verdicts = list(client.collect([(deed, number) for number in range(9)]).values())
-    outcome = verdicts.pop(4).components["tortured"]
-    assert [verdict.reward for verdict in verdicts] == [0, 1, 2, 3, 4, 5, 6, 7]
+    for number, completion in enumerate([*others[:4], fault, *others[4:]]):
+        client.submit((fault, number), {"prompt": "p", "completion": completion})
+    results = list(client.collect([(fault, number) for number in range(9)]).values())
+    outcome = results.pop(4).components["tortured"]
+    assert [result.reward for result in results] == [0, 1, 2, 3, 4, 5, 6, 7]
     assert outcome.kind is kind or kind is None
     assert detail in outcome.detail
     assert outcome.value == (1.0 if outcome.kind is SCORE else None)
@@ -78,40 +78,40 @@ def test_deed_is_told_and_harms_no_other(client: RewardClient, deed: str) -> Non
 @pytest.mark.timeout(100)
 def test_worker_killed_by_what_an_earlier_call_left_gives_right_scores() -> None:
     items = [{"prompt": "p", "completion": "kill later"}] + [{"prompt": "p", "completion": "x" * (n % 7)} for n in range(3000)]
-    verdicts = score_all({"tortured": RewardSpec(path=TORTURE)}, items, workers=1)
-    assert [verdict.reward for verdict in verdicts] == [1.0] + [float(n % 7) for n in range(3000)]
+    results = score_all({"tortured": RewardSpec(path=TORTURE)}, items, workers=1)
+    assert [result.reward for result in results] == [1.0] + [float(n % 7) for n in range(3000)]
 
 
 def test_list_of_the_wrong_length_and_a_string_fail_their_group_alone() -> None:
     completions = ["short list", "b", "a string", "d", "eeeee", "ffffff"]
     path = TORTURE.replace(":score", ":group")
     items = [{"prompt": "p", "completion": completion} for completion in completions]
-    verdicts = score_all({"g": RewardSpec(path=path)}, items, group_size=2, max_failure_rate=1.0)
-    assert [verdict.reward for verdict in verdicts] == [None, None, None, None, 5.0, 6.0]
-    assert verdicts[0].components["g"].detail == "a group of 2 needs 2 scores, it returned 1"
-    assert verdicts[2].components["g"].detail == "a group of 2 needs a list of 2 scores, it returned str '11'"
+    results = score_all({"g": RewardSpec(path=path)}, items, group_size=2, max_failure_rate=1.0)
+    assert [result.reward for result in results] == [None, None, None, None, 5.0, 6.0]
+    assert results[0].components["g"].detail == "a group of 2 needs 2 scores, it returned 1"
+    assert results[2].components["g"].detail == "a group of 2 needs a list of 2 scores, it returned str '11'"
 
 
-def test_one_percent_hanging_costs_their_deadlines_and_no_more() -> None:
+def test_one_percent_hanging_costs_their_timeouts_and_no_more() -> None:
     items = [{"prompt": "p", "completion": "hang in c" if n % 100 == 50 else "x" * (n % 5)} for n in range(1000)]
     with RewardClient({"tortured": RewardSpec(path=TORTURE)}, make_settings(timeout=0.5)) as client:
         client.wait_until_ready()
         started = time.monotonic()
         for number, item in enumerate(items):
             client.submit(number, item)
-        verdicts = client.collect(range(1000))
+        results = client.collect(range(1000))
         seconds = time.monotonic() - started
-    assert [number for number, verdict in verdicts.items() if verdict.reward is None] == list(range(50, 1000, 100))
-    assert all(verdicts[number].reward == number % 5 for number in range(1000) if number % 100 != 50)
-    assert seconds < 10 * (0.5 + 2.0) / 2 + 5  # deadlines and kills over two workers; 5 s for a busy machine and the other 990
+    assert [number for number, result in results.items() if result.reward is None] == list(range(50, 1000, 100))
+    assert all(results[number].reward == number % 5 for number in range(1000) if number % 100 != 50)
+    assert seconds < 10 * (0.5 + 2.0) / 2 + 5  # timeouts and kills over two workers; 5 s for a busy machine and the other 990
 
 
 @pytest.mark.usefixtures("nobody_left")
 def test_close_leaves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
-    deeds = ["fork 100", "double fork", "leave", "leave, die", "fork back", "hang"]
-    items = [{"prompt": "p", "completion": deed} for deed in deeds]
-    score_all({"tortured": RewardSpec(path=TORTURE)}, items, timeout=DEADLINE, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
+    faults = ["fork 100", "double fork", "leave", "leave, die", "fork back", "hang"]
+    items = [{"prompt": "p", "completion": fault} for fault in faults]
+    score_all({"tortured": RewardSpec(path=TORTURE)}, items, timeout=TIMEOUT_SECONDS, max_failure_rate=1.0, env=("RLKIT_TEST_MARK",))
 
 
 RUN = """
@@ -121,8 +121,8 @@ from rlkit.rewarding.spec import RewardSpec
 from tests.rewarding.settings import make_settings
 client = RewardClient({"tortured": RewardSpec(path=sys.argv[1])}, make_settings(timeout=60, env=("RLKIT_TEST_MARK",)))
 client.wait_until_ready()
-for number, deed in enumerate(["fork 100", "double fork", "leave", "hang"]):
-    client.submit(number, {"prompt": "p", "completion": deed})
+for number, fault in enumerate(["fork 100", "double fork", "leave", "hang"]):
+    client.submit(number, {"prompt": "p", "completion": fault})
 client.collect([0, 1, 2])
 print("busy", flush=True)
 time.sleep(60)
@@ -145,6 +145,6 @@ def test_trainer_that_is_killed_leaves_nobody_and_workers_say_nothing(monkeypatc
         assert trainer.stdout is not None and trainer.stderr is not None
         assert trainer.stdout.readline() == "busy\n"
         os.killpg(trainer.pid, fatal)  # the whole group, as a terminal's Ctrl-C does
-        told = trainer.stderr.read()
-    assert "supervisor" not in told and "worker" not in told and "multiprocessing" not in told
-    assert told.count("Traceback") <= 1  # the trainer's own KeyboardInterrupt
+        text = trainer.stderr.read()
+    assert "supervisor" not in text and "worker" not in text and "multiprocessing" not in text
+    assert text.count("Traceback") <= 1  # the trainer's own KeyboardInterrupt

@@ -137,12 +137,12 @@ def test_the_example_of_the_readme(tmp_path: Path) -> None:
     assert scores == [["accuracy", "style", "reward"], ["1", "0", "1"], ["1", "1", "2"], ["0", "0", "0"]]
 
 
-def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_few_lines(tmp_path: Path) -> None:
     broken = lines(tmp_path / "broken.jsonl", {"completion": "no key"})
     held_out = lines(tmp_path / "samples.jsonl", {"split": "test", "key": [0, 0, 0, 0], "completion": "1"})
     left = write_replay(tmp_path, WorkerReward("left", "accuracy"), [], "key", Outcome(OutcomeKind.ERROR))
     left.write_text(left.read_text().replace(json.dumps(str(Path.cwd())), json.dumps(f"{tmp_path}/gone")))
-    for arguments, told in [
+    for arguments, text in [
         (("try", "recipe=grpo_math", "rewards.accuracy.path=acuracy"), "unknown reward 'acuracy' (did you mean accuracy"),
         (("try", "recipe=grpo_math", f"samples={broken}"), "cannot be read as the samples.jsonl of a run"),
         (("try", "recipe=grpo_math", "n=none"), "n=none is not valid"),
@@ -158,4 +158,4 @@ def test_mistakes_are_told_in_few_lines(tmp_path: Path) -> None:
         (("rerun",), "No such command 'rerun'"),
     ]:
         done = command(*arguments)
-        assert done.code == 2 and told in done.err and len(done.err.splitlines()) <= 10, done.err
+        assert done.code == 2 and text in done.err and len(done.err.splitlines()) <= 10, done.err

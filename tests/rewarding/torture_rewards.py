@@ -13,8 +13,8 @@ from typing import Any
 
 
 def score(completion: str, **columns: Any) -> Any:
-    if completion in DEEDS:
-        return DEEDS[completion]()
+    if completion in FAULTS:
+        return FAULTS[completion]()
     return float(len(completion))
 
 
@@ -115,7 +115,7 @@ def _print_megabytes() -> float:
     return 1.0
 
 
-DEEDS = {
+FAULTS = {
     "hang": _hang,
     "hang in c": _hang_in_c,
     "hang deaf": _hang_deaf_to_signals,

@@ -347,7 +347,7 @@ def test_ten_thousand_answers_of_all_forms_in_under_a_minute() -> None:
         started = time.monotonic()
         for number, (reference, given) in enumerate(samples):
             client.submit(number, {"prompt": "p", "completion": f"\\boxed{{{given}}}", "answer": reference})
-        verdicts = client.collect(range(10_000))
+        results = client.collect(range(10_000))
         seconds = time.monotonic() - started
-    assert [samples[number] for number in range(10_000) if verdicts[number].reward != float(number % 2 == 0)] == []
+    assert [samples[number] for number in range(10_000) if results[number].reward != float(number % 2 == 0)] == []
     assert seconds < 60

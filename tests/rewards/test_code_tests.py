@@ -182,7 +182,7 @@ def test_leaving_early_is_no_pass() -> None:
 
 def test_in_a_worker_and_refused_in_words_where_the_kernel_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [{"prompt": "p", "completion": SQUARE, "tests": [f"assert square({n}) == 4"]} for n in (2, 3)]
-    assert [verdict.reward for verdict in score_all({"code": RewardSpec(path="code_tests", timeout=40)}, items)] == [1.0, 0.0]
+    assert [result.reward for result in score_all({"code": RewardSpec(path="code_tests", timeout=40)}, items)] == [1.0, 0.0]
     monkeypatch.setattr(sandbox, "__file__", "/nowhere/sandbox.py")  # a sandbox that is never set up
     with pytest.raises(SandboxUnavailable, match=r"does not allow the sandbox .* or leave this reward out"):
         sandbox.run_python("print(1)")

@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/chat/completions"):
             said = body["messages"][0]["content"]
             answer = {"choices": [{"message": {"content": "no idea" if "riddle" in said else f"Fine. Score: {said.count('good') * 5}"}}]}
-            if "saying " in said:  # what the judge is to say itself
+            if "saying " in said:  # the exact reply
                 answer["choices"][0]["message"]["content"] = said.partition("saying ")[2].partition(";")[0]
         status = 503 if failing else 422 if body.get("completion") == "bad" else 200
         with self.server.lock:
@@ -81,9 +81,9 @@ def server() -> Iterator[Server]:
 def test_remote_gets_all_columns_and_asks_in_parallel(server: Server) -> None:
     items = [{"prompt": "p", "completion": "x" * n, "level": n} for n in range(24)]
     started = time.monotonic()
-    verdicts = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items)
-    assert [verdict.reward for verdict in verdicts] == [float(n) for n in range(24)]
-    assert verdicts[0].metrics == {"remote/seen": 1.0}
+    results = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items)
+    assert [result.reward for result in results] == [float(n) for n in range(24)]
+    assert results[0].metrics == {"remote/seen": 1.0}
     assert sorted(body["level"] for _, body, _ in server.seen) == list(range(24))
     assert server.most_at_once > 2 and time.monotonic() - started < 60
 
@@ -91,23 +91,23 @@ def test_remote_gets_all_columns_and_asks_in_parallel(server: Server) -> None:
 def test_remote_tries_again_but_not_where_it_is_refused(server: Server) -> None:
     server.failures = 2
     items = [{"prompt": "p", "completion": "good"}, {"prompt": "p", "completion": "bad"}]
-    verdicts = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items, max_failure_rate=1.0)
-    assert verdicts[0].reward == 4.0
-    assert verdicts[1].components["remote"].kind is OutcomeKind.ERROR
-    assert "answered 422" in verdicts[1].components["remote"].detail
+    results = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items, max_failure_rate=1.0)
+    assert results[0].reward == 4.0
+    assert results[1].components["remote"].kind is OutcomeKind.ERROR
+    assert "answered 422" in results[1].components["remote"].detail
     assert len(server.seen) == 4  # two refusals for a moment, then one answer each
 
 
 def test_a_worker_asks_for_all_its_samples_at_once(server: Server) -> None:
     server.takes = 0.6
     items = [{"prompt": "p", "completion": "x" * n} for n in range(33)]
-    # 32 at once and the one that came first: 1.2 s of the server's. Six at a time would wait for 3.6 s, and the last past their deadline.
-    verdicts = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items, workers=1, timeout=3.0)
-    assert [verdict.reward for verdict in verdicts] == [float(n) for n in range(33)]
+    # 32 at once and the one that came first: 1.2 s of the server's. Six at a time would wait for 3.6 s, and the last ones would time out.
+    results = score_all({"remote": RewardSpec(path="remote", args={"url": server.url})}, items, workers=1, timeout=3.0)
+    assert [result.reward for result in results] == [float(n) for n in range(33)]
     assert 30 <= server.most_at_once <= 32
 
 
-def test_a_request_ends_with_its_samples_deadline(server: Server) -> None:
+def test_a_request_ends_at_the_timeout_of_its_sample(server: Server) -> None:
     server.takes = 30.0
 
     async def give_up() -> None:
@@ -125,20 +125,20 @@ def requests() -> int:
     return sum(thread.name == http.THREAD_NAME for thread in threading.enumerate())
 
 
-def test_no_time_for_another_try_is_told_with_the_reason(server: Server) -> None:
+def test_no_time_for_another_try_is_reported_with_the_reason(server: Server) -> None:
     server.failures = 9
     spec = {"remote": RewardSpec(path="remote", args={"url": server.url}, timeout=2.0)}  # tries after about 0, 0.5 and 1.3 s
-    [verdict] = score_all(spec, [{"prompt": "p", "completion": "good"}], max_failure_rate=1.0)
-    outcome = verdict.components["remote"]
+    [result] = score_all(spec, [{"prompt": "p", "completion": "good"}], max_failure_rate=1.0)
+    outcome = result.components["remote"]
     assert outcome.kind is OutcomeKind.ERROR and "answered 503" in outcome.detail and outcome.seconds < 2.0
     assert f"(tries: {len(server.seen)} of 5, the reward's timeout leaves no time for another)" in outcome.detail
 
 
 def test_nobody_listening_is_an_error_and_no_score_of_zero() -> None:
     spec = {"remote": RewardSpec(path="remote", args={"url": "http://127.0.0.1:9", "tries": 2})}
-    [verdict] = score_all(spec, [{"prompt": "p", "completion": "c"}])
-    assert verdict.reward is None
-    assert "Connection refused" in verdict.components["remote"].detail and "(tried 2 times)" in verdict.components["remote"].detail
+    [result] = score_all(spec, [{"prompt": "p", "completion": "c"}])
+    assert result.reward is None
+    assert "Connection refused" in result.components["remote"].detail and "(tried 2 times)" in result.components["remote"].detail
 
 
 def test_rate_limit(server: Server) -> None:
@@ -160,9 +160,9 @@ def test_llm_judge(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = {"judge": RewardSpec(path="llm_judge", args={"url": f"{server.url}/v1", "model": "m", "key": "MY_KEY"})}
     prompt = [{"role": "user", "content": "Say something."}]
     items = [{"prompt": prompt, "completion": said, "answer": "a"} for said in ("good", "good good", "bad", "a riddle {not a field}")]
-    verdicts = score_all(spec, items, max_failure_rate=1.0, env=("MY_KEY",))
-    assert [verdict.reward for verdict in verdicts] == [0.5, 1.0, 0.0, None]
-    assert "m gave no score: 'no idea'" in verdicts[3].components["judge"].detail
+    results = score_all(spec, items, max_failure_rate=1.0, env=("MY_KEY",))
+    assert [result.reward for result in results] == [0.5, 1.0, 0.0, None]
+    assert "m gave no score: 'no idea'" in results[3].components["judge"].detail
     assert server.seen[0][0] == "/v1/chat/completions" and server.keys == {"Bearer secret"}
     assert server.seen[0][1]["temperature"] == 0.0 and "Say something." in server.seen[0][1]["messages"][0]["content"]
 
@@ -188,5 +188,5 @@ def test_llm_judge_reads_the_number_after_score(server: Server) -> None:
         "the score is high\nscore = 4": 0.4,
     }
     spec = {"judge": RewardSpec(path="llm_judge", args={"url": server.url, "model": "m"})}
-    verdicts = score_all(spec, [{"prompt": "p", "completion": f"saying {line};"} for line in said], workers=1)
-    assert [verdict.reward for verdict in verdicts] == pytest.approx(list(said.values()))
+    results = score_all(spec, [{"prompt": "p", "completion": f"saying {line};"} for line in said], workers=1)
+    assert [result.reward for result in results] == pytest.approx(list(said.values()))

@@ -66,7 +66,7 @@ def test_repetition(completion: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [("length", {"longest": 0}), ("overlong", {"longest": 10, "buffer": 11}), ("repetition", {"n": 0})])
-def test_settings_out_of_bounds_are_told(bad: tuple[str, dict[str, int]]) -> None:
+def test_settings_out_of_bounds_are_reported(bad: tuple[str, dict[str, int]]) -> None:
     with pytest.raises(ValueError, match="args"):
         score(bad[0], "a", completion_length=1, **bad[1])
 

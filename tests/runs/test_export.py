@@ -95,7 +95,7 @@ def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path
         state.write_text(before)
 
 
-def test_mistakes_are_told(two_steps: Path, even_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported(two_steps: Path, even_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(two_steps, here)
     shutil.copytree(two_steps, other)
@@ -113,10 +113,10 @@ def test_mistakes_are_told(two_steps: Path, even_model: Path, tmp_path: Path, ca
         ([str(here), "step=1"], 1, "delete its folder to go on from the one before"),
         ([str(other)], 2, "is not a checkpoint of the model at model.path: there model.embed_tokens.weight is [259, 48]"),
     ]
-    for words, code, told in cases:
+    for words, code, text in cases:
         assert export.run_export(words) == code, words
         said = capsys.readouterr().err
-        assert told in said and "Traceback" not in said, said
+        assert text in said and "Traceback" not in said, said
     assert not list(here.glob("*model-*")) and not list(other.glob("*model-*")) and not list(here.glob(".model*"))
     shutil.rmtree(here / "checkpoints")
     assert export.run_export([str(here)]) == 2
