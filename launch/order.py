@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlkit import run
 from rlkit.config import recipe as recipes
+from rlkit.config.compose import compose_config, list_groups, quote
 from rlkit.config.recipe import Recipe, suggest
 from rlkit.config.sections import LaunchSection
 from rlkit.errors import UserError
@@ -50,12 +51,12 @@ def read(arguments: list[str]) -> Order | int:
         raise UserError("--multirun starts its jobs one after the other by `python -m rlkit.run`; launch each with its own command here")
     if flags:
         return run.main(words)
-    config = run.compose(overrides, extra)
+    config = compose_config(overrides, extra)
     recipe = recipes.read_recipe(config)
     if recipe.dry_run:
         return planned(words, recipe.launch.nodes * (recipe.launch.gpus_per_node or recipe.launch.workers_per_node))
     folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser().absolute()
-    return Order(recipe, folder, [*words, f"output_dir={run.quote(folder)}"])
+    return Order(recipe, folder, [*words, f"output_dir={quote(folder)}"])
 
 
 def planned(words: list[str], ranks: int) -> int:
@@ -76,7 +77,7 @@ def full(word: str) -> str:
         return word
     if key in LaunchSection.model_fields:
         return f"launch.{word}"
-    known = {*Recipe.model_fields, *run.list_groups()}
+    known = {*Recipe.model_fields, *list_groups()}
     if key not in known:
         raise UserError(f"unknown key {key}{suggest(key, {*known, *LaunchSection.model_fields})}")
     return word

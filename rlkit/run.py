@@ -1,4 +1,4 @@
-"""The door: `python -m rlkit.run recipe=NAME [key=value ...]`. The only file that imports hydra.
+"""The door: `python -m rlkit.run recipe=NAME [key=value ...]`.
 
     --cfg job         print the resolved recipe and stop
     --multirun, -m    one process for each combination: seed=0,1,2
@@ -9,9 +9,7 @@ Exit codes: 0 done; 2 a mistake in the recipe, the data or a reward; 75 stopped 
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,14 +17,11 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from rlkit.config.compose import compose_config, expand_sweep, list_options, quote, to_yaml
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
 from rlkit.runtime.library_settings import configure_libraries
-from rlkit.runtime.paths import find_bundled_folder
 from rlkit.runtime.signals import SIGNALS, exit_on_signal
-
-ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,13 +60,13 @@ def dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     if "--multirun" in flags:
         return sweep(overrides, folder)
-    config = compose(overrides, folder)
+    config = compose_config(overrides, folder)
     if "--cfg" in flags:
         print(to_yaml(config), end="")
         return EXIT_DONE
-    from rlkit.config import recipe as recipes
+    from rlkit.config.recipe import read_recipe
 
-    recipe = recipes.read_recipe(config)
+    recipe = read_recipe(config)
     from rlkit.assembly import plan
 
     if recipe.dry_run:
@@ -115,113 +110,15 @@ def parse_arguments(arguments: list[str]) -> tuple[set[str], list[str], Path | N
     return flags, overrides, folder
 
 
-def list_groups() -> dict[str, Path]:
-    """The config groups: the folders of the recipe tree."""
-    return {p.name: p for p in find_bundled_folder("recipes").iterdir() if p.is_dir()}
-
-
-def list_options(group: str, folder: Path | None) -> list[str]:
-    """The names that can be chosen for a group."""
-    places = [find_bundled_folder("recipes") / group, *([folder / group] if folder else [])]
-    return sorted({p.stem for place in places if place.is_dir() for p in place.glob("*.yaml")})
-
-
-def compose(overrides: list[str], folder: Path | None) -> dict[str, Any]:
-    """The resolved configuration. Raises UserError for a recipe or group that is not there, or for what Hydra cannot read."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    written = [check_override(override, folder) for override in overrides]
-    if not any(override.startswith("recipe=") for override in written):
-        raise UserError(f"choose a recipe: recipe=NAME, one of {', '.join(list_options('recipe', folder))}")
-    if folder:
-        written.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=str(find_bundled_folder("recipes")), version_base="1.3"):
-            composed = hydra_compose("config", written, return_hydra_config=True)
-        chosen = composed.hydra.runtime.choices.recipe
-        OmegaConf.set_struct(composed, False)
-        del composed["hydra"]
-        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(shorten_error(error)) from error
-    except YAMLError as error:
-        raise UserError(f"a recipe is no YAML: {error}") from error
-    assert isinstance(config, dict)
-    return {"recipe": chosen, **{str(key): value for key, value in config.items()}}
-
-
-def shorten_error(error: Exception) -> str:
-    """Hydra's message in few lines, and what to do where a key was left open."""
-    text = str(error).strip()
-    if "Missing mandatory value" in text:
-        key = getattr(error, "full_key", None) or text.partition("Missing mandatory value: ")[2].split()[0]
-        return f"{key} is not set; it has no default: {key}=..."
-    return "\n".join(text.splitlines()[:6])
-
-
-def check_override(override: str, folder: Path | None) -> str:
-    """An override as Hydra shall see it: a group's option exists; any key may be set, since the typed recipe refuses unknown ones."""
-    match = ASSIGNMENT.match(override)
-    if match is None:
-        if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override!r} is no override; write key=value")
-        return override  # Hydra's own +key=, ++key= and ~key, which takes a key away
-    key, value = match["key"], match["value"]
-    if key not in list_groups():
-        return f"++{key}={quote_if_needed(value)}"
-    if value not in list_options(key, folder) and not value.startswith("{"):
-        from rlkit.config.recipe import suggest
-
-        raise UserError(f"there is no {key} {value!r}{suggest(value, list_options(key, folder))}")
-    return override if not value.startswith("{") else f"++{override}"
-
-
-def quote_if_needed(value: str) -> str:
-    """A value as it was given, or in quotes where Hydra's grammar knows it not: a path with a = or ~, a regular expression."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if value.startswith(("{", "[", "'", '"')):
-        return value
-    try:
-        OverridesParser.create().parse_override(f"key={value}")
-    except HydraException:
-        return quote(value)
-    return value
-
-
-def to_yaml(config: dict[str, Any]) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(config))
-
-
 def sweep(overrides: list[str], folder: Path | None) -> int:
     """Runs every combination of the comma-separated values, one after the other, each in a process of its own."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from rlkit.config.recipe import read_recipe
 
-    from rlkit.config import recipe as recipes
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(shorten_error(error)) from error
-    choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
     started = time.strftime("%Y-%m-%d_%H-%M-%S")
     jobs = []
-    for combination in itertools.product(*choices):
-        words = [o.input_line if c is None else f"{o.get_key_element()}={c}" for o, c in zip(parsed, combination, strict=True)]
-        varied = ",".join(w for w, c in zip(words, combination, strict=True) if c is not None) or "0"
-        config = compose(words, folder)
-        recipes.read_recipe(config)  # a mistake in one job is found before the first starts
+    for words, varied in expand_sweep(overrides):
+        config = compose_config(words, folder)
+        read_recipe(config)  # a mistake in one job is found before the first starts
         base = config["output_dir"] or f"runs/{config['recipe']}/{started}"
         jobs.append([*words, f"output_dir={quote(Path(base) / varied.replace('/', '_'))}"])
     codes = []
@@ -246,11 +143,6 @@ def run_and_forward_signals(command: list[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def quote(value: Path | str) -> str:
-    """A value that Hydra's grammar takes as one string: it unescapes a quote, and backslashes before one."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(value)) + "'"
 
 
 def exit_process(code: int) -> None:

@@ -43,8 +43,8 @@ OWNERS = {  # heavy library -> the only files that may import it
     "bitsandbytes": {"rlkit/engines/quantization.py"},
     "liger_kernel": {"rlkit/engines/liger.py"},
     "wandb": {"rlkit/report/wandb.py"},
-    "hydra": {"rlkit/run.py"},
-    "omegaconf": {"rlkit/run.py"},
+    "hydra": {"rlkit/config/compose.py"},
+    "omegaconf": {"rlkit/config/compose.py"},
     "typer": {"rlkit/cli/main.py"},
 }
 HEAVY = [

@@ -13,7 +13,7 @@ import pytest
 from rlkit.assembly import datasets
 from rlkit.cli import export
 from rlkit.config import recipe
-from rlkit.run import compose
+from rlkit.config.compose import compose_config
 from tests.conftest import ROOT, run
 
 README = (ROOT / "README.md").read_text()
@@ -68,7 +68,7 @@ def test_ones_own_rows_are_asked_as_they_are(row: dict[str, Any], tmp_path: Path
     workplace(tmp_path)
     (tmp_path / "my_train.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.chdir(tmp_path)
-    asked = recipe.read_recipe(compose(words, None))
+    asked = recipe.read_recipe(compose_config(words, None))
     [reader] = datasets.open_readers(asked, "prompts", "train", asked.data.train)
     found = reader.read(0)
     assert (found.messages, found.answer) == (({"role": "user", "content": "1+1?"},), "#### 2")

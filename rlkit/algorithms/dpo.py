@@ -5,11 +5,11 @@
     h    = x_chosen - x_rejected
 
     sigmoid    -log sigmoid(beta h)                                                      DPO, 2305.18290
-    smoothed   -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)                     cDPO, Mitchell (2023); e = flipped
+    smoothed   -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)                     cDPO, Mitchell (2023); e = label_smoothing
     hinge      max(0, 1 - beta h)                                                        SLiC, 2305.10425
     ipo        (h - 1 / (2 beta))^2                                                      IPO, 2310.12036
     robust     (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e)       2403.00409
-    simpo      -log sigmoid(beta h - gap)                                                SimPO, 2405.14734
+    simpo      -log sigmoid(beta h - gamma)                                              SimPO, 2405.14734
     orpo       -x_chosen - beta log sigmoid(log odds_chosen - log odds_rejected)         ORPO, 2403.07691; odds = e^x / (1 - e^x)
     loss = mean over pairs
 
@@ -52,21 +52,23 @@ class DPO(OfflineObjective):
     name: Literal["dpo"]
     loss: Literal["sigmoid", "smoothed", "hinge", "ipo", "robust", "simpo", "orpo"]
     beta: float = Field(gt=0.0, allow_inf_nan=False)
-    flipped: float = Field(ge=0.0, le=1.0)
-    gap: float = Field(ge=0.0, allow_inf_nan=False)
+    label_smoothing: float = Field(ge=0.0, le=1.0)
+    simpo_gamma: float = Field(ge=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def check_keys(self) -> DPO:
         """The checks across keys."""
-        if self.flipped >= 0.5:
+        if self.label_smoothing >= 0.5:
             raise ValueError(
-                f"algorithm.flipped={self.flipped} says that labels are wrong at least as often as right, and of such nothing can be "
-                "learnt; set it below 0.5, or swap chosen and rejected"
+                f"algorithm.label_smoothing={self.label_smoothing} means that labels are wrong at least as often as right, and nothing can "
+                "be learned from them; set it below 0.5, or swap chosen and rejected"
             )
-        if self.flipped > 0.0 and self.loss not in NOISY:
-            raise ValueError(f"algorithm.flipped does nothing with algorithm.loss={self.loss}; take loss=smoothed or robust, or flipped=0")
-        if self.gap > 0.0 and self.loss != "simpo":
-            raise ValueError(f"algorithm.gap does nothing with algorithm.loss={self.loss}; take loss=simpo, or gap=0")
+        if self.label_smoothing > 0.0 and self.loss not in NOISY:
+            raise ValueError(
+                f"algorithm.label_smoothing has no effect with algorithm.loss={self.loss}; set loss=smoothed, robust, or label_smoothing=0"
+            )
+        if self.simpo_gamma > 0.0 and self.loss != "simpo":
+            raise ValueError(f"algorithm.simpo_gamma has no effect with algorithm.loss={self.loss}; set loss=simpo, or simpo_gamma=0")
         return self
 
     @property
@@ -81,10 +83,10 @@ class DPO(OfflineObjective):
 
 LOSSES: dict[str, Callable[[DPO, Tensor, Tensor], Tensor]] = {
     "sigmoid": lambda keys, chosen, rejected: preference.dpo_loss(chosen - rejected, keys.beta),
-    "smoothed": lambda keys, chosen, rejected: preference.conservative_dpo_loss(chosen - rejected, keys.beta, keys.flipped),
+    "smoothed": lambda keys, chosen, rejected: preference.conservative_dpo_loss(chosen - rejected, keys.beta, keys.label_smoothing),
     "hinge": lambda keys, chosen, rejected: preference.hinge_loss(chosen - rejected, keys.beta),
     "ipo": lambda keys, chosen, rejected: preference.ipo_loss(chosen - rejected, keys.beta),
-    "robust": lambda keys, chosen, rejected: preference.robust_dpo_loss(chosen - rejected, keys.beta, keys.flipped),
-    "simpo": lambda keys, chosen, rejected: preference.simpo_loss(chosen, rejected, keys.beta, keys.gap),
+    "robust": lambda keys, chosen, rejected: preference.robust_dpo_loss(chosen - rejected, keys.beta, keys.label_smoothing),
+    "simpo": lambda keys, chosen, rejected: preference.simpo_loss(chosen, rejected, keys.beta, keys.simpo_gamma),
     "orpo": lambda keys, chosen, rejected: preference.orpo_loss(chosen, rejected, keys.beta),
 }

@@ -61,7 +61,7 @@ def learner_settings(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
         "device": ranks.device,
         "offline": recipe.offline,
         "extra": recipe.engine.deepspeed,
-        "recompute": recipe.engine.checkpointing,
+        "recompute": recipe.engine.gradient_checkpointing,
     }
 
 

@@ -164,7 +164,7 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
         samples=not offline,
         four_bits=recipe.model.load_in_4bit,
         offload=recipe.engine.offload == "optimizer",
-        checkpointing=int(getattr(recipe.engine, "checkpointing", 0)),
+        checkpointing=recipe.engine.gradient_checkpointing,
     )
 
 

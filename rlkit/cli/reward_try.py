@@ -10,6 +10,7 @@ from typing import Any
 from rlkit import run
 from rlkit.assembly.datasets import open_readers
 from rlkit.config import recipe as recipes
+from rlkit.config.compose import compose_config
 from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, RowReader, get_column
 from rlkit.errors import EXIT_DONE, UserError
 from rlkit.rewarding.trial import run_trial
@@ -34,7 +35,7 @@ def print_trial(arguments: list[str]) -> int:
     count = own.get("n", DEFAULT_ROWS)
     if not count.isdigit() or int(count) < 1:
         raise UserError(f"n={count} is not valid: it must be a whole number of rows, at least 1")
-    recipe = recipes.read_recipe(run.compose(overrides, None))
+    recipe = recipes.read_recipe(compose_config(overrides, None))
     configure_libraries(offline=recipe.offline)
     if not recipe.rewards or recipe.rewarding is None:
         raise UserError("this recipe has no rewards to try; choose one with an algorithm that samples: recipe=grpo_math")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
 
 from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
 from rlkit.algorithms.offline import COMPLETIONS_PER_ROW
+from rlkit.config.renamed import refuse_renamed
 from rlkit.config.sections import (
     CheckpointSection,
     Count,
@@ -216,12 +218,13 @@ class Recipe(Section):
 # What a run may go on with another value of: it computes the same, or what memory had no room for otherwise.
 IDENTITY_FREE = frozenset(
     {"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch", "hardware", "checkpoint.every", "checkpoint.keep"}
-    | {"eval.every", "engine.checkpointing", "engine.memory", "engine.vllm"}
+    | {"eval.every", "engine.gradient_checkpointing", "engine.memory", "engine.vllm"}
 )
 
 
 def read_recipe(config: Mapping[str, Any]) -> Recipe:
     """The typed recipe of a resolved configuration. Raises UserError naming each key, its value and what is valid."""
+    refuse_renamed(config)
     try:
         return Recipe.model_validate(dict(config))
     except ValidationError as error:
@@ -251,13 +254,18 @@ def list_keys(sections: list[Any]) -> list[str]:
         if section == "algorithm":
             return sorted({name for algorithm in [*ALGORITHMS.values(), *OFFLINE.values()] for name in algorithm.model_fields})
         if get_origin(kind) is dict:
-            kind = get_args(kind)[1]
+            kind = get_args(kind)[1]  # the name is the user's
             continue
         field = kind.model_fields.get(section) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
         if field is None:
             return []
-        kind = field.annotation
+        kind = _unwrap_optional(field.annotation)
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _unwrap_optional(kind: Any) -> Any:
+    """X of X | None."""
+    return next(part for part in get_args(kind) if part is not type(None)) if get_origin(kind) is UnionType else kind
 
 
 def get_at_path(config: Mapping[str, Any], path: list[Any]) -> Any:

@@ -109,7 +109,7 @@ class OptimSection(Section):
 class EngineSection(Section):
     rollout: Literal["vllm", "hf"]
     zero_stage: Literal[0, 1, 2, 3]
-    checkpointing: CountOrZero
+    gradient_checkpointing: CountOrZero
     tensor_parallel: Count
     sequence_parallel: Count
     memory: Literal["auto", "resident", "sleep", "sleep_and_offload"]

@@ -46,7 +46,7 @@ def recompute_layers(model: Any, every: int) -> None:
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kept)
     except ValueError as error:
-        raise UserError(f"engine.checkpointing: {first_line(error)}; set it to 0") from error
+        raise UserError(f"engine.gradient_checkpointing: {first_line(error)}; set it to 0") from error
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for i, layer in enumerate(layers):
         layer.gradient_checkpointing = i % every == 0

@@ -18,12 +18,12 @@ def dpo_loss(margin: Tensor, beta: float) -> Tensor:
     return -logsigmoid(beta * margin)
 
 
-def conservative_dpo_loss(margin: Tensor, beta: float, flipped: float) -> Tensor:
+def conservative_dpo_loss(margin: Tensor, beta: float, label_smoothing: float) -> Tensor:
     """-(1 - e) log sigmoid(beta margin) - e log sigmoid(-beta margin), e the share of flipped labels; [N].
 
     Conservative DPO: Mitchell (2023), "A note on DPO with noisy preferences", equation 3.
     """
-    return -(1.0 - flipped) * logsigmoid(beta * margin) - flipped * logsigmoid(-beta * margin)
+    return -(1.0 - label_smoothing) * logsigmoid(beta * margin) - label_smoothing * logsigmoid(-beta * margin)
 
 
 def hinge_loss(margin: Tensor, beta: float) -> Tensor:
@@ -36,17 +36,18 @@ def ipo_loss(margin: Tensor, beta: float) -> Tensor:
     return (margin - 1.0 / (2.0 * beta)).square()
 
 
-def robust_dpo_loss(margin: Tensor, beta: float, flipped: float) -> Tensor:
+def robust_dpo_loss(margin: Tensor, beta: float, label_smoothing: float) -> Tensor:
     """(-(1 - e) log sigmoid(beta margin) + e log sigmoid(-beta margin)) / (1 - 2 e), e < 1/2: arXiv 2403.00409, equation 12; [N].
 
     Its expectation under labels flipped at the rate e is DPO's loss under true ones.
     """
-    return (-(1.0 - flipped) * logsigmoid(beta * margin) + flipped * logsigmoid(-beta * margin)) / (1.0 - 2.0 * flipped)
+    loss = -(1.0 - label_smoothing) * logsigmoid(beta * margin) + label_smoothing * logsigmoid(-beta * margin)
+    return loss / (1.0 - 2.0 * label_smoothing)
 
 
-def simpo_loss(chosen: Tensor, rejected: Tensor, beta: float, gap: float) -> Tensor:
-    """-log sigmoid(beta (chosen - rejected) - gap), by means of log-probs: SimPO, arXiv 2405.14734, equation 6; [N]."""
-    return -logsigmoid(beta * (chosen - rejected) - gap)
+def simpo_loss(chosen: Tensor, rejected: Tensor, beta: float, gamma: float) -> Tensor:
+    """-log sigmoid(beta (chosen - rejected) - gamma), by means of log-probs: SimPO, arXiv 2405.14734, equation 6; [N]."""
+    return -logsigmoid(beta * (chosen - rejected) - gamma)
 
 
 def orpo_loss(chosen: Tensor, rejected: Tensor, weight: float) -> Tensor:

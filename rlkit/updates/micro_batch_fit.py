@@ -16,7 +16,7 @@ from rlkit.types import Key, Sample, Stop
 KEPT = "tokens_per_micro_batch"  # the file in a run's folder that holds a budget smaller than the recipe's
 SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of torch's allocator on a CPU, of CUDA, of cuBLAS
 HINTS = (
-    "engine.checkpointing=1, engine.zero_stage=3 and, with several processes, engine.sequence_parallel need less, "
+    "engine.gradient_checkpointing=1, engine.zero_stage=3 and, with several processes, engine.sequence_parallel need less, "
     "and so do shorter samples (max_completion_tokens)"
 )
 

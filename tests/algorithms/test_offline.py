@@ -29,11 +29,11 @@ from tests.ops import oracle
 
 ALGORITHMS = {
     "sigmoid": algorithm("dpo", beta=0.3),
-    "smoothed": algorithm("dpo", loss="smoothed", beta=0.3, flipped=0.1),
+    "smoothed": algorithm("dpo", loss="smoothed", beta=0.3, label_smoothing=0.1),
     "hinge": algorithm("dpo", loss="hinge", beta=0.3),
     "ipo": algorithm("dpo", loss="ipo", beta=0.3),
-    "robust": algorithm("dpo", loss="robust", beta=0.3, flipped=0.1),
-    "simpo": algorithm("dpo", loss="simpo", beta=2.0, gap=0.5),
+    "robust": algorithm("dpo", loss="robust", beta=0.3, label_smoothing=0.1),
+    "simpo": algorithm("dpo", loss="simpo", beta=2.0, simpo_gamma=0.5),
     "orpo": algorithm("dpo", loss="orpo", beta=0.3),
     "kto": algorithm("kto", beta=0.3, undesirable_weight=1.3),
     "sft": algorithm("sft"),
@@ -150,10 +150,10 @@ def test_what_it_asks_for() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"loss": "robust", "flipped": 0.5}, "of such nothing can be learnt"),
-        ({"loss": "smoothed", "flipped": 0.7}, "swap chosen and rejected"),
-        ({"flipped": 0.1}, "algorithm.flipped does nothing with algorithm.loss=sigmoid"),
-        ({"gap": 0.5}, "algorithm.gap does nothing with algorithm.loss=sigmoid"),
+        ({"loss": "robust", "label_smoothing": 0.5}, "nothing can be learned from them"),
+        ({"loss": "smoothed", "label_smoothing": 0.7}, "swap chosen and rejected"),
+        ({"label_smoothing": 0.1}, "algorithm.label_smoothing has no effect with algorithm.loss=sigmoid"),
+        ({"simpo_gamma": 0.5}, "algorithm.simpo_gamma has no effect with algorithm.loss=sigmoid"),
         ({"beta": 0.0}, "greater than 0"),
     ],
 )

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from rlkit import run
 from rlkit.assembly.datasets import build_datasets, open_readers, with_steps
 from rlkit.config import recipe as recipes
+from rlkit.config.compose import compose_config
 from rlkit.config.recipe import Recipe
 from rlkit.errors import UserError
 from rlkit.rollout.collector import given
@@ -31,7 +31,7 @@ def lines(path: Path, *rows: dict[str, object]) -> Path:
 
 
 def recipe(*overrides: str) -> Recipe:
-    return recipes.read_recipe(run.compose(["recipe=grpo_math", "data.test=null", *overrides], None))
+    return recipes.read_recipe(compose_config(["recipe=grpo_math", "data.test=null", *overrides], None))
 
 
 WITHOUT = ["~rewards.accuracy"]
@@ -89,7 +89,7 @@ def test_epochs_count_rows_that_are_left_out_and_say_so(tmp_path: Path) -> None:
 
 def test_shipped_recipes_still_ask_for_answers() -> None:
     for file in sorted((ROOT / "recipes" / "recipe").glob("*_math.yaml")):
-        told = recipes.read_recipe(run.compose([f"recipe={file.stem}"], None))
+        told = recipes.read_recipe(compose_config([f"recipe={file.stem}"], None))
         if told.rewards:
             [reader] = open_readers(told, "prompts", "train", told.data.train)
             assert reader._answer_required  # type: ignore[attr-defined]

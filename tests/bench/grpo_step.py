@@ -53,7 +53,7 @@ KINDS = {
     "short": Kind(64, 16, 16),
     "1.5b": Kind(64, 8, 512, 150, "qwen2_5_1_5b", 250.0, trl=PARTED),
     "1.5b-long": Kind(64, 8, 2048, 150, "qwen2_5_1_5b", 700.0, trl=PARTED | {"gradient_checkpointing": True}),
-    "7b": Kind(64, 8, 512, 150, "qwen2_5_7b", 250.0, ("engine.checkpointing=1", "tokens_per_micro_batch=8192"), PARTED | LEAN),
+    "7b": Kind(64, 8, 512, 150, "qwen2_5_7b", 250.0, ("engine.gradient_checkpointing=1", "tokens_per_micro_batch=8192"), PARTED | LEAN),
 }
 
 
@@ -138,11 +138,11 @@ def make_model(folder: Path, name: str | None) -> None:
 
 def sides(name: str) -> dict[str, Any]:
     """The configuration of a model of recipes/model."""
-    from rlkit import run
     from rlkit.assembly import plan
     from rlkit.config import recipe
+    from rlkit.config.compose import compose_config
 
-    shape = plan.shape_of(recipe.read_recipe(run.compose(["recipe=grpo_gsm8k", f"model={name}"], None)))
+    shape = plan.shape_of(recipe.read_recipe(compose_config(["recipe=grpo_gsm8k", f"model={name}"], None)))
     assert shape is not None and shape.qkv_bias and not shape.qk_norm, "the Qwen2 family"
     return {
         "hidden_size": shape.hidden,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rlkit.assembly import plan
+from rlkit.config.compose import compose_config
 from rlkit.config.recipe import read_recipe
 from rlkit.profiling import memory_estimate
-from rlkit.run import compose
 
 TABLE = ("0_5b", "1_5b", "7b", "32b")  # of Qwen2.5
 
@@ -17,9 +17,9 @@ def table() -> str:
         for rank in ("null", "32"):
             for gpus in (1, 4, 8):
                 words = ["recipe=grpo_gsm8k", f"model=qwen2_5_{name}", f"model.lora.rank={rank}", "tokens_per_micro_batch=8192"]
-                words += [f"hardware.gpus={gpus}", "hardware.gpu_gib=80", "engine.checkpointing=1"]
+                words += [f"hardware.gpus={gpus}", "hardware.gpu_gib=80", "engine.gradient_checkpointing=1"]
                 words += [f"engine.zero_stage={2 if gpus == 1 else 3}", f"engine.tensor_parallel={gpus if name == '32b' else 1}"]
-                recipe = read_recipe(compose(words, None))
+                recipe = read_recipe(compose_config(words, None))
                 job, gpu = plan.job_of(recipe), plan.gpu_bytes(recipe)
                 assert job is not None and gpu is not None
                 found = memory_estimate.planned(job, gpu)

@@ -14,6 +14,7 @@ import yaml
 from rlkit import run
 from rlkit.assembly.datasets import with_steps
 from rlkit.config import recipe as recipes
+from rlkit.config.compose import compose_config
 from rlkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "recipe").glob("*.yam
 
 
 def composed(*overrides: str) -> recipes.Recipe:
-    return recipes.read_recipe(run.compose(list(overrides), None))
+    return recipes.read_recipe(compose_config(list(overrides), None))
 
 
 def door(*arguments: str, cwd: Path, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -196,9 +197,9 @@ REFUSED_OFFLINE = {
     "sampling={temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0}": "sampling: of no use to algorithm=dpo",
     "rewards.accuracy.path=accuracy": "rewards: of no use to algorithm=dpo",
     "algorithm.loss=dpo": "it should be 'sigmoid', 'smoothed', 'hinge', 'ipo', 'robust', 'simpo' or 'orpo'",
-    "algorithm={loss: robust, flipped: 0.5}": "algorithm.flipped=0.5 says that labels are wrong at least as often as right",
-    "algorithm.flipped=0.1": "algorithm.flipped does nothing with algorithm.loss=sigmoid; take loss=smoothed or robust, or flipped=0",
-    "algorithm.gap=1.0": "algorithm.gap does nothing with algorithm.loss=sigmoid",
+    "algorithm={loss: robust, label_smoothing: 0.5}": "algorithm.label_smoothing=0.5 means that labels are wrong at least as often",
+    "algorithm.label_smoothing=0.1": "algorithm.label_smoothing has no effect with algorithm.loss=sigmoid; set loss=smoothed, robust",
+    "algorithm.simpo_gamma=1.0": "algorithm.simpo_gamma has no effect with algorithm.loss=sigmoid",
     "algorithm.bta=1": "unknown key algorithm.bta (did you mean beta",
     "tokens_per_micro_batch=100": "does not hold one pair, twice max_prompt_tokens + max_completion_tokens = 160; set it to at least 160",
     "updates_per_step=33": "asks for more minibatches than there are groups: prompts_per_step=32",
@@ -316,12 +317,18 @@ def test_the_door_itself_exits_with_two(tmp_path: Path) -> None:
 
 
 def test_changes_that_would_change_the_run_are_named() -> None:
-    before = run.compose(["recipe=grpo_math", "output_dir=a"], None)
-    same = run.compose(["recipe=grpo_math", "output_dir=b", "debug=true", "report.table_every=1", "offline=true"], None)
+    before = compose_config(["recipe=grpo_math", "output_dir=a"], None)
+    same = compose_config(["recipe=grpo_math", "output_dir=b", "debug=true", "report.table_every=1", "offline=true"], None)
     assert recipes.list_changes(before, same) == []
-    roomier = ["engine.checkpointing=1", "engine.vllm.gpu_memory_utilization=0.3", "checkpoint.every=3", "eval.every=2", "hardware.gpus=2"]
-    assert recipes.list_changes(before, run.compose(["recipe=grpo_math", *roomier], None)) == []
-    other = run.compose(["recipe=grpo_math", "optim.lr=1e-3", "rewards.brevity.path=length"], None)
+    roomier = [
+        "engine.gradient_checkpointing=1",
+        "engine.vllm.gpu_memory_utilization=0.3",
+        "checkpoint.every=3",
+        "eval.every=2",
+        "hardware.gpus=2",
+    ]
+    assert recipes.list_changes(before, compose_config(["recipe=grpo_math", *roomier], None)) == []
+    other = compose_config(["recipe=grpo_math", "optim.lr=1e-3", "rewards.brevity.path=length"], None)
     assert recipes.list_changes(before, other) == [
         f"optim.lr: {before['optim']['lr']} then, 0.001 now",
         "rewards.brevity: None then, {'path': 'length'} now",

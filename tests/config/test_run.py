@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlkit import run
+from rlkit.config.compose import compose_config, quote, quote_if_needed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,16 +22,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("value", [r"(\d+)", r"answer: (.*)$", "a=b", "~/runs/x", "/tmp/größe", "it's", "\\", "a\\'b"])
 def test_a_value_arrives_as_it_was_written(value: str) -> None:
-    assert run.compose(["recipe=grpo_math", f"data.answer_pattern={run.quote_if_needed(value)}"], None)["data"]["answer_pattern"] == value
-    assert run.compose(["recipe=grpo_math", f"data.answer_pattern={run.quote(value)}"], None)["data"]["answer_pattern"] == value
-    assert run.compose(["recipe=grpo_math", f"data.answer_pattern={value}"], None)["data"]["answer_pattern"] == value
+    assert compose_config(["recipe=grpo_math", f"data.answer_pattern={quote_if_needed(value)}"], None)["data"]["answer_pattern"] == value
+    assert compose_config(["recipe=grpo_math", f"data.answer_pattern={quote(value)}"], None)["data"]["answer_pattern"] == value
+    assert compose_config(["recipe=grpo_math", f"data.answer_pattern={value}"], None)["data"]["answer_pattern"] == value
 
 
 def test_a_folder_of_recipes_may_have_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "größe=a, b"
     (folder / "recipe").mkdir(parents=True)
     (folder / "recipe" / "mine.yaml").write_text("# @package _global_\ndefaults: [grpo_math]\nsteps: 3\n")
-    assert run.compose(["recipe=mine"], folder)["steps"] == 3
+    assert compose_config(["recipe=mine"], folder)["steps"] == 3
 
 
 def test_a_recipe_that_is_no_yaml_is_told_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rlkit import run as door
 from rlkit.assembly import plan
 from rlkit.config import recipe as recipes
+from rlkit.config.compose import compose_config
 from rlkit.profiling import memory_estimate
 from rlkit.profiling.memory_estimate import Job, Shape
 from tests.conftest import ROOT, run
@@ -41,7 +41,7 @@ GPUS = {"One GPU": 1, "Four GPUs": 4, "Eight GPUs": 8}
 
 
 def composed(*words: str) -> recipes.Recipe:
-    return recipes.read_recipe(door.compose(list(words), None))
+    return recipes.read_recipe(compose_config(list(words), None))
 
 
 def test_parameters_by_hand() -> None:

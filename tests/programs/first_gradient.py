@@ -16,6 +16,7 @@ import yaml
 from rlkit import run
 from rlkit.assembly import build
 from rlkit.config import recipe
+from rlkit.config.compose import compose_config
 from rlkit.engines.deepspeed_config import set_environment
 from rlkit.ops.masking import count_units
 from rlkit.trainers.offline import UNITS, OfflineTrainer, Work
@@ -45,7 +46,7 @@ set_environment()
 import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
 
 torch.optim.AdamW = Descent
-config = run.compose([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
+config = compose_config([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
 with build.build_run(recipe.read_recipe(config), yaml.safe_dump(config)) as made:
     trainer = made.trainer
     if isinstance(trainer, OnlineTrainer):

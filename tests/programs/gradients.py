@@ -21,6 +21,7 @@ from torch import Tensor
 from rlkit import run
 from rlkit.algorithms import Needs
 from rlkit.config import recipe
+from rlkit.config.compose import compose_config
 from rlkit.engines.deepspeed_config import set_environment
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.ops.masking import count_units
@@ -130,7 +131,7 @@ class Remembered:
 
 def offline(ranks: Ranks, learner: Any, name: str, way: str, groups: list[Group]) -> Tensor:
     """The gradient of one update on written completions: of pairs the first two of each group."""
-    keys = recipe.read_recipe(run.compose([f"recipe={RECIPES[name]}"], None)).algorithm
+    keys = recipe.read_recipe(compose_config([f"recipe={RECIPES[name]}"], None)).algorithm
     groups = shuffled_whole(groups) if way == "shuffled" else groups
     if keys.reads == "pairs":
         units = [Unit(tuple(s.sample for s in g.samples[:2])) for g in groups]

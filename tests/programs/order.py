@@ -14,6 +14,7 @@ from typing import Any
 from rlkit import run
 from rlkit.assembly.datasets import build_datasets, with_steps
 from rlkit.config import recipe
+from rlkit.config.compose import compose_config
 from rlkit.data.renderer import Renderer
 from rlkit.rollout.collector import Collector
 from rlkit.runtime.ranks import Ranks
@@ -25,7 +26,7 @@ class StubSampler:
         return prompts
 
 
-told = recipe.read_recipe(run.compose(sys.argv[2:], None))
+told = recipe.read_recipe(compose_config(sys.argv[2:], None))
 stream, _, _ = build_datasets(told, Renderer(told.model.path))
 told = with_steps(told, len(stream.rows))
 ranks = Ranks()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rlkit import run as door
 from rlkit.config import recipe as recipes
+from rlkit.config.compose import compose_config
 from rlkit.errors import UserError
 from tests.conftest import ROOT, run
 
@@ -54,14 +54,14 @@ def test_what_is_wrong_with_a_file_is_told(path: str, told: str, tmp_path: Path,
     (tmp_path / "broken.py").write_text("torhc\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(told)):
-        recipes.read_recipe(door.compose(["recipe=grpo_math", "algorithm=custom", f"algorithm.path={path}"], None))
+        recipes.read_recipe(compose_config(["recipe=grpo_math", "algorithm=custom", f"algorithm.path={path}"], None))
 
 
 def test_its_keys_are_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(EXAMPLE)
     monkeypatch.chdir(tmp_path)
     words = ["recipe=grpo_math", "algorithm=custom", "algorithm.path=mine.py:MedianBaseline"]
-    assert recipes.read_recipe(door.compose(words, None)).algorithm.bad_weight == 0.5
+    assert recipes.read_recipe(compose_config(words, None)).algorithm.bad_weight == 0.5
     for key, told in (("bad_weight=-1", "algorithm.bad_weight=-1 is not valid"), ("bad_wieght=1", "unknown key algorithm.bad_wieght")):
         with pytest.raises(UserError, match=told):
-            recipes.read_recipe(door.compose([*words, f"algorithm.{key}"], None))
+            recipes.read_recipe(compose_config([*words, f"algorithm.{key}"], None))

@@ -63,7 +63,7 @@ def test_the_samples_tried_fill_a_row() -> None:
 
 def test_one_sample_that_does_not_fit_is_said_so() -> None:
     assert fitted(45, least=20, policy=20) == ((22, 45), [[40, 20]])  # a pair is never split
-    with pytest.raises(UserError, match=r"do not fit into memory \(10 tokens\); engine.checkpointing=1"):
+    with pytest.raises(UserError, match=r"do not fit into memory \(10 tokens\); engine.gradient_checkpointing=1"):
         fitted(40, policy=9)
 
 

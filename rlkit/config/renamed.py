@@ -1,0 +1,70 @@
+"""Keys and values of recipes that were renamed: a recipe that uses an old one is refused with the new one named.
+
+A table maps a key, dotted, to its new name; `*` stands for a name that the user chose. A table of keys of other projects can stand beside
+RENAMED_KEYS: `find_keys` reads any such table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlkit.errors import UserError
+
+RENAMED_KEYS = {
+    "engine.checkpointing": "engine.gradient_checkpointing",
+    "report.floors": "report.roofline",
+    "rewarding.deadline": "rewarding.timeout",
+    "rewarding.load_deadline": "rewarding.load_timeout",
+    "rewards.*.deadline": "rewards.*.timeout",
+}
+RENAMED_KEYS_OF_ALGORITHM = {  # of one shipped algorithm: a user's own class may have a key of the same name
+    "dpo": {"algorithm.flipped": "algorithm.label_smoothing", "algorithm.gap": "algorithm.simpo_gamma"},
+}
+RENAMED_VALUES: dict[str, dict[Any, Any]] = {"engine.memory": {"slept": "sleep", "swapped": "sleep_and_offload"}}
+
+
+def refuse_renamed(config: Mapping[str, Any]) -> None:
+    """Raises UserError where a resolved configuration uses an old key or an old value: one line each, with the new name."""
+    algorithm = config.get("algorithm")
+    name = algorithm.get("name") if isinstance(algorithm, Mapping) else None
+    table = RENAMED_KEYS | RENAMED_KEYS_OF_ALGORITHM.get(str(name), {})
+    lines = [f"{old} is called {new} now" for old, new, _ in find_keys(config, table)]
+    for key, values in RENAMED_VALUES.items():
+        for old, new, value in find_keys(config, {key: key}):
+            if isinstance(value, str) and value in values:
+                lines.append(f"{old}={value} is called {new}={values[value]} now")
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def refuse_renamed_key(key: str) -> None:
+    """Raises UserError where one dotted key is an old one. For a key that no configuration holds: Hydra's `~key` takes one away."""
+    table = RENAMED_KEYS | {old: new for keys in RENAMED_KEYS_OF_ALGORITHM.values() for old, new in keys.items()}
+    nested: Any = {}
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    for old, new, _ in find_keys(nested, table):
+        raise UserError(f"{old} is called {new} now")
+
+
+def find_keys(config: Mapping[str, Any], table: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+    """(key, its other name, its value) of each key of `table` that the configuration holds, with `*` filled in."""
+    for old, new in table.items():
+        for names, value in _match(config, old.split(".")):
+            chosen = [name for name, part in zip(names, old.split("."), strict=True) if part == "*"]
+            parts = [chosen.pop(0) if part == "*" else part for part in new.split(".")]
+            yield ".".join(names), ".".join(parts), value
+
+
+def _match(config: Any, parts: list[str]) -> Iterator[tuple[list[str], Any]]:
+    """The paths in a nested mapping that fit a pattern, each with its value."""
+    if not parts:
+        yield [], config
+        return
+    if not isinstance(config, Mapping):
+        return
+    for name in config if parts[0] == "*" else [parts[0]]:
+        if name in config:
+            for rest, value in _match(config[name], parts[1:]):
+                yield [str(name), *rest], value
