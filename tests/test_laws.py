@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from rlkit.algorithms import ALGORITHMS, OFFLINE
 from rlkit.types import MicroBatch, OfflineMicroBatch
+from tests.algorithms.shipped import algorithm as shipped_algorithm
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = sorted(p for folder in ("rlkit", "rewards", "launch") for p in (ROOT / folder).rglob("*.py"))
@@ -187,8 +187,7 @@ def test_the_one_shift_lives_in_logprobs() -> None:
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_a_token_loss_is_one_value_a_token_and_of_that_token_alone(name: str) -> None:
     """The derivative of the loss of token (b, t) by the log-prob of any other token is zero, with all that can be added switched on."""
-    config = yaml.safe_load((ROOT / "recipes" / "algorithm" / f"{name}.yaml").read_text())
-    algorithm = ALGORITHMS[name].model_validate({**config, "kl_coef": 0.2, "entropy_coef": 0.1})
+    algorithm = shipped_algorithm(name, kl_coef=0.2, entropy_coef=0.1)
     rows, width = 3, 4
     random = torch.Generator().manual_seed(0)
     old, ref = (-torch.rand(rows, width, generator=random, dtype=torch.float64) for _ in range(2))
@@ -208,8 +207,7 @@ def test_a_token_loss_is_one_value_a_token_and_of_that_token_alone(name: str) ->
 @pytest.mark.parametrize("name", sorted(OFFLINE))
 def test_an_offline_loss_is_one_value_a_unit_and_of_that_unit_alone(name: str) -> None:
     """The derivative of the loss of a pair, a completion or a token by what the model said of any other is zero."""
-    config = yaml.safe_load((ROOT / "recipes" / "algorithm" / f"{name}.yaml").read_text())
-    algorithm = OFFLINE[name].model_validate(config["algorithm"])
+    algorithm = shipped_algorithm(name)
     pairs, width = 3, 1 if algorithm.learner == "reward_model" else 4
     random = torch.Generator().manual_seed(0)
     said, ref = (-torch.rand(2 * pairs, n, generator=random, dtype=torch.float64) for n in (width, 1))

@@ -24,9 +24,9 @@ def list_groups() -> dict[str, Path]:
 
 
 def list_options(group: str, folder: Path | None) -> list[str]:
-    """The names that can be chosen for a group."""
+    """The names that can be chosen for a group. A file whose name begins with _ is included by others and cannot be chosen."""
     places = [find_bundled_folder("recipes") / group, *([folder / group] if folder else [])]
-    return sorted({p.stem for place in places if place.is_dir() for p in place.glob("*.yaml")})
+    return sorted({p.stem for place in places if place.is_dir() for p in place.glob("[!_]*.yaml")})
 
 
 def compose_config(overrides: list[str], folder: Path | None) -> dict[str, Any]:

@@ -15,5 +15,13 @@ NAMES = sorted(ALGORITHMS)
 
 def algorithm(name: str, **changes: Any) -> Any:
     """Raises pydantic's ValidationError where the changes are refused."""
-    kept = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    return {**ALGORITHMS, **OFFLINE}[name].model_validate({**kept.get("algorithm", kept), **changes})
+    return {**ALGORITHMS, **OFFLINE}[name].model_validate({**read_defaults(name), **changes})
+
+
+def read_defaults(name: str) -> dict[str, Any]:
+    """The keys of a file and of those that it includes; of an offline one its section `algorithm`."""
+    own = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    keys: dict[str, Any] = {}
+    for part in own.pop("defaults", []):
+        keys |= read_defaults(part)
+    return keys | dict(own.get("algorithm", own))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlkit import run
-from rlkit.config.compose import compose_config, quote, quote_if_needed
+from rlkit.config.compose import compose_config, list_groups, list_options, quote, quote_if_needed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,3 +117,9 @@ def test_a_launcher_says_which_folder_cannot_be_made(tmp_path: Path) -> None:
     words = ["recipe=grpo_math", f"output_dir={tmp_path / 'file' / 'run'}"]
     done = subprocess.run([sys.executable, "-m", "launch.local", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "file/run cannot be made" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_that_others_include_is_no_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not [name for group in list_groups() for name in list_options(group, None) if name.startswith("_")]
+    assert run.main(["recipe=grpo_math", "algorithm=_offline", "dry_run=true"]) == 2
+    assert "there is no algorithm '_offline'" in capsys.readouterr().err
