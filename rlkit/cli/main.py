@@ -36,13 +36,13 @@ def describe_reward_app() -> None:
 
 @app.command("run", context_settings=OWN_ARGUMENTS)
 def run_training(context: typer.Context) -> None:
-    """Train: rlkit run recipe=NAME [key=value ...], the same as python -m rlkit.run."""
+    """Train: recipe=NAME [key=value ...], the same as python -m rlkit.run."""
     door.run_process(context.args)
 
 
 @app.command("export", context_settings=OWN_ARGUMENTS)
 def export_checkpoint(context: typer.Context) -> None:
-    """Write the model of a checkpoint: rlkit export RUN [step=N|best] [to=FOLDER]."""
+    """Write the model of a checkpoint: RUN [step=N|best] [to=FOLDER]."""
     from rlkit.cli import export
 
     raise typer.Exit(export.run_export(context.args))
@@ -66,7 +66,10 @@ def try_rewards(context: typer.Context) -> None:
 
 @reward_app.command("retry")
 def retry_reward(file: Path) -> None:
-    """Call a reward again, in this process, with the sample that stopped a run. FILE: the file that the run wrote."""
+    """Call a reward again with the sample that stopped a run.
+
+    It runs in this process, with its prints. FILE: the file that the run wrote.
+    """
     from rlkit.cli import reward_retry
 
     raise typer.Exit(reward_retry.run_retry(file))

@@ -199,7 +199,7 @@ def _build_root(libc: ctypes.CDLL, limits: SandboxLimits, source: bytes) -> None
 
 
 def _run_as_init(libc: ctypes.CDLL, limits: SandboxLimits, seccomp_filter: bytes, status_write: int) -> None:
-    """Start the program as the first process and wait for it; never returns."""
+    """As the first process: start the program and wait for it. Never returns."""
     program = os.fork()
     if program == 0:
         os.chdir("/work")

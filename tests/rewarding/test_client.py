@@ -148,7 +148,7 @@ def test_workers_see_of_the_environment_what_the_recipe_lists(monkeypatch: pytes
 import os, signal, sys
 def f(completion):
     return {"score": 1.0, "listed": "LISTED" in os.environ, "secret": "SECRET_TOKEN" in os.environ, "preload": "LD_PRELOAD" in os.environ,
-            "gpu": os.environ["CUDA_VISIBLE_DEVICES"] != "", "torch": "torch" in sys.modules,
+            "gpu": os.environ["CUDA_VISIBLE_DEVICES"] != "", "torch": "torch" in sys.modules, "pydantic": "pydantic" in sys.modules,
             "handler": signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)}
 """)
     [result] = score_all({"f": RewardSpec(path=f"{file}:f")}, items(1), env=("LISTED",))
@@ -158,6 +158,7 @@ def f(completion):
         "preload": False,
         "gpu": False,
         "torch": False,
+        "pydantic": False,
         "handler": False,
     }
 
