@@ -20,8 +20,9 @@ def algorithm(name: str, **changes: Any) -> Any:
 
 def read_defaults(name: str) -> dict[str, Any]:
     """The keys of a file and of those that it includes; of an offline one its section `algorithm`."""
-    own = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    text = (FOLDER / f"{name}.yaml").read_text()
+    own = yaml.safe_load(text)
     keys: dict[str, Any] = {}
     for part in own.pop("defaults", []):
         keys |= read_defaults(part)
-    return keys | dict(own.get("algorithm", own))
+    return keys | dict(own.get("algorithm", {}) if "@package _global_" in text else own)
