@@ -1,4 +1,4 @@
-"""Starting a run on many processes and machines: local.sh and launch.local here, launch.ray on a cluster, slurm.sbatch, kuberay.yaml."""
+"""Starting a run on several processes and machines: local.sh and launch.local on one, launch.ray, slurm.sbatch and kuberay.yaml on many."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Many processes on this machine: `python -m launch.local [gpus_per_node=N | workers_per_node=N] recipe=NAME [key=value ...]`.
+"""Several processes on this machine: `python -m launch.local [gpus_per_node=N | workers_per_node=N] recipe=NAME [key=value ...]`.
 
-No Ray. Exit codes are those of rlkit.run; what dies is started again from the last checkpoint, `launch.max_restarts` times.
+No Ray. The exit codes are those of rlkit.run. A run that dies starts again from its last checkpoint, `launch.max_restarts` times.
 """
 
 from __future__ import annotations
@@ -10,74 +10,75 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from launch.node import with_interface
-from launch.order import Order, door
-from launch.watch import Signals, Watch, ranks_on
-from launch.worker_group import WorkerGroup, environments, free_port
+from launch.launcher import Launcher, StopSignals, describe_ranks
+from launch.node import set_network_interface
+from launch.spec import LaunchSpec, run_launcher
+from launch.worker_group import WorkerGroup, build_environments, find_free_port
 from rlkit.errors import UserError
 from rlkit.runtime.hardware import count_visible_gpus
 
-HERE = "127.0.0.1"
+LOCALHOST = "127.0.0.1"
 
 
 @dataclass
-class Local:
-    """A fleet of one node."""
+class LocalFleet:
+    """The ranks of one machine (a `Fleet`)."""
 
-    order: Order
-    _crew: WorkerGroup | None = field(default=None)
+    spec: LaunchSpec
+    _workers: WorkerGroup | None = field(default=None)
 
     def start(self, first: bool) -> str:
-        settings = self.order.settings
+        settings = self.spec.settings
         ranks = settings.gpus_per_node or count_visible_gpus() or settings.workers_per_node
         try:
-            self.order.folder.mkdir(parents=True, exist_ok=True)
+            self.spec.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output_dir {self.order.folder} cannot be made ({error.strerror}); choose another") from error
+            raise UserError(f"output_dir {self.spec.folder} cannot be created ({error.strerror}); choose another one") from error
         try:
-            port = free_port(HERE, settings.port)
+            port = find_free_port(LOCALHOST, settings.port)
         except OSError as error:
-            raise UserError(f"launch.port={settings.port} is in use on this machine; choose another, or leave it out") from error
-        base = with_interface(dict(os.environ), settings.interface, HERE)
-        each = environments(base, 0, ranks, ranks, HERE, port)
-        self._crew = WorkerGroup(HERE, self.order.command(sys.executable, first), each, self.order.folder)
-        return ranks_on(ranks, [HERE])
+            raise UserError(f"launch.port={settings.port} is in use on this machine; choose another one, or leave it out") from error
+        base = set_network_interface(dict(os.environ), settings.interface, LOCALHOST)
+        environments = build_environments(base, 0, ranks, ranks, LOCALHOST, port)
+        self._workers = WorkerGroup(LOCALHOST, self.spec.build_command(sys.executable, first), environments, self.spec.folder)
+        return describe_ranks(ranks, [LOCALHOST])
 
     def poll(self) -> list[dict[str, Any]]:
-        assert self._crew is not None
-        return [self._crew.poll()]
+        assert self._workers is not None
+        return [self._workers.poll()]
 
     def signal(self, number: int) -> None:
-        if self._crew:
-            self._crew.signal(number)
+        if self._workers:
+            self._workers.signal(number)
 
-    def stacks(self) -> None:
-        if self._crew:
-            self._crew.stacks()
+    def dump_stacks(self) -> None:
+        if self._workers:
+            self._workers.dump_stacks()
 
     def end(self) -> None:
-        if self._crew:
-            self._crew.end()
+        if self._workers:
+            self._workers.end()
 
-    def note(self, name: str, line: str) -> None:
-        with (self.order.folder / name).open("a") as file:
+    def append_line(self, name: str, line: str) -> None:
+        with (self.spec.folder / name).open("a") as file:
             file.write(line + "\n")
 
 
-def check(order: Order) -> None:
-    """Raises UserError for what one machine cannot do."""
-    if order.settings.nodes > 1:
-        raise UserError(f"launch.nodes={order.settings.nodes}: launch.local starts ranks on this machine only; use `python -m launch.ray`")
-    if (wanted := order.settings.gpus_per_node or 0) > count_visible_gpus():
+def check_single_node(spec: LaunchSpec) -> None:
+    """Raises UserError where the run needs more than this machine has."""
+    if spec.settings.nodes > 1:
+        raise UserError(f"launch.nodes={spec.settings.nodes}: launch.local starts ranks on this machine only; use `python -m launch.ray`")
+    if (wanted := spec.settings.gpus_per_node or 0) > count_visible_gpus():
         raise UserError(f"launch.gpus_per_node={wanted}, and this machine shows {count_visible_gpus()} (nvidia-smi, CUDA_VISIBLE_DEVICES)")
 
 
-def launched(order: Order) -> int:
-    check(order)
-    signals = Signals()
+def launch_local(spec: LaunchSpec) -> int:
+    """Runs on this machine; returns the exit code."""
+    check_single_node(spec)
+    signals = StopSignals()
     signals.install()
-    return Watch(Local(order), order.settings, signals).run()
+    return Launcher(LocalFleet(spec), spec.settings, signals).run()
 
 
 if __name__ == "__main__":
-    door(launched)
+    run_launcher(launch_local)

@@ -1,6 +1,6 @@
-"""What runs on each node of a Ray cluster: the look at it before anything is loaded, and the supervisor of its ranks.
+"""The code that runs on each node of a Ray cluster: the inspection before anything is loaded, and the supervisor of its ranks.
 
-Sent to the nodes by value, together with launch.worker_group: standard library only, and no rlkit needed to say that there is none.
+It is sent to the nodes by value, with launch.worker_group: standard library only, so that a node without rlkit can report that.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.worker_group import WorkerGroup, environments, free_port
+from launch.worker_group import WorkerGroup, build_environments, find_free_port
 
-LEASE_SECONDS = 30.0  # unpolled for so long, ranks are ended: the launcher is stopped, or on the far side of a broken network
+LEASE_SECONDS = 30.0  # without a poll for so long, ranks are ended: the launcher is stopped, or the network between is broken
 SIOCGIFADDR = 0x8915  # Linux, linux/sockios.h
-OF_RAY = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT", "SPT_NOENV")  # set by Ray in its workers, beside RAY_*
+RAY_VARIABLES = ("OMP_NUM_THREADS", "PYTHONBREAKPOINT", "SPT_NOENV")  # set by Ray in its workers, beside RAY_*
 
-# Run as a rank would be: same folder, same environment. The hash is over what a rank reads of rlkit's own files.
-PROBE = """
+# It runs as a rank would: same folder, same environment. The hash covers rlkit's own files that a rank reads.
+INSPECT_SCRIPT = """
 import hashlib, importlib.util, json, platform
 from importlib import metadata
 from pathlib import Path
@@ -46,119 +46,118 @@ print(json.dumps(found))
 """
 
 
-def probe(folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Python, versions and code as a rank started in `folder` would find them."""
-    done = subprocess.run([sys.executable, "-c", PROBE], cwd=folder, env=dict(environment), capture_output=True, text=True, check=False)
+def inspect_installation(folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """The Python, versions and code that a rank started in `folder` would use."""
+    done = subprocess.run(
+        [sys.executable, "-c", INSPECT_SCRIPT], cwd=folder, env=dict(environment), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         return {"python": None, "code": None, "at": None, "versions": {}, "error": done.stderr.strip().splitlines()[-1:]}
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def look(folder: str, given: Mapping[str, str], paths: list[str], output: str, mark: str) -> dict[str, Any]:
-    """What this node has, before anything is loaded. Leaves a file named `mark` in the output folder for the others to see."""
+def inspect_node(folder: str, forwarded: Mapping[str, str], paths: list[str], output: str, marker: str) -> dict[str, Any]:
+    """What this node has. It writes a file `marker` into the output folder, for which the other nodes look."""
     there = Path(folder).is_dir()
-    found = probe(folder if there else "/", rank_base(given))
-    found |= {"folder": there, "missing": [path for path in paths if not Path(path).exists()], "free_gib": free_gib(), "unwritable": None}
+    found = inspect_installation(folder if there else "/", build_base_environment(forwarded))
+    found |= {
+        "folder": there,
+        "missing": [path for path in paths if not Path(path).exists()],
+        "free_gib": read_free_gib(),
+        "unwritable": None,
+    }
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
-        (Path(output) / mark).touch()
+        (Path(output) / marker).touch()
     except OSError as error:
         found["unwritable"] = error.strerror or str(error)
     return found
 
 
-def marks(output: str, prefix: str) -> list[str]:
-    """The files that the nodes left."""
+def list_markers(output: str, prefix: str) -> list[str]:
+    """The marker files in the output folder."""
     with contextlib.suppress(OSError):
         return sorted(entry.name for entry in Path(output).iterdir() if entry.name.startswith(prefix))
     return []
 
 
-def clear(output: str, mark: str) -> None:
-    """Takes this node's file away again, and a folder that nothing else is in."""
+def remove_marker(output: str, marker: str) -> None:
+    """Removes the marker of this node, and the folder if it is empty then."""
     with contextlib.suppress(OSError):
-        (Path(output) / mark).unlink()
+        (Path(output) / marker).unlink()
     with contextlib.suppress(OSError):
         Path(output).rmdir()
 
 
-def taken(port: int) -> bool:
-    try:
-        free_port("", port)
-    except OSError:
-        return True
-    return False
-
-
 class Supervisor:
-    """The ranks of this node; an actor of Ray with several threads, so that it answers while a call is under way."""
+    """The ranks of this node. A Ray actor with several threads, so that it answers while another call runs."""
 
     def __init__(self) -> None:
-        self._crew: WorkerGroup | None = None
+        self._workers: WorkerGroup | None = None
 
-    def port(self, address: str, wanted: int | None) -> int:
-        return free_port(address, wanted)
+    def find_port(self, address: str, wanted: int | None) -> int:
+        return find_free_port(address, wanted)
 
-    def start(self, order: Mapping[str, Any]) -> None:
-        """order: command, folder, cwd, given, first, local, world, address (of this node), master, port, interface."""
-        base = with_interface(rank_base(order["given"]), order["interface"], order["address"])
-        each = environments(base, order["first"], order["local"], order["world"], order["master"], order["port"])
-        command = [sys.executable, *order["arguments"]]
-        os.chdir(order["cwd"])
+    def start(self, request: Mapping[str, Any]) -> None:
+        """request: arguments, folder, cwd, forwarded, first, local, world, address (of this node), master, port, interface."""
+        base = set_network_interface(build_base_environment(request["forwarded"]), request["interface"], request["address"])
+        environments = build_environments(base, request["first"], request["local"], request["world"], request["master"], request["port"])
+        command = [sys.executable, *request["arguments"]]
+        os.chdir(request["cwd"])
         with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, 0)  # Ray runs its workers at niceness 15; ranks are no work for when nobody else has any
-        self._crew = WorkerGroup(order["address"], command, each, Path(order["folder"]), lease=LEASE_SECONDS)
+            os.setpriority(os.PRIO_PROCESS, 0, 0)  # Ray runs its workers at niceness 15, which is for background work
+        self._workers = WorkerGroup(request["address"], command, environments, Path(request["folder"]), lease=LEASE_SECONDS)
 
     def poll(self) -> dict[str, Any]:
-        assert self._crew is not None
-        return self._crew.poll()
+        assert self._workers is not None
+        return self._workers.poll()
 
     def signal(self, number: int) -> None:
-        if self._crew:
-            self._crew.signal(number)
+        if self._workers:
+            self._workers.signal(number)
 
-    def stacks(self) -> None:
-        if self._crew:
-            self._crew.stacks()
+    def dump_stacks(self) -> None:
+        if self._workers:
+            self._workers.dump_stacks()
 
     def end(self) -> None:
-        if self._crew:
-            self._crew.end()
+        if self._workers:
+            self._workers.end()
 
-    def note(self, path: str, line: str) -> None:
+    def append_line(self, path: str, line: str) -> None:
         with Path(path).open("a") as file:
             file.write(line + "\n")
 
 
-def rank_base(given: Mapping[str, str]) -> dict[str, str]:
-    """This node's own environment without what Ray put there, and over it what the launcher passes on."""
-    base = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name not in OF_RAY}
-    return base | {name: value for name, value in given.items() if name != "PYTHONPATH" or not base.get(name)}
+def build_base_environment(forwarded: Mapping[str, str]) -> dict[str, str]:
+    """The environment of this node without the variables of Ray, updated with those that the launcher forwards."""
+    base = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name not in RAY_VARIABLES}
+    return base | {name: value for name, value in forwarded.items() if name != "PYTHONPATH" or not base.get(name)}
 
 
-def with_interface(base: dict[str, str], wanted: str | None, address: str) -> dict[str, str]:
-    """The network interface for gloo and NCCL: the one asked for, else what the environment says, else the one that has the address."""
-    found = wanted or interface_of(address)
+def set_network_interface(base: dict[str, str], wanted: str | None, address: str) -> dict[str, str]:
+    """Sets the network interface for gloo and NCCL: the wanted one, else that of the environment, else the one with this address."""
+    found = wanted or find_interface(address)
     names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if found else ()
     return base | {name: str(found) for name in names if wanted or name not in base}
 
 
-def interface_of(address: str) -> str | None:
-    """The network interface that has this IPv4 address; None where none has it."""
+def find_interface(address: str) -> str | None:
+    """The network interface with this IPv4 address; None where there is none."""
     if address.startswith("127."):
         return "lo"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                answer = fcntl.ioctl(query, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name
     return None
 
 
-def free_gib() -> float:
-    """Memory that can be had here, GiB: of the machine, or of the container where that is less."""
+def read_free_gib() -> float:
+    """Free memory in GiB: of the machine, or of the container where that is less."""
     free = float("inf")
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

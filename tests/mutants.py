@@ -230,9 +230,9 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("updates/collate.py", "all(g.greedy for g in groups)", "any(baselines)"),
     ("updates/collate.py", "key=lambda g: g.index", "key=lambda g: -g.index"),
     ("updates/collate.py", "[r is not None for r in rewards]", "[True for r in rewards]"),
-    ("profiling/memory_peak.py", "peak_memory() - self._asleep", "peak_memory()"),
-    ("profiling/memory_peak.py", "self._asleep += counted", "self._asleep = counted"),
-    ("profiling/memory_peak.py", "max(self._highest, peak_memory()", "max(0.0, peak_memory()"),
+    ("profiling/memory_peak.py", "read_peak() - self._asleep", "read_peak()"),
+    ("profiling/memory_peak.py", "self._asleep += read_reserved", "self._asleep = read_reserved"),
+    ("profiling/memory_peak.py", "max(self._highest, read_peak()", "max(0.0, read_peak()"),
     ("profiling/memory_peak.py", "memory_reserved() + free", "memory_reserved() - free"),
 ]
 

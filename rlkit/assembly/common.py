@@ -11,7 +11,7 @@ from rlkit.assembly.base_model import dtype_of
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.engines.base import Learner
-from rlkit.profiling.roofline import Roofline, machine
+from rlkit.profiling.roofline import Roofline, find_device_limits
 from rlkit.report import Report
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints
 from rlkit.runtime.ranks import Ranks
@@ -50,7 +50,9 @@ def build_roofline(recipe: Recipe, ranks: Ranks) -> Roofline | None:
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         job = replace(job, shape=replace(job.shape, vocab=1))  # its head says one number
     adapter = recipe.engine.lora_sync == "adapter" and job.rank is not None
-    return Roofline(job, machine(ranks.device, dtype_of(recipe, ranks.device)), adapter, swaps=plan.mode(recipe) == "sleep_and_offload")
+    return Roofline(
+        job, find_device_limits(ranks.device, dtype_of(recipe, ranks.device)), adapter, swaps=plan.mode(recipe) == "sleep_and_offload"
+    )
 
 
 def build_trainer_run(

@@ -27,7 +27,7 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
     unit = recipe.algorithm.reads if offline else "prompts"
     each = f" x {recipe.samples_per_prompt}" if recipe.samples_per_prompt else ""
     rewards = [(name, f"{r.path}, weight {r.weight:g}") for name, r in (recipe.rewards or {}).items()]
-    trainer = f"DeepSpeed ZeRO {sizes.stage(recipe.engine.zero_stage, world)}"
+    trainer = f"DeepSpeed ZeRO {sizes.resolve_zero_stage(recipe.engine.zero_stage, world)}"
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", model(recipe)),
@@ -100,9 +100,9 @@ def memory(recipe: Recipe) -> list[tuple[str, str]]:
         return [("memory", "known once the model is on this disk, or with model.shape")]
     gpu = gpu_bytes(recipe)
     if gpu is None:
-        told = ", ".join(f"{phase} {gib(size)}" for phase, size in sizes.on_host(job).items())
+        told = ", ".join(f"{phase} {gib(size)}" for phase, size in sizes.estimate_host_peaks(job).items())
         return [("memory", f"{told} a process, beside what the libraries take")]
-    plan = sizes.planned(job, gpu, recipe.engine.memory)
+    plan = sizes.plan_memory(job, gpu, recipe.engine.memory)
     told = ", ".join(f"{phase} {gib(size)}" for phase, size in plan.peaks.items())
     found = [("memory", f"{plan.mode}: {told} of {gib(gpu)} a GPU; host {gib(plan.host)} a process")]
     if not plan.fits:
@@ -118,7 +118,7 @@ def mode(recipe: Recipe) -> str:
         return "resident"
     if recipe.engine.memory != "auto":
         return recipe.engine.memory
-    return "sleep_and_offload" if job is None else sizes.planned(job, gpu).mode
+    return "sleep_and_offload" if job is None else sizes.plan_memory(job, gpu).mode
 
 
 def predicted(recipe: Recipe) -> dict[str, float]:
@@ -126,7 +126,7 @@ def predicted(recipe: Recipe) -> dict[str, float]:
     job, gpu = job_of(recipe), gpu_memory()
     if job is None:
         return {}
-    return sizes.on_host(job) if gpu is None else sizes.peaks(job, mode(recipe))
+    return sizes.estimate_host_peaks(job) if gpu is None else sizes.estimate_gpu_peaks(job, mode(recipe))
 
 
 def share(recipe: Recipe) -> dict[str, float]:
@@ -134,7 +134,7 @@ def share(recipe: Recipe) -> dict[str, float]:
     job, gpu = job_of(recipe), gpu_memory()
     if job is None or gpu is None:
         return {}
-    return {"gpu_memory_utilization": round(sizes.left_for_rollout(job, mode(recipe), gpu) / gpu, 3)}
+    return {"gpu_memory_utilization": round(sizes.compute_rollout_budget(job, mode(recipe), gpu) / gpu, 3)}
 
 
 def job_of(recipe: Recipe) -> sizes.Job | None:
@@ -152,7 +152,7 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
         width=BYTES[dtype(recipe)],
         rank=recipe.model.lora.rank,
         world=world,
-        stage=sizes.stage(recipe.engine.zero_stage, world),
+        stage=sizes.resolve_zero_stage(recipe.engine.zero_stage, world),
         tensor_parallel=recipe.engine.tensor_parallel,
         tokens=recipe.tokens_per_micro_batch,
         completions=recipe.tokens_per_micro_batch * together * recipe.max_completion_tokens // family,
@@ -172,16 +172,16 @@ def dtype(recipe: Recipe) -> str:
     return recipe.model.dtype if recipe.model.dtype != "auto" else ("float32" if gpu_bytes(recipe) is None else "bfloat16")
 
 
-def shape_of(recipe: Recipe) -> sizes.Shape | None:
+def shape_of(recipe: Recipe) -> sizes.ModelShape | None:
     """From model.shape, the built-in model, or the config.json of a folder."""
     if recipe.model.path == "builtin":
         from rlkit.builtin import model as builtin
 
         heads = builtin.HIDDEN // builtin.HEAD
         sides = (builtin.HIDDEN, builtin.INTERMEDIATE, builtin.LAYERS, heads, heads, builtin.HEAD, builtin.VOCABULARY)
-        return sizes.Shape(*sides, tied=True, qk_norm=True)
+        return sizes.ModelShape(*sides, tied=True, qk_norm=True)
     if recipe.model.shape is not None:
-        return sizes.Shape(**recipe.model.shape)  # type: ignore[arg-type]
+        return sizes.ModelShape(**recipe.model.shape)  # type: ignore[arg-type]
     file = Path(recipe.model.path) / "config.json"
     if not file.is_file():
         return None
@@ -192,11 +192,11 @@ def shape_of(recipe: Recipe) -> sizes.Shape | None:
 NAMED = {"num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"}
 
 
-def shape_from(config: dict[str, Any]) -> sizes.Shape:
+def shape_from(config: dict[str, Any]) -> sizes.ModelShape:
     """The shape that a Hugging Face configuration tells."""
     heads = config["num_attention_heads"]
     kind = str(config.get("model_type"))
-    return sizes.Shape(
+    return sizes.ModelShape(
         hidden=config["hidden_size"],
         intermediate=config["intermediate_size"],
         layers=config["num_hidden_layers"],

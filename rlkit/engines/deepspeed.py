@@ -59,7 +59,7 @@ class Learner(ABC):
         sizes = {name: weight_sync.elements(parameter) for name, parameter in self.named.items()}
         adam = torch.optim.AdamW(
             # stepped one after the other: DeepSpeed copies the gradients of a group, in float32 too
-            [{"params": [self.named[name] for name in group]} for group in weight_sync.buckets(sizes, memory_estimate.STEPPED)],
+            [{"params": [self.named[name] for name in group]} for group in weight_sync.buckets(sizes, memory_estimate.OPTIMIZER_BLOCK)],
             lr=0.0,
             betas=optimizer.betas,
             eps=optimizer.eps,
@@ -73,7 +73,7 @@ class Learner(ABC):
                 config=config(zero_stage, dtype, optimizer, extra, sum(sizes.values())),
                 dist_init_required=False,
             )
-        self.stage = memory_estimate.stage(zero_stage, dist.get_world_size())
+        self.stage = memory_estimate.resolve_zero_stage(zero_stage, dist.get_world_size())
         self._keep = False
         self.parking = CpuOffload(
             self.training_state, keep=lambda: tensors_in([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])

@@ -28,7 +28,11 @@ class OptimizerSettings:
 
 
 def config(
-    zero_stage: int, dtype: torch.dtype, optimizer: OptimizerSettings, extra: Mapping[str, Any], trained: int = memory_estimate.REDUCED
+    zero_stage: int,
+    dtype: torch.dtype,
+    optimizer: OptimizerSettings,
+    extra: Mapping[str, Any],
+    trained: int = memory_estimate.REDUCE_BUCKET,
 ) -> dict[str, Any]:
     """DeepSpeed's own configuration, of so many trained weights; what `extra` says wins, section by section."""
     if dtype not in (torch.float32, torch.bfloat16):
@@ -40,9 +44,9 @@ def config(
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_optimization": {
-            "stage": memory_estimate.stage(zero_stage, dist.get_world_size()),
+            "stage": memory_estimate.resolve_zero_stage(zero_stage, dist.get_world_size()),
             "overlap_comm": False,
-            "reduce_bucket_size": min(trained, memory_estimate.REDUCED),  # allocated whole
+            "reduce_bucket_size": min(trained, memory_estimate.REDUCE_BUCKET),  # allocated whole
         },
         "bf16": {"enabled": dtype == torch.bfloat16},
     }

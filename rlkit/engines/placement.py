@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from rlkit.engines.base import Offloadable, RolloutEngine, Source
-from rlkit.profiling.memory_peak import PeakMemory, memory_metrics
+from rlkit.profiling.memory_peak import PeakMemory, build_memory_metrics
 
 MOVES = {  # (where memory is, move) -> where it is then
     ("training", "park"): "parked",
@@ -162,4 +162,4 @@ class Colocated:
 
     def memory(self) -> dict[str, float]:
         """GiB at the peak of each phase, measured and predicted."""
-        return memory_metrics(self.peaks, self.predicted)
+        return build_memory_metrics(self.peaks, self.predicted)

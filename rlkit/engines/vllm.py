@@ -226,7 +226,7 @@ def set_environment(world: int) -> None:
     """What vLLM reads from the environment, before it is imported; a value that is set already stays."""
     defaults = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": str(memory_estimate.HOST_CACHE // memory_estimate.GIB),
+        "VLLM_CPU_KVCACHE_SPACE": str(memory_estimate.HOST_KV_CACHE // memory_estimate.GIB),
     }
     if world > 1:
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

@@ -16,22 +16,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 GIB = 2**30
-CONTEXT = 1.5 * GIB  # CUDA, its kernels and NCCL
-OVERHEAD = 2.0 * GIB  # the rollout engine's own activations and CUDA graphs
-USABLE = 0.92  # of a GPU: the rest is fragments
-BLOCK = 2**25  # logits held at a time
-HEAD_COPIES = 4  # of them in float32: they, their log-softmax, its exponential, and a gradient
-FOUR_BITS = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes: a byte of scale for 64 weights, 4 of scale for 256 of those
-REDUCED = 500_000_000  # gradients in the bucket in which DeepSpeed reduces them, at most
-STEPPED = 2**28  # weights that the optimizer steps at a time, where a tensor does not have more
-GATHERED = 1 * GIB  # of weights on their way, twice: gathered and copied
-HOST_CACHE = 1 * GIB  # of the rollout engine on a CPU (VLLM_CPU_KVCACHE_SPACE)
+CUDA_CONTEXT = 1.5 * GIB  # CUDA, its kernels and NCCL
+ENGINE_OVERHEAD = 2.0 * GIB  # the rollout engine's own activations and CUDA graphs
+USABLE_SHARE = 0.92  # of a GPU: the rest is fragments
+LOGIT_BLOCK = 2**25  # logits held at a time
+LOGIT_COPIES = 4  # of them in float32: they, their log-softmax, its exponential, and a gradient
+FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes: a byte of scale for 64 weights, 4 of scale for 256 of those
+REDUCE_BUCKET = 500_000_000  # gradients in the bucket in which DeepSpeed reduces them, at most
+OPTIMIZER_BLOCK = 2**28  # weights that the optimizer steps at a time, where a tensor does not have more
+GATHER_BUFFER = 1 * GIB  # of weights on their way, twice: gathered and copied
+HOST_KV_CACHE = 1 * GIB  # of the rollout engine on a CPU (VLLM_CPU_KVCACHE_SPACE)
 HOST_BATCH = 8192  # tokens of one forward pass of it
-LEAST_ROWS = 32  # completions that should be written at once
+MIN_COMPLETIONS = 32  # completions that should be written at once
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A decoder of the Llama and Qwen families: grouped attention, gated MLP, RMSNorm."""
 
     hidden: int
@@ -71,7 +71,7 @@ class Shape:
 class Job:
     """What a run asks of each of its processes."""
 
-    shape: Shape
+    shape: ModelShape
     width: int  # bytes of a weight
     rank: int | None  # of LoRA adapters; None: all weights are trained
     world: int
@@ -98,47 +98,52 @@ class Job:
         return self.shape.parameters + (self.trained if self.rank is not None else 0)
 
 
-def weights(job: Job) -> float:
+def estimate_weights(job: Job) -> float:
     """P b, or a part of it and what is gathered for the layer that works."""
     linears = job.shape.layers * sum(a * b for a, b in job.shape.linears) if job.four_bits else 0
-    whole = job.parameters * job.width - linears * (job.width - FOUR_BITS)
+    whole = job.parameters * job.width - linears * (job.width - FOUR_BIT_BYTES)
     if job.stage < 3:
         return whole
     return min(whole, whole / job.world + 2 * sum(a * b for a, b in job.shape.linears) * job.width)
 
 
-def state(job: Job) -> float:
+def estimate_optimizer_state(job: Job) -> float:
     """float32 masters and two moments."""
     return 12 * job.trained / job.world
 
 
-def gradients(job: Job) -> float:
+def estimate_gradients(job: Job) -> float:
     return job.trained * job.width / (job.world if job.stage >= 2 else 1)
 
 
-def bucket(job: Job) -> float:
-    return min(REDUCED, job.trained) * job.width
+def estimate_reduce_bucket(job: Job) -> float:
+    return min(REDUCE_BUCKET, job.trained) * job.width
 
 
-def backward(job: Job) -> float:
+def estimate_backward(job: Job) -> float:
     """Activations, the bucket, and with z = 2 the gradients of a micro-batch before they are added to those before it."""
-    return activations(job) + head(job) + bucket(job) + (gradients(job) if job.stage == 2 else 0.0)
+    return (
+        estimate_activations(job)
+        + estimate_logits(job)
+        + estimate_reduce_bucket(job)
+        + (estimate_gradients(job) if job.stage == 2 else 0.0)
+    )
 
 
-def stepping(job: Job) -> float:
+def estimate_optimizer_step(job: Job) -> float:
     """Gradients of what the optimizer steps at a time, end to end and then in float32; with z = 3 the bucket stays."""
     largest = job.shape.vocab * job.shape.hidden if job.rank is None else 0
-    copied = min(job.trained, max(STEPPED, largest)) / job.world * (job.width + (4 if job.width < 4 else 0))
-    return copied + (bucket(job) if job.stage == 3 else 0.0)
+    copied = min(job.trained, max(OPTIMIZER_BLOCK, largest)) / job.world * (job.width + (4 if job.width < 4 else 0))
+    return copied + (estimate_reduce_bucket(job) if job.stage == 3 else 0.0)
 
 
-def stage(zero_stage: int, world: int) -> int:
+def resolve_zero_stage(zero_stage: int, world: int) -> int:
     """What runs as a ZeRO stage: not 0, which does not notice gradients that are not finite, and in one process not 2, which cuts nothing
     there and holds gradients twice."""
     return max(1, zero_stage if world > 1 or zero_stage == 3 else 1)
 
 
-def of_layer(shape: Shape, width: int, rank: int | None = None) -> int:
+def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None = None) -> int:
     """Bytes that a layer keeps of each token for its backward pass; letters b = width, h, i, q = heads x head_dim, kv.
 
     Two norms: their input in float32, what it is normalised to and what comes out, h (4 + 2 b) each; where queries and keys are normalised
@@ -150,97 +155,103 @@ def of_layer(shape: Shape, width: int, rank: int | None = None) -> int:
     return norms + (2 * q + 2 * kv + 4 * shape.intermediate + 7 * (rank or 0)) * width + 4 * shape.heads
 
 
-def activations(job: Job) -> float:
+def estimate_activations(job: Job) -> float:
     """Of all layers; of those that are recomputed only their input, and one whole at a time."""
-    layers, each = job.shape.layers, of_layer(job.shape, job.width, job.rank)
+    layers, each = job.shape.layers, estimate_layer_activations(job.shape, job.width, job.rank)
     recomputed = -(-layers // job.checkpointing) if job.checkpointing else 0
     inputs = recomputed * job.shape.hidden * job.width
     again = (job.looked_at - job.tokens) * job.shape.cache(job.width) / layers  # keys and values of prompts that samples share
     return (layers - recomputed + bool(recomputed)) * (job.tokens * each + again) + job.tokens * inputs
 
 
-def head(job: Job) -> float:
-    return HEAD_COPIES * 4.0 * min(job.completions * job.shape.vocab, BLOCK)
+def estimate_logits(job: Job) -> float:
+    return LOGIT_COPIES * 4.0 * min(job.completions * job.shape.vocab, LOGIT_BLOCK)
 
 
-def others(job: Job) -> tuple[float, float]:
+def estimate_other_models(job: Job) -> tuple[float, float]:
     """(weights, training state) of a reference and a critic. With adapters the policy is its own reference."""
     reference = job.shape.parameters * job.width if job.reference and job.rank is None else 0.0
     critic = replace(job, rank=None, four_bits=False)
-    return reference + (weights(critic) if job.critic else 0.0), state(critic) + gradients(critic) if job.critic else 0.0
+    return reference + (estimate_weights(critic) if job.critic else 0.0), estimate_optimizer_state(critic) + estimate_gradients(
+        critic
+    ) if job.critic else 0.0
 
 
-def engine_weights(job: Job) -> float:
+def estimate_engine_weights(job: Job) -> float:
     return 0.0 if not job.samples else job.shape.parameters * job.width / job.tensor_parallel
 
 
-def cache(job: Job, rows: int) -> float:
+def estimate_kv_cache(job: Job, rows: int) -> float:
     """Keys and values of so many completions of full length."""
     return rows * job.longest * job.shape.cache(job.width) / job.tensor_parallel
 
 
-def prefill(job: Job) -> float:
+def estimate_prefill(job: Job) -> float:
     """What a forward pass of the rollout engine on a CPU holds at its widest: the residual and its norm, gate, up and their product."""
     if not job.samples:
         return 0.0
     return min(HOST_BATCH, job.rows * job.longest) * (2 * job.shape.hidden + 3 * job.shape.intermediate) * job.width
 
 
-def parts(job: Job) -> dict[str, float]:
-    more, more_state = others(job)
+def estimate_parts(job: Job) -> dict[str, float]:
+    more, more_state = estimate_other_models(job)
     return {
-        "weights": weights(job) + more,
-        "training state": (0.0 if job.offload else state(job)) + more_state,
-        "gradients": gradients(job),
-        "update": max(backward(job), stepping(job)),
-        "engine weights": engine_weights(job),
-        "engine cache": cache(job, min(job.rows, LEAST_ROWS)),
+        "weights": estimate_weights(job) + more,
+        "training state": (0.0 if job.offload else estimate_optimizer_state(job)) + more_state,
+        "gradients": estimate_gradients(job),
+        "update": max(estimate_backward(job), estimate_optimizer_step(job)),
+        "engine weights": estimate_engine_weights(job),
+        "engine cache": estimate_kv_cache(job, min(job.rows, MIN_COMPLETIONS)),
     }
 
 
 MODES = ("resident", "sleep", "sleep_and_offload")  # the first that fits is the quickest
 
 
-def peaks(job: Job, mode: str) -> dict[str, float]:
+def estimate_gpu_peaks(job: Job, mode: str) -> dict[str, float]:
     """Bytes of GPU memory at the peak of each phase, the cache at its least. resident: all stays; sleep: the engine leaves for training;
     sleep_and_offload: the training state leaves for a rollout too."""
-    p = parts(job)
-    engine = p["engine weights"] + p["engine cache"] + OVERHEAD
+    p = estimate_parts(job)
+    engine = p["engine weights"] + p["engine cache"] + ENGINE_OVERHEAD
     learning = p["weights"] + p["training state"] + p["gradients"] + p["update"]
     if not job.samples:
-        return {"train": CONTEXT + learning}
+        return {"train": CUDA_CONTEXT + learning}
     return {
-        "sync": CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + p["engine weights"] + 2 * GATHERED,
-        "rollout": CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + engine,
-        "train": CONTEXT + learning + (engine if mode == "resident" else 0.0),
+        "sync": CUDA_CONTEXT
+        + p["weights"]
+        + (0.0 if mode == "sleep_and_offload" else p["training state"])
+        + p["engine weights"]
+        + 2 * GATHER_BUFFER,
+        "rollout": CUDA_CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + engine,
+        "train": CUDA_CONTEXT + learning + (engine if mode == "resident" else 0.0),
     }
 
 
-def host(job: Job, mode: str) -> float:
+def estimate_host_memory(job: Job, mode: str) -> float:
     """Bytes of host memory a process: the weights while they load, its part of them under ZeRO 3 (not of 4 bits), and what is parked or
     offloaded."""
-    away = state(job) if job.offload or mode == "sleep_and_offload" else 0.0
+    away = estimate_optimizer_state(job) if job.offload or mode == "sleep_and_offload" else 0.0
     in_parts = job.stage == 3 and not job.four_bits
     return max(job.shape.parameters * job.width / (job.world if in_parts else 1), away) + 4 * GIB
 
 
-def left_for_rollout(job: Job, mode: str, gpu: float) -> float:
+def compute_rollout_budget(job: Job, mode: str, gpu: float) -> float:
     """Bytes of a GPU that the rollout engine may take for weights, cache and all it does."""
-    p = parts(job)
-    stays = CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + GATHERED
-    return USABLE * gpu - stays - (p["gradients"] + p["update"] if mode == "resident" else 0.0)
+    p = estimate_parts(job)
+    stays = CUDA_CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + GATHER_BUFFER
+    return USABLE_SHARE * gpu - stays - (p["gradients"] + p["update"] if mode == "resident" else 0.0)
 
 
-def on_host(job: Job) -> dict[str, float]:
+def estimate_host_peaks(job: Job) -> dict[str, float]:
     """Bytes of host memory at the peak of each phase of a process without a GPU, where nothing moves: beside what libraries take."""
-    p = parts(job)
-    still = p["weights"] + p["training state"] + p["engine weights"] + (HOST_CACHE if job.samples else 0.0)
+    p = estimate_parts(job)
+    still = p["weights"] + p["training state"] + p["engine weights"] + (HOST_KV_CACHE if job.samples else 0.0)
     train = {"train": still + p["gradients"] + p["update"]}
-    return {"rollout": still + prefill(job), **train} if job.samples else train
+    return {"rollout": still + estimate_prefill(job), **train} if job.samples else train
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     mode: str
     peaks: dict[str, float]
     host: float
@@ -252,22 +263,22 @@ class Plan:
         return max(self.peaks, key=lambda phase: self.peaks[phase])
 
 
-def planned(job: Job, gpu: float, mode: str = "auto") -> Plan:
+def plan_memory(job: Job, gpu: float, mode: str = "auto") -> MemoryPlan:
     """The quickest way that fits a GPU of so many bytes; where none does, the last one, and the first change that mends it."""
     modes = MODES if mode == "auto" else (mode,)
     for chosen in modes:
-        if fits(job, chosen, gpu):
-            return Plan(chosen, peaks(job, chosen), host(job, chosen), True, None)
+        if fits_gpu(job, chosen, gpu):
+            return MemoryPlan(chosen, estimate_gpu_peaks(job, chosen), estimate_host_memory(job, chosen), True, None)
     last = modes[-1]
-    change = next((words for words, other, how in changes(job, last) if fits(other, how, gpu)), None)
-    return Plan(last, peaks(job, last), host(job, last), False, change)
+    change = next((words for words, other, how in suggest_changes(job, last) if fits_gpu(other, how, gpu)), None)
+    return MemoryPlan(last, estimate_gpu_peaks(job, last), estimate_host_memory(job, last), False, change)
 
 
-def fits(job: Job, mode: str, gpu: float) -> bool:
-    return max(peaks(job, mode).values()) <= USABLE * gpu
+def fits_gpu(job: Job, mode: str, gpu: float) -> bool:
+    return max(estimate_gpu_peaks(job, mode).values()) <= USABLE_SHARE * gpu
 
 
-def changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
+def suggest_changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
     """What could make it fit, the mildest first: (words, job, mode). Each keeps those before it."""
     words: list[str] = []
 

@@ -25,16 +25,16 @@ class PeakMemory:
 
     def peak(self) -> float:
         """Bytes since `start`."""
-        self._highest = max(self._highest, peak_memory() - self._asleep)
+        self._highest = max(self._highest, read_peak() - self._asleep)
         return self._highest
 
     @contextmanager
     def behind_torch(self) -> Iterator[None]:
         """Inside, memory goes or comes without torch's knowing."""
         self.peak()
-        before = counted_and_free()
+        before = read_reserved_and_free()
         yield
-        self._asleep += counted_and_free() - before
+        self._asleep += read_reserved_and_free() - before
         reset_peak()
 
 
@@ -46,7 +46,7 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory() -> float:
+def read_peak() -> float:
     """Bytes since `reset_peak`, as torch counts those of a device."""
     if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_reserved())
@@ -54,7 +54,7 @@ def peak_memory() -> float:
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def counted_and_free() -> float:
+def read_reserved_and_free() -> float:
     """Bytes that torch counts on the device and those that are free there: together they grow by what torch counts and is not there."""
     if not torch.cuda.is_initialized():
         return 0.0
@@ -62,7 +62,7 @@ def counted_and_free() -> float:
     return float(torch.cuda.memory_reserved() + free)
 
 
-def memory_metrics(peaks: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, float]:
+def build_memory_metrics(peaks: Mapping[str, float], predicted: Mapping[str, float]) -> dict[str, float]:
     """GiB at the peak of each phase, measured and predicted."""
     measured = {f"memory/{phase}_peak_gib": size / GIB for phase, size in peaks.items()}
     return measured | {f"memory/{phase}_predicted_gib": size / GIB for phase, size in predicted.items()}

@@ -1,4 +1,4 @@
-"""Linux calls to control worker processes: list descendants, kill them, and end together with a parent."""
+"""Linux calls to control worker processes: kill them, and end together with a parent."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import ctypes
 import os
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
@@ -25,26 +23,6 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def list_children() -> dict[int, list[tuple[int, int]]]:
-    """The children (pid, session) of every process, zombies included, by its pid."""
-    children: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                # pid (name) state ppid pgrp session ...: the name may hold spaces and brackets
-                fields = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()
-                children[int(fields[1])].append((int(entry.name), int(fields[3])))
-    return children
-
-
-def list_descendants(pid: int) -> list[int]:
-    """All descendants of `pid`, parents before their children."""
-    children, found = list_children(), [pid]
-    for parent in found:
-        found.extend(child for child, _ in children[parent])
-    return found[1:]
 
 
 def kill(pids: Iterable[int]) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 from rlkit.rewarding import processes, worker
 from rlkit.rewarding.job import FunctionKind, WorkerLimits, WorkerReward
 from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, OutcomeKind, are_quick
+from rlkit.runtime.processes import list_children
 
 SWEEP_SECONDS = 1.0  # how often to look for orphans while nothing fails
 KILL_SECONDS = 0.3  # between SIGTERM, which a worker cannot handle, and SIGKILL
@@ -232,7 +233,7 @@ class OrphanReaper:
     def _list_orphans(self) -> list[int]:
         # A child that is no worker and not of our session was adopted; one of our session is a worker that is just starting.
         own_session = os.getsid(0)
-        adopted = [pid for pid, session in processes.list_children()[os.getpid()] if session != own_session]
+        adopted = [pid for pid, session in list_children()[os.getpid()] if session != own_session]
         return [pid for pid in adopted if pid not in self._list_workers()]
 
 

@@ -27,6 +27,7 @@ from rlkit.rewarding import calling, processes
 from rlkit.rewarding.calling import Item, RewardFunction, Score
 from rlkit.rewarding.job import FunctionKind, WorkerLimits, WorkerReward
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
+from rlkit.runtime.processes import list_descendants
 
 MAX_CHILDREN = 16  # processes that calls may leave running in a worker: enough for a small pool
 THREAD_SECONDS = 0.05  # how long to wait for a thread that the call started: it may be about to raise
@@ -66,7 +67,7 @@ def load_rewards() -> tuple[list[FunctionKind], str]:
     try:
         if _State.functions is None:
             _State.functions = [_load_function(reward) for reward in _State.rewards]
-            _State.import_children = frozenset(processes.list_descendants(os.getpid()))
+            _State.import_children = frozenset(list_descendants(os.getpid()))
     except UserError as error:
         return [], str(error)
     return [FunctionKind(function.batch, function.is_async, function.settings) for function in _State.functions], ""
@@ -205,7 +206,7 @@ def _load_function(reward: WorkerReward) -> RewardFunction:
 def _kill_excess_children() -> None:
     if not processes.has_children():
         return
-    left = [pid for pid in processes.list_descendants(_State.pid) if pid not in _State.import_children]
+    left = [pid for pid in list_descendants(_State.pid) if pid not in _State.import_children]
     if len(left) > MAX_CHILDREN:
         processes.kill(left)
         processes.reap(left)

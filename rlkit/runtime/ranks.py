@@ -51,7 +51,7 @@ class Ranks:
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
             os.environ.setdefault(name, value)
         ensure_loopback()
-        store = dist.HashStore()  # in memory: it needs no port
+        store = dist.HashStore()  # type: ignore[attr-defined]  # in memory: it needs no port
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=TIMEOUT)
 
     def _build_group(self, size: int, key: str, backend: str | None = None) -> Any:

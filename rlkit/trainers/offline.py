@@ -22,8 +22,8 @@ from rlkit.metrics import Mean, Metrics, Sum, merge, metric_values, wilson_inter
 from rlkit.ops.batching import SampleLength, assign_minibatches, balance_costs, count_tokens, measure_sample
 from rlkit.ops.masking import pad_rows, token_weights, uniform_weights, weighted_sum
 from rlkit.ops.preference import kto_baseline
-from rlkit.profiling.memory_peak import PeakMemory, memory_metrics
-from rlkit.profiling.roofline import PromptLengths, Roofline, ratios
+from rlkit.profiling.memory_peak import PeakMemory, build_memory_metrics
+from rlkit.profiling.roofline import PromptLengths, Roofline, compute_ratios
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
@@ -144,7 +144,7 @@ class OfflineTrainer:
         tokens = sum(u.tokens for u in units)
         left_out = {f"rows/{name}": float(self.rows.state_dict()[name]) for name in ("too_long", "bad_row", "cut")}
         row = {**with_margins(metric_values(merge(seen))), **left_out, "throughput/tokens_per_second": tokens / self.clock.seconds}
-        row |= memory_metrics({"train": self.gauge.peak()}, self.predicted)
+        row |= build_memory_metrics({"train": self.gauge.peak()}, self.predicted)
         return StepResult(row | self._floors(units), count, tokens)
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -177,7 +177,9 @@ class OfflineTrainer:
         cut = self.reading.cut(units)
         asked = [part[i].asked for part in cut for i in share(part, self.reading.ranks)] * self.reading.passes
         clock = self.clock.metrics()
-        return ratios({"update": self.floors.update(asked)}, clock) | {"throughput/mfu": self.floors.mfu(asked, clock["time/update"])}
+        return compute_ratios({"update": self.floors.update(asked)}, clock) | {
+            "throughput/mfu": self.floors.mfu(asked, clock["time/update"])
+        }
 
     def _next(self) -> list[Unit]:
         return [UNITS[self.reading.algorithm.reads](item) for item in self.rows.take(self.rows_per_step)]

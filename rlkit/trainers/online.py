@@ -14,7 +14,7 @@ from rlkit.engines.logprob_check import COMPARED
 from rlkit.engines.placement import Colocated
 from rlkit.errors import Stopped
 from rlkit.metrics import metric_values
-from rlkit.profiling.roofline import PromptLengths, Roofline, ratios
+from rlkit.profiling.roofline import PromptLengths, Roofline, compute_ratios
 from rlkit.report import Report
 from rlkit.rollout import records
 from rlkit.rollout.collector import Collector, RolloutBatch
@@ -150,7 +150,7 @@ class OnlineTrainer:
             "observe": floors.observe(everything, needs.old_logprobs + needs.reference, critic),
             "update": floors.update(learned, policy, critic),
         }
-        return ratios(least, clock) | {"throughput/mfu": floors.mfu(learned if policy else [], clock["time/update"])}
+        return compute_ratios(least, clock) | {"throughput/mfu": floors.mfu(learned if policy else [], clock["time/update"])}
 
     def _write_samples(self, step: int, groups: list[Group], left_out: list[Group], batch: Batch, credit: Credit) -> None:
         """The step's samples, with their advantages where they were learned from."""

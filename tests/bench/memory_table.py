@@ -22,7 +22,7 @@ def table() -> str:
                 recipe = read_recipe(compose_config(words, None))
                 job, gpu = plan.job_of(recipe), plan.gpu_bytes(recipe)
                 assert job is not None and gpu is not None
-                found = memory_estimate.planned(job, gpu)
+                found = memory_estimate.plan_memory(job, gpu)
                 peaks = " | ".join(f"{size / 2**30:.0f}" for size in found.peaks.values())
                 kind = "all" if rank == "null" else f"LoRA {rank}"
                 mode_told = found.mode if found.fits else "too large"

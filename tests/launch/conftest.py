@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
-from launch.worker_group import descendants, stat
+from launch.worker_group import read_stat
 from rlkit.report.folder import read_metrics
 from rlkit.report.names import select_repeatable
+from rlkit.runtime.processes import list_descendants
 from tests.conftest import Ended, environment
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -42,7 +43,7 @@ class Host:
     process: subprocess.Popen[bytes]
 
     def pids(self) -> list[int]:
-        return [*descendants(self.process.pid), self.process.pid]
+        return [*list_descendants(self.process.pid), self.process.pid]
 
     def kill_raylet(self) -> None:
         (pid,) = [pid for pid in self.pids() if named(pid, "raylet/raylet")]
@@ -258,7 +259,7 @@ def left_behind(folder: Path) -> list[str]:
         with contextlib.suppress(OSError):
             words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             stands = str((place / "cwd").readlink()) == str(folder.with_name(f"{folder.name}.cwd"))
-            if (str(folder) in words or stands) and stat(int(entry))[0] != "Z" and int(entry) != os.getpid():
+            if (str(folder) in words or stands) and read_stat(int(entry))[0] != "Z" and int(entry) != os.getpid():
                 found.append(words)
     return found
 

@@ -12,19 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from launch.watch import Ended, silent, verdict
-from launch.worker_group import WorkerGroup, descendants, environments, process_state
+from launch.launcher import AttemptResult, describe_hang, find_result
+from launch.worker_group import WorkerGroup, build_environments, read_process_state
+from rlkit.runtime.processes import list_descendants
 from tests.conftest import environment
 from tests.launch.conftest import Halt, Launch, launcher, left_behind, metrics, restarts, until
 
 HERE = ["nodes=1", "workers_per_node=2"]
 
-# -- a crew of small programs ------------------------------------------------------------------------------------------------------
+# -- a group of small programs -----------------------------------------------------------------------------------------------------
 
 
-def crew(folder: Path, code: str, ranks: int = 2, lease: float | None = None) -> WorkerGroup:
+def group_of(folder: Path, code: str, ranks: int = 2, lease: float | None = None) -> WorkerGroup:
     """Ranks that run a line of Python each."""
-    each = environments(os.environ, 0, ranks, ranks, "127.0.0.1", 1)
+    each = build_environments(os.environ, 0, ranks, ranks, "127.0.0.1", 1)
     return WorkerGroup("here", [sys.executable, "-u", "-c", code], each, folder, lease)
 
 
@@ -33,7 +34,7 @@ def codes(made: WorkerGroup) -> list[int | None]:
 
 
 def test_ranks_are_numbered_and_their_exit_codes_are_their_own(tmp_path: Path) -> None:
-    made = crew(
+    made = group_of(
         tmp_path, "import os, sys; r = int(os.environ['RANK']); print('out', r); print('err', r, file=sys.stderr); sys.exit([2, 75][r])"
     )
     until(lambda: None not in codes(made), 10)
@@ -47,7 +48,7 @@ def test_ranks_are_numbered_and_their_exit_codes_are_their_own(tmp_path: Path) -
 
 
 def test_rank_0_is_heard_and_of_the_others_what_they_complain_of(tmp_path: Path) -> None:
-    made = crew(tmp_path, "import os, sys; r = os.environ['RANK']; print('out', r); print('err', r, file=sys.stderr)")
+    made = group_of(tmp_path, "import os, sys; r = os.environ['RANK']; print('out', r); print('err', r, file=sys.stderr)")
     lines: list[tuple[int, bool, str]] = []
     until(lambda: lines.extend(made.poll()["lines"]) or len(lines) >= 3, 10)
     made.end()
@@ -60,41 +61,41 @@ def test_heartbeats_tell_the_phase_and_stacks_tell_where(tmp_path: Path) -> None
         "def waits_for_the_end():\n    time.sleep(60)\n"
         "heartbeat.start_heartbeat(); heartbeat.beat('update', 7); waits_for_the_end()"
     )
-    made = crew(tmp_path, code)
+    made = group_of(tmp_path, code)
     until(lambda: {rank["phase"] for rank in made.poll()["ranks"]} == {"update"}, 10)
     os.kill(made.poll()["ranks"][1]["pid"], signal.SIGSTOP)
     time.sleep(0.1)
-    made.stacks()
+    made.dump_stacks()
     made.end()
     going, stopped = ((tmp_path / "ranks" / f"rank-{rank}.stacks").read_text() for rank in (0, 1))
     assert "phase update of step 7" in going and "in waits_for_the_end" in going
-    assert "phase update of step 7" in stopped and "the system says T (stopped)" in stopped
+    assert "phase update of step 7" in stopped and "process state T (stopped)" in stopped
 
 
 @pytest.mark.parametrize("lease", [None, 0.5], ids=["ended", "forgotten"])
-def test_nothing_outlives_a_crew(tmp_path: Path, lease: float | None) -> None:
+def test_nothing_outlives_a_group_of(tmp_path: Path, lease: float | None) -> None:
     """Not grandchildren in sessions of their own, and no shared memory; whether it is ended or nobody asks for it any more."""
     code = (
         "import subprocess, multiprocessing, time\n"
         "subprocess.Popen(['sleep', '61.5'], start_new_session=True)\n"
         "lock = multiprocessing.get_context('spawn').Lock(); print(lock._semlock.name, flush=True); time.sleep(60)"
     )
-    made = crew(tmp_path, code, ranks=1, lease=lease)
+    made = group_of(tmp_path, code, ranks=1, lease=lease)
     polled: list[tuple[int, bool, str]] = []
     until(lambda: polled.extend(made.poll()["lines"]) or polled, 10)
     shared = Path("/dev/shm", f"sem.{polled[0][2].lstrip('/')}")
     pid = made.poll()["ranks"][0]["pid"]
-    tree = [pid, *descendants(pid)]
+    tree = [pid, *list_descendants(pid)]
     assert len(tree) == 3 and shared.exists()  # with Python's resource tracker, which is left the time to take the memory away
     if lease is None:
         made.end()
-    until(lambda: all(process_state(each)[0] in "gZ" for each in tree) and not shared.exists(), 10)
+    until(lambda: all(read_process_state(each)[0] in "gZ" for each in tree) and not shared.exists(), 10)
 
 
 def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
     code = (
-        "import sys, time, os\nfrom pathlib import Path\nfrom launch.worker_group import WorkerGroup, environments\n"
-        "each = environments(os.environ, 0, 2, 2, '127.0.0.1', 1)\n"
+        "import sys, time, os\nfrom pathlib import Path\nfrom launch.worker_group import WorkerGroup, build_environments\n"
+        "each = build_environments(os.environ, 0, 2, 2, '127.0.0.1', 1)\n"
         "rank = 'import os, time; os.write(2, b\"up\\\\n\"); time.sleep(60)'\n"
         "made, seen = WorkerGroup('here', [sys.executable, '-c', rank], each, Path(sys.argv[1])), []\n"
         "while len(seen) < 2: seen += made.poll()['lines']\n"
@@ -103,10 +104,10 @@ def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment())
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
-    assert [process_state(pid)[0] in "SR" for pid in pids] == [True, True]
+    assert [read_process_state(pid)[0] in "SR" for pid in pids] == [True, True]
     process.kill()
     process.wait()
-    until(lambda: all(process_state(pid)[0] in "gZ" for pid in pids), 5)
+    until(lambda: all(read_process_state(pid)[0] in "gZ" for pid in pids), 5)
 
 
 # -- how an attempt ends -----------------------------------------------------------------------------------------------------------
@@ -124,32 +125,35 @@ def state(
     [
         ([None, None], False, None),
         ([0, None], False, None),
-        ([0, 0], False, Ended(0)),
-        ([75, 75], False, Ended(75)),
-        ([None, 2], False, Ended(2)),
-        ([1, 2], False, Ended(2)),  # the others fell over the one that found the mistake
-        ([75, 1], True, Ended(75)),
-        ([-15, -15], True, Ended(75)),  # asked before they listened
-        ([-15, 75], False, Ended(1, "rank 0 on n was ended by SIGTERM in phase update of step 3")),
-        ([1, 1], True, Ended(1, "rank 1 on n ended with exit code 1 in phase update of step 3")),
-        ([1, -9], False, Ended(1, "rank 1 on n was ended by SIGKILL in phase update of step 3")),
+        ([0, 0], False, AttemptResult(0)),
+        ([75, 75], False, AttemptResult(75)),
+        ([None, 2], False, AttemptResult(2)),
+        ([1, 2], False, AttemptResult(2)),  # the others fell over the one that found the mistake
+        ([75, 1], True, AttemptResult(75)),
+        ([-15, -15], True, AttemptResult(75)),  # asked before they listened
+        ([-15, 75], False, AttemptResult(1, "rank 0 on n was ended by SIGTERM in phase update of step 3")),
+        ([1, 1], True, AttemptResult(1, "rank 1 on n ended with exit code 1 in phase update of step 3")),
+        ([1, -9], False, AttemptResult(1, "rank 1 on n was ended by SIGKILL in phase update of step 3")),
     ],
 )
-def test_how_an_attempt_ends(codes: list[int | None], asked: bool, ended: Ended | None) -> None:
+def test_how_an_attempt_ends(codes: list[int | None], asked: bool, ended: AttemptResult | None) -> None:
     ranks = [state(n, code, None if code is None else 1.0 + n) for n, code in enumerate(codes)]
-    assert verdict(ranks, asked) == ended
+    assert find_result(ranks, asked) == ended
 
 
 def test_the_watchdog_waits_for_the_last_that_moves_and_names_the_first_that_stopped() -> None:
-    assert silent([state(0, None, quiet=61.0), state(1, None, quiet=59.0)], 60.0) is None  # rank 0 may wait for rank 1's long rollout
-    told = silent([state(0, None, quiet=61.0), state(1, None, quiet=90.0, phase="sync"), state(2, 0, 5.0)], 60.0)
+    assert (
+        describe_hang([state(0, None, quiet=61.0), state(1, None, quiet=59.0)], 60.0) is None
+    )  # rank 0 may wait for rank 1's long rollout
+    told = describe_hang([state(0, None, quiet=61.0), state(1, None, quiet=90.0, phase="sync"), state(2, 0, 5.0)], 60.0)
     assert told is not None and "quiet the longest: rank 1 on n, in phase sync of step 3" in told
-    told = silent([state(0, None, quiet=62.0), state(1, None, quiet=61.0, stopped=True)], 60.0)
+    told = describe_hang([state(0, None, quiet=62.0), state(1, None, quiet=61.0, stopped=True)], 60.0)
     assert told is not None and "stopped by a signal: rank 1 on n, in phase update of step 3" in told
 
 
 def test_a_reader_that_goes_away_does_not_end_the_launcher() -> None:
-    code = "import sys; from launch.watch import out; [out('x' * 100_000, sys.stdout) for _ in range(3)]; out('goes on', sys.stderr)"
+    code = "import sys; from launch.launcher import print_line; [print_line('x' * 100_000, sys.stdout) for _ in range(3)]"
+    code += "; print_line('goes on', sys.stderr)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
     assert process.stdout is not None
     process.stdout.close()

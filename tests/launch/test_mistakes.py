@@ -1,4 +1,4 @@
-"""What a user can get wrong: told in words, with what mends it, exit code 2, within 30 s, before anything is loaded."""
+"""What a user can get wrong: told in words, with the fix, exit code 2, within 30 s, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import order, preflight
-from launch.node import free_gib, interface_of, probe, with_interface
-from launch.preflight import Trouble
+from launch import preflight, spec
+from launch.node import find_interface, inspect_installation, read_free_gib, set_network_interface
+from launch.preflight import Problem
 from rlkit.errors import UserError
 from tests.conftest import ROOT, Ended
 from tests.launch.conftest import Hosts, free_port, hosts, launcher, left_behind
@@ -47,7 +47,7 @@ def refused(folder: Path, *words: str, cluster: Hosts | None = None, kind: str =
 
 
 def test_words_of_the_launcher_and_of_the_recipe() -> None:
-    assert [order.full(word) for word in ("nodes=2", "steps=3", "optim.lr=1", "recipe=x", "--help")] == [
+    assert [spec.expand_key(word) for word in ("nodes=2", "steps=3", "optim.lr=1", "recipe=x", "--help")] == [
         "launch.nodes=2",
         "steps=3",
         "optim.lr=1",
@@ -55,79 +55,79 @@ def test_words_of_the_launcher_and_of_the_recipe() -> None:
         "--help",
     ]
     with pytest.raises(UserError, match=r"unknown key gpus_per_nod \(did you mean gpus_per_node"):
-        order.full("gpus_per_nod=8")
+        spec.expand_key("gpus_per_nod=8")
 
 
 def test_bounds_and_unknown_keys_of_the_launcher() -> None:
     with pytest.raises(UserError, match=r"launch.nodes=0 is not valid: it should be greater than or equal to 1"):
-        order.read(["recipe=grpo_math", "nodes=0"])
+        spec.parse_launch(["recipe=grpo_math", "nodes=0"])
     with pytest.raises(UserError, match=r"unknown key launch.max_restart \(did you mean max_restarts"):
-        order.read(["recipe=grpo_math", "launch.max_restart=1"])
+        spec.parse_launch(["recipe=grpo_math", "launch.max_restart=1"])
     with pytest.raises(UserError, match="--multirun"):
-        order.read(["--multirun", "recipe=grpo_math", "seed=0,1"])
+        spec.parse_launch(["--multirun", "recipe=grpo_math", "seed=0,1"])
 
 
 def test_a_restart_goes_on_whatever_resume_says(tmp_path: Path) -> None:
-    made = order.read(["recipe=grpo_math", "resume=never", f"output_dir={tmp_path / 'a b'}"])
-    assert isinstance(made, order.Order)
-    assert made.command("python", first=True)[-1] == f"output_dir='{tmp_path / 'a b'}'"
-    assert made.command("python", first=False)[-1] == "resume=auto"
+    made = spec.parse_launch(["recipe=grpo_math", "resume=never", f"output_dir={tmp_path / 'a b'}"])
+    assert isinstance(made, spec.LaunchSpec)
+    assert made.build_command("python", first=True)[-1] == f"output_dir='{tmp_path / 'a b'}'"
+    assert made.build_command("python", first=False)[-1] == "resume=auto"
     assert made.folder == tmp_path / "a b"
 
 
 def test_what_goes_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RLKIT_X", "HF_HOME", "NCCL_DEBUG", "MINE", "OTHER"):
         monkeypatch.setenv(name, "1")
-    made = order.read(["recipe=grpo_math", "env=[MINE]"])
-    assert isinstance(made, order.Order)
-    assert {"RLKIT_X", "HF_HOME", "NCCL_DEBUG", "MINE"} <= made.environment().keys() and "OTHER" not in made.environment()
+    made = spec.parse_launch(["recipe=grpo_math", "env=[MINE]"])
+    assert isinstance(made, spec.LaunchSpec)
+    assert {"RLKIT_X", "HF_HOME", "NCCL_DEBUG", "MINE"} <= made.collect_environment().keys() and "OTHER" not in made.collect_environment()
 
 
 # -- looking at a node -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_probe_sees_code_and_versions(tmp_path: Path) -> None:
-    here = probe("/", {**os.environ, "PYTHONPATH": str(ROOT)})
+    here = inspect_installation("/", {**os.environ, "PYTHONPATH": str(ROOT)})
     assert here["at"] == str(ROOT / "rlkit") and len(here["code"]) == 12 and here["versions"]["torch"]
     copy = other_rlkit(tmp_path)
-    there = probe("/", {**os.environ, "PYTHONPATH": str(copy)})
+    there = inspect_installation("/", {**os.environ, "PYTHONPATH": str(copy)})
     assert there["code"] != here["code"]
     shutil.copy2(ROOT / "rlkit" / "seeds.py", copy / "rlkit" / "seeds.py")
-    assert probe("/", {**os.environ, "PYTHONPATH": str(copy)})["code"] == here["code"]  # where it lies does not matter
-    (troubles,) = preflight.unlike("n", there, here)
-    assert (troubles.node, troubles.mend) == ("n", "git pull, or copy it there")
+    assert inspect_installation("/", {**os.environ, "PYTHONPATH": str(copy)})["code"] == here["code"]  # where it lies does not matter
+    (problem,) = preflight.check_installation("n", there, here)
+    assert (problem.node, problem.fix) == ("n", "git pull, or copy it there")
     old = {**here, "python": "3.9.2", "versions": {**here["versions"], "torch": "2.0.0"}}
-    assert [t.what.split(",")[0] for t in preflight.unlike("n", old, here)] == ["Python 3.9.2", "torch 2.0.0"]
+    assert [t.what.split(",")[0] for t in preflight.check_installation("n", old, here)] == ["Python 3.9.2", "torch 2.0.0"]
 
 
 def test_nodes_whose_folders_differ_are_found() -> None:
-    marks = {"a": ".x-a", "b": ".x-b", "c": ".x-c"}
+    markers = {"a": ".x-a", "b": ".x-b", "c": ".x-c"}
     shared = {"a": [".x-a", ".x-b"], "b": [".x-a", ".x-b"], "c": [".x-c"]}
-    (trouble,) = preflight.apart(shared, marks, Path("/runs"))
-    assert trouble == Trouble("c", "/runs is not the folder that a has under this name", trouble.mend)
+    (problem,) = preflight.check_shared_folder(shared, markers, Path("/runs"))
+    assert problem == Problem("c", "/runs is not the folder that a has under this name", problem.fix)
 
 
-def test_the_table_has_a_line_a_trouble() -> None:
-    text = preflight.table([Trouble("10.0.0.2", "no rlkit", "install it"), Trouble("10.0.0.13", "0 GPUs, 8 asked for", "fewer")])
+def test_the_table_has_a_line_for_each_problem() -> None:
+    text = preflight.format_problems([Problem("10.0.0.2", "no rlkit", "install it"), Problem("10.0.0.13", "0 GPUs, 8 needed", "fewer")])
     assert text.splitlines() == [
-        "  node       what is wrong        what mends it",
-        "  10.0.0.2   no rlkit             install it",
-        "  10.0.0.13  0 GPUs, 8 asked for  fewer",
+        "  node       what is wrong     how to fix it",
+        "  10.0.0.2   no rlkit          install it",
+        "  10.0.0.13  0 GPUs, 8 needed  fewer",
     ]
 
 
 def test_what_a_node_knows_of_itself() -> None:
-    assert interface_of("127.0.0.3") == "lo"
-    assert interface_of("203.0.113.7") is None
-    assert 0 < free_gib() < 10_000
+    assert find_interface("127.0.0.3") == "lo"
+    assert find_interface("203.0.113.7") is None
+    assert 0 < read_free_gib() < 10_000
 
 
 def test_the_network_interface_of_a_rank() -> None:
     both = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    assert with_interface({}, None, "127.0.0.3") == dict.fromkeys(both, "lo")
-    assert with_interface({both[1]: "ib0"}, None, "127.0.0.3") == {both[0]: "lo", both[1]: "ib0"}
-    assert with_interface({both[1]: "ib0"}, "eth7", "127.0.0.3") == dict.fromkeys(both, "eth7")
-    assert with_interface({}, None, "203.0.113.7") == {}
+    assert set_network_interface({}, None, "127.0.0.3") == dict.fromkeys(both, "lo")
+    assert set_network_interface({both[1]: "ib0"}, None, "127.0.0.3") == {both[0]: "lo", both[1]: "ib0"}
+    assert set_network_interface({both[1]: "ib0"}, "eth7", "127.0.0.3") == dict.fromkeys(both, "eth7")
+    assert set_network_interface({}, None, "203.0.113.7") == {}
 
 
 # -- real launches -----------------------------------------------------------------------------------------------------------------
@@ -147,12 +147,12 @@ def test_addresses_where_nothing_is(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_more_than_the_cluster_has(cluster: Hosts, tmp_path: Path) -> None:
     told = refused(tmp_path / "run", "nodes=2", "gpus_per_node=8", cluster=cluster)
-    assert [line.split("  ")[1:3] for line in told.splitlines() if "asked for" in line] == [
-        ["127.0.0.2", "0 GPUs, 8 asked for"],
-        ["127.0.0.3", "0 GPUs, 8 asked for"],
+    assert [line.split("  ")[1:3] for line in told.splitlines() if "needed" in line] == [
+        ["127.0.0.2", "0 GPUs, 8 needed"],
+        ["127.0.0.3", "0 GPUs, 8 needed"],
     ]
     told = refused(tmp_path / "run", "nodes=5", cluster=cluster)
-    assert "2 nodes in the cluster, nodes=5 asked for" in told and "`ray start --address=" in told
+    assert "2 nodes in the cluster, nodes=5 needed" in told and "`ray start --address=" in told
 
 
 @pytest.mark.slow
@@ -170,12 +170,12 @@ def test_a_token_that_is_not_the_clusters_and_a_port_that_is_no_head(cluster: Ho
     token = tmp_path / "token"
     token.write_text("0" * 32)
     wrong = replace(cluster, env=cluster.env | {"RAY_AUTH_TOKEN_PATH": str(token)})
-    assert "does RAY_AUTH_TOKEN_PATH (with RAY_AUTH_MODE=token) name the token" in refused(tmp_path / "run", cluster=wrong)
+    assert "RAY_AUTH_TOKEN_PATH (with RAY_AUTH_MODE=token) names its token" in refused(tmp_path / "run", cluster=wrong)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         told = refused(tmp_path / "run", f"address=127.0.0.1:{other.getsockname()[1]}")
-    assert "is that port its head's" in told
+    assert "this is the port of the head node" in told
 
 
 @pytest.mark.slow

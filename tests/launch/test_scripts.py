@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from launch import order
+from launch.spec import parse_launch
 from rlkit.config.sections import LaunchSection
 from tests.conftest import ROOT, environment
 
@@ -180,7 +180,7 @@ COMMANDS = sorted(set(re.findall(r"python -m (launch\.\w+|rlkit\.run) ([^`\n]*)"
 
 @pytest.mark.parametrize(("module", "words"), COMMANDS)
 def test_the_commands_of_the_readme_are_understood(module: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert order.read([*words.split(), "dry_run=true"]) == 0
+    assert parse_launch([*words.split(), "dry_run=true"]) == 0
     assert "grpo_math" in capsys.readouterr().out
     assert "WORLD_SIZE" not in os.environ  # the next plan in this process is one of its own ranks
 

@@ -13,11 +13,11 @@ from rlkit.assembly import plan
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config
 from rlkit.profiling import memory_estimate
-from rlkit.profiling.memory_estimate import Job, Shape
+from rlkit.profiling.memory_estimate import Job, ModelShape
 from tests.conftest import ROOT, run
 
 GIB = 2**30
-TINY = Shape(hidden=4, intermediate=8, layers=2, heads=2, kv_heads=1, head_dim=3, vocab=10, tied=False)
+TINY = ModelShape(hidden=4, intermediate=8, layers=2, heads=2, kv_heads=1, head_dim=3, vocab=10, tied=False)
 JOB = Job(
     shape=TINY,
     width=2,
@@ -62,41 +62,54 @@ def test_shapes_give_the_published_number_of_parameters(name: str) -> None:
 
 def test_the_training_state_by_hand() -> None:
     assert TINY.parameters == 436
-    assert memory_estimate.weights(JOB) == 872 and memory_estimate.state(JOB) == 5232
+    assert memory_estimate.estimate_weights(JOB) == 872 and memory_estimate.estimate_optimizer_state(JOB) == 5232
     many = replace(JOB, world=4, stage=2)
-    assert memory_estimate.state(many) == 1308 and (memory_estimate.gradients(JOB), memory_estimate.gradients(many)) == (872, 218)
-    learnt = memory_estimate.activations(JOB) + memory_estimate.head(JOB)
-    assert memory_estimate.backward(JOB) == learnt + 872  # the bucket in which they are reduced
-    assert memory_estimate.backward(many) == learnt + 872 + 218  # and its part of a micro-batch's, before it is added to the sum
-    assert memory_estimate.stepping(JOB) == 436 * (2 + 4) and memory_estimate.stepping(replace(many, width=4)) == 109 * 4
-    assert memory_estimate.stepping(replace(many, stage=3)) == 109 * 6 + 872  # there the bucket stays
-    assert memory_estimate.weights(replace(many, stage=3)) == min(872, 218 + 2 * 168 * 2)  # its part, and a gathered layer with its copy
+    assert memory_estimate.estimate_optimizer_state(many) == 1308 and (
+        memory_estimate.estimate_gradients(JOB),
+        memory_estimate.estimate_gradients(many),
+    ) == (872, 218)
+    learnt = memory_estimate.estimate_activations(JOB) + memory_estimate.estimate_logits(JOB)
+    assert memory_estimate.estimate_backward(JOB) == learnt + 872  # the bucket in which they are reduced
+    assert memory_estimate.estimate_backward(many) == learnt + 872 + 218  # and its part of a micro-batch's, before it is added to the sum
+    assert (
+        memory_estimate.estimate_optimizer_step(JOB) == 436 * (2 + 4)
+        and memory_estimate.estimate_optimizer_step(replace(many, width=4)) == 109 * 4
+    )
+    assert memory_estimate.estimate_optimizer_step(replace(many, stage=3)) == 109 * 6 + 872  # there the bucket stays
+    assert memory_estimate.estimate_weights(replace(many, stage=3)) == min(
+        872, 218 + 2 * 168 * 2
+    )  # its part, and a gathered layer with its copy
     lora = replace(JOB, rank=2)
-    assert memory_estimate.weights(lora) == 872 + 560 and memory_estimate.state(lora) == 12 * 280
+    assert memory_estimate.estimate_weights(lora) == 872 + 560 and memory_estimate.estimate_optimizer_state(lora) == 12 * 280
     four = replace(lora, four_bits=True)  # 2 x 168 weights of linear layers in 4 bits and their scales
-    assert memory_estimate.weights(four) == pytest.approx(872 + 560 - 336 * 2 + 336 * (0.5 + 1 / 64 + 4 / 64 / 256))
-    assert memory_estimate.others(replace(lora, reference=True)) == (0.0, 0.0)  # with its adapters off it is its own reference
-    assert memory_estimate.others(replace(JOB, reference=True)) == (872, 0.0)
-    assert memory_estimate.head(JOB) == 4 * 4 * 50 * 10
-    assert memory_estimate.cache(JOB, 3) == 3 * 20 * 24
+    assert memory_estimate.estimate_weights(four) == pytest.approx(872 + 560 - 336 * 2 + 336 * (0.5 + 1 / 64 + 4 / 64 / 256))
+    assert memory_estimate.estimate_other_models(replace(lora, reference=True)) == (
+        0.0,
+        0.0,
+    )  # with its adapters off it is its own reference
+    assert memory_estimate.estimate_other_models(replace(JOB, reference=True)) == (872, 0.0)
+    assert memory_estimate.estimate_logits(JOB) == 4 * 4 * 50 * 10
+    assert memory_estimate.estimate_kv_cache(JOB, 3) == 3 * 20 * 24
 
 
 def test_the_host_holds_what_loads_and_what_is_parked() -> None:
     many = replace(JOB, world=4, stage=2)
     assert (
-        memory_estimate.host(many, "resident") - 4 * GIB == 872
-        and memory_estimate.host(replace(many, stage=3), "resident") - 4 * GIB == 218
+        memory_estimate.estimate_host_memory(many, "resident") - 4 * GIB == 872
+        and memory_estimate.estimate_host_memory(replace(many, stage=3), "resident") - 4 * GIB == 218
     )
-    assert memory_estimate.host(many, "sleep_and_offload") - 4 * GIB == memory_estimate.state(many) == 1308
+    assert (
+        memory_estimate.estimate_host_memory(many, "sleep_and_offload") - 4 * GIB == memory_estimate.estimate_optimizer_state(many) == 1308
+    )
 
 
 def test_recomputed_layers_keep_their_input_alone() -> None:
-    each = memory_estimate.of_layer(TINY, 2)
+    each = memory_estimate.estimate_layer_activations(TINY, 2)
     assert each == 2 * 4 * 8 + (12 + 6 + 32) * 2 + 8
-    assert memory_estimate.activations(JOB) == 100 * 2 * each
-    assert memory_estimate.activations(replace(JOB, checkpointing=1)) == 100 * (each + 2 * 4 * 2)
-    assert memory_estimate.activations(replace(JOB, checkpointing=2)) == 100 * (2 * each + 4 * 2)
-    assert memory_estimate.activations(replace(JOB, looked_at=150)) == 100 * 2 * each + 50 * TINY.cache(2)
+    assert memory_estimate.estimate_activations(JOB) == 100 * 2 * each
+    assert memory_estimate.estimate_activations(replace(JOB, checkpointing=1)) == 100 * (each + 2 * 4 * 2)
+    assert memory_estimate.estimate_activations(replace(JOB, checkpointing=2)) == 100 * (2 * each + 4 * 2)
+    assert memory_estimate.estimate_activations(replace(JOB, looked_at=150)) == 100 * 2 * each + 50 * TINY.cache(2)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
@@ -137,24 +150,26 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
     shape = plan.shape_from({**config.to_dict(), "vocab_size": 64})
     again = (looked_at - tokens) * shape.cache(width) / shape.layers
     near = 0.02 if completions == 1 else 0.15  # on a CPU our own keeps its result twice, and masks
-    assert (kept[1] - kept[0]) / 2 == pytest.approx(tokens * memory_estimate.of_layer(shape, width) + again, rel=near)
+    assert (kept[1] - kept[0]) / 2 == pytest.approx(tokens * memory_estimate.estimate_layer_activations(shape, width) + again, rel=near)
 
 
 def test_the_first_way_that_fits_is_taken_and_what_mends_the_rest_is_named() -> None:
     shape = plan.shape_of(composed("recipe=grpo_qwen2_5_7b"))
     assert shape is not None
     job = replace(JOB, shape=shape, world=4, stage=2, tokens=8192, completions=4096, longest=1536, checkpointing=1)
-    seen = [memory_estimate.planned(job, gpu * GIB) for gpu in (40, 56, 64, 100, 160)]
+    seen = [memory_estimate.plan_memory(job, gpu * GIB) for gpu in (40, 56, 64, 100, 160)]
     assert [p.mode for p in seen if p.fits] == sorted(
         (p.mode for p in seen if p.fits), key=("sleep_and_offload", "sleep", "resident").index
     )
     assert [p.fits for p in seen] == sorted(p.fits for p in seen) and not seen[0].fits and seen[-1].mode == "resident"
     assert seen[0].change is not None and seen[0].fullest == "train"
     mended = replace(job, tokens=1536, completions=1536, stage=3)
-    assert memory_estimate.fits(mended, "sleep_and_offload", 40 * GIB) and seen[0].change.startswith(
+    assert memory_estimate.fits_gpu(mended, "sleep_and_offload", 40 * GIB) and seen[0].change.startswith(
         "tokens_per_micro_batch=1536 engine.zero_stage=3"
     )
-    assert memory_estimate.planned(job, 8 * GIB).change is not None or not memory_estimate.fits(mended, "sleep_and_offload", 8 * GIB)
+    assert memory_estimate.plan_memory(job, 8 * GIB).change is not None or not memory_estimate.fits_gpu(
+        mended, "sleep_and_offload", 8 * GIB
+    )
 
 
 @pytest.mark.parametrize("name", REAL)

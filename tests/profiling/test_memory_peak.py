@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlkit.profiling import memory_peak
-from rlkit.profiling.memory_peak import GIB, PeakMemory, memory_metrics
+from rlkit.profiling.memory_peak import GIB, PeakMemory, build_memory_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = 7  # what libraries hold on the device, of which torch knows nothing
@@ -85,4 +85,4 @@ def test_of_a_process_without_a_device() -> None:
 
 
 def test_both_are_told_by_phase() -> None:
-    assert memory_metrics({"train": 3 * GIB}, {"train": 2 * GIB}) == {"memory/train_peak_gib": 3.0, "memory/train_predicted_gib": 2.0}
+    assert build_memory_metrics({"train": 3 * GIB}, {"train": 2 * GIB}) == {"memory/train_peak_gib": 3.0, "memory/train_predicted_gib": 2.0}

@@ -14,25 +14,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rlkit.assembly import common, plan
 from rlkit.profiling import roofline
-from rlkit.profiling.roofline import GEN4, Machine, Roofline
+from rlkit.profiling.roofline import GEN4, DeviceLimits, Roofline
 from rlkit.report.names import format_roofline as told
 from tests.profiling.test_memory_estimate import JOB, TINY, composed
 
-UNIT = Machine(operations=1.0, bandwidth=1.0, bus=1.0)  # floors in operations and bytes; TINY has 2 x 168 weights in layers, 40 in its head
+UNIT = DeviceLimits(
+    operations=1.0, bandwidth=1.0, bus=1.0
+)  # floors in operations and bytes; TINY has 2 x 168 weights in layers, 40 in its head
 
 
-def made(job: Any = JOB, machine: Machine = UNIT, **more: bool) -> Roofline:
+def made(job: Any = JOB, machine: DeviceLimits = UNIT, **more: bool) -> Roofline:
     return Roofline(job, machine, **more)
 
 
 def test_operations_by_hand() -> None:
     # 2 (336 x 3 + 40 x 2), and 4 operations x 2 layers x 6 numbers of a query x (1 + 2 + 3) pairs
-    assert roofline.operations(TINY, read=[3], said=2) == 2 * (1008 + 80) + 48 * 6
-    assert roofline.forward(TINY, [(2, [3]), (0, [0])]) == roofline.operations(TINY, [4], 3)  # the last token is never read
+    assert roofline.count_flops(TINY, read=[3], said=2) == 2 * (1008 + 80) + 48 * 6
+    assert roofline.count_forward_flops(TINY, [(2, [3]), (0, [0])]) == roofline.count_flops(TINY, [4], 3)  # the last token is never read
     # of two completions the second computes 1 token more, which looks back on 3
-    assert roofline.forward(TINY, [(2, [3, 2])]) == roofline.operations(TINY, [4], 5) + 2 * 336 + 48 * 3
-    assert roofline.nominal(TINY, [(2, [3])]) == 2 * 5 * 376 + 48 * 15
-    assert roofline.nominal(TINY, [(2, [3, 1])]) == 2 * 6 * 376 + 48 * (15 + 3)
+    assert roofline.count_forward_flops(TINY, [(2, [3, 2])]) == roofline.count_flops(TINY, [4], 5) + 2 * 336 + 48 * 3
+    assert roofline.count_nominal_flops(TINY, [(2, [3])]) == 2 * 5 * 376 + 48 * 15
+    assert roofline.count_nominal_flops(TINY, [(2, [3, 1])]) == 2 * 6 * 376 + 48 * (15 + 3)
 
 
 def test_a_rollout_by_hand() -> None:
@@ -65,7 +67,9 @@ def test_a_sync_by_hand() -> None:
     assert made(replace(JOB, offload=True), swaps=True).sync(parked=True, sent=False) == 0.0
     adapted = replace(JOB, rank=2)  # 280 weights
     assert (made(adapted).sync(False, True), made(adapted, sends_adapter=True).sync(False, True)) == (2 * 436 * 2, 2 * 280 * 2)
-    assert roofline.ratios({"sync": 2.0, "update": 0.0, "observe": 1.0}, {"time/sync": 3.0, "time/update": 1.0}) == {"floor/sync": 1.5}
+    assert roofline.compute_ratios({"sync": 2.0, "update": 0.0, "observe": 1.0}, {"time/sync": 3.0, "time/update": 1.0}) == {
+        "floor/sync": 1.5
+    }
 
 
 def test_torch_counts_as_many_operations_in_the_real_model(tiny_model: Path) -> None:
@@ -79,7 +83,7 @@ def test_torch_counts_as_many_operations_in_the_real_model(tiny_model: Path) -> 
         logits = model(input_ids=torch.arange(n)[None], use_cache=False).logits
     forward = counted.get_total_flops()
     masked = 4 * shape.layers * shape.heads * shape.head_dim * n * (n - 1) / 2
-    assert forward == roofline.operations(shape, read=[n], said=n) + masked
+    assert forward == roofline.count_flops(shape, read=[n], said=n) + masked
     with FlopCounterMode(display=False) as counted:
         logits.sum().backward()
     assert counted.get_total_flops() == 2 * forward
@@ -88,28 +92,30 @@ def test_torch_counts_as_many_operations_in_the_real_model(tiny_model: Path) -> 
 def test_known_machines_are_looked_up_and_others_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
-    monkeypatch.setattr(roofline, "measured", lambda device, dtype: asked.append(str(dtype)) or UNIT)
+    monkeypatch.setattr(roofline, "measure_device", lambda device, dtype: asked.append(str(dtype)) or UNIT)
     gpu = torch.device("cuda", 0)
-    assert roofline.machine(gpu, torch.bfloat16) == Machine(312e12, 2.039e12, GEN4) and not asked
-    assert roofline.machine(gpu, torch.float32) == UNIT and roofline.machine(torch.device("cpu"), torch.bfloat16) == UNIT
+    assert roofline.find_device_limits(gpu, torch.bfloat16) == DeviceLimits(312e12, 2.039e12, GEN4) and not asked
+    assert (
+        roofline.find_device_limits(gpu, torch.float32) == UNIT and roofline.find_device_limits(torch.device("cpu"), torch.bfloat16) == UNIT
+    )
     assert asked == ["torch.float32", "torch.bfloat16"]
 
 
 def test_a_machine_is_measured_by_its_best_try(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, left = torch.device("cpu"), [0.0, 0.02, 0.01, 0.03]
     monkeypatch.setattr(roofline, "TRIES", 3)
-    assert 0.01 <= roofline.shortest(lambda: time.sleep(left.pop(0)), cpu) < 0.02  # the first, which warms up, does not count
-    found = roofline.measured(cpu, torch.bfloat16)
+    assert 0.01 <= roofline.measure_shortest(lambda: time.sleep(left.pop(0)), cpu) < 0.02  # the first, which warms up, does not count
+    found = roofline.measure_device(cpu, torch.bfloat16)
     assert 1e8 < found.operations < 1e15 and 1e8 < found.bandwidth < 1e13
-    monkeypatch.setattr(roofline, "shortest", lambda work, device: 0.5)
-    assert roofline.measured(cpu, torch.float32) == Machine(4 * 512**3, 2 * 2**25, roofline.GEN5)
+    monkeypatch.setattr(roofline, "measure_shortest", lambda work, device: 0.5)
+    assert roofline.measure_device(cpu, torch.float32) == DeviceLimits(4 * 512**3, 2 * 2**25, roofline.GEN5)
 
 
 def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
-    def refused(device: object, dtype: object) -> Machine:
+    def refused(device: object, dtype: object) -> DeviceLimits:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(common, "machine", refused)
+    monkeypatch.setattr(common, "find_device_limits", refused)
     words = ["recipe=grpo_math", f"model.path={tiny_model}"]
     main, other = (SimpleNamespace(main=here, device=torch.device("cpu")) for here in (True, False))
     assert common.build_roofline(composed(*words, "report.roofline=false"), main) is None  # type: ignore[arg-type]
@@ -120,7 +126,7 @@ def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_reward_model_has_a_head_of_one_number(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
-    monkeypatch.setattr(common, "machine", lambda device, dtype: UNIT)
+    monkeypatch.setattr(common, "find_device_limits", lambda device, dtype: UNIT)
     main = SimpleNamespace(main=True, device=torch.device("cpu"))
     for recipe, vocab in (("reward_model", 1), ("sft_math", 259)):
         found = common.build_roofline(composed(f"recipe={recipe}", f"model.path={tiny_model}"), main)  # type: ignore[arg-type]

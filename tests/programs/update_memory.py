@@ -17,7 +17,7 @@ from rlkit.assembly import plan
 from rlkit.engines.deepspeed import DeepSpeedPolicy
 from rlkit.engines.deepspeed_config import OptimizerSettings
 from rlkit.profiling import memory_estimate
-from rlkit.profiling.memory_peak import peak_memory, reset_peak
+from rlkit.profiling.memory_peak import read_peak, reset_peak
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.updates.micro_batch_fit import longest_samples
@@ -25,7 +25,7 @@ from rlkit.updates.micro_batch_fit import longest_samples
 TOKENS, PROMPT, SAID = 64, 8, 8
 model, zero_stage, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 if sys.argv[4:]:
-    memory_estimate.STEPPED = int(sys.argv[4])
+    memory_estimate.OPTIMIZER_BLOCK = int(sys.argv[4])
 ranks = Ranks()
 optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
 rest = {"zero_stage": zero_stage, "optimizer": optimizer, "temperature": 1.0, "device": ranks.device, "offline": True, "extra": {}}
@@ -51,7 +51,7 @@ def settle() -> float:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     reset_peak()
-    return peak_memory()
+    return read_peak()
 
 
 small = policy_of(str(Path(model).parent / "small"))
@@ -59,13 +59,13 @@ before = settle()
 policy = policy_of(model)
 settle()
 update(policy, 3)
-peak = peak_memory() - before
+peak = read_peak() - before
 job = memory_estimate.Job(
     shape=plan.shape_from(json.loads((Path(model) / "config.json").read_text())),
     width=2,
     rank=None,
     world=ranks.world,
-    stage=memory_estimate.stage(zero_stage, ranks.world),
+    stage=memory_estimate.resolve_zero_stage(zero_stage, ranks.world),
     tensor_parallel=1,
     tokens=TOKENS,
     completions=TOKENS // 2,
@@ -79,6 +79,8 @@ job = memory_estimate.Job(
     samples=False,
 )
 if ranks.main:
-    out.write_text(json.dumps({"peak": peak, "parameters": job.shape.parameters, "predicted": memory_estimate.on_host(job)["train"]}))
+    out.write_text(
+        json.dumps({"peak": peak, "parameters": job.shape.parameters, "predicted": memory_estimate.estimate_host_peaks(job)["train"]})
+    )
 dist.barrier()
 exit_process(0)

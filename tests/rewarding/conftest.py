@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from rlkit.rewarding import processes, sandbox
+from rlkit.rewarding import sandbox
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.outcome import SampleReward
 from rlkit.rewarding.spec import RewardSpec
+from rlkit.runtime.processes import list_descendants
 from tests.rewarding.settings import make_settings
 
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ def score_all(
 
 def own_descendants() -> set[int]:
     """Every process under this one."""
-    return set(processes.list_descendants(os.getpid()))
+    return set(list_descendants(os.getpid()))
 
 
 @pytest.fixture
