@@ -51,7 +51,7 @@ def build_roofline(recipe: Recipe, ranks: Ranks) -> Roofline | None:
         job = replace(job, shape=replace(job.shape, vocab=1))  # its head says one number
     adapter = recipe.engine.lora_sync == "adapter" and job.rank is not None
     return Roofline(
-        job, find_device_limits(ranks.device, dtype_of(recipe, ranks.device)), adapter, swaps=plan.mode(recipe) == "sleep_and_offload"
+        job, find_device_limits(ranks.device, dtype_of(recipe, ranks.device)), adapter, offloads=plan.mode(recipe) == "sleep_and_offload"
     )
 
 

@@ -107,7 +107,7 @@ def memory(recipe: Recipe) -> list[tuple[str, str]]:
     found = [("memory", f"{plan.mode}: {told} of {gib(gpu)} a GPU; host {gib(plan.host)} a process")]
     if not plan.fits:
         mend = f"{plan.change} makes it fit" if plan.change else "nothing here makes it fit"
-        found.append(("too large", f"the phase {plan.fullest} does not fit; {mend}"))
+        found.append(("too large", f"the phase {plan.largest_phase} does not fit; {mend}"))
     return found
 
 
@@ -156,7 +156,7 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
         tensor_parallel=recipe.engine.tensor_parallel,
         tokens=recipe.tokens_per_micro_batch,
         completions=recipe.tokens_per_micro_batch * together * recipe.max_completion_tokens // family,
-        looked_at=recipe.tokens_per_micro_batch * together * longest(recipe) // family,
+        keys=recipe.tokens_per_micro_batch * together * longest(recipe) // family,
         longest=longest(recipe),
         rows=-(-recipe.samples_per_step * recipe.engine.tensor_parallel // world),
         reference=needs is not None and needs.reference,  # offline it is gone before the first step

@@ -1,13 +1,13 @@
-"""How much memory a run takes, phase by phase, before anything is loaded: plain formulas, bytes of one process.
+"""Estimates the memory of a run, phase by phase, before anything is loaded: plain formulas, in bytes of one process.
 
-Letters: P parameters, T those that are trained, b bytes of a weight, W processes, z ZeRO stage, n tokens of a micro-batch.
+Letters: P parameters, T trained parameters, b bytes of a weight, W processes, z ZeRO stage, n tokens of a micro-batch.
 
-Counted. Weights P b, over W with z = 3, but not less than one bucket gathered. Masters in float32 and two moments, 12 T / W (in float32
-too DeepSpeed keeps masters beside the weights). Gradients T b, over W from z = 2 on. In a backward pass the bucket in which they are
-reduced, and activations: those of all layers (`activations`), or one layer's and the inputs of all with checkpointing; head and loss,
-HEAD_COPIES floats a logit. Once these are gone, what the optimizer's step makes (`stepping`). A reference (weights) and a critic (as the
-policy, all of it trained). The engine: P b over its processes, its cache, and OVERHEAD (on a CPU `prefill`).
-Not counted: what libraries take, which is measured (on a CPU) or a constant (CONTEXT on a GPU).
+Counted: weights P b, over W with z = 3, but not less than one gathered bucket. Masters in float32 and two moments, 12 T / W (DeepSpeed
+keeps masters beside float32 weights too). Gradients T b, over W from z = 2 on. In a backward pass the bucket in which they are reduced, and
+the activations: of all layers (`estimate_activations`), or of one layer and the inputs of all with checkpointing; and LOGIT_COPIES floats
+for each logit. Then the buffers of the optimizer's step (`estimate_optimizer_step`). A reference (weights) and a critic (as the policy,
+with all parameters trained). The rollout engine: P b over its processes, its KV cache, and ENGINE_OVERHEAD (on a CPU `estimate_prefill`).
+Not counted: the memory of libraries, which is measured (on a CPU) or a constant (CUDA_CONTEXT on a GPU).
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 GIB = 2**30
-CUDA_CONTEXT = 1.5 * GIB  # CUDA, its kernels and NCCL
+CUDA_CONTEXT = 1.5 * GIB  # CUDA, its kernels, and NCCL
 ENGINE_OVERHEAD = 2.0 * GIB  # the rollout engine's own activations and CUDA graphs
-USABLE_SHARE = 0.92  # of a GPU: the rest is fragments
-LOGIT_BLOCK = 2**25  # logits held at a time
-LOGIT_COPIES = 4  # of them in float32: they, their log-softmax, its exponential, and a gradient
-FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / 64 / 256  # bytes: a byte of scale for 64 weights, 4 of scale for 256 of those
+USABLE_SHARE = 0.92  # of a GPU: the rest is lost to fragmentation
+LOGIT_BLOCK = 2**25  # logits that are in memory at a time
+LOGIT_COPIES = 4  # of each logit in float32: itself, its log-softmax, the exponential, and a gradient
+FOUR_BIT_BYTES = (
+    0.5 + 1 / 64 + 4 / 64 / 256
+)  # bytes of a weight: a scale of 1 byte for 64 weights, a scale of 4 bytes for 256 of those scales
 REDUCE_BUCKET = 500_000_000  # gradients in the bucket in which DeepSpeed reduces them, at most
-OPTIMIZER_BLOCK = 2**28  # weights that the optimizer steps at a time, where a tensor does not have more
-GATHER_BUFFER = 1 * GIB  # of weights on their way, twice: gathered and copied
+OPTIMIZER_BLOCK = 2**28  # weights that the optimizer updates at a time, unless one tensor has more
+GATHER_BUFFER = 1 * GIB  # of weights in a sync, twice: gathered and copied
 HOST_KV_CACHE = 1 * GIB  # of the rollout engine on a CPU (VLLM_CPU_KVCACHE_SPACE)
-HOST_BATCH = 8192  # tokens of one forward pass of it
-MIN_COMPLETIONS = 32  # completions that should be written at once
+HOST_BATCH = 8192  # tokens of one forward pass of the rollout engine
+MIN_COMPLETIONS = 32  # completions that should be sampled at the same time
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class ModelShape:
     kv_heads: int
     head_dim: int
     vocab: int
-    tied: bool  # the head is the embedding
+    tied: bool  # the output head is the embedding
     qkv_bias: bool = False
     qk_norm: bool = False
 
@@ -53,23 +55,24 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
+        """The number of weights."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         layer = sum(into * out for into, out in self.linears) + 2 * self.hidden
         layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
         return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
 
     def adapters(self, rank: int) -> int:
-        """Weights of LoRA adapters on all linear layers but the head."""
+        """The number of weights of LoRA adapters on all linear layers but the head."""
         return self.layers * rank * sum(into + out for into, out in self.linears)
 
     def cache(self, width: int) -> int:
-        """Bytes of keys and values of one token."""
+        """Bytes of the keys and values of one token."""
         return 2 * self.layers * self.kv_heads * self.head_dim * width
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run asks of each of its processes."""
+    """The work of each process of a run."""
 
     shape: ModelShape
     width: int  # bytes of a weight
@@ -78,16 +81,16 @@ class Job:
     stage: int
     tensor_parallel: int
     tokens: int  # of a micro-batch
-    completions: int  # of its tokens, those that go through the head
-    looked_at: int  # keys, of which a prompt has its own once a sample: no less than tokens
-    longest: int  # tokens of a sample
-    rows: int  # completions that one rollout engine is asked for in a step
+    completions: int  # those of its tokens that go through the head
+    keys: int  # that its tokens attend to; the keys of a shared prompt count once for each sample: not less than tokens
+    longest: int  # tokens of the longest sample
+    rows: int  # completions that one rollout engine samples in a step
     reference: bool
     critic: bool
     offload: bool  # optimizer state on the host
-    checkpointing: int  # every n-th layer is computed again; 0: none
-    four_bits: bool = False  # the linear layers of what adapters stand on
-    samples: bool = True  # a rollout engine stands beside the trainer
+    checkpointing: int  # every n-th layer is recomputed; 0: none
+    four_bits: bool = False  # the linear layers under adapters have 4 bits
+    samples: bool = True  # there is a rollout engine beside the trainer
 
     @property
     def trained(self) -> int:
@@ -99,7 +102,7 @@ class Job:
 
 
 def estimate_weights(job: Job) -> float:
-    """P b, or a part of it and what is gathered for the layer that works."""
+    """P b; with z = 3 a part of it, and the gathered weights of one layer."""
     linears = job.shape.layers * sum(a * b for a, b in job.shape.linears) if job.four_bits else 0
     whole = job.parameters * job.width - linears * (job.width - FOUR_BIT_BYTES)
     if job.stage < 3:
@@ -108,7 +111,7 @@ def estimate_weights(job: Job) -> float:
 
 
 def estimate_optimizer_state(job: Job) -> float:
-    """float32 masters and two moments."""
+    """float32 masters and two moments, of one process."""
     return 12 * job.trained / job.world
 
 
@@ -121,7 +124,7 @@ def estimate_reduce_bucket(job: Job) -> float:
 
 
 def estimate_backward(job: Job) -> float:
-    """Activations, the bucket, and with z = 2 the gradients of a micro-batch before they are added to those before it."""
+    """Activations, logits, the bucket, and with z = 2 the gradients of a micro-batch before they are added to the sum."""
     return (
         estimate_activations(job)
         + estimate_logits(job)
@@ -131,24 +134,24 @@ def estimate_backward(job: Job) -> float:
 
 
 def estimate_optimizer_step(job: Job) -> float:
-    """Gradients of what the optimizer steps at a time, end to end and then in float32; with z = 3 the bucket stays."""
+    """Gradients of the weights that the optimizer updates at a time, flat and then in float32; with z = 3 the bucket stays."""
     largest = job.shape.vocab * job.shape.hidden if job.rank is None else 0
     copied = min(job.trained, max(OPTIMIZER_BLOCK, largest)) / job.world * (job.width + (4 if job.width < 4 else 0))
     return copied + (estimate_reduce_bucket(job) if job.stage == 3 else 0.0)
 
 
 def resolve_zero_stage(zero_stage: int, world: int) -> int:
-    """What runs as a ZeRO stage: not 0, which does not notice gradients that are not finite, and in one process not 2, which cuts nothing
-    there and holds gradients twice."""
+    """The ZeRO stage that is used. Not 0, which does not detect non-finite gradients. In one process not 2, which partitions nothing
+    there and keeps gradients twice."""
     return max(1, zero_stage if world > 1 or zero_stage == 3 else 1)
 
 
 def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None = None) -> int:
     """Bytes that a layer keeps of each token for its backward pass; letters b = width, h, i, q = heads x head_dim, kv.
 
-    Two norms: their input in float32, what it is normalised to and what comes out, h (4 + 2 b) each; where queries and keys are normalised
-    too, (q + kv)(4 + b). Queries, keys, values, the attention's result and its log-sums, (2 q + 2 kv) b and 4 a head. Gate, up, the
-    activated gate and its product with up, 4 i b. Adapters: what each A says, 7 rank b.
+    Two norms: the input in float32, the normalised input and the output, h (4 + 2 b) each; with norms of queries and keys also
+    (q + kv)(4 + b). Queries, keys, values, the output of attention and its log-sums, (2 q + 2 kv) b and 4 for each head. Gate, up, the
+    activated gate and its product with up, 4 i b. Adapters: the output of each A, 7 rank b.
     """
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 2 * shape.hidden * (4 + 2 * width) + (q + kv) * (4 + width) * shape.qk_norm
@@ -156,12 +159,12 @@ def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None =
 
 
 def estimate_activations(job: Job) -> float:
-    """Of all layers; of those that are recomputed only their input, and one whole at a time."""
+    """Of all layers; of recomputed layers only the input, and one complete layer at a time."""
     layers, each = job.shape.layers, estimate_layer_activations(job.shape, job.width, job.rank)
     recomputed = -(-layers // job.checkpointing) if job.checkpointing else 0
     inputs = recomputed * job.shape.hidden * job.width
-    again = (job.looked_at - job.tokens) * job.shape.cache(job.width) / layers  # keys and values of prompts that samples share
-    return (layers - recomputed + bool(recomputed)) * (job.tokens * each + again) + job.tokens * inputs
+    shared = (job.keys - job.tokens) * job.shape.cache(job.width) / layers  # keys and values of shared prompts
+    return (layers - recomputed + bool(recomputed)) * (job.tokens * each + shared) + job.tokens * inputs
 
 
 def estimate_logits(job: Job) -> float:
@@ -169,7 +172,7 @@ def estimate_logits(job: Job) -> float:
 
 
 def estimate_other_models(job: Job) -> tuple[float, float]:
-    """(weights, training state) of a reference and a critic. With adapters the policy is its own reference."""
+    """(weights, training state) of a reference and a critic. A policy with adapters is its own reference."""
     reference = job.shape.parameters * job.width if job.reference and job.rank is None else 0.0
     critic = replace(job, rank=None, four_bits=False)
     return reference + (estimate_weights(critic) if job.critic else 0.0), estimate_optimizer_state(critic) + estimate_gradients(
@@ -182,12 +185,12 @@ def estimate_engine_weights(job: Job) -> float:
 
 
 def estimate_kv_cache(job: Job, rows: int) -> float:
-    """Keys and values of so many completions of full length."""
+    """Keys and values of so many samples of the maximal length."""
     return rows * job.longest * job.shape.cache(job.width) / job.tensor_parallel
 
 
 def estimate_prefill(job: Job) -> float:
-    """What a forward pass of the rollout engine on a CPU holds at its widest: the residual and its norm, gate, up and their product."""
+    """The largest tensors of a forward pass of the rollout engine on a CPU: the residual and its norm, gate, up and their product."""
     if not job.samples:
         return 0.0
     return min(HOST_BATCH, job.rows * job.longest) * (2 * job.shape.hidden + 3 * job.shape.intermediate) * job.width
@@ -205,12 +208,12 @@ def estimate_parts(job: Job) -> dict[str, float]:
     }
 
 
-MODES = ("resident", "sleep", "sleep_and_offload")  # the first that fits is the quickest
+MODES = ("resident", "sleep", "sleep_and_offload")  # the first that fits is the fastest
 
 
 def estimate_gpu_peaks(job: Job, mode: str) -> dict[str, float]:
-    """Bytes of GPU memory at the peak of each phase, the cache at its least. resident: all stays; sleep: the engine leaves for training;
-    sleep_and_offload: the training state leaves for a rollout too."""
+    """Bytes of GPU memory at the peak of each phase, with the smallest KV cache. resident: everything stays; sleep: the engine leaves the
+    GPU in training; sleep_and_offload: the training state also leaves it in a rollout."""
     p = estimate_parts(job)
     engine = p["engine weights"] + p["engine cache"] + ENGINE_OVERHEAD
     learning = p["weights"] + p["training state"] + p["gradients"] + p["update"]
@@ -228,78 +231,81 @@ def estimate_gpu_peaks(job: Job, mode: str) -> dict[str, float]:
 
 
 def estimate_host_memory(job: Job, mode: str) -> float:
-    """Bytes of host memory a process: the weights while they load, its part of them under ZeRO 3 (not of 4 bits), and what is parked or
-    offloaded."""
+    """Bytes of host memory of one process: the weights while they load (with ZeRO 3 its part of them, except in 4 bits), or the offloaded
+    training state."""
     away = estimate_optimizer_state(job) if job.offload or mode == "sleep_and_offload" else 0.0
     in_parts = job.stage == 3 and not job.four_bits
     return max(job.shape.parameters * job.width / (job.world if in_parts else 1), away) + 4 * GIB
 
 
 def compute_rollout_budget(job: Job, mode: str, gpu: float) -> float:
-    """Bytes of a GPU that the rollout engine may take for weights, cache and all it does."""
+    """Bytes of a GPU that the rollout engine may use for weights, KV cache and activations."""
     p = estimate_parts(job)
     stays = CUDA_CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + GATHER_BUFFER
     return USABLE_SHARE * gpu - stays - (p["gradients"] + p["update"] if mode == "resident" else 0.0)
 
 
 def estimate_host_peaks(job: Job) -> dict[str, float]:
-    """Bytes of host memory at the peak of each phase of a process without a GPU, where nothing moves: beside what libraries take."""
+    """Bytes of host memory at the peak of each phase of a process without a GPU, where nothing moves, without the libraries."""
     p = estimate_parts(job)
-    still = p["weights"] + p["training state"] + p["engine weights"] + (HOST_KV_CACHE if job.samples else 0.0)
-    train = {"train": still + p["gradients"] + p["update"]}
-    return {"rollout": still + estimate_prefill(job), **train} if job.samples else train
+    resident = p["weights"] + p["training state"] + p["engine weights"] + (HOST_KV_CACHE if job.samples else 0.0)
+    train = {"train": resident + p["gradients"] + p["update"]}
+    return {"rollout": resident + estimate_prefill(job), **train} if job.samples else train
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
+    """A memory mode (one of MODES) and the bytes that it takes."""
+
     mode: str
-    peaks: dict[str, float]
-    host: float
+    peaks: dict[str, float]  # of a GPU, by phase
+    host: float  # of a process
     fits: bool
-    change: str | None  # what makes it fit, where it does not
+    change: str | None  # the first change that makes it fit, where it does not
 
     @property
-    def fullest(self) -> str:
+    def largest_phase(self) -> str:
         return max(self.peaks, key=lambda phase: self.peaks[phase])
 
 
 def plan_memory(job: Job, gpu: float, mode: str = "auto") -> MemoryPlan:
-    """The quickest way that fits a GPU of so many bytes; where none does, the last one, and the first change that mends it."""
+    """The fastest mode that fits a GPU of `gpu` bytes; if none fits, the last one, with the first change that makes it fit."""
     modes = MODES if mode == "auto" else (mode,)
     for chosen in modes:
         if fits_gpu(job, chosen, gpu):
             return MemoryPlan(chosen, estimate_gpu_peaks(job, chosen), estimate_host_memory(job, chosen), True, None)
     last = modes[-1]
-    change = next((words for words, other, how in suggest_changes(job, last) if fits_gpu(other, how, gpu)), None)
+    change = next((settings for settings, other, how in suggest_changes(job, last) if fits_gpu(other, how, gpu)), None)
     return MemoryPlan(last, estimate_gpu_peaks(job, last), estimate_host_memory(job, last), False, change)
 
 
 def fits_gpu(job: Job, mode: str, gpu: float) -> bool:
+    """Whether every phase fits a GPU of `gpu` bytes."""
     return max(estimate_gpu_peaks(job, mode).values()) <= USABLE_SHARE * gpu
 
 
 def suggest_changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
-    """What could make it fit, the mildest first: (words, job, mode). Each keeps those before it."""
-    words: list[str] = []
+    """Changes that may make it fit, the mildest first: (settings, job, mode). Each one includes those before it."""
+    settings: list[str] = []
 
-    def told(word: str) -> str:
-        words.append(word)
-        return " ".join(words)
+    def add(setting: str) -> str:
+        settings.append(setting)
+        return " ".join(settings)
 
     if mode != "sleep_and_offload":
         mode = "sleep_and_offload"
-        yield told("engine.memory=sleep_and_offload"), job, mode
+        yield add("engine.memory=sleep_and_offload"), job, mode
     if job.tokens > job.longest:
-        job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest), looked_at=job.longest)
-        yield told(f"tokens_per_micro_batch={job.longest}"), job, mode
+        job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest), keys=job.longest)
+        yield add(f"tokens_per_micro_batch={job.longest}"), job, mode
     if job.stage < 3 and job.world > 1:
         job = replace(job, stage=3)
-        yield told("engine.zero_stage=3"), job, mode
+        yield add("engine.zero_stage=3"), job, mode
     if not job.offload:
         job = replace(job, offload=True)
-        yield told("engine.offload=optimizer"), job, mode
+        yield add("engine.offload=optimizer"), job, mode
     if job.rank is None:
         job = replace(job, rank=32)
-        yield told("model.lora.rank=32"), job, mode
+        yield add("model.lora.rank=32"), job, mode
     for gpus in (2 * job.world, 4 * job.world, 8 * job.world):
-        yield f"{' '.join(words)} and {gpus} GPUs", replace(job, world=gpus, stage=3, tensor_parallel=min(8, gpus)), mode
+        yield f"{' '.join(settings)} and {gpus} GPUs", replace(job, world=gpus, stage=3, tensor_parallel=min(8, gpus)), mode

@@ -1,4 +1,4 @@
-"""What a person sees and gets of a run: console, logs, trackers, picture, summary. Plain values come in; nothing here steers the run."""
+"""What a person sees of a run: console, logs, trackers, picture, summary. It takes plain values and never steers the run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rlkit.report.console import Console
 from rlkit.report.folder import METRICS, RunFolder, read_metrics
 from rlkit.report.names import format_roofline
 from rlkit.report.provenance import collect_environment
-from rlkit.report.trackers import TensorBoard, Tracker
-from rlkit.report.wandb import WandB, require_wandb
+from rlkit.report.trackers import TRACKERS, Tracker, TrackerSettings
+from rlkit.report.wandb import require_wandb
 
 __all__ = ["Report"]
 
@@ -26,8 +26,8 @@ _SAMPLES_SHOWN = 3  # samples in a table: the best, one between, the worst
 class Report:
     """The report of one run, on rank 0; with `main=False` every method does nothing.
 
-    folder: made if missing, gone on with if it holds logs. plan: (label, value) pairs of the header. wandb: a W&B project, None without.
-    table_every: steps from one table of samples to the next. Raises UserError where the folder cannot be written or wandb is missing.
+    folder: created if missing, continued if it holds logs. plan: (label, value) pairs of the header. wandb: a W&B project, None without.
+    table_every: steps between two tables of samples. Raises UserError where the folder cannot be written or wandb is missing.
     """
 
     def __init__(
@@ -49,14 +49,16 @@ class Report:
         self._trackers: dict[str, Tracker] = {}
         self._shown: Sequence[Mapping[str, Any]] = []
         if main and wandb is not None:
-            require_wandb(offline)  # before a folder is made for a run that cannot start
+            require_wandb(offline)  # before the folder is created: the run could not start
         self._folder = RunFolder(folder) if main else None
         if self._folder is not None:
-            self._open_trackers(self._folder, wandb, offline)
+            settings = TrackerSettings(folder, title, self._folder.attempt, offline, wandb)
+            for name in TRACKERS:
+                self._try(name, partial(self._open_tracker, name, settings))
 
     @property
     def attempt(self) -> int:
-        """1 in a new folder, one more at each resume; 0 where `main` is False."""
+        """1 in a new folder, and one more at each resume; 0 where `main` is False."""
         return self._folder.attempt if self._folder else 0
 
     def print_header(self) -> None:
@@ -67,31 +69,31 @@ class Report:
         self.write_json("environment.json", collect_environment())
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON file into the folder, whole or not at all."""
+        """Write a JSON file into the folder, completely or not at all."""
         if self._folder is not None:
             self._folder.write_json(name, value)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file into the folder, whole or not at all."""
+        """Write a text file into the folder, completely or not at all."""
         if self._folder is not None:
             self._folder.write_text(name, text)
 
     def show_phase(self, name: str) -> None:
-        """Show on a live line what the run does now."""
+        """Show the current phase in the live line of a terminal."""
         self._console.show_phase(name)
 
     def note(self, text: str) -> None:
-        """Print a line for information."""
+        """Print a line of information."""
         self._console.note(text)
 
     def warn(self, text: str) -> None:
-        """Print a line that wants to be seen."""
+        """Print a warning."""
         self._console.warn(text)
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Write samples of this step into samples.jsonl; those with an advantage may be shown when the step is reported.
+        """Write samples of this step to samples.jsonl. Some of those with an advantage are shown when the step is reported.
 
-        Keys: prompt, completion, reward, rewards, advantage, stop, version. The completions of an evaluation have no advantage.
+        Keys: prompt, completion, reward, rewards, advantage, stop, version. The samples of an evaluation have no advantage.
         """
         if self._folder is None:
             return
@@ -99,13 +101,13 @@ class Report:
         self._shown = _select_spread([s for s in samples if s.get("advantage") is not None]) or self._shown
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report one finished step, once; an evaluation after it brings its eval/ names in the same call (one row a step).
+        """Report one finished step, once. The metrics of an evaluation after it (eval/) are in the same call: one row for each step.
 
-        Step 0 is the evaluation before training. Every `table_every` steps some of its samples are shown, and its floors.
+        Step 0 is the evaluation before training. Every `table_every` steps some of its samples and its roofline are shown.
         """
         if self._folder is None:
             return
-        self._folder.append_metrics(step, metrics)  # after the samples: a row here says that the step is reported
+        self._folder.append_metrics(step, metrics)  # after the samples: this row marks the step as reported
         for name, tracker in list(self._trackers.items()):
             if not self._try(name, partial(tracker.log, step, metrics)):
                 del self._trackers[name]
@@ -126,9 +128,9 @@ class Report:
         measure: str = "accuracy",
         held_out: Mapping[str, float] | None = None,
     ) -> None:
-        """Write summary.json, draw report.png and print the held-out `measure` before and after, and the folder.
+        """Write summary.json, draw report.png, and print the held-out `measure` before and after, and the folder.
 
-        held_out: all that the last evaluation measured.
+        held_out: all metrics of the last evaluation.
         """
         if self._folder is None:
             return
@@ -140,7 +142,7 @@ class Report:
         self._console.finish(status, before, after, wall_seconds, steps, self._folder.path, measure)
 
     def close(self) -> None:
-        """End display, trackers and logs on any way out; a second call does nothing."""
+        """Close the display, the trackers and the logs. A second call does nothing."""
         self._console.close()
         while self._trackers:
             name, tracker = self._trackers.popitem()
@@ -154,20 +156,13 @@ class Report:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _open_trackers(self, folder: RunFolder, project: str | None, offline: bool) -> None:
-        def tensorboard() -> None:
-            self._trackers["TensorBoard"] = TensorBoard(folder.path / "tensorboard", resumed=folder.attempt > 1)
-
-        def wandb() -> None:
-            self._trackers["W&B"] = WandB(folder.path, project=str(project), name=self._title, offline=offline)
-
-        self._try("TensorBoard", tensorboard)
-        if project is not None:
-            self._try("W&B", wandb)
+    def _open_tracker(self, name: str, settings: TrackerSettings) -> None:
+        if tracker := TRACKERS[name](settings):
+            self._trackers[name] = tracker
 
     def _print_roofline(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if told := format_roofline(rows):
-            self._console.note(f"{label}  {told}")
+        if line := format_roofline(rows):
+            self._console.note(f"{label}  {line}")
 
     def _draw(self) -> None:
         from rlkit.report.picture import draw_report
@@ -180,22 +175,22 @@ class Report:
             action()
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001 - a picture or a tracker fails in ways of its own, and training is worth more than either
-            self._console.warn(f"{name} failed and is left out: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - pictures and trackers can raise anything, and must not end the training
+            self._console.warn(f"{name} failed and is not used any more: {type(error).__name__}: {error}")
             return False
         return True
 
 
 def _select_spread(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Best, middle and worst by reward; those without one (the reward failed) come last."""
+    """The best, the middle and the worst by reward. Samples without a reward (it failed) come last."""
     ranked = sorted(samples, key=lambda sample: -sample["reward"] if sample["reward"] is not None else float("inf"))
     if len(ranked) <= _SAMPLES_SHOWN:
         return ranked
-    return [ranked[place * (len(ranked) - 1) // (_SAMPLES_SHOWN - 1)] for place in range(_SAMPLES_SHOWN)]
+    return [ranked[i * (len(ranked) - 1) // (_SAMPLES_SHOWN - 1)] for i in range(_SAMPLES_SHOWN)]
 
 
 def open_console(steps: int, *, quiet: bool = False) -> Console:
-    """The console for this process's stdout: live on a terminal, plain elsewhere, silent if `quiet` (ranks other than 0)."""
+    """The console for stdout: live on a terminal, plain lines elsewhere, silent if `quiet` (all ranks but 0)."""
     if quiet or not _is_live(sys.stdout):
         return Console(steps, quiet=quiet)
     from rlkit.report.terminal import Terminal
@@ -205,5 +200,5 @@ def open_console(steps: int, *, quiet: bool = False) -> Console:
 
 def _is_live(stream: TextIO) -> bool:
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
-    plain_asked = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
-    return stream.isatty() and stream.encoding.lower().startswith("utf") and not in_ci and not plain_asked
+    no_color = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
+    return stream.isatty() and stream.encoding.lower().startswith("utf") and not in_ci and not no_color

@@ -1,6 +1,6 @@
-"""What a person reads while a run goes on: plain lines here, a live display of the same in terminal.py.
+"""What a person reads during a run: plain lines here; terminal.py shows the same as a live display.
 
-Plain lines go to pipes, CI logs and where NO_COLOR is set (https://no-color.org); they hold no escape codes, and one step is one line:
+Plain lines go to pipes and CI logs, and where NO_COLOR is set (https://no-color.org). They have no escape codes. One step is one line:
     step 12/32  reward 0.713  accuracy 0.713  tokens/s 9,120  eta 0:41
 """
 
@@ -17,12 +17,12 @@ from typing import Any, TextIO
 
 from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, find_train_accuracy
 
-_PACE_STEPS = 8  # the ETA follows the last steps: completions grow or shrink while a model learns
+_PACE_STEPS = 8  # the ETA uses the last steps only: the length of completions changes in training
 _PROMPT_CHARS, _COMPLETION_CHARS = 60, 100  # of a sample, in a plain line
 
 
 class Console:
-    """Plain lines on a stream (default: stdout). A reader that goes away silences the console and does not end the run."""
+    """Plain lines on a stream (default: stdout). If the reader goes away, the console is silent and the run continues."""
 
     def __init__(self, steps: int, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.steps = steps
@@ -31,21 +31,21 @@ class Console:
         self._marks: deque[float] = deque(maxlen=_PACE_STEPS + 1)
 
     def print_header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
-        """The title and the plan, one (label, value) a line."""
+        """The title, and the plan with one (label, value) on each line."""
         width = max((len(label) for label, _ in plan), default=0)
         self._print(title)
         for label, value in plan:
             self._print(f"  {label:<{width}}  {value}")
 
     def show_phase(self, name: str) -> None:
-        """What the run does now; only a live display shows it."""
+        """The current phase; only a live display shows it."""
 
     def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One finished step; step 0 is the evaluation before training."""
         self._print(self._format_step(step, metrics))
 
     def print_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """A few samples, one a line: keys reward, prompt, completion."""
+        """A few samples, one on each line; keys reward, prompt, completion."""
         for sample in samples:
             prompt, completion = shorten(sample["prompt"], _PROMPT_CHARS), shorten(sample["completion"], _COMPLETION_CHARS)
             self._print(f"  sample of step {step}  reward {format_number(sample['reward'])}  prompt: {prompt}  completion: {completion}")
@@ -60,30 +60,30 @@ class Console:
         folder: Path,
         measure: str = "accuracy",
     ) -> None:
-        """The held-out `measure` before and after, and where everything lies."""
+        """The held-out `measure` before and after, and the folder of the run."""
         self._print(f"{measure} before {format_number(before)}  after {format_number(after)}  change {format_change(before, after)}")
         self._print(f"{status}: {steps} steps in {format_duration(wall_seconds)}")
         self._print(f"folder {folder}")
 
     def note(self, text: str) -> None:
-        """A line for information."""
+        """A line of information."""
         self._print(text)
 
     def warn(self, text: str) -> None:
-        """A line that wants to be seen."""
+        """A warning."""
         self._print(f"warning: {text}")
 
     def close(self) -> None:
-        """End the display; a second call does nothing."""
+        """Close the display; a second call does nothing."""
 
     def _format_step(self, step: int, metrics: Mapping[str, Any]) -> str:
         self._marks.append(time.monotonic())
         fields = [f"step {step}/{self.steps}"]
-        named = [("accuracy", find_train_accuracy(metrics)), ("held-out", metrics.get(HELD_OUT))]
-        named.insert(0, ("reward", metrics[REWARD]) if REWARD in metrics else ("loss", metrics.get(LOSS)))
+        values = [("accuracy", find_train_accuracy(metrics)), ("held-out", metrics.get(HELD_OUT))]
+        values.insert(0, ("reward", metrics[REWARD]) if REWARD in metrics else ("loss", metrics.get(LOSS)))
         if HELD_OUT not in metrics:
-            named.append(("held-out loss", metrics.get(HELD_OUT_LOSS)))
-        fields += [f"{label} {format_number(value)}" for label, value in named if value is not None]
+            values.append(("held-out loss", metrics.get(HELD_OUT_LOSS)))
+        fields += [f"{label} {format_number(value)}" for label, value in values if value is not None]
         if (speed := metrics.get(SPEED)) is not None:
             fields.append(f"tokens/s {speed:,.0f}")
         if len(self._marks) > 1 and step < self.steps:
@@ -98,19 +98,19 @@ class Console:
         try:
             stream.write(escape_control(text, stream.encoding or "utf-8") + "\n")
             stream.flush()
-        except OSError:  # the reader is gone: `| head`, a closed terminal
+        except OSError:  # the reader is gone (`| head`, a closed terminal)
             self._silence(stream)
 
     def _silence(self, stream: TextIO) -> None:
         self.quiet = True
-        if stream is sys.stdout:  # else Python's own last flush at exit fails, and exit code 0 becomes 120
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+        if stream is sys.stdout:  # otherwise the last flush of Python fails at exit, and exit code 0 becomes 120
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def escape_control(text: str, encoding: str = "utf-8") -> str:
-    """The text with control characters, but for line ends, and what the encoding lacks shown as escapes: it cannot steer a terminal."""
+    """The text with escapes for control characters (but line ends) and for characters that the encoding lacks: safe for a terminal."""
     shown = "".join(
         char if char == "\n" or char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
     )
@@ -118,7 +118,7 @@ def escape_control(text: str, encoding: str = "utf-8") -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """The printable text in one line of at most `limit` characters; the middle goes, for answers stand at the end."""
+    """The printable text in one line of at most `limit` characters. It cuts out the middle, because answers are at the end."""
     text = escape_control(text).replace("\n", "\\n")
     if len(text) <= limit:
         return text
@@ -127,12 +127,12 @@ def shorten(text: str, limit: int) -> str:
 
 
 def format_number(value: float | None) -> str:
-    """Three decimals, or - where there is none."""
+    """Three decimals, or - for None."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def format_change(before: float | None, after: float | None) -> str:
-    """The signed difference, or - where one is missing."""
+    """The signed difference, or - where one is None."""
     return "-" if before is None or after is None else f"{after - before:+.3f}"
 
 

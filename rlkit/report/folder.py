@@ -1,8 +1,8 @@
-"""The folder of one run: logs that are only ever appended to, and small files that are replaced as a whole.
+"""The folder of one run: logs that are only appended to, and small files that are replaced as a whole.
 
-metrics.jsonl holds one object a step (step 0 is the evaluation before training), samples.jsonl one object a sample. Every row carries
-`step` and `attempt`; a resumed run is the next attempt, and from its first step on its rows count and the earlier ones do not.
-JSON knows no NaN: such a number is written as null and named in the row, `"not_finite": {"kl": "nan"}` (also "inf", "-inf").
+metrics.jsonl has one object for each step (step 0 is the evaluation before training), samples.jsonl one for each sample. Every row has
+`step` and `attempt`. A resumed run is the next attempt: from its first step on its rows replace those of earlier attempts.
+JSON has no NaN: such a number is written as null and named in the row, `"not_finite": {"kl": "nan"}` (also "inf", "-inf").
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _BLOCK = 1 << 16  # bytes read at a time when looking for the last line
 
 
 class RunFolder:
-    """The open folder of a run; made if it is not there. Raises UserError where it cannot be written, or another run writes it.
+    """The open folder of a run, created if it is missing. Raises UserError where it cannot be written, or another run writes it.
 
-    `attempt` is one more than the highest in the logs found there, 1 in a new folder. A last line torn by a kill is cut off.
+    `attempt` is one more than the highest in the logs, 1 in a new folder. An incomplete last line, left by a kill, is cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,19 +40,19 @@ class RunFolder:
         self.attempt = max(metrics_attempt, samples_attempt) + 1
 
     def append_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append the one row of this step; it is with the operating system when this returns, so a SIGKILL cannot take it back."""
+        """Append the row of this step. It is passed to the operating system, so that it survives a SIGKILL."""
         self._append(self._metrics, step, [metrics])
 
     def append_samples(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Append the samples of this step, one line each."""
+        """Append the samples of this step, one on each line."""
         self._append(self._samples, step, samples)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON file that is there whole or not at all."""
+        """Write a JSON file, completely or not at all."""
         self.write_text(name, json.dumps(_to_json_row(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file that is there whole or not at all."""
+        """Write a text file, completely or not at all."""
         temporary = self.path / f".{name}.{os.getpid()}"
         with temporary.open("wb") as file:
             file.write(text.encode("utf-8", "backslashreplace"))
@@ -72,61 +72,61 @@ class RunFolder:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log that count, by step: those of the last attempt that began at or before their step.
+    """The valid rows of a log, by step: those of the last attempt that began at or before their step.
 
-    Works beside a running writer (an unfinished last line is left out). Raises UserError at a line that is not JSON.
+    It works while a run writes (an incomplete last line is left out). Raises UserError at a line that is not JSON.
     """
     complete = path.read_bytes().rpartition(b"\n")[0]
     rows = [_parse_row(line, f"{path} line {number}") for number, line in enumerate(complete.split(b"\n"), start=1) if line]
     begins: dict[int, int] = {}  # attempt -> its first step
     for row in rows:
         begins[row["attempt"]] = min(row["step"], begins.get(row["attempt"], row["step"]))
-    counted = [row for row in rows if row["attempt"] == max(attempt for attempt, begin in begins.items() if begin <= row["step"])]
-    return sorted(counted, key=lambda row: int(row["step"]))  # stable: the samples of a step keep their order
+    valid = [row for row in rows if row["attempt"] == max(attempt for attempt, begin in begins.items() if begin <= row["step"])]
+    return sorted(valid, key=lambda row: int(row["step"]))  # stable: the samples of a step keep their order
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl that count, one a step."""
+    """The valid rows of a metrics.jsonl, one for each step."""
     return list({row["step"]: row for row in read_rows(path)}.values())
 
 
 def _open_log(path: Path) -> tuple[IO[bytes], int]:
-    """A log open for appending, without a torn last line, and the attempt of its last row: 0 where it has none."""
+    """A log opened for appending, without an incomplete last line, and the attempt of its last row; 0 without rows."""
     log = path.open("a+b")
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however it does
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends
     except BlockingIOError as error:
         log.close()
-        raise UserError(f"another process is at work in {path.parent}; stop it, or choose another output_dir") from error
+        raise UserError(f"another process writes to {path.parent}; stop it, or choose another output_dir") from error
     except OSError:
-        pass  # a file system without locks
+        pass  # this file system has no locks
     end = log.seek(0, os.SEEK_END)
     start, tail = end, b""
-    while start > 0 and tail.count(b"\n") < 2:  # samples.jsonl grows to gigabytes: only its last line is read
+    while start > 0 and tail.count(b"\n") < 2:  # samples.jsonl can have gigabytes: only its last line is read
         size = min(_BLOCK, start)
         start -= size
         log.seek(start)
         tail = log.read(size) + tail
-    complete, _, torn = tail.rpartition(b"\n")
-    log.truncate(end - len(torn))
+    complete, _, incomplete = tail.rpartition(b"\n")
+    log.truncate(end - len(incomplete))
     last = complete.rpartition(b"\n")[2]
     return log, int(_parse_row(last, f"the last line of {path}")["attempt"]) if last else 0
 
 
-def _parse_row(line: bytes, place: str) -> dict[str, Any]:
+def _parse_row(line: bytes, source: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
         if isinstance(row, dict) and {"step", "attempt"} <= row.keys():
             return row
     except ValueError:
         pass
-    raise UserError(f'{place} is no JSON object with "step" and "attempt": {line[:60]!r}; mend or remove that line')
+    raise UserError(f'{source} is not a JSON object with "step" and "attempt": {line[:60]!r}; fix or remove that line')
 
 
 def _format_line(key: dict[str, Any], values: Mapping[str, Any]) -> bytes:
-    if taken := key.keys() & values.keys():
-        raise ValueError(f"the folder itself writes {sorted(taken)}: a row may not bring them")
-    # A lone surrogate becomes \udcxx, which is how JSON writes it.
+    if reserved := key.keys() & values.keys():
+        raise ValueError(f"a row must not contain {sorted(reserved)}: the folder writes these keys itself")
+    # A lone surrogate becomes \udcxx, as JSON writes it.
     return json.dumps(key | _to_json_row(values), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
@@ -137,13 +137,13 @@ def _to_json_row(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_plain(value: Any, name: str, not_finite: dict[str, str]) -> Any:
-    """The value in JSON's own types; numbers of numpy and torch become Python's, unfamiliar things their text."""
+    """The value in JSON types. Numbers of numpy and torch become Python numbers, objects of other types their text."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Mapping):
         return {str(key): _to_plain(item, f"{name}.{key}", not_finite) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_plain(item, f"{name}.{place}", not_finite) for place, item in enumerate(value)]
+        return [_to_plain(item, f"{name}.{i}", not_finite) for i, item in enumerate(value)]
     if isinstance(value, numbers.Integral):
         return int(value)
     try:

@@ -1,4 +1,4 @@
-"""report.png: a run on one page. Reward or loss, accuracy, completion length, and where the time went."""
+"""report.png: a run on one page. Reward or loss, accuracy, completion length, and the time of each phase."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Points = tuple[list[float], list[float]]  # steps, values
 
 
 def draw_report(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the rows of metrics.jsonl (one a step, any number of them) as a PNG of 1210 x 770 pixels."""
-    from matplotlib.figure import Figure  # no pyplot: no window, no global state; PNG is drawn by Agg
+    """Draw the rows of metrics.jsonl (one for each step) as a PNG of 1210 x 770 pixels."""
+    from matplotlib.figure import Figure  # no pyplot: no window and no global state; Agg draws the PNG
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=_INCHES, layout="constrained")

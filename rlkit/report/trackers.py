@@ -1,45 +1,43 @@
-"""Trackers: where curves go besides metrics.jsonl. TensorBoard here, always; Weights & Biases in wandb.py, if asked for."""
+"""The trackers that get the metrics of each step besides metrics.jsonl.
+
+A new tracker is a class with `log` and `close` in a file of its own (see tensorboard.py) and a line in TRACKERS. If it needs a key of the
+recipe, the key goes into ReportSection (config/sections.py) and TrackerSettings.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rlkit.report.tensorboard import TensorBoard
+from rlkit.report.wandb import WandB
+
 
 class Tracker(Protocol):
-    """Something that takes the metrics of each step."""
+    """A place that metrics are sent to. Where it raises, the run warns and goes on without it; only a UserError ends the run."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take the metrics of one step."""
 
     def close(self) -> None:
-        """Write what is left and end."""
+        """Write what is left, and close."""
 
 
-class TensorBoard:
-    """TensorBoard events in `folder`, flushed at each step. `resumed`: events of earlier attempts from our first step on are superseded."""
+@dataclass(frozen=True)
+class TrackerSettings:
+    """What a tracker may need to open."""
 
-    def __init__(self, folder: Path, *, resumed: bool) -> None:
-        # TensorBoard's own writer: torch.utils.tensorboard wraps the same one and takes three seconds more to import.
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    folder: Path  # of the run; it exists
+    title: str  # the name of the run
+    attempt: int  # 1, and one more at each resume
+    offline: bool  # no network
+    wandb: str | None  # report.wandb: the W&B project, None without
 
-        self._writer = EventFileWriter(str(folder))
-        self._supersede = resumed
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one scalar a metric."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        if self._supersede:
-            self._writer.add_event(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
-            self._supersede = False
-        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items() if value is not None]
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-        self._writer.flush()
-
-    def close(self) -> None:
-        """End the event file."""
-        self._writer.close()
+# name -> opens the tracker, or returns None where the recipe does not ask for it
+TRACKERS: dict[str, Callable[[TrackerSettings], Tracker | None]] = {
+    "TensorBoard": lambda s: TensorBoard(s.folder / "tensorboard", resumed=s.attempt > 1),
+    "W&B": lambda s: WandB(s.folder, project=s.wandb, name=s.title, offline=s.offline) if s.wandb is not None else None,
+}

@@ -1,1 +1,1 @@
-"""What every process of a run stands on: ranks, signals, heartbeat, checkpoints, paths."""
+"""The base of every process of a run: ranks, GPUs, signals, heartbeat, checkpoints, paths."""

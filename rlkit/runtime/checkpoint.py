@@ -1,4 +1,4 @@
-"""Checkpoints: written to a temporary name, synced, renamed; only then are old ones deleted. A folder of the final name is complete."""
+"""Checkpoints: written under a temporary name, synced, renamed; only then old ones are deleted. A folder with a final name is complete."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from rlkit.errors import RunFailed
 
 NAME = re.compile(r"^step-(\d{6,})$")
 STATE_FILE = "state.json"
-CHECKPOINTS = "checkpoints"  # their folder in that of a run
+CHECKPOINTS = "checkpoints"  # the name of their folder in that of a run
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints. With several ranks all call `save`; rank 0 alone touches names."""
+    """The checkpoint folder of a run. All ranks call `save`; only rank 0 creates, renames and deletes folders.
+
+    every: steps between checkpoints, 0 for none. keep: how many remain.
+    """
 
     def __init__(self, folder: Path, *, every: int, keep: int, main: bool, barrier: Callable[[], None]) -> None:
         self.folder, self.every, self.keep = folder, every, keep
@@ -36,13 +39,18 @@ class Checkpoints:
         )
 
     def get_folder(self, step: int) -> Path:
+        """The folder of a step, whether it exists or not."""
         return self.folder / f"step-{step:06d}"
 
     def is_due(self, step: int) -> bool:
+        """Whether `every` asks for a checkpoint after this step."""
         return self.every > 0 and step % self.every == 0
 
     def save(self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], protect: int | None = None) -> None:
-        """`write` fills a folder, on all ranks; `state` goes beside it. The `keep` newest stay, and the protected one."""
+        """Saves a checkpoint unless there is one. On all ranks `write` fills its folder; `state` is added as JSON.
+
+        The `keep` newest remain, and the step `protect`. Raises RunFailed where the folder cannot be written.
+        """
         if step in self.list_steps():
             return
         unfinished = self.folder / f".step-{step:06d}.tmp"
@@ -63,37 +71,38 @@ class Checkpoints:
         for old in self.list_steps()[: -self.keep]:
             if old not in protected:
                 shutil.rmtree(self.get_folder(old))
-        for torn in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(torn)
+        for incomplete in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(incomplete)
 
     def read_state(self, step: int) -> dict[str, Any]:
-        """What was written beside the weights. Raises RunFailed where it cannot be read."""
-        place = self.get_folder(step) / STATE_FILE
+        """The state that `save` got. Raises RunFailed where it cannot be read."""
+        path = self.get_folder(step) / STATE_FILE
         try:
-            state: dict[str, Any] = json.loads(place.read_text())
+            state: dict[str, Any] = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise build_read_error(place, error) from error
+            raise build_read_error(path, error) from error
         return state
 
 
 @contextmanager
 def discard_on_error(unfinished: Path, run: Path) -> Iterator[None]:
-    """Inside it a folder is written: where that fails, on a full disk, what there is of it goes. Raises RunFailed then."""
+    """Deletes a folder and raises RunFailed where writing it inside this context fails, as on a full disk."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         what = f"{unfinished.parent} cannot be written ({error})"
-        raise RunFailed(f"{what}; make room there: the same command with output_dir={run} goes on from its last checkpoint") from error
+        raise RunFailed(f"{what}; free some space: the same command with output_dir={run} continues from its last checkpoint") from error
 
 
-def build_read_error(place: Path, error: Exception) -> RunFailed:
+def build_read_error(path: Path, error: Exception) -> RunFailed:
+    """The error for a checkpoint that cannot be read."""
     what = f"{type(error).__name__}: {error}"
-    return RunFailed(f"the checkpoint {place} cannot be read ({what}); delete its folder to go on from the one before")
+    return RunFailed(f"the checkpoint {path} cannot be read ({what}); delete its folder to continue from the one before")
 
 
 def publish(unfinished: Path, final: Path) -> None:
-    """Syncs a folder with all that is in it to the disk, then gives it its name; what had the name before goes."""
+    """Syncs a folder and its content to the disk, then renames it to `final`; an older folder of that name is deleted."""
     for path in [*unfinished.rglob("*"), unfinished]:
         fsync_path(path)
     shutil.rmtree(final, ignore_errors=True)
@@ -102,6 +111,7 @@ def publish(unfinished: Path, final: Path) -> None:
 
 
 def fsync_path(path: Path) -> None:
+    """Syncs one file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

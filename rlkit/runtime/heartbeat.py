@@ -1,8 +1,8 @@
-"""Signs of life for a launcher: what this process does, and on request where all its threads are.
+"""Heartbeats for a launcher: the phase of this process, and on request the stacks of all its threads.
 
-A launcher names in the environment a pipe, RLKIT_HEARTBEAT (a descriptor that this process inherits), and a file, RLKIT_STACKS. On the
-pipe goes a line `STEP PHASE` as a phase begins and as work inside it gets done; SIGUSR2 writes the stacks of all threads into the file,
-even while the main thread is deep in a library. Without a launcher nothing here does anything.
+A launcher sets two environment variables: RLKIT_HEARTBEAT, a pipe (a descriptor that this process inherits), and RLKIT_STACKS, a file. A
+line `STEP PHASE` goes to the pipe when a phase begins and while it makes progress. SIGUSR2 writes the stacks of all threads to the file,
+even while the main thread is inside a library. Without a launcher these functions do nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 
 PIPE_VARIABLE, STACKS_VARIABLE = "RLKIT_HEARTBEAT", "RLKIT_STACKS"
 STACKS_SIGNAL = signal.SIGUSR2
-MIN_INTERVAL = 0.5  # seconds between two signs of the same phase
+MIN_INTERVAL = 0.5  # seconds between two heartbeats of the same phase
 
 
 class _Heartbeat:
@@ -25,18 +25,18 @@ class _Heartbeat:
 
 
 def start_heartbeat() -> None:
-    """Takes up what the environment names; once, in the main thread."""
+    """Reads the two environment variables. Call it once, in the main thread."""
     if named := os.environ.pop(PIPE_VARIABLE, None):
         _Heartbeat.pipe = int(named)
-        os.set_inheritable(_Heartbeat.pipe, False)  # the reward workers are not this process
-        os.set_blocking(_Heartbeat.pipe, False)  # a launcher that does not read must not stop the run
-    if place := os.environ.pop(STACKS_VARIABLE, None):
-        handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.set_inheritable(_Heartbeat.pipe, False)  # reward workers must not inherit it
+        os.set_blocking(_Heartbeat.pipe, False)  # a launcher that does not read must not block the run
+    if path := os.environ.pop(STACKS_VARIABLE, None):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         faulthandler.register(STACKS_SIGNAL, file=handle, all_threads=True)
 
 
 def beat(phase: str | None = None, step: int | None = None) -> None:
-    """A phase or a step began, or, without a name, work got done."""
+    """Reports that a phase or a step began or, without arguments, that work was done."""
     if _Heartbeat.pipe is None:
         return
     now = time.monotonic()
@@ -45,5 +45,5 @@ def beat(phase: str | None = None, step: int | None = None) -> None:
     _Heartbeat.phase = _Heartbeat.phase if phase is None else phase
     _Heartbeat.step = _Heartbeat.step if step is None else step
     _Heartbeat.last = now
-    with contextlib.suppress(OSError):  # full, or nobody there any more
+    with contextlib.suppress(OSError):  # the pipe is full, or the launcher is gone
         os.write(_Heartbeat.pipe, f"{_Heartbeat.step} {_Heartbeat.phase}\n".encode())

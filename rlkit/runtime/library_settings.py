@@ -1,4 +1,4 @@
-"""What libraries read from the environment, set before the first of them is imported; a value that is set already stays, but offline."""
+"""Environment variables of libraries, set before the first import of them. Values that are set already stay, except for `offline`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def configure_libraries(*, offline: bool) -> None:
-    """Libraries speak when something is wrong, and call nobody; with `offline` nothing touches a network."""
+    """Makes libraries print only errors and send no telemetry; with `offline` they use no network."""
     values = {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -21,10 +21,10 @@ def configure_libraries(*, offline: bool) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     if not Path("/dev/nvidiactl").exists():
-        values["DS_ACCELERATOR"] = "cpu"  # transformers imports deepspeed, which would say that it found nothing better
-    if offline:  # whatever the environment says
+        values["DS_ACCELERATOR"] = "cpu"  # transformers imports deepspeed, which would print that it found no accelerator
+    if offline:  # even where the environment has another value
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     for name, value in values.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("vllm").setLevel(logging.ERROR)  # speaks before it reads its own setting
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library about another
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # it prints before it reads its own setting
+    warnings.filterwarnings("ignore", category=FutureWarning)  # from one library about another

@@ -1,4 +1,4 @@
-"""Where the files that travel with rlkit are, in a checkout and in an installed wheel."""
+"""The folders that come with rlkit, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def find_bundled_folder(name: str) -> Path:
     """The folder `recipes`, `rewards` or `launch` that came with this rlkit.
 
-    A wheel carries it inside the package; in a checkout it stands beside the package. Raises FileNotFoundError where it is in neither.
+    A wheel has it inside the package, a checkout beside the package. Raises FileNotFoundError where it is in neither.
     """
     for folder in (PACKAGE / name, PACKAGE.parent / name):
         if folder.is_dir():

@@ -1,4 +1,4 @@
-"""Importing a Python file that is no part of a package: a user's reward or algorithm."""
+"""Imports a Python file that is not in a package: a reward or an algorithm of the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zlib import crc32
 
 
 def import_file(file: Path) -> ModuleType:
-    """The module that a file holds, imported once; its name is unique by its folder, so two files of one name do not shadow each other."""
+    """Imports the file once and returns its module. The module name contains a hash of the path: files of the same name do not collide."""
     name = f"rlkit_file_{file.stem}_{crc32(str(file).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
@@ -19,10 +19,10 @@ def import_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look up the module
     try:
         spec.loader.exec_module(module)
-    except BaseException:  # whatever it raised, sys.exit too: half a module must not be found again
+    except BaseException:  # also sys.exit: an incomplete module must not be found again
         del sys.modules[name]
         raise
     return module

@@ -1,8 +1,7 @@
-"""Being asked to stop: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (a scheduler's warning) and SIGHUP (the terminal is gone).
+"""Stop signals: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (the warning of a scheduler) and SIGHUP (the terminal is closed).
 
-Before training starts a signal ends the run where it stands. While it trains, the signal is remembered and the loop looks for it at
-places where nothing is lost. The same signal again ends the process at once; another one does not: a scheduler warns by one and
-stops by the next.
+Before training starts a signal ends the run at once. During training it is stored, and the loop checks for it where nothing is lost. The
+same signal a second time ends the process at once. A different one does not: a scheduler warns with one signal and stops with the next.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from types import FrameType
 from rlkit.errors import EXIT_STOPPED, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-STOPPED_BEFORE_TRAINING = "stopped by {} before training started; the same command starts again"
-ENDED_AT_ONCE = b"rlkit: asked again, ended at once; what was not saved yet is lost, the run goes on from its last checkpoint\n"
+STOPPED_BEFORE_TRAINING = "stopped by {} before training started; run the same command to start again"
+ENDED_AT_ONCE = b"rlkit: second signal, ended at once; unsaved work is lost, the run continues from its last checkpoint\n"
 
 
 def exit_on_signal() -> None:
-    """Has the signals end the process where it stands: for a time in which it has nothing to save and has started nobody."""
+    """Makes the signals end the process at once: for the time in which it has nothing to save and no child processes."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
@@ -32,28 +31,28 @@ def exit_on_signal() -> None:
 
 
 def install_handler(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Main thread only. SIGHUP stays ignored where it is (nohup: the run outlives its terminal)."""
+    """Installs a handler for SIGNALS, in the main thread. SIGHUP stays ignored where it is (nohup: the run outlives its terminal)."""
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 class StopRequest:
-    """Remembers that somebody asked."""
+    """Stores that a stop was requested."""
 
     def __init__(self) -> None:
         self.requested = False
         self._seen: set[int] = set()
-        self.deferred = False  # True: the loop looks; False: a signal raises where it strikes
+        self.deferred = False  # True: the loop checks `requested`; False: a signal raises Stopped at once
 
     def install(self) -> None:
-        install_handler(self._struck)
+        install_handler(self._handle)
 
-    def _struck(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP and number in self._seen:
-            return  # the terminal says so, and then its shell: nobody asks again by it
+            return  # the terminal sends it, then the shell: not a second request
         if number in self._seen:
-            with contextlib.suppress(OSError):  # a terminal that is gone takes nothing
+            with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, ENDED_AT_ONCE)
             os._exit(EXIT_STOPPED)
         self._seen.add(number)

@@ -1,4 +1,4 @@
-"""Where a step's time goes: named phases that do not overlap."""
+"""The time of a step by phase. Phases do not overlap."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from contextlib import contextmanager
 
 from rlkit.runtime import heartbeat
 
-# In the order of a step. What else is measured in seconds (a reward's latency) lies within a phase or beside it and adds up to nothing.
+# In the order of a step. Other times (the latency of a reward) are inside a phase or beside it and do not add up.
 PHASES = ("sync", "rollout", "resume", "read", "observe", "update", "evaluation", "checkpoint")
 
 
 class PhaseTimer:
-    """Seconds by phase, one of PHASES, since the last `restart`; each phase is announced as it begins."""
+    """Seconds by phase, one of PHASES, since the last `restart`. `announce` is called as a phase begins."""
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
-        self.phase = ""  # the last that was announced
+        self.phase = ""  # the last one that began
         self.restart()
 
     def restart(self, step: int | None = None) -> None:
         heartbeat.beat(step=step)
-        self._begun = time.perf_counter()
+        self._start = time.perf_counter()
         self._phases: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         if name not in PHASES:
-            raise ValueError(f"{name!r} is no phase of a step; valid: {', '.join(PHASES)}")
+            raise ValueError(f"{name!r} is not a phase of a step; valid: {', '.join(PHASES)}")
         self._announce(name)
         heartbeat.beat(name)
         self.phase = name
@@ -40,9 +40,9 @@ class PhaseTimer:
 
     @property
     def seconds(self) -> float:
-        """Since the last restart."""
-        return time.perf_counter() - self._begun
+        """Seconds since the last restart."""
+        return time.perf_counter() - self._start
 
     def metrics(self) -> dict[str, float]:
-        """time/<phase>, and time/step for the whole."""
+        """time/<phase>, and time/step for the whole step."""
         return {f"time/{name}": seconds for name, seconds in self._phases.items()} | {"time/step": self.seconds}

@@ -178,7 +178,7 @@ class OfflineTrainer:
         asked = [part[i].asked for part in cut for i in share(part, self.reading.ranks)] * self.reading.passes
         clock = self.clock.metrics()
         return compute_ratios({"update": self.floors.update(asked)}, clock) | {
-            "throughput/mfu": self.floors.mfu(asked, clock["time/update"])
+            "throughput/mfu": self.floors.compute_mfu(asked, clock["time/update"])
         }
 
     def _next(self) -> list[Unit]:

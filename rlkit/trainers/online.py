@@ -150,7 +150,7 @@ class OnlineTrainer:
             "observe": floors.observe(everything, needs.old_logprobs + needs.reference, critic),
             "update": floors.update(learned, policy, critic),
         }
-        return compute_ratios(least, clock) | {"throughput/mfu": floors.mfu(learned if policy else [], clock["time/update"])}
+        return compute_ratios(least, clock) | {"throughput/mfu": floors.compute_mfu(learned if policy else [], clock["time/update"])}
 
     def _write_samples(self, step: int, groups: list[Group], left_out: list[Group], batch: Batch, credit: Credit) -> None:
         """The step's samples, with their advantages where they were learned from."""

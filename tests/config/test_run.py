@@ -90,7 +90,7 @@ def test_a_stop_while_libraries_are_loaded_is_no_crash(tmp_path: Path) -> None:
         time.sleep(0.005)
     process.terminate()
     _, said = process.communicate(timeout=30)
-    assert (process.returncode, said) == (75, "stopped by SIGTERM before training started; the same command starts again\n")
+    assert (process.returncode, said) == (75, "stopped by SIGTERM before training started; run the same command to start again\n")
     assert not (tmp_path / "run").exists()
 
 
@@ -116,7 +116,7 @@ def test_a_launcher_says_which_folder_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     words = ["recipe=grpo_math", f"output_dir={tmp_path / 'file' / 'run'}"]
     done = subprocess.run([sys.executable, "-m", "launch.local", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "file/run cannot be made" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "file/run cannot be created" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_file_that_others_include_is_no_choice(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ JOB = Job(
     tensor_parallel=1,
     tokens=100,
     completions=50,
-    looked_at=100,
+    keys=100,
     longest=20,
     rows=64,
     reference=False,
@@ -109,7 +109,7 @@ def test_recomputed_layers_keep_their_input_alone() -> None:
     assert memory_estimate.estimate_activations(JOB) == 100 * 2 * each
     assert memory_estimate.estimate_activations(replace(JOB, checkpointing=1)) == 100 * (each + 2 * 4 * 2)
     assert memory_estimate.estimate_activations(replace(JOB, checkpointing=2)) == 100 * (2 * each + 4 * 2)
-    assert memory_estimate.estimate_activations(replace(JOB, looked_at=150)) == 100 * 2 * each + 50 * TINY.cache(2)
+    assert memory_estimate.estimate_activations(replace(JOB, keys=150)) == 100 * 2 * each + 50 * TINY.cache(2)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
@@ -124,8 +124,8 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
 
     texts = [packing.Text((0,) * 96, torch.zeros(32, dtype=torch.int64))] * completions
     row = packing.pack_samples(texts, 32, torch.device("cpu"))
-    tokens, looked_at = 96 + 32 * completions, 128 * completions
-    assert row.ids.shape == (1, tokens) and row.looks.keys[-1] == looked_at
+    tokens, keys = 96 + 32 * completions, 128 * completions
+    assert row.ids.shape == (1, tokens) and row.looks.keys[-1] == keys
 
     sides = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     kept = []
@@ -148,7 +148,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
             kept.append(sum(storage.nbytes() for key, storage in seen.items() if key not in own))
         del said
     shape = plan.shape_from({**config.to_dict(), "vocab_size": 64})
-    again = (looked_at - tokens) * shape.cache(width) / shape.layers
+    again = (keys - tokens) * shape.cache(width) / shape.layers
     near = 0.02 if completions == 1 else 0.15  # on a CPU our own keeps its result twice, and masks
     assert (kept[1] - kept[0]) / 2 == pytest.approx(tokens * memory_estimate.estimate_layer_activations(shape, width) + again, rel=near)
 
@@ -162,7 +162,7 @@ def test_the_first_way_that_fits_is_taken_and_what_mends_the_rest_is_named() -> 
         (p.mode for p in seen if p.fits), key=("sleep_and_offload", "sleep", "resident").index
     )
     assert [p.fits for p in seen] == sorted(p.fits for p in seen) and not seen[0].fits and seen[-1].mode == "resident"
-    assert seen[0].change is not None and seen[0].fullest == "train"
+    assert seen[0].change is not None and seen[0].largest_phase == "train"
     mended = replace(job, tokens=1536, completions=1536, stage=3)
     assert memory_estimate.fits_gpu(mended, "sleep_and_offload", 40 * GIB) and seen[0].change.startswith(
         "tokens_per_micro_batch=1536 engine.zero_stage=3"

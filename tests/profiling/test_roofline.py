@@ -29,7 +29,7 @@ def made(job: Any = JOB, machine: DeviceLimits = UNIT, **more: bool) -> Roofline
 
 def test_operations_by_hand() -> None:
     # 2 (336 x 3 + 40 x 2), and 4 operations x 2 layers x 6 numbers of a query x (1 + 2 + 3) pairs
-    assert roofline.count_flops(TINY, read=[3], said=2) == 2 * (1008 + 80) + 48 * 6
+    assert roofline.count_flops(TINY, inputs=[3], outputs=2) == 2 * (1008 + 80) + 48 * 6
     assert roofline.count_forward_flops(TINY, [(2, [3]), (0, [0])]) == roofline.count_flops(TINY, [4], 3)  # the last token is never read
     # of two completions the second computes 1 token more, which looks back on 3
     assert roofline.count_forward_flops(TINY, [(2, [3, 2])]) == roofline.count_flops(TINY, [4], 5) + 2 * 336 + 48 * 3
@@ -58,13 +58,13 @@ def test_passes_and_updates_by_hand() -> None:
     assert made().update(asked) == 3 * whole
     assert made(replace(JOB, rank=2)).update(asked, critic=True) == 2 * whole + 3 * body
     assert made().update(asked, policy=False) == 0.0
-    assert made(machine=replace(UNIT, operations=1000.0)).mfu(asked, seconds=8.0) == 3 * (2 * 5 * 376 + 48 * 15) / 8000
+    assert made(machine=replace(UNIT, operations=1000.0)).compute_mfu(asked, seconds=8.0) == 3 * (2 * 5 * 376 + 48 * 15) / 8000
 
 
 def test_a_sync_by_hand() -> None:
-    assert made().sync(parked=True, sent=True) == 2 * 436 * 2
-    assert made(swaps=True).sync(parked=True, sent=False) == 12 * 436
-    assert made(replace(JOB, offload=True), swaps=True).sync(parked=True, sent=False) == 0.0
+    assert made().sync(offloaded=True, sent=True) == 2 * 436 * 2
+    assert made(offloads=True).sync(offloaded=True, sent=False) == 12 * 436
+    assert made(replace(JOB, offload=True), offloads=True).sync(offloaded=True, sent=False) == 0.0
     adapted = replace(JOB, rank=2)  # 280 weights
     assert (made(adapted).sync(False, True), made(adapted, sends_adapter=True).sync(False, True)) == (2 * 436 * 2, 2 * 280 * 2)
     assert roofline.compute_ratios({"sync": 2.0, "update": 0.0, "observe": 1.0}, {"time/sync": 3.0, "time/update": 1.0}) == {
@@ -83,7 +83,7 @@ def test_torch_counts_as_many_operations_in_the_real_model(tiny_model: Path) -> 
         logits = model(input_ids=torch.arange(n)[None], use_cache=False).logits
     forward = counted.get_total_flops()
     masked = 4 * shape.layers * shape.heads * shape.head_dim * n * (n - 1) / 2
-    assert forward == roofline.count_flops(shape, read=[n], said=n) + masked
+    assert forward == roofline.count_flops(shape, inputs=[n], outputs=n) + masked
     with FlopCounterMode(display=False) as counted:
         logits.sum().backward()
     assert counted.get_total_flops() == 2 * forward

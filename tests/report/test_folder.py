@@ -178,7 +178,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"1\n"  # a step is written
     before = (tmp_path / "metrics.jsonl").read_bytes()[:20]
-    with pytest.raises(UserError, match=rf"another process is at work in {tmp_path}; stop it, or choose another output_dir"):
+    with pytest.raises(UserError, match=rf"another process writes to {tmp_path}; stop it, or choose another output_dir"):
         RunFolder(tmp_path)
     process.kill()
     process.wait()
@@ -190,7 +190,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 0, "attempt": 1}\nnonsense\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl line 2 is no JSON object"):
+    with pytest.raises(UserError, match=r"metrics.jsonl line 2 is not a JSON object"):
         read_metrics(log)
-    with pytest.raises(UserError, match=r"the last line of .*metrics.jsonl is no JSON object"):
+    with pytest.raises(UserError, match=r"the last line of .*metrics.jsonl is not a JSON object"):
         RunFolder(tmp_path)

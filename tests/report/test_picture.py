@@ -77,5 +77,5 @@ def test_a_clock_knows_the_phases_and_no_other() -> None:
         with clock(phase):
             pass
     assert set(clock.metrics()) == {f"time/{phase}" for phase in PHASES} | {"time/step"}
-    with pytest.raises(ValueError, match="'reward_p50' is no phase of a step; valid: sync, rollout"), clock("reward_p50"):
+    with pytest.raises(ValueError, match="'reward_p50' is not a phase of a step; valid: sync, rollout"), clock("reward_p50"):
         pass

@@ -1,17 +1,19 @@
-"""What TensorBoard reads back is what was logged, over resumes; W&B is asked for or absent."""
+"""TensorBoard reads back what was logged, also over resumes; W&B is wanted or absent; a tracker is a line in a table."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from rlkit.errors import UserError
 from rlkit.report import Report
-from rlkit.report.trackers import TensorBoard
+from rlkit.report.tensorboard import TensorBoard
+from rlkit.report.trackers import TRACKERS, TrackerSettings
 
 
 def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -41,6 +43,36 @@ def test_wandb_that_is_missing_is_told_before_a_folder_is_made(tmp_path: Path, m
     with pytest.raises(UserError, match="pip install wandb"):
         Report(tmp_path / "run", plan=[], title="t", steps=1, main=True, wandb="project")
     assert not (tmp_path / "run").exists()
+
+
+class Toy:
+    """Keeps what it gets in a list; fails at step 2."""
+
+    def __init__(self, settings: TrackerSettings, seen: list[object]) -> None:
+        self.seen = seen
+        seen.append((settings.folder.name, settings.title, settings.attempt))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == 2:
+            raise OSError("no route to host")
+        self.seen.append((step, dict(metrics)))
+
+    def close(self) -> None:
+        self.seen.append("closed")
+
+
+def test_a_tracker_is_a_line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It gets every step, is closed, and where it fails the run goes on without it; an opener that returns None opens nothing."""
+    seen: list[object] = []
+    monkeypatch.setitem(TRACKERS, "toy", lambda settings: Toy(settings, seen))
+    monkeypatch.setitem(TRACKERS, "unwanted", lambda settings: None)
+    for steps in (1, 3):
+        with Report(tmp_path / "run", plan=[], title="t", steps=3, main=True) as report:
+            for step in range(steps):
+                report.log_step(step, {"reward": 0.5})
+    first = [("run", "t", 1), (0, {"reward": 0.5}), "closed"]
+    assert seen == [*first, ("run", "t", 2), (0, {"reward": 0.5}), (1, {"reward": 0.5})]
+    assert "warning: toy failed and is not used any more: OSError: no route to host" in capsys.readouterr().out
 
 
 WANDB_RUN = """

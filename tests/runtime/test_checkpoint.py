@@ -72,7 +72,7 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path: Path) -> None:
         (folder / "weights.bin").write_text("half")
         raise OSError("no space left on device")
 
-    told = rf"{tmp_path} cannot be written \(no space left on device\); make room there: .* output_dir={tmp_path.parent} goes on"
+    told = rf"{tmp_path} cannot be written \(no space left on device\); free some space: .* output_dir={tmp_path.parent} continues"
     with pytest.raises(RunFailed, match=told):
         checkpoints.save(4, {}, fails)
     assert checkpoints.list_steps() == [2] and checkpoints.read_state(2) == {"step": 2}
@@ -87,7 +87,7 @@ def test_a_file_that_the_system_cuts_short_is_told(tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))
     try:
-        with pytest.raises(RunFailed, match=r"cannot be written \(.*File too large.*\); make room there"):
+        with pytest.raises(RunFailed, match=r"cannot be written \(.*File too large.*\); free some space"):
             open_at(tmp_path).save(2, {}, lambda folder: save_file({"w": torch.zeros(2**16)}, folder / "policy.safetensors"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -133,7 +133,7 @@ def test_a_state_that_cannot_be_read_names_the_place_and_the_mend(tmp_path: Path
     checkpoints = open_at(tmp_path)
     save(checkpoints, 2)
     (checkpoints.get_folder(2) / "state.json").write_text('{"step": ')
-    with pytest.raises(RunFailed, match=r"step-000002/state.json cannot be read .* delete its folder to go on from the one before"):
+    with pytest.raises(RunFailed, match=r"step-000002/state.json cannot be read .* delete its folder to continue from the one before"):
         checkpoints.read_state(2)
 
 
@@ -160,7 +160,7 @@ def test_publishing_replaces_what_had_the_name(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_form_is_told_too(state: str, tmp_path: Path) -> None:
     save(checkpoints := open_at(tmp_path), 2)
     (checkpoints.get_folder(2) / "state.json").write_text(state)
-    with pytest.raises(RunFailed, match=r"step-000002 cannot be read .* delete its folder to go on from the one before"):
+    with pytest.raises(RunFailed, match=r"step-000002 cannot be read .* delete its folder to continue from the one before"):
         resumed(SimpleNamespace(checkpoints=checkpoints, ranks=SimpleNamespace(gather=lambda value: [value])))  # type: ignore[arg-type]
 
 
