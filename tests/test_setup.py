@@ -260,7 +260,7 @@ def test_without_a_fitting_python_it_says_what_to_install(machine: Machine) -> N
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "rlkit: needs Python 3.11, 3.12 or 3.13 with its venv module on PATH (python3 is Python 3.9.2); "
-        "install one, for example with `apt-get install python3 python3-venv`, and call this again"
+        "install one, for example with `apt-get install python3 python3-venv`, and run this again"
     ]
 
 

@@ -191,7 +191,7 @@ class Launch:
 
 
 def told_in(folder: Path, stream: str) -> Path:
-    """Where a launcher's output goes: a pipe that nobody reads is full after 64 KiB, and then the launcher waits."""
+    """The output of a launcher. Without a reader a pipe is full after 64 KiB, and the launcher would wait."""
     return folder.with_name(f"{folder.name}.{stream}")
 
 
@@ -200,7 +200,7 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def launcher(kind: str, *words: str, folder: Path, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> Launch:
-    """`python -m launch.KIND`, started, in a place of its own by which whatever it leaves behind is known."""
+    """Starts `python -m launch.KIND` in a working directory of its own, which identifies the processes that it leaves behind."""
     place = folder.with_name(f"{folder.name}.cwd")
     place.mkdir(parents=True, exist_ok=True)
     with told_in(folder, "out").open("w") as out, told_in(folder, "err").open("w") as err:

@@ -1,4 +1,4 @@
-"""Kills on a cluster of three hosts, one of them spare: the run goes on, and ends with the metrics of an undisturbed one."""
+"""Kills on a cluster of three hosts, one of them spare: the run continues and ends with the metrics of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_heartbeats_tell_the_phase_and_stacks_tell_where(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("lease", [None, 0.5], ids=["ended", "forgotten"])
 def test_nothing_outlives_a_group_of(tmp_path: Path, lease: float | None) -> None:
-    """Not grandchildren in sessions of their own, and no shared memory; whether it is ended or nobody asks for it any more."""
+    """No grandchildren in other sessions and no shared memory, after `end` and after the end of the lease."""
     code = (
         "import subprocess, multiprocessing, time\n"
         "subprocess.Popen(['sleep', '61.5'], start_new_session=True)\n"

@@ -1,4 +1,4 @@
-"""What a user can get wrong: told in words, with the fix, exit code 2, within 30 s, before anything is loaded."""
+"""Mistakes of a user: reported with a fix and exit code 2, within 30 s, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cluster() -> Iterator[Hosts]:
 
 
 def refused(folder: Path, *words: str, cluster: Hosts | None = None, kind: str = "ray") -> str:
-    """What a launch that must not start says."""
+    """The stderr of a launch that must not start."""
     start = time.monotonic()
     if cluster:
         words = (f"address={cluster.address}", *words)

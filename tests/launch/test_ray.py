@@ -1,4 +1,4 @@
-"""launch.ray on two hosts: the same run as on one, stopped and gone on with, with a host fewer, and with a host more."""
+"""launch.ray on two hosts: the same run as on one, stopped and continued, with one host less and with one more."""
 
 from __future__ import annotations
 

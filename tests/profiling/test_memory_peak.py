@@ -1,4 +1,4 @@
-"""What a phase took at its peak, where torch does not see all that comes and goes: a device in numbers, and this process."""
+"""The peak memory of a phase where torch does not see all changes: a simulated device, and this process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rlkit.profiling import memory_peak
 from rlkit.profiling.memory_peak import GIB, PeakMemory, build_memory_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = 7  # what libraries hold on the device, of which torch knows nothing
+OTHERS = 7  # memory of libraries on the device that torch does not count
 
 
 class Device:
-    """A GPU of 100 bytes, as torch and CUDA tell of it. What a rollout engine holds came through torch; what sleeps of it has left the
-    device, and torch counts it."""
+    """A GPU of 100 bytes, as torch and CUDA report it. The memory of a rollout engine was allocated by torch; when it sleeps it has left
+    the device, and torch still counts it."""
 
     def __init__(self) -> None:
         self.reserved = self.highest = self.asleep = 0
@@ -79,7 +79,7 @@ print(meter.peak() - before)
 
 
 def test_of_a_process_without_a_device() -> None:
-    """In one of its own: where the system forbids to reset a peak, it is that of all that the process did."""
+    """In a new process: where the system forbids to reset a peak, it is the peak of the whole process."""
     said = subprocess.run([sys.executable, "-c", HOLDS_256_MIB], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert 0.2 * GIB < float(said) < 0.35 * GIB
 

@@ -1,4 +1,4 @@
-"""Floors: numbers worked out by hand, operations as torch counts them in the real model, and what is measured only when it is asked for."""
+"""The roofline: numbers worked out by hand, operations as torch counts them in the real model, and measurements only on request."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from rlkit.assembly import common, plan
 from rlkit.profiling import roofline
 from rlkit.profiling.roofline import GEN4, DeviceLimits, Roofline
-from rlkit.report.names import format_roofline as told
+from rlkit.report.names import format_roofline
 from tests.profiling.test_memory_estimate import JOB, TINY, composed
 
 UNIT = DeviceLimits(
     operations=1.0, bandwidth=1.0, bus=1.0
-)  # floors in operations and bytes; TINY has 2 x 168 weights in layers, 40 in its head
+)  # limits in operations and bytes; TINY has 2 x 168 weights in layers, 40 in its head
 
 
 def made(job: Any = JOB, machine: DeviceLimits = UNIT, **more: bool) -> Roofline:
@@ -133,12 +133,12 @@ def test_a_reward_model_has_a_head_of_one_number(monkeypatch: pytest.MonkeyPatch
         assert found is not None and found.job.shape.vocab == vocab, recipe
 
 
-def test_one_line_tells_the_medians() -> None:
+def test_one_line_shows_the_medians() -> None:
     rows: list[dict[str, Any]] = [
         {"step": 0, "eval/accuracy": 0.5},
         {"floor/rollout": 2.0, "floor/update": 3.0, "throughput/mfu": 0.3},
         {"floor/rollout": 4.0, "floor/update": None, "throughput/mfu": 0.4, "floor/sync": 1.25},
         {"floor/rollout": 9.0, "floor/update": 5.0, "throughput/mfu": 0.5},
     ]
-    assert told(rows) == "rollout 4.0x  update 4.0x (mfu 40%)  sync 1.2x"
-    assert told(rows[:1]) == told([]) == ""
+    assert format_roofline(rows) == "rollout 4.0x  update 4.0x (mfu 40%)  sync 1.2x"
+    assert format_roofline(rows[:1]) == format_roofline([]) == ""

@@ -1,4 +1,4 @@
-"""environment.json says what ran, imports nothing heavy to find out, and gives no secret away."""
+"""environment.json describes the environment; it imports nothing heavy and contains no secret."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Toy:
 
 
 def test_a_tracker_is_a_line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """It gets every step, is closed, and where it fails the run goes on without it; an opener that returns None opens nothing."""
+    """It gets every step and is closed; after a failure the run continues without it; an opener that returns None opens nothing."""
     seen: list[object] = []
     monkeypatch.setitem(TRACKERS, "toy", lambda settings: Toy(settings, seen))
     monkeypatch.setitem(TRACKERS, "unwanted", lambda settings: None)

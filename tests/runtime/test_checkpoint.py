@@ -83,7 +83,7 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path: Path) -> None:
 
 
 def test_a_file_that_the_system_cuts_short_is_told(tmp_path: Path) -> None:
-    """As on a full disk, by the system's own limit; safetensors has an error of its own for it."""
+    """As on a full disk, by a limit of the system; safetensors raises its own error for it."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))
     try:
