@@ -123,12 +123,12 @@ def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) ->
         model.save_pretrained(folder)
     else:
         model = hf.load_model(path, dtype, offline=recipe.offline, four_bits=recipe.model.load_in_4bit)
-        held, adapter = TrainedModel(model, path, dtype, lora_of(recipe)), recipe.checkpoint.export == "adapter"
+        policy, adapter = TrainedModel(model, path, dtype, lora_of(recipe)), recipe.checkpoint.export == "adapter"
         load_weights(model, checkpoint / "policy.safetensors", dtype)
-        names, whole = held.own() if adapter else held.merged()
+        names, whole = policy.own() if adapter else policy.merged()
         with torch.no_grad():
-            tied = held.tied()
-            held.write(folder, {name: whole(name) for name in names if name not in tied}, adapter)
+            tied = policy.tied()
+            policy.write(folder, {name: whole(name) for name in names if name not in tied}, adapter)
     renderer.save(folder)
 
 

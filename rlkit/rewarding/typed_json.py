@@ -157,7 +157,7 @@ def _encode_image(value: Any) -> dict[str, Any] | None:
         return None
     try:
         pixels = value.tobytes()  # reads the image file, if there is one
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001 - of a damaged file: its decoder may raise anything, SyntaxError too
         return None
     palette = [value.palette.mode, list(value.palette.palette)] if value.mode in ("P", "PA") else None
     return {"mode": value.mode, "size": list(value.size), "palette": palette, "info": dict(value.info), "bytes": pixels}

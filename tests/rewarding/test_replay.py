@@ -8,6 +8,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import io
 import json
 import math
 import pickle
@@ -98,6 +99,9 @@ def test_what_is_not_exact_is_named_in_words() -> None:
     assert [line.partition(" ")[0] for line in inexact] == ["x.pair", "x.counts", "x.colour", "x.zone", "x.set[0]", "x.things[0]"]
     assert inexact[0].endswith(".Pair): written as tuple") and inexact[-1].endswith(".Thing): written as the text of its repr")
     assert there_and_back(deep)[1][0].endswith("(builtins.list): nested more than 64 levels deep")
+    damaged = io.BytesIO()
+    Image.effect_mandelbrot((90, 90), (-2, -1, 1, 1), 50).save(damaged, "PNG")
+    assert there_and_back(Image.open(io.BytesIO(damaged.getvalue()[:500])))[1][0].endswith("written as the text of its repr")
     assert there_and_back(numpy.array([object()]))[1] == ["x (numpy.ndarray): written as the text of its repr"]
 
 

@@ -110,7 +110,7 @@ def test_mistakes_are_reported(two_steps: Path, even_model: Path, tmp_path: Path
         ([str(here), "last"], 2, "unknown: last; valid: rlkit export RUN [step=N|best] [to=FOLDER]"),
         ([str(here), f"to={here / 'model'}"], 2, "exists already; delete it, or choose another folder with to="),
         ([str(here), "to=/proc/none/model"], 2, "/proc/none/model cannot be written"),
-        ([str(here), "step=1"], 1, "delete its folder to go on from the one before"),
+        ([str(here), "step=1"], 1, "delete its folder to continue from the one before"),
         ([str(other)], 2, "is not a checkpoint of the model at model.path: there model.embed_tokens.weight is [259, 48]"),
     ]
     for words, code, text in cases:
