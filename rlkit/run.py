@@ -25,14 +25,14 @@ from rlkit.runtime.signals import SIGNALS, exit_on_signal
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what the arguments say; returns the exit code."""
+    """Runs the command of the arguments; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     configure_libraries(offline=False)
     return handle_errors(lambda: dispatch(arguments), arguments)
 
 
 def handle_errors(action: Callable[[], int], arguments: list[str]) -> int:
-    """The exit code of an action, with the errors that rlkit raises on purpose told and turned into theirs."""
+    """The exit code of an action. An error that rlkit raises on purpose is printed and becomes its exit code."""
     debug = "debug=true" in [a.lower() for a in arguments]
     try:
         return action()
@@ -46,7 +46,7 @@ def handle_errors(action: Callable[[], int], arguments: list[str]) -> int:
 
 
 def report_error(error: Exception, code: int, debug: bool) -> int:
-    """Says what went wrong in the error's own words; the traceback is for those who ask."""
+    """Prints the error's message and returns `code`; with debug=true raises the error, for its traceback."""
     if debug:
         raise error
     print(f"rlkit: {error}", file=sys.stderr, flush=True)
@@ -102,7 +102,7 @@ def parse_arguments(arguments: list[str]) -> tuple[set[str], list[str], Path | N
             named = argument.partition("=")[2] or next(rest, "")
             folder = Path(named).absolute()
             if not named or not folder.is_dir():
-                raise UserError(f"--config-dir {folder} is no folder")
+                raise UserError(f"--config-dir {folder} is not a folder")
         elif argument.startswith("-"):
             raise UserError(f"unknown flag {argument}; valid: --cfg job, --multirun, --config-dir DIR, --help")
         else:
@@ -132,9 +132,9 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
 
 
 def run_and_forward_signals(command: list[str]) -> int:
-    """The exit code of a command, with the signals that ask a run to stop passed on to it: it saves, and this process waits.
+    """The exit code of a command. Signals that ask a run to stop are forwarded to it: it saves, and this process waits.
 
-    In a session of its own: what a terminal sends to all of its processes would reach it twice, and the second ends a run unsaved.
+    The command has a session of its own. Otherwise a signal of the terminal would reach it twice, and the second ends a run unsaved.
     """
     process = subprocess.Popen(command, start_new_session=True)
     before = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in SIGNALS}
@@ -146,21 +146,21 @@ def run_and_forward_signals(command: list[str]) -> int:
 
 
 def exit_process(code: int) -> None:
-    """Ends the process at once: vLLM, DeepSpeed and torch tear down their process groups in each other's way at exit."""
+    """Ends the process at once: at a normal exit vLLM, DeepSpeed and torch block each other while they close their process groups."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def run_process(arguments: list[str] | None = None) -> None:
-    """Is the whole of a process: it does not return."""
-    for missing in ("stdout", "stderr"):  # closed by who started this: a run needs neither
+    """Runs `main` as the whole process; does not return."""
+    for missing in ("stdout", "stderr"):  # the parent may have closed them; a run needs neither
         if getattr(sys, missing) is None:
             setattr(sys, missing, open(os.devnull, "w"))  # noqa: SIM115  for the life of the process
-    exit_on_signal()  # until the run listens: a stop while libraries are loaded is no crash
+    exit_on_signal()  # until the run handles signals itself: a stop while libraries are loaded is not a crash
     try:
         code = main(arguments)
-    except BaseException:  # noqa: BLE001  whatever it was, the process ends now, not in the exit handlers of a library
+    except BaseException:  # noqa: BLE001  after any error the process ends here, not in the exit handlers of a library
         traceback.print_exc()
         code = EXIT_FAILED
     exit_process(code)

@@ -1,7 +1,7 @@
-"""The built-in model: a Qwen3 of under a million parameters, made on first use and kept in a cache.
+"""The built-in model: a Qwen3 of under a million parameters, built on first use and kept in a cache.
 
-It is warm-started on demonstrations of the built-in task (loss on completion tokens, the end of turn included), which leaves it able to
-add but inclined to forget the carry. Nothing is fetched. The making leaves the caller's random state, threads and devices as they were.
+It is warm-started on demonstrations of the built-in task (loss on completion tokens, with the end of turn). After that it can add, but it
+often forgets the carry. Nothing is downloaded. The caller's random state, threads and devices stay as they were.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ IGNORED = -1  # the label of a token that does not count
 
 
 def find_cache_folder() -> Path:
-    """The folder for what rlkit makes once and keeps: $RLKIT_CACHE or ~/.cache/rlkit. Raises UserError where it cannot be written."""
+    """The cache folder of rlkit: $RLKIT_CACHE or ~/.cache/rlkit. Raises UserError where it cannot be written."""
     try:
         folder = Path(os.environ.get("RLKIT_CACHE") or "~/.cache/rlkit").expanduser().absolute()
     except RuntimeError as error:
@@ -54,7 +54,7 @@ def find_cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the cache folder {folder} cannot be made ({error.strerror}); set RLKIT_CACHE to a folder you can write"
+            f"the cache folder {folder} cannot be created ({error.strerror}); set RLKIT_CACHE to a folder you can write"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"the cache folder {folder} cannot be written; set RLKIT_CACHE to a folder you can write")
@@ -62,9 +62,9 @@ def find_cache_folder() -> Path:
 
 
 def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
-    """The folder of the built-in model under `cache`, made now if it is not there (about a minute on two cores).
+    """The folder of the built-in model under `cache`; builds the model if it is not there (about a minute on two cores).
 
-    `on_progress(done, total, loss)` is called every few steps. Of several processes at once one makes it and the others wait for it.
+    `on_progress(done, total, loss)` is called every few steps. Of several processes one builds it and the others wait.
     """
     folder = cache / f"builtin-{_hash_sources()}"
     if folder.is_dir():
@@ -73,7 +73,7 @@ def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
     with _acquire_lock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             part = folder.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)  # of a maker that was killed; nobody else is in here
+            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed; nobody else is here
             _build_model_folder(part, on_progress)
             _sync(part)
             part.rename(folder)
@@ -82,7 +82,7 @@ def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
 
 
 def _hash_sources() -> str:
-    """A hash of what the weights depend on, but for the processor: other sources or libraries make another model."""
+    """A hash of what the weights depend on, without the processor: other sources or libraries give another model."""
     digest = hashlib.sha256()
     for source in (Path(__file__), Path(task.__file__)):
         digest.update(source.read_bytes())
@@ -99,7 +99,7 @@ def _build_model_folder(folder: Path, on_progress: Progress | None) -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte (ids 0 to 255), three special tokens, no merges; a ChatML chat template."""
+    """A tokenizer with one token per byte (ids 0 to 255), three special tokens, no merges, and a ChatML template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -108,7 +108,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (PAD, TURN, END)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         eos_token=END,
         pad_token=PAD,
@@ -130,8 +130,8 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
 
     sft, rng = SFT(name="sft"), random.Random(MODEL_SEED)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
-        torch.default_generator.manual_seed(MODEL_SEED)  # torch.manual_seed would also reach for the GPUs' generators
-        model = _init_model(tokenizer).float().train()
+        torch.default_generator.manual_seed(MODEL_SEED)  # torch.manual_seed would also seed the GPUs' generators
+        model = _init_model(tokenizer).float().train()  # type: ignore[no-untyped-call]
         optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _compute_lr_factor)
         for done, (tokens, labels) in enumerate(_iterate_batches(tokenizer, rng), start=1):
@@ -144,14 +144,14 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
                 OfflineMicroBatch(torch.ones(1, len(said), dtype=torch.bool), said.unsqueeze(0))
             )  # [1, completion tokens]
             loss = weighted_sum(losses, uniform_weights(losses, len(said)))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             if on_progress and (done % REPORT_EVERY == 0 or done == STEPS):
                 on_progress(done, STEPS, loss.item())
-    return model.eval()
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def _compute_lr_factor(step: int) -> float:
@@ -179,8 +179,8 @@ def _init_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         pad_token_id=pad,
         bos_token_id=None,
     )
-    model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
+    model = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -205,7 +205,7 @@ def _iterate_batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> 
 
 @contextmanager
 def _acquire_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, waiting for it; the system lets go of it when the holder dies."""
+    """Waits for an exclusive lock on `path` and holds it; the system releases it when the holder dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,8 @@
 """The built-in maths task: two-digit sums with worked steps, the answer in \\boxed{}.
 
-A sum is written digit by digit, ones first: 47 + 38 is "7+8=15", then "4+3+1=8", then "\\boxed{85}". A careless writer forgets the carry
-("4+3=7") and answers 75. Demonstrations are careless more often than not, so a model warm-started on them knows both ways and takes the
-wrong one by habit: what is left for a reward to teach is which of the two is worth taking.
+A sum is written digit by digit, ones first: 47 + 38 is "7+8=15", then "4+3+1=8", then "\\boxed{85}". A careless solution forgets the
+carry ("4+3=7") and answers 75. Most demonstrations are careless, so a model warm-started on them knows both ways and usually takes the
+wrong one. A reward can teach it which of the two is right.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Pair = tuple[int, int]
 
 
 def build_rows(split: str, count: int | None = None) -> list[Row]:
-    """The first `count` rows (default: all) of "train" or "test", always the same ones in the same order.
+    """The first `count` rows (default: all) of "train" or "test", always the same rows in the same order.
 
-    A row has `prompt` (chat messages), `answer` (digits) and `problem` ("47 + 38"). No test problem stands in train, in either order of its
+    A row has `prompt` (chat messages), `answer` (digits) and `problem` ("47 + 38"). No test problem is in train, in either order of its
     operands. Raises ValueError for another split or more rows than there are.
     """
     splits = _build_splits()
@@ -31,7 +31,7 @@ def build_rows(split: str, count: int | None = None) -> list[Row]:
         raise ValueError(f'the built-in task has no split "{split}"; it has {", ".join(splits)}')
     pairs = splits[split]
     if count is not None and not 0 <= count <= len(pairs):
-        raise ValueError(f"the built-in task has {len(pairs)} {split} rows, {count} were asked for")
+        raise ValueError(f"the built-in task has {len(pairs)} {split} rows, not {count}")
     return [_build_row(pair) for pair in pairs[:count]]
 
 

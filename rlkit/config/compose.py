@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlkit.config.renamed import refuse_renamed, refuse_renamed_key
+from rlkit.config.renamed import refuse_old_key, refuse_old_names
 from rlkit.errors import UserError
 from rlkit.runtime.paths import find_bundled_folder
 
@@ -37,7 +37,7 @@ def compose_config(overrides: list[str], folder: Path | None) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     written = [check_override(override, folder) for override in overrides]
     if not any(override.startswith("recipe=") for override in written):
@@ -54,18 +54,18 @@ def compose_config(overrides: list[str], folder: Path | None) -> dict[str, Any]:
         config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         for match in filter(None, map(DELETION.match, written)):
-            refuse_renamed_key(match["key"])
-        raise UserError(shorten_error(error)) from error
+            refuse_old_key(match["key"])
+        raise UserError(summarise_error(error)) from error
     except YAMLError as error:
-        raise UserError(f"a recipe is no YAML: {error}") from error
+        raise UserError(f"a recipe is not valid YAML: {error}") from error
     assert isinstance(config, dict)
     named = {"recipe": chosen, **{str(key): value for key, value in config.items()}}
-    refuse_renamed(named)
+    refuse_old_names(named)
     return named
 
 
-def shorten_error(error: Exception) -> str:
-    """Hydra's message in few lines, and what to do where a key was left open."""
+def summarise_error(error: Exception) -> str:
+    """Hydra's message in a few lines; for a key without a value, how to set it."""
     text = str(error).strip()
     if "Missing mandatory value" in text:
         key = getattr(error, "full_key", None) or text.partition("Missing mandatory value: ")[2].split()[0]
@@ -74,15 +74,15 @@ def shorten_error(error: Exception) -> str:
 
 
 def check_override(override: str, folder: Path | None) -> str:
-    """An override as Hydra shall see it: a group's option exists; any key may be set, since the typed recipe refuses unknown ones."""
+    """An override in the form that Hydra needs. Any key may be set: the typed recipe refuses unknown ones. Raises UserError."""
     match = ASSIGNMENT.match(override)
     if match is None:
         if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override!r} is no override; write key=value")
-        return override  # Hydra's own +key=, ++key= and ~key, which takes a key away
+            raise UserError(f"{override!r} is not an override; write key=value")
+        return override  # Hydra's own +key=, ++key= and ~key (removes a key)
     key, value = match["key"], match["value"]
     if key not in list_groups():
-        return f"++{key}={quote_if_needed(value)}"
+        return f"++{key}={quote_value(value)}"
     if value not in list_options(key, folder) and not value.startswith("{"):
         from rlkit.config.recipe import suggest  # which loads torch
 
@@ -90,8 +90,8 @@ def check_override(override: str, folder: Path | None) -> str:
     return override if not value.startswith("{") else f"++{override}"
 
 
-def quote_if_needed(value: str) -> str:
-    """A value as it was given, or in quotes where Hydra's grammar knows it not: a path with a = or ~, a regular expression."""
+def quote_value(value: str) -> str:
+    """A value, in quotes where Hydra's grammar cannot parse it: a path with = or ~, a regular expression."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -105,7 +105,7 @@ def quote_if_needed(value: str) -> str:
 
 
 def quote(value: Path | str) -> str:
-    """A value that Hydra's grammar takes as one string: it unescapes a quote, and backslashes before one."""
+    """A value that Hydra's grammar reads as one string: it unescapes a quote, and the backslashes before one."""
     return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(value)) + "'"
 
 
@@ -123,7 +123,7 @@ def expand_sweep(overrides: list[str]) -> list[tuple[list[str], str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise UserError(shorten_error(error)) from error
+        raise UserError(summarise_error(error)) from error
     choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
     combinations = []
     for combination in itertools.product(*choices):

@@ -1,6 +1,6 @@
-"""The typed recipe: what a run is told, with types and bounds. Defaults stand in recipes/, with comments; none stand here.
+"""The typed recipe: all settings of a run, with types and bounds. The defaults are in recipes/, with comments; there are none here.
 
-Unknown keys are refused with the nearest known ones; checks across keys stand in one place, `Recipe.check_keys`.
+Unknown keys are refused, with the nearest known ones. Checks across keys are in one place, `Recipe.check_keys`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError, model_validato
 
 from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
 from rlkit.algorithms.offline import COMPLETIONS_PER_ROW
-from rlkit.config.renamed import refuse_renamed
+from rlkit.config.renamed import refuse_old_names
 from rlkit.config.sections import (
     CheckpointSection,
     Count,
@@ -37,7 +37,7 @@ from rlkit.runtime.plugins import import_file
 
 
 def parse_algorithm(value: Any) -> Any:
-    """The section `algorithm` as the class that its `name` stands for, or the class in the user's file that `path` names."""
+    """The section `algorithm` as the class of its `name`, or as the class in the user's file of its `path`."""
     if not isinstance(value, Mapping):
         return value
     name = value.get("name")
@@ -51,7 +51,7 @@ def parse_algorithm(value: Any) -> Any:
 
 
 def load_custom_algorithm(path: str) -> type[Objective]:
-    """The class of a path FILE.py:Class, relative to the working directory. Raises ValueError where it is not there."""
+    """The class of a path FILE.py:Class, relative to the working directory. Raises ValueError where there is none."""
     file, colon, name = path.rpartition(":")
     if not colon or not file.endswith(".py"):
         raise ValueError(f"algorithm.path={path} names no class in a file; write my_algorithm.py:MyAlgorithm")
@@ -60,24 +60,24 @@ def load_custom_algorithm(path: str) -> type[Objective]:
         raise ValueError(f"algorithm.path={path}: there is no file {place}; a path is relative to the working directory")
     try:
         module = import_file(place)
-    except Exception as error:  # a user's file may raise anything, and its own words say what
+    except Exception as error:  # a user's file may raise anything; its message is passed on
         raise ValueError(f"algorithm.path={path} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if isinstance(found, type) and issubclass(found, Objective):
         return found
     known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__]
-    what = "is no rlkit.algorithms.Objective" if found is not None else "is not in that file"
+    what = "is not a subclass of rlkit.algorithms.Objective" if found is not None else "is not in that file"
     raise ValueError(f"algorithm.path={path}: {name} {what}{suggest(name, known, 'it has')}")
 
 
 class Recipe(Section):
-    """All that a run is told."""
+    """All settings of a run."""
 
     recipe: str
     seed: CountOrZero
     steps: CountOrZero | None
     prompts_per_step: Count
-    samples_per_prompt: Count | None  # None where nothing is sampled, as the next ones
+    samples_per_prompt: Count | None  # None for an offline algorithm, as the next ones
     passes_per_step: Count
     updates_per_step: Count
     tokens_per_micro_batch: Count
@@ -105,7 +105,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def check_keys(self) -> Recipe:
-        """The checks across keys."""
+        """Checks across keys. Raises ValueError."""
         for reason in self.find_conflicts():
             raise ValueError(reason)
         if self.updates_per_step % self.passes_per_step:
@@ -115,7 +115,7 @@ class Recipe(Section):
             )
         if self.updates_per_step // self.passes_per_step > self.prompts_per_step:
             raise ValueError(
-                f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} asks for more minibatches "
+                f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} needs more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
         for reason in self.find_lora_conflicts():
@@ -123,16 +123,16 @@ class Recipe(Section):
         if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
             raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
         if self.engine.tensor_parallel > 1 and any(reward.path == "reward_model" for reward in (self.rewards or {}).values()):
-            raise ValueError("a reward model and engine.tensor_parallel above 1 do not go together yet; set engine.tensor_parallel=1")
+            raise ValueError("a reward model with engine.tensor_parallel above 1 is not supported yet; set engine.tensor_parallel=1")
         if (self.steps is None) == (self.data.epochs is None):
             raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
         if any(source.weight for source in (self.data.test or {}).values()):
-            raise ValueError("data.test takes its sources one after the other: leave their weights away")
+            raise ValueError("data.test reads its sources one after the other: leave out their weights")
         longest = self.longest_unit
         if self.tokens_per_micro_batch < self.least_budget:
             what = "one pair, twice" if longest > self.max_prompt_tokens + self.max_completion_tokens else "one sample of"
-            crew = self.engine.sequence_parallel
-            shared = f", shared by engine.sequence_parallel={crew} processes" if crew > 1 else ""
+            processes = self.engine.sequence_parallel
+            shared = f", shared by engine.sequence_parallel={processes} processes" if processes > 1 else ""
             raise ValueError(
                 f"tokens_per_micro_batch={self.tokens_per_micro_batch} does not hold {what} max_prompt_tokens + "
                 f"max_completion_tokens = {longest}{shared}; set it to at least {self.least_budget}"
@@ -140,70 +140,79 @@ class Recipe(Section):
         return self
 
     def find_conflicts(self) -> list[str]:
-        """Why the rest of the recipe makes no sense with its algorithm."""
+        """Why the rest of the recipe does not fit its algorithm; empty where it does."""
         name = self.algorithm.name
         own = {word: getattr(self, word) for word in ("samples_per_prompt", "sampling", "rewards", "rewarding")}
         if self.offline_algorithm:
-            given = ", ".join(word for word, value in own.items() if value is not None)
+            unused = ", ".join(word for word, value in own.items() if value is not None)
             reasons = (
-                [f"{given}: of no use to algorithm={name}, which learns from what is written in the data; leave it out"] if given else []
+                [f"{unused}: algorithm={name} learns from completions in the data and does not use it; leave it out"] if unused else []
             )
-            if self.mask_truncated_completions:
-                reasons.append(f"mask_truncated_completions=true: algorithm={name} samples none; leave it out")
-            if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
-                reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
-            if self.algorithm.learner == "reward_model" and self.model.lora.rank is not None:
-                reasons.append(f"model.lora.rank={self.model.lora.rank}: algorithm={name} trains all weights; set it to null")
-            if self.algorithm.learner == "reward_model" and self.engine.sequence_parallel > 1:
-                reasons.append(f"algorithm={name} says one score a text and does not share rows yet; set engine.sequence_parallel=1")
-            return reasons
+            return reasons + self._find_offline_conflicts()
         missing = [word for word, value in own.items() if not value]
         if missing:
             return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
-        truncated = self.sampling.top_p < 1.0 or self.sampling.top_k > 0 or self.sampling.min_p > 0.0
+        return self._find_online_conflicts()
+
+    def _find_offline_conflicts(self) -> list[str]:
+        name, reasons = self.algorithm.name, []
+        if self.mask_truncated_completions:
+            reasons.append(f"mask_truncated_completions=true: algorithm={name} samples no completions; leave it out")
+        if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
+            reasons.append(f"algorithm={name} compares the rows of a minibatch; set prompts_per_step to at least 2 x updates_per_step")
+        if self.algorithm.learner == "reward_model" and self.model.lora.rank is not None:
+            reasons.append(f"model.lora.rank={self.model.lora.rank}: algorithm={name} trains all weights; set it to null")
+        if self.algorithm.learner == "reward_model" and self.engine.sequence_parallel > 1:
+            reasons.append(f"algorithm={name} does not support sequence parallelism yet; set engine.sequence_parallel=1")
+        return reasons
+
+    def _find_online_conflicts(self) -> list[str]:
+        sampling, rewarding = self.sampling, self.rewarding
+        assert sampling is not None and rewarding is not None and self.samples_per_prompt is not None
+        truncated = sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
         reasons: list[str] = self.algorithm.find_conflicts(truncated, self.samples_per_prompt)
         needs = self.algorithm.needs(self.updates_per_step)
         if needs.values and self.steps:
             self.algorithm.count_critic_warmup_updates(self.steps, self.updates_per_step)  # raises where no step is left for the policy
-        together = self.samples_per_prompt + needs.greedy
-        if self.rewarding.normalise != "none" and together < 2:
+        if rewarding.normalise != "none" and self.samples_per_prompt + needs.greedy < 2:
             reasons.append(
-                f"rewarding.normalise={self.rewarding.normalise} brings the mean of a group to 0, and with samples_per_prompt=1 that is "
+                f"rewarding.normalise={rewarding.normalise} sets the mean of a group to 0, and with samples_per_prompt=1 that is "
                 "every reward; set samples_per_prompt to at least 2, or rewarding.normalise=none"
             )
         return reasons
 
     @property
     def offline_algorithm(self) -> bool:
-        """Whether the algorithm learns from what is written in the data, and samples nothing."""
+        """Whether the algorithm learns from completions in the data and samples none."""
         return self.algorithm.name in OFFLINE
 
     def find_lora_conflicts(self) -> Iterator[str]:
         sent, lora = self.engine.lora_sync == "adapter", self.model.lora
         if lora.rank is None and (sent or self.checkpoint.export == "adapter"):
             key = "engine.lora_sync" if sent else "checkpoint.export"
-            yield f"{key}=adapter needs an adapter, and all weights are trained; set model.lora.rank, or {key}=merged"
+            yield f"{key}=adapter needs an adapter, and this recipe trains all weights; set model.lora.rank, or {key}=merged"
         if sent and lora.dora:
-            yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM takes no adapters of DoRA; set engine.lora_sync=merged"
+            yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM does not support DoRA adapters; set engine.lora_sync=merged"
         if self.model.load_in_4bit and lora.rank is None:
-            yield "model.load_in_4bit=true: weights in 4 bits are not trained, only adapters on them are; set model.lora.rank"
+            yield "model.load_in_4bit=true: weights in 4 bits cannot be trained, only adapters on them; set model.lora.rank"
         if sent and self.engine.rollout != "vllm":
             yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
 
     @property
     def longest_unit(self) -> int:
-        """Tokens of what is never split: of a pair neither is learnt from alone."""
+        """Tokens of the longest unit that is never split: a sample, or both completions of a pair."""
         together = COMPLETIONS_PER_ROW[self.algorithm.reads] if self.offline_algorithm else 1
         return together * (self.max_prompt_tokens + self.max_completion_tokens)
 
     @property
     def least_budget(self) -> int:
-        """The smallest tokens_per_micro_batch: a crew's ranks hold the longest unit together."""
+        """The smallest tokens_per_micro_batch: the ranks of a sequence-parallel group share the longest unit."""
         return -(-self.longest_unit // self.engine.sequence_parallel)
 
     @property
     def samples_of_a_prompt(self) -> int:
-        return COMPLETIONS_PER_ROW[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt
+        """Completions of a prompt: those that are sampled, or those of a row of the data."""
+        return COMPLETIONS_PER_ROW[self.algorithm.reads] if self.offline_algorithm else self.samples_per_prompt or 0
 
     @property
     def samples_per_step(self) -> int:
@@ -215,7 +224,7 @@ class Recipe(Section):
         return self.updates_per_step // self.passes_per_step
 
 
-# What a run may go on with another value of: it computes the same, or what memory had no room for otherwise.
+# Keys that may change when a run is resumed: they change nothing that it computes, or only how it uses memory.
 IDENTITY_FREE = frozenset(
     {"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch", "hardware", "checkpoint.every", "checkpoint.keep"}
     | {"eval.every", "engine.gradient_checkpointing", "engine.memory", "engine.vllm"}
@@ -224,7 +233,7 @@ IDENTITY_FREE = frozenset(
 
 def read_recipe(config: Mapping[str, Any]) -> Recipe:
     """The typed recipe of a resolved configuration. Raises UserError naming each key, its value and what is valid."""
-    refuse_renamed(config)
+    refuse_old_names(config)
     try:
         return Recipe.model_validate(dict(config))
     except ValidationError as error:
@@ -233,7 +242,7 @@ def read_recipe(config: Mapping[str, Any]) -> Recipe:
 
 
 def describe_error(error: Any, config: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in the words of a recipe."""
+    """One of pydantic's errors as a line about a key of the recipe."""
     key = ".".join(str(part) for part in error["loc"] if part != "")  # the only source has no name
     if error["type"] == "extra_forbidden":
         *sections, name = error["loc"]
@@ -276,7 +285,7 @@ def get_at_path(config: Mapping[str, Any], path: list[Any]) -> Any:
 
 
 def suggest(word: str, known: Any, ask: str = "valid") -> str:
-    """' (did you mean ...?)' where something known is near, else what is valid."""
+    """' (did you mean ...?)' where a known name is similar, else the valid names."""
     names = [str(name) for name in known]
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     if close:
@@ -285,7 +294,7 @@ def suggest(word: str, known: Any, ask: str = "valid") -> str:
 
 
 def list_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys, with both values, in which two recipes differ such that their runs would too."""
+    """The keys, with both values, in which two recipes differ and that change what a run computes."""
     lines = []
     for key in sorted(set(before) | set(now)):
         if f"{prefix}{key}" in IDENTITY_FREE:

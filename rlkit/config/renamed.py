@@ -24,7 +24,7 @@ RENAMED_KEYS_OF_ALGORITHM = {  # of one shipped algorithm: a user's own class ma
 RENAMED_VALUES: dict[str, dict[Any, Any]] = {"engine.memory": {"slept": "sleep", "swapped": "sleep_and_offload"}}
 
 
-def refuse_renamed(config: Mapping[str, Any]) -> None:
+def refuse_old_names(config: Mapping[str, Any]) -> None:
     """Raises UserError where a resolved configuration uses an old key or an old value: one line each, with the new name."""
     algorithm = config.get("algorithm")
     name = algorithm.get("name") if isinstance(algorithm, Mapping) else None
@@ -38,7 +38,7 @@ def refuse_renamed(config: Mapping[str, Any]) -> None:
         raise UserError("\n".join(lines))
 
 
-def refuse_renamed_key(key: str) -> None:
+def refuse_old_key(key: str) -> None:
     """Raises UserError where one dotted key is an old one. For a key that no configuration holds: Hydra's `~key` takes one away."""
     table = RENAMED_KEYS | {old: new for keys in RENAMED_KEYS_OF_ALGORITHM.values() for old, new in keys.items()}
     nested: Any = {}

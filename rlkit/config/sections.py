@@ -1,4 +1,4 @@
-"""The sections of a recipe, with types and bounds. Defaults stand in recipes/."""
+"""The sections of a recipe, with types and bounds. The defaults are in recipes/."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ColumnsSection(Section):
 
 
 class SourceSection(Section):
-    """A place of rows; what it does not say of them, the section `data` does. Named by the user, so no file can hold its defaults."""
+    """A source of rows. What it does not set, the section `data` sets. The user names it, so no file can hold its defaults."""
 
     path: str
     config: str | None = None
@@ -66,11 +66,11 @@ class SourceSection(Section):
 
 
 def parse_sources(value: Any) -> Any:
-    """One place, which needs no name, or several under names -> by name."""
+    """One source without a name, or several with names -> sources by name. Raises ValueError for anything else."""
     if isinstance(value, str):
         return {"": {"path": value}}
     if not isinstance(value, Mapping) or ("path" not in value and not all(isinstance(part, Mapping) for part in value.values())):
-        raise ValueError(f"data.train and data.test are a place, {{path: ...}}, or several, {{a: {{path: ...}}}}; this is none: {value}")
+        raise ValueError(f"data.train and data.test take one source, {{path: ...}}, or several, {{a: {{path: ...}}}}; not {value}")
     return {"": value} if isinstance(value.get("path"), str) else value
 
 

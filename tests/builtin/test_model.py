@@ -158,7 +158,7 @@ def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytes
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"file cannot be made .*set RLKIT_CACHE"):
+    with pytest.raises(UserError, match=r"file cannot be created .*set RLKIT_CACHE"):
         model.find_cache_folder()
     if os.geteuid():  # root may write anywhere
         tmp_path.chmod(0o500)

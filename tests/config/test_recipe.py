@@ -131,9 +131,9 @@ REFUSED = {
     "samples_per_prompt=1": "samples_per_prompt=1 is too few for algorithm=grpo, whose baseline is the group; set it to at least 2",
     "mask_truncated_completions=often": "mask_truncated_completions='often' is not valid: it should be a valid boolean",
     "passes_per_step=2": "updates_per_step=1 counts the updates of all passes_per_step=2 passes and must be a multiple of it",
-    "updates_per_step=49": "asks for more minibatches than there are groups: prompts_per_step=48",
+    "updates_per_step=49": "needs more minibatches than there are groups: prompts_per_step=48",
     "tokens_per_micro_batch=100": "does not hold one sample of max_prompt_tokens + max_completion_tokens = 112; set it to at least 112",
-    "model.load_in_4bit=true": "weights in 4 bits are not trained, only adapters on them are; set model.lora.rank",
+    "model.load_in_4bit=true": "weights in 4 bits cannot be trained, only adapters on them; set model.lora.rank",
     "engine.sequence_parallel=0": "engine.sequence_parallel=0 is not valid: it should be greater than or equal to 1",
     "algorithm=grop": "there is no algorithm 'grop' (did you mean grpo",
     "model=gpt": "there is no model 'gpt'; valid: builtin, hf",
@@ -144,12 +144,12 @@ REFUSED = {
     "data.train={a: {path: x, wieght: 3}}": "unknown key data.train.a.wieght (did you mean weight?)",
     "data.train={a: {path: x, weight: 0}}": "data.train.a.weight=0 is not valid: it should be greater than 0",
     "data.train={path: x, spilt: y}": "unknown key data.train.spilt (did you mean split?)",
-    "data.train={pth: x}": "are a place, {path: ...}, or several, {a: {path: ...}}; this is none: {'pth': 'x'}",
-    "data.test={a: {path: x, weight: 3}}": "data.test takes its sources one after the other: leave their weights away",
+    "data.train={pth: x}": "take one source, {path: ...}, or several, {a: {path: ...}}; not {'pth': 'x'}",
+    "data.test={a: {path: x, weight: 3}}": "data.test reads its sources one after the other: leave out their weights",
     "data.epochs=2": "steps=24 and data.epochs=2.0: set one of the two, and the other to null",
     "steps=null": "steps=None and data.epochs=None: set one of the two",
     "optim=fast": "optim='fast' is not valid",
-    "steps": "'steps' is no override; write key=value",
+    "steps": "'steps' is not an override; write key=value",
     "seed=0,1": "To sweep over it, add --multirun",
     "seed=[1": "no viable alternative at input '[1'",
     "seed=]": "seed=']' is not valid: it should be a valid integer",
@@ -173,7 +173,7 @@ def test_processes_that_share_rows_hold_a_sample_together(capsys: pytest.Capture
     assert run.main([*words, "tokens_per_micro_batch=27"]) == 2
     assert "= 112, shared by engine.sequence_parallel=4 processes; set it to at least 28" in capsys.readouterr().err
     assert run.main(["recipe=reward_model", "dry_run=true", "engine.sequence_parallel=4"]) == 2
-    assert "does not share rows yet; set engine.sequence_parallel=1" in capsys.readouterr().err
+    assert "does not support sequence parallelism yet; set engine.sequence_parallel=1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ppo_math", "reinforce_pp_math"])
@@ -183,7 +183,7 @@ def test_a_reward_is_not_normalised_alone(name: str, normalise: str, capsys: pyt
     assert run.main([*words, "samples_per_prompt=1"]) == 2
     told = capsys.readouterr().err
     assert told == (
-        f"rlkit: rewarding.normalise={normalise} brings the mean of a group to 0, and with samples_per_prompt=1 that is every reward; "
+        f"rlkit: rewarding.normalise={normalise} sets the mean of a group to 0, and with samples_per_prompt=1 that is every reward; "
         "set samples_per_prompt to at least 2, or rewarding.normalise=none\n"
     )
     assert composed(f"recipe={name}", "samples_per_prompt=1").rewarding.normalise == "none"
@@ -193,17 +193,17 @@ def test_a_reward_is_not_normalised_alone(name: str, normalise: str, capsys: pyt
 
 
 REFUSED_OFFLINE = {
-    "samples_per_prompt=4": "samples_per_prompt: of no use to algorithm=dpo, which learns from what is written in the data; leave it out",
-    "sampling={temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0}": "sampling: of no use to algorithm=dpo",
-    "rewards.accuracy.path=accuracy": "rewards: of no use to algorithm=dpo",
+    "samples_per_prompt=4": "samples_per_prompt: algorithm=dpo learns from completions in the data and does not use it; leave it out",
+    "sampling={temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0}": "sampling: algorithm=dpo learns from completions in the data",
+    "rewards.accuracy.path=accuracy": "rewards: algorithm=dpo learns from completions in the data",
     "algorithm.loss=dpo": "it should be 'sigmoid', 'smoothed', 'hinge', 'ipo', 'robust', 'simpo' or 'orpo'",
     "algorithm={loss: robust, label_smoothing: 0.5}": "algorithm.label_smoothing=0.5 means that labels are wrong at least as often",
     "algorithm.label_smoothing=0.1": "algorithm.label_smoothing has no effect with algorithm.loss=sigmoid; set loss=smoothed, robust",
     "algorithm.simpo_gamma=1.0": "algorithm.simpo_gamma has no effect with algorithm.loss=sigmoid",
     "algorithm.bta=1": "unknown key algorithm.bta (did you mean beta",
     "tokens_per_micro_batch=100": "does not hold one pair, twice max_prompt_tokens + max_completion_tokens = 160; set it to at least 160",
-    "updates_per_step=33": "asks for more minibatches than there are groups: prompts_per_step=32",
-    "mask_truncated_completions=true": "mask_truncated_completions=true: algorithm=dpo samples none; leave it out",
+    "updates_per_step=33": "needs more minibatches than there are groups: prompts_per_step=32",
+    "mask_truncated_completions=true": "mask_truncated_completions=true: algorithm=dpo samples no completions; leave it out",
 }
 
 

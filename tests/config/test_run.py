@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlkit import run
-from rlkit.config.compose import compose_config, list_groups, list_options, quote, quote_if_needed
+from rlkit.config.compose import compose_config, list_groups, list_options, quote, quote_value
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize("value", [r"(\d+)", r"answer: (.*)$", "a=b", "~/runs/x", "/tmp/größe", "it's", "\\", "a\\'b"])
 def test_a_value_arrives_as_it_was_written(value: str) -> None:
-    assert compose_config(["recipe=grpo_math", f"data.answer_pattern={quote_if_needed(value)}"], None)["data"]["answer_pattern"] == value
+    assert compose_config(["recipe=grpo_math", f"data.answer_pattern={quote_value(value)}"], None)["data"]["answer_pattern"] == value
     assert compose_config(["recipe=grpo_math", f"data.answer_pattern={quote(value)}"], None)["data"]["answer_pattern"] == value
     assert compose_config(["recipe=grpo_math", f"data.answer_pattern={value}"], None)["data"]["answer_pattern"] == value
 

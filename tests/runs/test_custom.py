@@ -45,7 +45,7 @@ def test_the_example_of_the_documentation_trains(small: list[str], tmp_path: Pat
         ("median.py", "names no class in a file; write my_algorithm.py:MyAlgorithm"),
         ("nowhere.py:Median", "there is no file"),
         ("mine.py:MedianBaselin", "is not in that file (did you mean MedianBaseline?)"),
-        ("mine.py:json", "is no rlkit.algorithms.Objective; it has: MedianBaseline"),
+        ("mine.py:json", "is not a subclass of rlkit.algorithms.Objective; it has: MedianBaseline"),
         ("broken.py:Mine", "cannot be imported: NameError: name 'torhc' is not defined"),
     ],
 )
