@@ -170,28 +170,28 @@ class WorkerGroup:
 
     def _start(self, number: int, environment: Mapping[str, str], selector: selectors.BaseSelector) -> Rank:
         log = (self._folder / f"rank-{number}.log").open("ab")
-        reads, writes = os.pipe()
-        out, its_out = os.pipe()
-        err, its_err = os.pipe()
-        whole = {**environment, "RLKIT_HEARTBEAT": str(writes), "RLKIT_STACKS": str(self._folder / f"rank-{number}.stacks")}
+        beat_read, beat_write = os.pipe()
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        variables = {**environment, "RLKIT_HEARTBEAT": str(beat_write), "RLKIT_STACKS": str(self._folder / f"rank-{number}.stacks")}
         command = [sys.executable, "-I", "-S", "-c", GUARD, str(os.getpid()), *self._command]
         # A process group of its own: this launcher forwards Ctrl-C, once.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=its_out, stderr=its_err, env=whole, pass_fds=[writes], process_group=0
+            command, stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, env=variables, pass_fds=[beat_write], process_group=0
         )
-        for ours in (writes, its_out, its_err):
-            os.close(ours)
+        for handle in (beat_write, out_write, err_write):
+            os.close(handle)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         log.write(f"--- {now}  rank {number} on {self._node}, process {process.pid}\n".encode())
-        rank = Rank(number, process, log, reads)
-        for handle, kind in ((reads, "beat"), (out, "out"), (err, "err")):
+        rank = Rank(number, process, log, beat_read)
+        for handle, kind in ((beat_read, "beat"), (out_read, "out"), (err_read, "err")):
             os.set_blocking(handle, False)
             selector.register(handle, selectors.EVENT_READ, (rank, kind, bytearray()))
         return rank
 
     def _read_output(self, selector: selectors.BaseSelector, seconds: float) -> None:
         for key, _ in selector.select(seconds):
-            rank, kind, begun = key.data
+            rank, kind, buffer = key.data
             try:
                 read = os.read(key.fd, 1 << 16)
             except BlockingIOError:
@@ -199,24 +199,24 @@ class WorkerGroup:
             if not read:
                 selector.unregister(key.fd)
                 os.close(key.fd)
-            begun += read
-            end = begun.rfind(b"\n") + 1 if read else len(begun)
-            whole = bytes(begun[:end])
-            del begun[:end]
-            if not whole:
+            buffer += read
+            end = buffer.rfind(b"\n") + 1 if read else len(buffer)
+            complete = bytes(buffer[:end])
+            del buffer[:end]
+            if not complete:
                 continue
             with self._lock:
                 if kind == "beat":
-                    rank.record_heartbeat(whole)
+                    rank.record_heartbeat(complete)
                 else:
-                    self._pass_on(rank, kind == "err", whole)
+                    self._pass_on(rank, kind == "err", complete)
 
-    def _pass_on(self, rank: Rank, error: bool, whole: bytes) -> None:
+    def _pass_on(self, rank: Rank, error: bool, lines: bytes) -> None:
         with contextlib.suppress(OSError):  # on a full disk the rank itself fails, with a better message
-            rank.log.write(whole)
+            rank.log.write(lines)
             rank.log.flush()
         if error or rank.number == 0:
-            self._lines += [(rank.number, error, text) for text in whole.decode(errors="replace").splitlines()]
+            self._lines += [(rank.number, error, text) for text in lines.decode(errors="replace").splitlines()]
             del self._lines[:-MAX_LINES]
 
     def _check_ranks(self) -> None:

@@ -104,10 +104,10 @@ class Job:
 def estimate_weights(job: Job) -> float:
     """P b; with z = 3 a part of it, and the gathered weights of one layer."""
     linears = job.shape.layers * sum(a * b for a, b in job.shape.linears) if job.four_bits else 0
-    whole = job.parameters * job.width - linears * (job.width - FOUR_BIT_BYTES)
+    full = job.parameters * job.width - linears * (job.width - FOUR_BIT_BYTES)
     if job.stage < 3:
-        return whole
-    return min(whole, whole / job.world + 2 * sum(a * b for a, b in job.shape.linears) * job.width)
+        return full
+    return min(full, full / job.world + 2 * sum(a * b for a, b in job.shape.linears) * job.width)
 
 
 def estimate_optimizer_state(job: Job) -> float:
