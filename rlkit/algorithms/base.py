@@ -1,6 +1,6 @@
-"""What an algorithm is: what it needs, how rewards become credit, and one unreduced loss for the policy.
+"""The interface of an algorithm: its needs, rewards to credit, and one unreduced loss for the policy.
 
-Other ranks arrive as the argument `peers`; an algorithm knows no engine, no rank, no file.
+Other ranks are reached through the argument `peers`; an algorithm knows no engine, no rank, no file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Peers(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """What an algorithm wants computed before the update; nothing else is."""
+    """What must be computed before the update; nothing else is."""
 
     old_logprobs: bool = False
     reference: bool = False
@@ -40,7 +40,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class State:
-    """What an algorithm remembers from step to step; it steers, so it is in the checkpoint. Most remember nothing."""
+    """What an algorithm keeps from step to step; it is in the checkpoint, since it affects training. Most keep nothing."""
 
 
 class Algorithm(Protocol):
@@ -62,7 +62,7 @@ class Algorithm(Protocol):
         ...
 
     def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
-        """Why this algorithm makes no sense with the rest of a recipe; empty where it does."""
+        """Why this algorithm does not fit the rest of a recipe; empty where it does."""
         ...
 
     def needs(self, updates_per_step: int) -> Needs: ...

@@ -21,7 +21,7 @@ ROUNDING = 1e-10  # of the mean: a smaller spread is that of equal numbers added
 
 @dataclass(frozen=True, eq=False)
 class KLPenalty:
-    """What the KL to the reference takes off the rewards, and the coefficient of the next step."""
+    """What is subtracted from the rewards for the KL to the reference, and the coefficient of the next step."""
 
     tokens: Tensor  # [B, T] float64, kl_coef k1 where the KL is in the reward, else 0
     kl_coef: float | None  # of this step, None where it is fixed
@@ -47,7 +47,7 @@ def compute_kl_penalty(config: Objective, batch: Batch, signals: Signals, state:
     coef = state.kl_coef if isinstance(state, KLState) else config.kl_coef
     if config.kl_target is not None:
         metrics["kl_coef"] = Mean(coef, 1.0)
-        if tokens:  # a step without any says nothing of the KL
+        if tokens:  # a step without tokens has no KL
             state = KLState(kl.adapt_coefficient(coef, total / batch.size, config.kl_target))
     penalties = coef * k1 if config.kl_in == "reward" else nothing
     return KLPenalty(penalties, coef if config.kl_target is not None else None, state, metrics)
@@ -97,5 +97,5 @@ def whiten(advantages: Tensor, mask: Tensor, peers: Peers) -> Tensor:
 def to_credit(advantages: Tensor, batch: Batch, penalty: KLPenalty, returned: Tensor | None = None) -> Credit:
     """Advantages [B] or [B, T] as credit, 0 on tokens that do not count."""
     grid = advantages if advantages.dim() == 2 else advantages.unsqueeze(-1)
-    learnt = None if returned is None else returned.float()
-    return Credit(torch.where(batch.mask, grid.float(), 0.0), returns=learnt, kl_coef=penalty.kl_coef)
+    targets = None if returned is None else returned.float()
+    return Credit(torch.where(batch.mask, grid.float(), 0.0), returns=targets, kl_coef=penalty.kl_coef)

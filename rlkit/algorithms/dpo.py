@@ -1,4 +1,4 @@
-"""Direct preference optimization (Rafailov et al., arXiv 2305.18290) and the losses that people use in its place, of N pairs.
+"""Direct preference optimization (Rafailov et al., arXiv 2305.18290) and related losses, of N pairs.
 
     x_i  = sum_t log pi(y_it) - log pi_ref(y_it)                     with a reference: sums over tokens
     x_i  = mean_t log pi(y_it)                                       simpo and orpo: without one, means over tokens
@@ -14,7 +14,7 @@
     loss = mean over pairs
 
 Conventions: the reference is the starting model; IPO by the sum of log-probs. Where policy and reference agree, sigmoid, smoothed and
-robust are ln 2. The implicit reward that is watched is beta x.
+robust are ln 2. The implicit reward in the metrics is beta x.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from rlkit.ops import preference
 from rlkit.types import OfflineMicroBatch
 
 REFERENCE_FREE = ("simpo", "orpo")
-NOISY = ("smoothed", "robust")  # those that know of flipped labels
+NOISY = ("smoothed", "robust")  # losses with label_smoothing
 
 
 class DPO(OfflineObjective):
-    """Config and functions of DPO; the defaults stand in recipes/algorithm/dpo.yaml."""
+    """Config and functions of DPO; the defaults are in recipes/algorithm/dpo.yaml."""
 
     reads: ClassVar[Kind] = "pairs"
     unit: ClassVar[Unit] = "pair"
@@ -57,7 +57,7 @@ class DPO(OfflineObjective):
 
     @model_validator(mode="after")
     def check_keys(self) -> DPO:
-        """The checks across keys."""
+        """Checks across config. Raises ValueError."""
         if self.label_smoothing >= 0.5:
             raise ValueError(
                 f"algorithm.label_smoothing={self.label_smoothing} means that labels are wrong at least as often as right, and nothing can "
@@ -82,11 +82,11 @@ class DPO(OfflineObjective):
 
 
 LOSSES: dict[str, Callable[[DPO, Tensor, Tensor], Tensor]] = {
-    "sigmoid": lambda keys, chosen, rejected: preference.dpo_loss(chosen - rejected, keys.beta),
-    "smoothed": lambda keys, chosen, rejected: preference.conservative_dpo_loss(chosen - rejected, keys.beta, keys.label_smoothing),
-    "hinge": lambda keys, chosen, rejected: preference.hinge_loss(chosen - rejected, keys.beta),
-    "ipo": lambda keys, chosen, rejected: preference.ipo_loss(chosen - rejected, keys.beta),
-    "robust": lambda keys, chosen, rejected: preference.robust_dpo_loss(chosen - rejected, keys.beta, keys.label_smoothing),
-    "simpo": lambda keys, chosen, rejected: preference.simpo_loss(chosen, rejected, keys.beta, keys.simpo_gamma),
-    "orpo": lambda keys, chosen, rejected: preference.orpo_loss(chosen, rejected, keys.beta),
+    "sigmoid": lambda config, chosen, rejected: preference.dpo_loss(chosen - rejected, config.beta),
+    "smoothed": lambda config, chosen, rejected: preference.conservative_dpo_loss(chosen - rejected, config.beta, config.label_smoothing),
+    "hinge": lambda config, chosen, rejected: preference.hinge_loss(chosen - rejected, config.beta),
+    "ipo": lambda config, chosen, rejected: preference.ipo_loss(chosen - rejected, config.beta),
+    "robust": lambda config, chosen, rejected: preference.robust_dpo_loss(chosen - rejected, config.beta, config.label_smoothing),
+    "simpo": lambda config, chosen, rejected: preference.simpo_loss(chosen, rejected, config.beta, config.simpo_gamma),
+    "orpo": lambda config, chosen, rejected: preference.orpo_loss(chosen, rejected, config.beta),
 }

@@ -28,7 +28,7 @@ from rlkit.types import Batch, Credit, Signals
 
 
 class GRPO(GroupObjective):
-    """Config and functions of GRPO; the defaults stand in recipes/algorithm/grpo.yaml."""
+    """Config and functions of GRPO; the defaults are in recipes/algorithm/grpo.yaml."""
 
     scale: Literal["group_std", "batch_std", "none"]
 

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimization (Ethayarajh et al., arXiv 2402.01306): completions with a verdict, not in pairs.
+"""Kahneman-Tversky optimization (Ethayarajh et al., arXiv 2402.01306): completions with a label, not in pairs.
 
     x_i  = sum_t log pi(y_it) - log pi_ref(y_it)
     z    = max(0, mean_j log pi(y_j' | x_j) - log pi_ref(y_j' | x_j))      y_j' a completion of another prompt of the minibatch
@@ -8,8 +8,8 @@
 
 Conventions: z comes from a pass without gradient over the whole minibatch, on all ranks; y_j' is the completion of the row half a minibatch
 further on, in the order of the data's rows, or of the next after it that has another prompt. The paper wants desirable_weight x desirable
-rows : undesirable_weight x undesirable rows between 1:1 and 4:3. A completion is told right where its x is above z if it is desirable,
-below z if not.
+rows : undesirable_weight x undesirable rows between 1:1 and 4:3. A completion counts as right where its x is above z if it is
+desirable, below z if not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlkit.types import OfflineMicroBatch
 
 
 class KTO(OfflineObjective):
-    """Config and functions of KTO; the defaults stand in recipes/algorithm/kto.yaml."""
+    """Config and functions of KTO; the defaults are in recipes/algorithm/kto.yaml."""
 
     reads: ClassVar[Kind] = "rated"
     unit: ClassVar[Unit] = "sequence"
@@ -41,7 +41,7 @@ class KTO(OfflineObjective):
     @model_validator(mode="after")
     def check_keys(self) -> KTO:
         if self.desirable_weight == self.undesirable_weight == 0.0:
-            raise ValueError("algorithm.desirable_weight and algorithm.undesirable_weight are both 0: nothing would be learnt")
+            raise ValueError("algorithm.desirable_weight and algorithm.undesirable_weight are both 0: nothing would be learned")
         return self
 
     @property

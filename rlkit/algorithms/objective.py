@@ -1,9 +1,9 @@
-"""What every online algorithm shares: the policy's loss, and what is added to it or to the reward. B samples, T tokens.
+"""The policy's loss, shared by all online algorithms, and the terms added to it or to the reward. B samples, T tokens.
 
     L_it = w_it S(rho_it, A_it) + kl_coef k_it - entropy_coef H_it        rho_it = pi(o_it) / pi_old(o_it)
 
-S is one of `POLICY_LOSSES`. w_it corrects for a sampler that is not quite pi_old: w = exp(log pi_old - log pi_rollout), without gradient,
-held at a cap or dropped above it, a token's own or its sequence's geometric mean. k is k2 or k3 of a reference; k1 goes into the reward.
+S is one of `POLICY_LOSSES`. w_it corrects for a sampler that differs from pi_old: w = exp(log pi_old - log pi_rollout), without gradient,
+clipped at a cap or 0 above it, a token's own or its sequence's geometric mean. k is k2 or k3 of a reference; k1 goes into the reward.
 An algorithm adds `compute_advantages`, rewards to advantages.
 """
 
@@ -40,7 +40,7 @@ class KLState(State):
 
 
 class Objective(BaseModel):
-    """Keys and functions of the policy's loss; the defaults stand in recipes/algorithm/."""
+    """Keys and functions of the policy's loss; the defaults are in recipes/algorithm/."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     credit_by_token: ClassVar[bool] = False  # whether the tokens of one sample may have different advantages
@@ -64,7 +64,7 @@ class Objective(BaseModel):
 
     @model_validator(mode="after")
     def check_keys(self) -> Objective:
-        """The checks across keys of one algorithm."""
+        """Checks across keys. Raises ValueError."""
         reason = REFUSED_KL.get((self.kl_in, self.kl_estimator))
         if reason:
             raise ValueError(f"algorithm.kl_in={self.kl_in} with algorithm.kl_estimator={self.kl_estimator} is refused: {reason}")
@@ -89,7 +89,7 @@ class Objective(BaseModel):
         return State() if self.kl_target is None else KLState(self.kl_coef)
 
     def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
-        """Why this algorithm makes no sense with the rest of a recipe; empty where it does."""
+        """Why this algorithm does not fit the rest of a recipe; empty where it does."""
         reasons = []
         if samples_per_prompt < self.min_samples_per_prompt:
             reasons.append(
@@ -114,7 +114,7 @@ class Objective(BaseModel):
         return Needs(old_logprobs=updates_per_step > 1 or before, reference=reference)
 
     def compute_policy_loss(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
-        """The surrogate with what is added to it; [B, T]."""
+        """The surrogate loss with the KL and entropy terms; [B, T], and metrics."""
         log_ratios = surrogate.log_ratio(rows.logprobs, rows.old_logprobs, rows.mask)
         if self.loss == "gspo":
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
@@ -139,7 +139,7 @@ class Objective(BaseModel):
         return loss, metrics
 
     def compute_correction(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
-        """Weights [B, T] of the tokens for their sampler, what they are worth, and the ratios before any cap."""
+        """Importance weights [B, T] of the tokens, and metrics of the weights and of the ratios before the cap."""
         log_ratios = surrogate.log_ratio(rows.old_logprobs, rows.rollout_logprobs, rows.mask)
         if self.correction_level == "sequence":
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
@@ -155,7 +155,7 @@ class Objective(BaseModel):
 
 
 class GroupObjective(Objective):
-    """Of algorithms whose baseline is the group: they may ask for groups that have a signal (DAPO, arXiv 2503.14476, section 3.2)."""
+    """For algorithms whose baseline is the group: they can require groups that have a signal (DAPO, arXiv 2503.14476, section 3.2)."""
 
     dynamic_sampling: bool
     max_refills: int = Field(ge=0)

@@ -1,6 +1,6 @@
-"""What an offline algorithm is: what it reads, what it needs, one unreduced loss. B completions, T tokens, N pairs.
+"""The interface of an offline algorithm: its data, its needs, one unreduced loss. B completions, T tokens, N pairs.
 
-It learns from completions that others wrote; nothing is sampled, nothing is judged. As online, it knows no engine, no rank, no file.
+It learns from completions in the data; nothing is sampled and no reward is computed. It knows no engine, no rank, no file.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ COMPLETIONS_PER_ROW: dict[Kind, int] = {"pairs": 2, "rated": 1, "demonstrations"
 
 
 class OfflineObjective(BaseModel):
-    """What the configs have in common; defaults stand in recipes/algorithm/."""
+    """Keys and constants that all offline configs share; defaults are in recipes/algorithm/."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     reads: ClassVar[Kind]
     unit: ClassVar[Unit]  # what the loss gives a value for, and what the mean is over
     learner: ClassVar[Literal["policy", "reward_model"]] = "policy"
     measure: ClassVar[Literal["accuracy", "loss"]] = "accuracy"  # of held-out rows
-    baseline: ClassVar[bool] = False  # whether the loss wants Written.baseline
+    baseline: ClassVar[bool] = False  # whether the loss needs OfflineMicroBatch.baseline
 
     name: str
 
     @property
     def reference(self) -> bool:
-        """Whether the loss wants OfflineMicroBatch.reference."""
+        """Whether the loss needs OfflineMicroBatch.reference."""
         return False
 
 
@@ -80,13 +80,13 @@ def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compute_accuracy(margins: Tensor) -> Mean:
-    """The share of margins [N] above 0; one that is 0 is half right, as a coin would be."""
+    """The share of margins [N] above 0; a margin of 0 counts as half right."""
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
     return mean_over_mask(right, torch.ones_like(right, dtype=torch.bool))
 
 
 def compute_reward_metrics(rewards: Tensor, logps: Tensor, desirable: Tensor, margins: Tensor) -> Metrics:
-    """What to watch: rewards [B], log-probs [B] and which are the better ones [B]; margins [N or B], above 0 where the model is right."""
+    """Metrics: rewards [B], log-probs [B] and which are the better ones [B]; margins [N or B], above 0 where the model is right."""
     return {
         "rewards/chosen": mean_over_mask(rewards, desirable),
         "rewards/rejected": mean_over_mask(rewards, ~desirable),
@@ -97,7 +97,7 @@ def compute_reward_metrics(rewards: Tensor, logps: Tensor, desirable: Tensor, ma
 
 
 def compute_pair_metrics(rewards: Tensor, logps: Tensor) -> Metrics:
-    """The same of pairs; rewards [2 N], logps [2 N]."""
+    """The same for pairs; rewards [2 N], logps [2 N]."""
     chosen, rejected = split_pairs(rewards)
     better = torch.arange(len(rewards), device=rewards.device) % 2 == 0
     return compute_reward_metrics(rewards, logps, better, chosen - rejected)

@@ -6,7 +6,7 @@
     LV_it  = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2          R = A + V_old, A not whitened
 
 Conventions: after the last token nothing follows, cut completions too; advantages are whitened over all tokens of the step that count, on
-all ranks, std with n - 1. A failed reward gives its sample advantage 0, and its values are not learnt from. One sample a prompt is fine.
+all ranks, std with n - 1. A failed reward gives its sample advantage 0, and the critic does not learn from it. One sample a prompt is fine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlkit.types import Batch, Credit, Signals
 
 
 class PPO(CriticObjective):
-    """Config and functions of PPO; the defaults stand in recipes/algorithm/ppo.yaml."""
+    """Config and functions of PPO; the defaults are in recipes/algorithm/ppo.yaml."""
 
     credit_by_token: ClassVar[bool] = True
     gamma: float = Field(gt=0.0, le=1.0)

@@ -6,7 +6,7 @@
     L_it = -min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)
 
 Conventions: discount 1; the baseline variant has its KL as k2 in the loss. A failed reward leaves every mean and gets advantage 0; where
-all R are the same, all advantages are 0. The baseline variant wants at least two samples a prompt, the other is fine with one.
+all R are the same, all advantages are 0. The baseline variant needs at least two samples a prompt, the other needs one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlkit.types import Batch, Credit, Signals
 
 
 class ReinforcePP(Objective):
-    """Config and functions of REINFORCE++; the defaults stand in recipes/algorithm/reinforce_pp.yaml."""
+    """Config and functions of REINFORCE++; the defaults are in recipes/algorithm/reinforce_pp.yaml."""
 
     credit_by_token: ClassVar[bool] = True
 
@@ -39,7 +39,7 @@ class ReinforcePP(Objective):
 
 
 class ReinforcePPBaseline(GroupObjective):
-    """Config and functions of REINFORCE++-baseline; the defaults stand in recipes/algorithm/reinforce_pp_baseline.yaml."""
+    """Config and functions of REINFORCE++-baseline; the defaults are in recipes/algorithm/reinforce_pp_baseline.yaml."""
 
     @property
     def inert_without_advantage(self) -> bool:

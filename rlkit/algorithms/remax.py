@@ -3,7 +3,7 @@
     A_i  = r_i - kl_coef sum_t k1_it - r(greedy completion of the same prompt)
     L_it = -sg(rho_it) A_i log pi(o_it)         rho_it = pi(o_it) / pi_old(o_it), without gradient; 1 in a step's first update
 
-Conventions: the greedy completion is sampled in the same rollout phase and only judged, never learnt from; its reward stands in
+Conventions: the greedy completion is sampled in the same rollout phase; it gets a reward but no update. Its reward is in
 `Batch.baseline`, and where that failed its prompt gets advantage 0. The losses of a completion's tokens are added up (`reduction:
 fixed_length`). One sample a prompt is fine.
 """
@@ -22,7 +22,7 @@ from rlkit.types import Batch, Credit, Signals
 
 
 class ReMax(Objective):
-    """Config and functions of ReMax; the defaults stand in recipes/algorithm/remax.yaml."""
+    """Config and functions of ReMax; the defaults are in recipes/algorithm/remax.yaml."""
 
     def needs(self, updates_per_step: int) -> Needs:
         return replace(super().needs(updates_per_step), greedy=True)

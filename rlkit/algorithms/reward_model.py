@@ -1,4 +1,4 @@
-"""Reward modelling: a score r for whole completions, learnt from pairs (Bradley and Terry, 1952; Ouyang et al., arXiv 2203.02155).
+"""Reward modelling: a score r for whole completions, learned from pairs (Bradley and Terry, 1952; Ouyang et al., arXiv 2203.02155).
 
     L = -log sigmoid(r_chosen - r_rejected)          loss = mean over pairs
 

@@ -19,7 +19,7 @@ from rlkit.types import Batch, Credit, Signals
 
 
 class RLOO(GroupObjective):
-    """Config and functions of RLOO; the defaults stand in recipes/algorithm/rloo.yaml."""
+    """Config and functions of RLOO; the defaults are in recipes/algorithm/rloo.yaml."""
 
     def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T], one number a sample."""

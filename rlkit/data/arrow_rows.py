@@ -86,14 +86,14 @@ def load_saved_dataset(name: str, folder: Path, split: str) -> Rows:
 
 def load_hub_dataset(name: str, repo: str, config: str | None, split: str, revision: str | None, *, offline: bool) -> Rows:
     """Rows of a dataset of the Hugging Face hub; offline, of its copy in the cache."""
-    asked = not offline and is_hub_reachable()
-    if not asked:
+    online = not offline and is_hub_reachable()
+    if not online:
         _go_offline()
     datasets = _import_datasets()
     try:
         table = datasets.load_dataset(repo, config, split=split, revision=revision)
     except Exception as error:  # network, hub, builder and split errors have no common base
-        why = _describe_root_cause(error) if asked else "the hub cannot be asked (offline=true, or no network) and it is not in the cache"
+        why = _describe_root_cause(error) if online else "the hub cannot be asked (offline=true, or no network) and it is not in the cache"
         raise UserError(
             f"{name} is no file or folder here, and as a dataset of the hub it cannot be loaded: {why}\n"
             "expected a file, a folder, or a dataset of the hub as name, name:config@split#revision"
@@ -106,7 +106,7 @@ def _import_datasets() -> Any:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs about a broken file is in the error that it raises
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server of every file of this disk that it reads
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it reports every local file that it reads to a server
     return datasets
 
 

@@ -1,4 +1,4 @@
-"""Where a name may lead: what lies beside a path that is not there, and whether the Hugging Face hub can be asked."""
+"""What exists near a path that does not, and whether the Hugging Face hub can be reached."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ Message = dict[str, Any]  # role, content, and whatever else the chat template r
 
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "problem")  # tried in this order, as are the next ones
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "reward_model.ground_truth")
-PLAIN_COLUMN = "prompt"  # text in it is what the model sees; text of any other column is what a user says
-CHECKED_ROWS = 100_000  # looked at when a run starts (about a second); a fault in a later row is told when it comes up
+PLAIN_COLUMN = "prompt"  # text in it is what the model sees; text of any other column is a user's message
+CHECKED_ROWS = 100_000  # checked at start (about a second); a fault in a later row is raised when the row is read
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # sharegpt's words, which has them as {from, value}
 MISSING = object()
 T = TypeVar("T")
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Columns:
-    """The recipe's words on prompts and answers; a dotted name reaches into a column of objects."""
+    """Columns and format of prompts and answers; a dotted name reaches into a column of objects."""
 
     prompt: str | None = None  # None: the first of PROMPT_COLUMNS that is there
     answer: str | None = None  # None: the first of ANSWER_COLUMNS that is there, if any
@@ -37,7 +37,7 @@ class Columns:
     label: str | None = None
     answer_pattern: str | None = None  # regular expression with one group; its last match in the answer column is the answer
     system: str | None = None  # system message; replaces a row's own
-    template: str | None = None  # Jinja over the row's columns and `prompt`, the user's text; writes what the user says
+    template: str | None = None  # Jinja over the row's columns and `prompt`, the user's text; gives the user's message
     chat: bool | None = None  # text is a user's message (True) or raw text (False); None: raw where the column is called "prompt"
 
 
@@ -52,12 +52,12 @@ class PromptRow:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The chat; raw text counts as one thing that a user says."""
+        """The chat; raw text counts as one message of a user."""
         return ({"role": "user", "content": self.prompt},) if isinstance(self.prompt, str) else self.prompt
 
 
 class RowReader(ABC, Generic[T]):
-    """Reads one kind of thing out of `rows`. The columns are found in the first row that can be read."""
+    """Reads prompts, pairs or other items from `rows`. Columns are found by the first row that can be read."""
 
     def __init__(self, rows: Rows, columns: Columns) -> None:
         self.rows = rows
@@ -75,14 +75,14 @@ class RowReader(ABC, Generic[T]):
 
     @abstractmethod
     def _build_row(self, index: int, row: Row) -> T:
-        """The thing of a row. Raises RowFault."""
+        """The item of a row. Raises RowFault."""
 
     @abstractmethod
     def _list_columns(self) -> list[str]:
-        """The columns that make the thing."""
+        """The columns that an item is made of."""
 
     def read(self, index: int) -> T:
-        """The thing of row `index`. Raises BadRow, naming file and row, where there is none."""
+        """The item of row `index`. Raises BadRow, with file and row, where the row cannot be used."""
         row = self.rows[index]
         try:
             return self._build_row(index, row)
@@ -96,7 +96,7 @@ class RowReader(ABC, Generic[T]):
         for index, row in zip(range(limit), self.rows.scan(wanted), strict=False):
             fault = row if isinstance(row, BadRow) else self._find_fault(index, row)
             if fault and stop:
-                self.read(index)  # tells of the same fault with all columns of the row, of which a scan may leave some out
+                self.read(index)  # raises the same fault with all columns of the row; a scan may leave some out
                 raise fault
             if fault:
                 bad.append(fault)
@@ -112,9 +112,9 @@ class RowReader(ABC, Generic[T]):
             try:
                 numbers[index] = float(value)
             except (TypeError, ValueError):
-                said = "has no number in" if has_column(row, column) else "has no"
+                what = "has no number in" if has_column(row, column) else "has no"
                 raise BadRow(
-                    f'{self.rows.describe_row(index)} {said} column "{column}" ({_describe_columns(row)}); set data.curriculum'
+                    f'{self.rows.describe_row(index)} {what} column "{column}" ({_describe_columns(row)}); set data.curriculum'
                 ) from None
         return numbers
 
@@ -146,14 +146,14 @@ class RowReader(ABC, Generic[T]):
         raise RowFault(f'has in column "{column}" neither text nor a list of messages: {truncate(repr(value))}')
 
     def _format_prompt(self, row: Row, raw: str | Sequence[Message], *, chat: bool) -> str | tuple[Message, ...]:
-        """A prompt with the recipe's template and system message; `chat`: text is what a user says."""
+        """A prompt with the recipe's template and system message; `chat`: text is a user's message."""
         messages = [{"role": "user", "content": raw}] if isinstance(raw, str) else list(raw)
         if self._template is not None:
-            said = next((m for m in reversed(messages) if m["role"] == "user"), None)
-            if said is None:
+            user = next((m for m in reversed(messages) if m["role"] == "user"), None)
+            if user is None:
                 raise RowFault("has no message of a user for data.template to write")
-            text = self._render_template(row, said["content"])
-            messages = [{**m, "content": text} if m is said else m for m in messages]
+            text = self._render_template(row, user["content"])
+            messages = [{**m, "content": text} if m is user else m for m in messages]
         if isinstance(raw, str) and not chat:
             return str(messages[0]["content"])
         if self._settings.system is not None:
@@ -164,11 +164,11 @@ class RowReader(ABC, Generic[T]):
         chat = self._settings.chat
         return (column != PLAIN_COLUMN if chat is None else chat) or self._settings.system is not None
 
-    def _render_template(self, row: Row, said: Any) -> str:
+    def _render_template(self, row: Row, user_text: Any) -> str:
         import jinja2
 
         try:
-            return str(self._template.render({**row, "prompt": said}))
+            return str(self._template.render({**row, "prompt": user_text}))
         except jinja2.TemplateError as error:
             raise RowFault(
                 f"does not fit data.template: {error} ({_describe_columns(row)}); "
@@ -197,8 +197,8 @@ class PromptReader(RowReader[PromptRow]):
 
     def _build_row(self, index: int, row: Row) -> PromptRow:
         raw = self._read_content(row, self._prompt, "prompt")
-        asked = raw if isinstance(raw, str) else strip_replies(raw)
-        return PromptRow(index, self._format_prompt(row, asked, chat=self._text_is_chat(self._prompt)), self._read_answer(row), row)
+        prompt = raw if isinstance(raw, str) else strip_replies(raw)
+        return PromptRow(index, self._format_prompt(row, prompt, chat=self._text_is_chat(self._prompt)), self._read_answer(row), row)
 
     def _read_answer(self, row: Row) -> Any:
         if self._answer is None:
@@ -237,7 +237,7 @@ def has_column(row: Mapping[str, Any], column: str) -> bool:
 
 
 class RowFault(Exception):
-    """What is wrong with a row; who knows its file and number puts them in front."""
+    """What is wrong with a row; the caller adds file and row number."""
 
 
 def require_column(row: Row, column: str, what: str) -> Any:
@@ -253,13 +253,13 @@ def require_column(row: Row, column: str, what: str) -> Any:
 
 
 def strip_replies(messages: Sequence[Message]) -> list[Message]:
-    """The chat up to the last turn that is not the assistant's: what the policy is asked to answer."""
-    asked = list(messages)
-    while asked and asked[-1]["role"] == "assistant":
-        asked.pop()
-    if not asked:
+    """The chat without the assistant's messages at its end: what the policy answers."""
+    chat = list(messages)
+    while chat and chat[-1]["role"] == "assistant":
+        chat.pop()
+    if not chat:
         raise RowFault(f"has only the assistant's messages: {truncate(repr(list(messages)))}")
-    return asked
+    return chat
 
 
 def _normalise_messages(value: Sequence[Mapping[str, Any]], system: Any) -> list[Message]:
@@ -280,7 +280,7 @@ def _compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f'data.answer_pattern "{pattern}" is no regular expression: {error}') from None
+        raise UserError(f'data.answer_pattern "{pattern}" is not a regular expression: {error}') from None
     if compiled.groups != 1:
         raise UserError(f'data.answer_pattern "{pattern}" has {compiled.groups} groups; expected one, as in "#### (.+)"')
     return compiled
@@ -295,7 +295,7 @@ def _compile_template(text: str | None) -> Any:
     try:
         return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(text)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"data.template line {error.lineno} is no Jinja template: {error.message}") from None
+        raise UserError(f"data.template line {error.lineno} is not a Jinja template: {error.message}") from None
 
 
 def _find_first_fault(rows: Rows) -> str:

@@ -1,4 +1,4 @@
-"""From a row to a prompt and what was written to it: pairs, rated ones, demonstrations. Found by themselves, or as data.columns says:
+"""From a row to a prompt and its completions: pairs, rated, demonstrations. Columns are found by name, or set by data.columns:
 
 pairs            prompt, chosen, rejected             each of the two a text, a message, a reply in a list, or a whole conversation
                  messages, rejected_response          the conversation ends with the chosen reply (ms-swift)
@@ -38,7 +38,7 @@ class CompletionRow:
 
 
 class _CompletionReader(RowReader[CompletionRow]):
-    """What the three have in common: completions from some columns, after one prompt."""
+    """Reads completions from some columns, after one prompt; base of the three readers."""
 
     def __init__(self, rows: Rows, columns: Columns) -> None:
         super().__init__(rows, columns)
@@ -65,24 +65,24 @@ class _CompletionReader(RowReader[CompletionRow]):
     def _read_prompt(self, row: Row, sides: dict[str, str | list[Message]]) -> str | list[Message]:
         """What all sides answer: the conversation that they bring along, or the prompt's column."""
         brought = {what: side[:-1] for what, side in sides.items() if not isinstance(side, str) and len(side) > 1}
-        asked = next(iter(brought.values()), None)
-        if any(side != asked for side in brought.values()):
+        shared = next(iter(brought.values()), None)
+        if any(side != shared for side in brought.values()):
             raise RowFault(f"has {' and '.join(sides)} of different conversations: they differ before the last message")
         if self._prompt is None or self._prompt in self._completions.values():
-            if asked is None:
+            if shared is None:
                 column = next(iter(self._completions.values()))
                 raise RowFault(f'has no prompt: column "{column}" holds only the reply; set data.columns.prompt')
-            return asked
+            return shared
         raw = self._read_content(row, self._prompt, "prompt")
-        said = raw if isinstance(raw, str) else strip_replies(raw)
-        if asked is None:
-            return said
-        if said not in (asked, asked[-1].get("content")):
+        prompt = raw if isinstance(raw, str) else strip_replies(raw)
+        if shared is None:
+            return prompt
+        if prompt not in (shared, shared[-1].get("content")):
             raise RowFault(
-                f'has another prompt in column "{self._prompt}" than its {next(iter(brought))} answers: {truncate(repr(said))}; '
+                f'has another prompt in column "{self._prompt}" than its {next(iter(brought))} answers: {truncate(repr(prompt))}; '
                 "leave the replies alone in their columns, or take the prompt's column away"
             )
-        return asked
+        return shared
 
     def _find_prompt(self) -> str | None:
         """None where every completion's column is a whole conversation."""

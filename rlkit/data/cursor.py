@@ -54,7 +54,7 @@ class Cursor:
         if any(part.count < 1 for part in self._parts):
             raise ValueError("a source without rows has no order")
         self._deck = np.repeat(np.arange(len(self._shares)), self._shares)  # one block of draws, by source
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # source -> the epoch last asked for and its order
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # source -> the last epoch that was read and its order
 
     def take(self, position: int, n: int) -> list[tuple[int, int]]:
         """(row, draw) of the `n` positions from `position` on; draw counts the earlier passes over the row."""

@@ -1,4 +1,4 @@
-"""JSON files read in place: an index of where each row starts and ends, and a read of just that row when it is asked for.
+"""JSON files read in place: an index of where each row starts and ends, and only the requested row is read.
 
 Not through Arrow: that turns strings that look like dates into dates, gives every row the keys of all others (a chat template then sees
 `tool_calls: None`), cannot skip a broken line, and keeps a second copy on disk that may be stale.
@@ -24,7 +24,7 @@ SHORT_LINE = 8  # bytes; lines up to here are looked at one by one: a blank one 
 
 
 class JsonRows(Rows):
-    """One row a line (JSONL), or one JSON list of rows; told apart by the first character, not by the name of the file."""
+    """One row a line (JSONL), or one JSON list of rows; the first character decides, not the name of the file."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name = name

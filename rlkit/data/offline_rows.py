@@ -1,4 +1,4 @@
-"""What is learned from without sampling, with tokens: pairs, rated completions, demonstrations; as a Stream and as held-out rows.
+"""Rows for offline algorithms, with tokens: pairs, rated completions, demonstrations; as a Stream and as held-out rows.
 
 A completion's tokens are those that the chat template writes after the opened prompt, with the end of the turn; after raw text those of the
 text and the tokenizer's end. Nothing is cut out of a completion: a row with one above max_completion_tokens is left out and counted.
@@ -32,7 +32,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class RatedCompletion:
-    """A completion with a verdict."""
+    """A completion with a label."""
 
     row: int
     draw: int

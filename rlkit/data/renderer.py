@@ -1,4 +1,4 @@
-"""The one owner of tokenizer and chat template: chats and text to token ids, and back."""
+"""The only owner of tokenizer and chat template: chats and text to token ids, and back."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ def _load_tokenizer(path: str, offline: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder) if is_folder else path, local_files_only=offline or is_folder)
     except Exception as error:  # transformers, tokenizers and the hub each raise their own kinds
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         if is_folder:
             files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-            raise UserError(f"model.path {path} holds no tokenizer that can be read (in it: {files}): {told}") from error
-        why = "the hub cannot be asked (offline=true, or no network) and it is not in the cache" if offline else told
-        raise UserError(f"model.path {path} is no folder here{beside}\nas a model of the hub it cannot be loaded: {why}") from error
+            raise UserError(f"model.path {path} holds no tokenizer that can be read (in it: {files}): {reason}") from error
+        why = "the hub cannot be asked (offline=true, or no network) and it is not in the cache" if offline else reason
+        raise UserError(f"model.path {path} is not a folder here{beside}\nas a model of the hub it cannot be loaded: {why}") from error

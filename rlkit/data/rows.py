@@ -14,11 +14,11 @@ Row = dict[str, Any]
 
 
 class BadRow(UserError):
-    """One row that cannot be used, named by file and row; `data.on_bad_row` says whether it stops the run."""
+    """One row that cannot be used, named by file and row; `data.on_bad_row` decides whether it stops the run."""
 
 
 class Rows(Sequence[Row]):
-    """Rows by index, read when asked for. `name` is how errors call the table: `data.train gsm8k/train.jsonl`."""
+    """Rows by index, read on access. `name` is how errors call the table: `data.train gsm8k/train.jsonl`."""
 
     name: str
 

@@ -1,10 +1,10 @@
-"""From the words of a recipe to rows: `builtin`, a file, a folder, or a dataset of the Hugging Face hub.
+"""From a source in a recipe to rows: `builtin`, a file, a folder, or a dataset of the Hugging Face hub.
 
     builtin                         the built-in maths task
     data/train.jsonl                JSONL, JSON, CSV, Parquet or Arrow
     data/gsm8k, data/gsm8k@test     a folder of such files, or one written by datasets' save_to_disk
     openai/gsm8k:main@train#e53f0   the hub: name, then :config, @split, #revision where wanted
-The same as a mapping: {path: openai/gsm8k, config: main, split: train, revision: e53f0}. A path that exists is never looked for on the hub.
+The same as a mapping: {path: openai/gsm8k, config: main, split: train, revision: e53f0}. A path that exists is never searched on the hub.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def parse_source(spec: str | Mapping[str, object], key: str = "data.train") -> D
         return DataSource(spec)
     parts = WITH_PARTS.fullmatch(spec)
     if parts is None:
-        raise UserError(f'{key} "{spec}" is no place of data; expected {BUILTIN}, a file, a folder, or name:config@split#revision')
+        raise UserError(f'{key} "{spec}" is not a data source; expected {BUILTIN}, a file, a folder, or name:config@split#revision')
     return DataSource(parts["path"], parts["config"], parts["split"], parts["revision"])
 
 

@@ -1,7 +1,7 @@
 """Rows with tokens: the training stream, resumable at any row, and the held-out rows in the order of their file.
 
-A row too long for max_prompt_tokens is found out when its turn comes, not at the start: a position counts rows looked at, so a million rows
-cost nothing before the first step, and every rank and every resumed run leaves out the same ones.
+A row longer than max_prompt_tokens is skipped when it is read, not at the start. A position counts the rows that were read. So a million
+rows cost nothing before the first step, and every rank and every resumed run skips the same rows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rlkit.data.renderer import Renderer
 from rlkit.data.rows import BadRow
 from rlkit.errors import UserError
 
-LONGEST_GAP = 10_000  # rows in a row that give nothing, after which a limit is wrong rather than a row
-SOME_ROWS = 500  # that stand for all, where all would take too long
+LONGEST_GAP = 10_000  # skipped rows in a row, after which the limit is wrong rather than the rows
+SOME_ROWS = 500  # a sample, where reading all rows would take too long
 
 
 class TokenizedRow(Protocol):
@@ -50,7 +50,7 @@ class Prompt(PromptRow):
 
 
 class SkipReason(StrEnum):
-    """Why a row gave nothing."""
+    """Why a row was skipped."""
 
     TOO_LONG = "too_long"
     BAD_ROW = "bad_row"
@@ -225,7 +225,7 @@ class Stream(Generic[T]):
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, for a checkpoint."""
+        """The position of the stream, for a checkpoint."""
         return {"rows": self._cursor.count, "seed": self._cursor.seed, "digest": self._digest, **vars(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

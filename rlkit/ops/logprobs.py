@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens. The one shift between logits and tokens of the whole house is here.
+"""Log-probabilities of given tokens. The only shift between logits and tokens in rlkit is here.
 
 n tokens, H hidden size, V vocabulary, v columns of a block of it.
 """
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-BLOCK = 2**25  # logits held at a time: 128 MiB in float32, whatever n and V
+BLOCK = 2**25  # logits in memory at once: 128 MiB in float32, for any n and V
 
 
 def build_predict_index(firsts: list[int], lengths: list[int]) -> Tensor:
     """Flat positions whose outputs predict the completion tokens, completion by completion; [sum of lengths] int64.
 
-    Completion i stands at the flat positions firsts[i], firsts[i] + 1, ...: what predicts its token t stands one before it.
+    Completion i is at the flat positions firsts[i], firsts[i] + 1, ...; the output that predicts a token is one position before it.
     """
     spans = [torch.arange(first - 1, first - 1 + n) for first, n in zip(firsts, lengths, strict=True)]
     return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
@@ -37,10 +37,10 @@ def logprobs_from_logits(logits: Tensor, tokens: Tensor, temperature: float) -> 
 
 
 def logprobs_from_hidden(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`logprobs_from_logits` of the logits hidden @ weight.T + bias, of which never more than BLOCK are held at a time.
+    """`logprobs_from_logits` of the logits hidden @ weight.T + bias, with at most BLOCK logits in memory at once.
 
-    hidden [n, H], weight [V, H], bias [V], tokens [n]; gradients flow to hidden, weight and bias. Where all logits are one block they
-    are kept for the backward pass, else it makes them again, block by block of the vocabulary.
+    hidden [n, H], weight [V, H], bias [V], tokens [n]; gradients flow to hidden, weight and bias. If all logits fit in one
+    block they are kept for the backward pass, else it computes them again, block by block of the vocabulary.
     """
     if tokens.numel() * weight.shape[0] <= BLOCK:
         return logprobs_from_logits(linear(hidden, weight, bias), tokens, temperature)
@@ -53,7 +53,7 @@ class BlockwiseLogprobs(torch.autograd.Function):
 
     With z = logits / temperature, top = max z, mass = sum e^(z - top) and tilt = sum e^(z - top) (z - top): log p = z - top - log mass
     and entropy = log mass - tilt / mass. d log p_k / dz = [k] - p and d entropy / dz = -p (log p + entropy). Blocks of the vocabulary,
-    not of the tokens, so that each row of the weight's gradient is made once and no sum of rounded parts.
+    not of the tokens, so that each row of the weight's gradient is computed once, not as a sum of rounded parts.
     """
 
     @staticmethod
@@ -86,7 +86,7 @@ class BlockwiseLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, top, log_mass, entropy = ctx.saved_tensors
         one = torch.zeros_like(top) if by_chosen is None else by_chosen  # [n]
         if by_entropy is not None and not by_entropy.any():
-            by_entropy = None  # no loss asked for it
+            by_entropy = None  # no loss uses it
         to_hidden = torch.zeros_like(hidden, dtype=top.dtype) if ctx.needs_input_grad[0] else None
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         to_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
@@ -119,11 +119,11 @@ def split_vocabulary(tokens: int, vocabulary: int) -> list[tuple[int, int]]:
 
 
 def compute_scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, a: int, b: int, temperature: float) -> Tensor:
-    """Columns [a, b) of logits / temperature, [n, v], not below float32; the caller's own."""
+    """Columns [a, b) of logits / temperature, [n, v], at least float32; a new tensor."""
     logits = linear(hidden, weight[a:b], None if bias is None else bias[a:b])
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
 
 
 def locate_in_block(tokens: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
-    """Which tokens [n] are columns [a, b), and where in them [n, 1]; somewhere for those that are not."""
+    """Which tokens [n] are in columns [a, b), and their index in them [n, 1]; any valid index for the others."""
     return (tokens >= a) & (tokens < b), (tokens - a).clamp(0, b - a - 1).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""What counts, and for how much: masks and the weights that turn unreduced losses into one number.
+"""Masks, and the weights that reduce unreduced losses to one number.
 
 Law: a loss is summed with the weights of its unit, and the weights are normalised once, by totals over the whole minibatch on all
 ranks. Then no split into ranks, micro-batches or packs changes a gradient. B samples, T tokens.
@@ -24,9 +24,9 @@ def pad_rows(rows: list[Tensor], length: int, value: float | bool | int) -> Tens
 
 
 def count_units(mask: Tensor) -> Tensor:
-    """[2] float64: the tokens that count, and the sequences, of these rows. Sums of it over ranks are what `token_weights` asks for.
+    """The number of tokens that count and of sequences; [2] float64. Its sum over ranks is the `totals` of `token_weights`.
 
-    A sequence none of whose tokens count is a sequence still: masked samples stay in the denominator.
+    A sequence without tokens that count is counted: masked samples stay in the denominator.
     """
     return torch.stack([mask.sum().double(), torch.tensor(float(mask.shape[0]), dtype=torch.float64, device=mask.device)])
 
@@ -55,6 +55,6 @@ def uniform_weights(losses: Tensor, total: int) -> Tensor:
 
 
 def weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
-    """Sum of losses x weights, blind to whatever stands where the weight is 0."""
+    """Sum of losses x weights, ignoring losses where the weight is 0, also nan."""
     kept = torch.where(weights != 0, losses, torch.zeros_like(losses))
     return (kept * weights.to(kept.dtype)).sum()

@@ -1,4 +1,4 @@
-"""Losses of preferences: one value a pair, or for KTO one a completion, never reduced; the offline half.
+"""Losses of preferences: one value a pair, or for KTO one a completion, never reduced; for offline algorithms.
 
 `margin` [N] is (log pi - log pi_ref of the chosen) - (the same of the rejected), sums over tokens. `chosen`, `rejected` [N] are means of
 log pi over a completion's tokens, for the losses without a reference.

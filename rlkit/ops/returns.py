@@ -1,11 +1,11 @@
-"""From rewards to advantages, one equation a function. Rewards are of the whole step, N samples of all ranks, in global order."""
+"""From rewards to advantages, one equation a function. Rewards are those of the whole step: N samples of all ranks, in global order."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-STD_FLOOR = 1e-6  # groups of equal rewards have no spread to divide by
+STD_FLOOR = 1e-6  # groups of equal rewards have a std of 0
 
 
 def sum_by_group(values: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -37,7 +37,7 @@ def normalise_by_group(rewards: Tensor, valid: Tensor, group: Tensor, groups: in
 
 
 def group_spread_is_zero(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Whether all valid rewards of a group are the very same number; [groups] bool. Rounding in a mean must not make a signal."""
+    """Whether all valid rewards of a group are the very same number; [groups] bool. Rounding of a mean must not become a signal."""
     low = rewards.new_full((groups,), torch.inf).scatter_reduce(0, group, rewards.masked_fill(~valid, torch.inf), "amin")
     high = rewards.new_full((groups,), -torch.inf).scatter_reduce(0, group, rewards.masked_fill(~valid, -torch.inf), "amax")
     return high <= low
@@ -68,7 +68,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """Generalised advantages, 0 where mask is False; all [B, T]. Schulman et al., arXiv 1506.02438, equation 16.
 
     A_t = delta_t + gamma lam A_t+1, delta_t = r_t + gamma V_t+1 - V_t, where t + 1 is the next token that counts: tokens between, which
-    the policy did not write, take no part. After the last one nothing follows: A and V are 0.
+    the policy did not write, are skipped. After the last one nothing follows: A and V are 0.
     """
     advantages = torch.zeros_like(values)
     following = torch.zeros_like(values[:, 0]) if values.shape[1] else values.sum(-1)  # A of the next token that counts, [B]

@@ -1,6 +1,6 @@
 """Policy surrogates: one value a token, never reduced. The gradient of each is a policy gradient at ratio 1.
 
-Each of the table's losses returns the loss and where its clip took the gradient away; all [B, T].
+Each of the table's losses returns the loss and a mask that is True where its clip removes the gradient; all [B, T].
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CEILING = 40.0  # e^40 is a number in float32 and bfloat16, and far beyond any bound
+CEILING = 40.0  # e^40 is finite in float32 and bfloat16, and far above any bound
 SATURATED = 20.0  # e^20: a sigmoid of it is 1 in float64, its slope 0
 
 
@@ -27,9 +27,9 @@ def sequence_log_ratio(log_ratios: Tensor, mask: Tensor) -> Tensor:
 
 
 def ppo_clip_loss(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """-min(r A, clip(r, 1 - low, 1 + high) A), and where the clip took the gradient away; both [B, T].
+    """-min(r A, clip(r, 1 - low, 1 + high) A), and True where the clip removes the gradient; both [B, T].
 
-    PPO, arXiv 1707.06347, equation 7; bounds apart from each other as in DAPO, arXiv 2503.14476, equation 10.
+    PPO, arXiv 1707.06347, equation 7; separate bounds as in DAPO, arXiv 2503.14476, equation 10.
     """
     ratio = log_ratios.clamp(max=CEILING).exp()
     free = ratio * advantages
@@ -38,7 +38,7 @@ def ppo_clip_loss(log_ratios: Tensor, advantages: Tensor, low: float, high: floa
 
 
 def dual_clip_loss(log_ratios: Tensor, advantages: Tensor, low: float, high: float, most: float) -> tuple[Tensor, Tensor]:
-    """`clipped`, and where A < 0 at most -most A: max(min(r A, clip(r) A), most A); arXiv 1912.09729, equation 5; [B, T]."""
+    """`ppo_clip_loss`, and where A < 0 at most -most A: max(min(r A, clip(r) A), most A); arXiv 1912.09729, equation 5; [B, T]."""
     loss, cut = ppo_clip_loss(log_ratios, advantages, low, high)
     ceiling = -most * advantages
     held = (advantages < 0) & (loss > ceiling)
@@ -48,7 +48,7 @@ def dual_clip_loss(log_ratios: Tensor, advantages: Tensor, low: float, high: flo
 def cispo_loss(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """-sg(clip(r, 1 - low, 1 + high)) A log pi: every token keeps a gradient; [B, T].
 
-    MiniMax-M1, arXiv 2506.13585, equation 4. The second value says where the weight was clipped.
+    MiniMax-M1, arXiv 2506.13585, equation 4. The second value is True where the weight was clipped.
     """
     ratio = log_ratios.detach().clamp(max=CEILING).exp()
     weight = ratio.clamp(1.0 - low, 1.0 + high)
@@ -56,9 +56,9 @@ def cispo_loss(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor, low: fl
 
 
 def sapo_loss(log_ratios: Tensor, advantages: Tensor, positive: float, negative: float) -> tuple[Tensor, Tensor]:
-    """-(4 / tau) sigmoid(tau (r - 1)) A, tau = positive where A > 0, else negative: a gate for a clip; [B, T].
+    """-(4 / tau) sigmoid(tau (r - 1)) A, tau = positive where A > 0, else negative: a soft gate in place of the clip; [B, T].
 
-    Soft adaptive policy optimization, arXiv 2511.20347, equation 6. Nothing is ever cut.
+    Soft adaptive policy optimization, arXiv 2511.20347, equation 6. Nothing is ever clipped.
     """
     tau = torch.full_like(log_ratios, negative).masked_fill(advantages > 0, positive)
     ratio = log_ratios.clamp(max=SATURATED).exp()
@@ -66,9 +66,9 @@ def sapo_loss(log_ratios: Tensor, advantages: Tensor, positive: float, negative:
 
 
 def reinforce_loss(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-    """-sg(r) A log pi: Williams (1992), "Simple statistical gradient-following algorithms"; [B, T]. Nothing is ever cut.
+    """-sg(r) A log pi: Williams (1992), "Simple statistical gradient-following algorithms"; [B, T]. Nothing is ever clipped.
 
-    r weighs samples of pi_old for the pi of now, and is 1 where the two are one: "Off-policy actor-critic", arXiv 1205.4839.
+    r corrects for samples of pi_old, and is 1 where pi is pi_old: "Off-policy actor-critic", arXiv 1205.4839.
     """
     ratio = log_ratios.detach().clamp(max=CEILING).exp()
     return -ratio * advantages * logprobs, torch.zeros_like(advantages, dtype=torch.bool)

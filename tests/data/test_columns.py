@@ -122,7 +122,7 @@ def test_an_answer_is_extracted_by_a_rule() -> None:
         read({"question": "1+1", "answer": ["#### 2"]}, answer_pattern="#### (.+)")
     with pytest.raises(UserError, match="has 0 groups; expected one"):
         read(row, answer_pattern="#### .+")
-    with pytest.raises(UserError, match="is no regular expression"):
+    with pytest.raises(UserError, match="is not a regular expression"):
         read(row, answer_pattern="#### (.+")
 
 
@@ -137,7 +137,7 @@ def test_a_template_writes_what_the_user_says() -> None:
         read({"question": "1+1", "answer": "2"}, template=boxed)
     with pytest.raises(BadRow, match=r"set data\.template=null for none, or a template over these columns and `prompt`, the user's text"):
         read({"question": "1+1", "answer": "2"}, template=boxed)
-    with pytest.raises(UserError, match=r"data\.template line 1 is no Jinja template"):
+    with pytest.raises(UserError, match=r"data\.template line 1 is not a Jinja template"):
         read({"question": "1+1", "answer": "2"}, template="{{ prompt ")
 
 

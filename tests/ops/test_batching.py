@@ -162,7 +162,7 @@ def test_every_sample_of_a_step_is_somebodys(world: int, minibatches: int) -> No
     assert owned == list(range(15))
     parts = assign_minibatches(5, minibatches)
     for everyone, batch in batches:
-        assert [g.number for g in everyone] == list(range(5)) and batch.size == 15
+        assert [g.index for g in everyone] == list(range(5)) and batch.size == 15
         for row, i in enumerate(batch.index.tolist()):
             sample = groups[i // 3].samples[i % 3].sample
             assert batch.samples[row] is sample and batch.group[row] == i // 3 and batch.minibatch[row] == parts[i // 3]
