@@ -55,11 +55,11 @@ def load_custom_algorithm(path: str) -> type[Objective]:
     file, colon, name = path.rpartition(":")
     if not colon or not file.endswith(".py"):
         raise ValueError(f"algorithm.path={path} names no class in a file; write my_algorithm.py:MyAlgorithm")
-    place = Path(file).absolute()
-    if not place.is_file():
-        raise ValueError(f"algorithm.path={path}: there is no file {place}; a path is relative to the working directory")
+    location = Path(file).absolute()
+    if not location.is_file():
+        raise ValueError(f"algorithm.path={path}: there is no file {location}; a path is relative to the working directory")
     try:
-        module = import_file(place)
+        module = import_file(location)
     except Exception as error:  # a user's file may raise anything; its message is passed on
         raise ValueError(f"algorithm.path={path} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)

@@ -63,8 +63,8 @@ class BlockwiseLogprobs(torch.autograd.Function):
         top = torch.full_like(mass, torch.finfo(wide).min / 2)  # [n]
         for a, b in split_vocabulary(len(tokens), weight.shape[0]):
             z = compute_scaled_logits(hidden, weight, bias, a, b, temperature)  # [n, v]
-            inside, place = locate_in_block(tokens, a, b)
-            own = torch.where(inside, z.gather(-1, place).squeeze(-1), own)
+            inside, column = locate_in_block(tokens, a, b)
+            own = torch.where(inside, z.gather(-1, column).squeeze(-1), own)
             higher = torch.maximum(top, z.amax(-1))
             sunk = top - higher  # [n], of what was summed so far
             tilt = sunk.exp() * (tilt + mass * sunk)
@@ -99,8 +99,8 @@ class BlockwiseLogprobs(torch.autograd.Function):
                 slope *= -one.unsqueeze(-1)
             else:
                 slope *= z.add_(entropy.unsqueeze(-1)).mul_(by_entropy.unsqueeze(-1)).add_(one.unsqueeze(-1)).neg_()
-            inside, place = locate_in_block(tokens, a, b)
-            slope.scatter_add_(-1, place, torch.where(inside, one, 0.0).unsqueeze(-1))
+            inside, column = locate_in_block(tokens, a, b)
+            slope.scatter_add_(-1, column, torch.where(inside, one, 0.0).unsqueeze(-1))
             slope /= ctx.temperature
             slope = slope.to(hidden.dtype)  # [n, v], by logits
             if to_hidden is not None:
