@@ -17,10 +17,10 @@ from rlkit.rollout.model_reward import ModelReward
 
 def reward_model(completion: str, prompt: Any, *, model: str, **columns: Any) -> float:
     """The score: any number, higher is better. model: a folder or hub name."""
-    (outcome,) = _load_model(model).judge([{"prompt": prompt, "completion": completion}])
+    (outcome,) = _load_model(model).score([{"prompt": prompt, "completion": completion}])
     if outcome.value is None:
         raise ValueError(outcome.detail)
-    return outcome.value
+    return float(outcome.value)
 
 
 @cache

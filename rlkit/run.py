@@ -70,7 +70,7 @@ def dispatch(arguments: list[str]) -> int:
     from rlkit.assembly import plan
 
     if recipe.dry_run:
-        for label, value in plan.lines(recipe):
+        for label, value in plan.describe_plan(recipe):
             print(f"{label + ':':<14} {value}")
         return EXIT_DONE
     configure_libraries(offline=recipe.offline)

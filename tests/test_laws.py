@@ -334,8 +334,8 @@ def test_files_and_functions_are_short() -> None:
         if lines > 400:
             broken.append(f"{where(path, 1)}: {lines} lines, at most 400")
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 60:
-                broken.append(f"{where(path, node.lineno)}: {node.name} has over 60 lines")
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 50:
+                broken.append(f"{where(path, node.lineno)}: {node.name} has over 50 lines")
     assert broken == []
 
 

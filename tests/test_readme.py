@@ -69,7 +69,7 @@ def test_ones_own_rows_are_asked_as_they_are(row: dict[str, Any], tmp_path: Path
     (tmp_path / "my_train.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.chdir(tmp_path)
     asked = recipe.read_recipe(compose_config(words, None))
-    [reader] = datasets.open_readers(asked, "prompts", "train", asked.data.train)
+    [reader] = datasets.build_readers(asked, "prompts", "train", asked.data.train)
     found = reader.read(0)
     assert (found.messages, found.answer) == (({"role": "user", "content": "1+1?"},), "#### 2")
 

@@ -1,4 +1,4 @@
-"""From the recipe's section `data` to a stream of training rows and the held-out ones."""
+"""Builds the stream of training rows and the held-out rows from the section `data` of a recipe."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ SETS: dict[Kind, Callable[..., RowSet[Any]]] = {
     "rated": RatedSet,
     "demonstrations": DemonstrationSet,
 }
-OF_SOURCE = ("chat", "system", "template", "answer_pattern")  # keys of `data` that a source may say for itself
+OF_SOURCE = ("chat", "system", "template", "answer_pattern")  # keys of `data` that a source may set for itself
 
 
 def build_datasets(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -> tuple[Stream[Any], list[Any], str | None]:
-    """The training stream, the held-out rows, and what a person should know of rows left out, if any."""
-    readers = open_readers(recipe, kind, "train", recipe.data.train)
+    """The training stream, the held-out rows, and a note on rows that were left out, if any."""
+    readers = build_readers(recipe, kind, "train", recipe.data.train)
     train = build_row_set(recipe, renderer, kind, readers)
-    stream, told = Stream(train, ordered(recipe, readers)), more_often(recipe, train)
+    stream, note = Stream(train, build_cursor(recipe, readers)), describe_repetition(recipe, train)
     if not recipe.data.test:
-        return stream, [], told
-    held_out = build_row_set(recipe, renderer, kind, open_readers(recipe, kind, "test", recipe.data.test))
+        return stream, [], note
+    held_out = build_row_set(recipe, renderer, kind, build_readers(recipe, kind, "test", recipe.data.test))
     test, counts = held_out.read_all(recipe.eval.problems)
-    return stream, test, "\n".join(filter(None, (told, held_out.describe_skips(counts)))) or None
+    return stream, test, "\n".join(filter(None, (note, held_out.describe_skips(counts)))) or None
 
 
-def more_often(recipe: Recipe, train: RowSet[Any]) -> str | None:
-    """A line on data.epochs where rows are left out, judged by some rows: every step is full, so the others come up more often."""
+def describe_repetition(recipe: Recipe, train: RowSet[Any]) -> str | None:
+    """A note on data.epochs where some rows are left out: every step is full, so the others come up more often. Estimated on some rows."""
     if recipe.data.epochs is None:
         return None
     counts = train.count_sample()
     kept = counts.looked_at - counts.too_long - counts.bad_row
-    if kept in (0, counts.looked_at):  # 0: the first step says that no row can be used
+    if kept in (0, counts.looked_at):  # 0: the first step reports that no row can be used
         return None
     epochs, passes = recipe.data.epochs, recipe.data.epochs * counts.looked_at / kept
     return f"data.epochs={epochs:g} counts all rows; those not left out come up about {passes:.2g} times. {train.describe_skips(counts)}"
 
 
-def with_steps(recipe: Recipe, rows: int) -> Recipe:
+def count_steps(recipe: Recipe, rows: int) -> Recipe:
     """data.epochs as a number of steps, the last of them whole; rows: of all training sources, with those that will be left out.
 
     Raises UserError where the recipe makes no sense with so many steps.
@@ -72,7 +72,7 @@ def with_steps(recipe: Recipe, rows: int) -> Recipe:
     return counted
 
 
-def open_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
+def build_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
     """A reader of each source."""
     data, readers = recipe.data, []
     rewards = (recipe.rewards or {}).values()
@@ -89,7 +89,7 @@ def open_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, S
 
 
 def build_row_set(recipe: Recipe, renderer: Renderer, kind: Kind, readers: list[RowReader[Any]]) -> RowSet[Any]:
-    """What the rows of all sources become."""
+    """The rows of all sources as prompts or completions."""
     data = recipe.data
     limits = {"max_prompt_tokens": recipe.max_prompt_tokens, "on_long": data.on_long, "on_bad_row": data.on_bad_row}
     if kind != "prompts":
@@ -97,10 +97,10 @@ def build_row_set(recipe: Recipe, renderer: Renderer, kind: Kind, readers: list[
     return SETS[kind](readers, renderer, **limits)
 
 
-def ordered(recipe: Recipe, readers: list[RowReader[Any]]) -> Cursor:
+def build_cursor(recipe: Recipe, readers: list[RowReader[Any]]) -> Cursor:
     """The order of the training rows: mixed by weight where a source has one, else one shuffle of all."""
-    given = [source.weight for source in recipe.data.train.values()]
-    weights = None if given == [None] * len(given) else [weight or 1.0 for weight in given]
+    all_weights = [source.weight for source in recipe.data.train.values()]
+    weights = None if all_weights == [None] * len(all_weights) else [weight or 1.0 for weight in all_weights]
     column = recipe.data.curriculum
     values = None if column is None else np.concatenate([reader.read_numbers(column) for reader in readers])
     return Cursor([len(reader) for reader in readers], recipe.seed, weights=weights, values=values)

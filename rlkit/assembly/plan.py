@@ -1,4 +1,4 @@
-"""What a run will do, told before anything heavy is loaded: `dry_run=true`, and the header of every run."""
+"""What a run will do, described before anything heavy is loaded: for `dry_run=true` and the header of every run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlkit.runtime.hardware import count_gpus, gpu_memory
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def lines(recipe: Recipe) -> list[tuple[str, str]]:
+def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
     """(label, value) pairs."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     samples = recipe.samples_per_step
@@ -30,50 +30,53 @@ def lines(recipe: Recipe) -> list[tuple[str, str]]:
     trainer = f"DeepSpeed ZeRO {sizes.resolve_zero_stage(recipe.engine.zero_stage, world)}"
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
-        ("model", model(recipe)),
-        ("data", f"{places(recipe.data.train)}; held out: {places(test) if test else 'none'}"),
-        *([("rewards", ", ".join(f"{name} ({told})" for name, told in rewards))] if rewards else []),
+        ("model", describe_model(recipe)),
+        ("data", f"{describe_sources(recipe.data.train)}; held out: {describe_sources(test) if test else 'none'}"),
+        *([("rewards", ", ".join(f"{name} ({text})" for name, text in rewards))] if rewards else []),
         ("algorithm", recipe.algorithm.name),
         ("step", f"{recipe.prompts_per_step} {unit}{each} = {samples:,} {'completions' if offline else 'samples'}"),
         (
             "tokens",
-            f"at most {longest(recipe):,} a sample, {samples * longest(recipe):,} a step, {micro_batch(recipe)}",
+            f"at most {longest_sample(recipe):,} a sample, {samples * longest_sample(recipe):,} a step, {describe_micro_batch(recipe)}",
         ),
         ("update", f"{recipe.updates_per_step} a step{passes}, on {minibatch} {unit} each"),
-        ("engines", f"{trainer if offline else f'{recipe.engine.rollout} and {trainer}'}, {processes(world)}, {device()}"),
-        *memory(recipe),
-        ("steps", f"{steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {evaluation(recipe)}"),
+        (
+            "engines",
+            f"{trainer if offline else f'{recipe.engine.rollout} and {trainer}'}, {describe_processes(world)}, {describe_device()}",
+        ),
+        *describe_memory(recipe),
+        ("steps", f"{describe_steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {describe_evaluation(recipe)}"),
     ]
 
 
-def longest(recipe: Recipe) -> int:
+def longest_sample(recipe: Recipe) -> int:
     return recipe.max_prompt_tokens + recipe.max_completion_tokens
 
 
-def micro_batch(recipe: Recipe) -> str:
-    crew = recipe.engine.sequence_parallel
-    return f"{recipe.tokens_per_micro_batch:,} a micro-batch" + (f" and process, {crew} of which share a row" if crew > 1 else "")
+def describe_micro_batch(recipe: Recipe) -> str:
+    size = recipe.engine.sequence_parallel
+    return f"{recipe.tokens_per_micro_batch:,} a micro-batch" + (f" and process, {size} of which share a row" if size > 1 else "")
 
 
-def processes(world: int) -> str:
+def describe_processes(world: int) -> str:
     return "one process" if world == 1 else f"{world} processes taking turns on the same devices"
 
 
-def places(sources: Mapping[str, SourceSection]) -> str:
+def describe_sources(sources: Mapping[str, SourceSection]) -> str:
     """By name, with the weights where there are any."""
 
-    def said(name: str, source: SourceSection) -> str:
+    def describe(name: str, source: SourceSection) -> str:
         weight = f" (weight {source.weight:g})" if source.weight else ""
         return f"{name + ': ' if name else ''}{source.path}{'@' + source.split if source.split else ''}{weight}"
 
-    return ", ".join(said(name, source) for name, source in sources.items())
+    return ", ".join(describe(name, source) for name, source in sources.items())
 
 
-def steps(recipe: Recipe) -> str:
+def describe_steps(recipe: Recipe) -> str:
     return f"{recipe.data.epochs:g} times the rows" if recipe.steps is None else str(recipe.steps)
 
 
-def evaluation(recipe: Recipe) -> str:
+def describe_evaluation(recipe: Recipe) -> str:
     if recipe.data.test is None:
         return "none"
     problems = "all" if recipe.eval.problems is None else f"{recipe.eval.problems:,}"
@@ -82,38 +85,38 @@ def evaluation(recipe: Recipe) -> str:
     return f"on {problems} {what} {every}" + (f", pass@{recipe.eval.samples}" if recipe.eval.samples > 1 else "")
 
 
-def device() -> str:
+def describe_device() -> str:
     return f"{count_gpus()} GPU(s)" if count_gpus() else f"no GPU, {os.cpu_count()} CPU cores"
 
 
-def model(recipe: Recipe) -> str:
-    shape, rank = shape_of(recipe), recipe.model.lora.rank
+def describe_model(recipe: Recipe) -> str:
+    shape, rank = find_shape(recipe), recipe.model.lora.rank
     size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape else ""
     trained = "" if rank is None else f", LoRA of rank {rank}" + (f": {shape.adapters(rank) / 1e6:,.1f} M" if shape else "")
     return f"{recipe.model.path}{size}{trained}, {recipe.model.dtype}"
 
 
-def memory(recipe: Recipe) -> list[tuple[str, str]]:
-    """What a process takes at the peak of each phase, and what makes it fit where it does not."""
-    job = job_of(recipe)
+def describe_memory(recipe: Recipe) -> list[tuple[str, str]]:
+    """Memory of a process at the peak of each phase, and what makes it fit where it does not."""
+    job = build_job(recipe)
     if job is None:
         return [("memory", "known once the model is on this disk, or with model.shape")]
-    gpu = gpu_bytes(recipe)
+    gpu = find_gpu_memory(recipe)
     if gpu is None:
-        told = ", ".join(f"{phase} {gib(size)}" for phase, size in sizes.estimate_host_peaks(job).items())
-        return [("memory", f"{told} a process, beside what the libraries take")]
+        peaks = ", ".join(f"{phase} {format_gib(size)}" for phase, size in sizes.estimate_host_peaks(job).items())
+        return [("memory", f"{peaks} a process, beside what the libraries take")]
     plan = sizes.plan_memory(job, gpu, recipe.engine.memory)
-    told = ", ".join(f"{phase} {gib(size)}" for phase, size in plan.peaks.items())
-    found = [("memory", f"{plan.mode}: {told} of {gib(gpu)} a GPU; host {gib(plan.host)} a process")]
+    peaks = ", ".join(f"{phase} {format_gib(size)}" for phase, size in plan.peaks.items())
+    lines = [("memory", f"{plan.mode}: {peaks} of {format_gib(gpu)} a GPU; host {format_gib(plan.host)} a process")]
     if not plan.fits:
-        mend = f"{plan.change} makes it fit" if plan.change else "nothing here makes it fit"
-        found.append(("too large", f"the phase {plan.largest_phase} does not fit; {mend}"))
-    return found
+        remedy = f"{plan.change} makes it fit" if plan.change else "nothing here makes it fit"
+        lines.append(("too large", f"the phase {plan.largest_phase} does not fit; {remedy}"))
+    return lines
 
 
-def mode(recipe: Recipe) -> str:
-    """Who leaves the GPU when: engine.memory, or what fits; resident without a GPU."""
-    job, gpu = job_of(recipe), gpu_bytes(recipe)
+def choose_mode(recipe: Recipe) -> str:
+    """The memory mode: engine.memory, or what fits; resident without a GPU."""
+    job, gpu = build_job(recipe), find_gpu_memory(recipe)
     if gpu is None:
         return "resident"
     if recipe.engine.memory != "auto":
@@ -121,25 +124,25 @@ def mode(recipe: Recipe) -> str:
     return "sleep_and_offload" if job is None else sizes.plan_memory(job, gpu).mode
 
 
-def predicted(recipe: Recipe) -> dict[str, float]:
-    """Bytes by phase: of a GPU, or of this process beside what the libraries take."""
-    job, gpu = job_of(recipe), gpu_memory()
+def predict_peaks(recipe: Recipe) -> dict[str, float]:
+    """Bytes at the peak of each phase: of a GPU, or of this process beside what the libraries take."""
+    job, gpu = build_job(recipe), gpu_memory()
     if job is None:
         return {}
-    return sizes.estimate_host_peaks(job) if gpu is None else sizes.estimate_gpu_peaks(job, mode(recipe))
+    return sizes.estimate_host_peaks(job) if gpu is None else sizes.estimate_gpu_peaks(job, choose_mode(recipe))
 
 
-def share(recipe: Recipe) -> dict[str, float]:
-    """vLLM's share of a GPU: what the training state that stays there leaves free; its own default where that is not known."""
-    job, gpu = job_of(recipe), gpu_memory()
+def vllm_memory_share(recipe: Recipe) -> dict[str, float]:
+    """The setting of vLLM's share of a GPU: what the training state on it leaves free. Empty where that is not known."""
+    job, gpu = build_job(recipe), gpu_memory()
     if job is None or gpu is None:
         return {}
-    return {"gpu_memory_utilization": round(sizes.compute_rollout_budget(job, mode(recipe), gpu) / gpu, 3)}
+    return {"gpu_memory_utilization": round(sizes.compute_rollout_budget(job, choose_mode(recipe), gpu) / gpu, 3)}
 
 
-def job_of(recipe: Recipe) -> sizes.Job | None:
-    """What a recipe asks of each process; None where the model's shape is not known."""
-    shape = shape_of(recipe)
+def build_job(recipe: Recipe) -> sizes.Job | None:
+    """The work of each process; None where the model's shape is not known."""
+    shape = find_shape(recipe)
     if shape is None:
         return None
     world = int(os.environ.get("WORLD_SIZE") or recipe.hardware.gpus or 1)
@@ -149,15 +152,15 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
     family = recipe.max_prompt_tokens + together * recipe.max_completion_tokens
     return sizes.Job(
         shape=shape,
-        width=BYTES[dtype(recipe)],
+        width=BYTES[name_dtype(recipe)],
         rank=recipe.model.lora.rank,
         world=world,
         stage=sizes.resolve_zero_stage(recipe.engine.zero_stage, world),
         tensor_parallel=recipe.engine.tensor_parallel,
         tokens=recipe.tokens_per_micro_batch,
         completions=recipe.tokens_per_micro_batch * together * recipe.max_completion_tokens // family,
-        keys=recipe.tokens_per_micro_batch * together * longest(recipe) // family,
-        longest=longest(recipe),
+        keys=recipe.tokens_per_micro_batch * together * longest_sample(recipe) // family,
+        longest=longest_sample(recipe),
         rows=-(-recipe.samples_per_step * recipe.engine.tensor_parallel // world),
         reference=needs is not None and needs.reference,  # offline it is gone before the first step
         critic=needs is not None and needs.values,
@@ -168,11 +171,11 @@ def job_of(recipe: Recipe) -> sizes.Job | None:
     )
 
 
-def dtype(recipe: Recipe) -> str:
-    return recipe.model.dtype if recipe.model.dtype != "auto" else ("float32" if gpu_bytes(recipe) is None else "bfloat16")
+def name_dtype(recipe: Recipe) -> str:
+    return recipe.model.dtype if recipe.model.dtype != "auto" else ("float32" if find_gpu_memory(recipe) is None else "bfloat16")
 
 
-def shape_of(recipe: Recipe) -> sizes.ModelShape | None:
+def find_shape(recipe: Recipe) -> sizes.ModelShape | None:
     """From model.shape, the built-in model, or the config.json of a folder."""
     if recipe.model.path == "builtin":
         from rlkit.builtin import model as builtin
@@ -186,14 +189,14 @@ def shape_of(recipe: Recipe) -> sizes.ModelShape | None:
     if not file.is_file():
         return None
     config = json.loads(file.read_text())
-    return shape_from(config) if config.keys() >= NAMED else None  # of another family: known once it is loaded
+    return read_shape(config) if config.keys() >= SHAPE_KEYS else None  # of another family: known once it is loaded
 
 
-NAMED = {"num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"}
+SHAPE_KEYS = {"num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"}
 
 
-def shape_from(config: dict[str, Any]) -> sizes.ModelShape:
-    """The shape that a Hugging Face configuration tells."""
+def read_shape(config: dict[str, Any]) -> sizes.ModelShape:
+    """The shape in a Hugging Face configuration."""
     heads = config["num_attention_heads"]
     kind = str(config.get("model_type"))
     return sizes.ModelShape(
@@ -210,10 +213,10 @@ def shape_from(config: dict[str, Any]) -> sizes.ModelShape:
     )
 
 
-def gpu_bytes(recipe: Recipe) -> float | None:
+def find_gpu_memory(recipe: Recipe) -> float | None:
     """Of one GPU: this machine's, or the one that the recipe is meant for; None: a run without."""
     return gpu_memory() or (recipe.hardware.gpu_gib * 2**30 if recipe.hardware.gpu_gib else None)
 
 
-def gib(count: float) -> str:
+def format_gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.0f} MiB"

@@ -13,33 +13,33 @@ from rlkit.runtime.checkpoint import CHECKPOINTS
 from rlkit.runtime.ranks import Ranks
 
 
-def open_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
+def choose_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
     """The run's folder, the same on all ranks. Raises UserError where it holds a finished run or one of another recipe."""
-    started = ranks.gather(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
-    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{started}").expanduser().absolute()
-    why = ranks.gather(occupied(folder, text, recipe.resume) if ranks.main else None)[0]
+    now = ranks.gather(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
+    folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{now}").expanduser().absolute()
+    why = ranks.gather(explain_occupied(folder, text, recipe.resume) if ranks.main else None)[0]
     if why:
         raise UserError(why)
     return folder
 
 
-def occupied(folder: Path, text: str, resume: str) -> str | None:
+def explain_occupied(folder: Path, text: str, resume: str) -> str | None:
     """Why this recipe cannot go on in a folder; None where it can, or where no run has come as far as a first row or checkpoint there."""
-    kept = folder / "recipe.yaml"
-    if not kept.is_file() or not begun(folder):
+    written = folder / "recipe.yaml"
+    if not written.is_file() or not has_begun(folder):
         return None
     if resume == "never":
         return f"output_dir {folder} holds a run already, and resume=never; choose another output_dir"
-    if status(folder) == "done":
+    if read_status(folder) == "done":
         return f"output_dir {folder} holds a finished run; choose another output_dir, or delete it to run again"
     import yaml
 
     try:
-        before = yaml.safe_load(kept.read_text())
+        before = yaml.safe_load(written.read_text())
     except (OSError, ValueError, yaml.YAMLError):
         before = None
     if not isinstance(before, dict):
-        return f"{kept} cannot be read, so nobody knows whose run output_dir holds; put it back, or choose another output_dir"
+        return f"{written} cannot be read, so it is not known which run output_dir holds; put it back, or choose another output_dir"
     differences = list_changes(before, yaml.safe_load(text))
     if not differences:
         return None
@@ -47,13 +47,13 @@ def occupied(folder: Path, text: str, resume: str) -> str | None:
     return f"output_dir {folder} holds a run of another recipe; what changed:\n{shown}\nchoose another output_dir, or put these back"
 
 
-def begun(folder: Path) -> bool:
-    """Whether a run in the folder left anything that another one would go on with, or mix with its own."""
+def has_begun(folder: Path) -> bool:
+    """Whether a run in the folder left anything that another one would continue, or mix with its own."""
     rows = folder / METRICS
-    return (rows.is_file() and rows.stat().st_size > 0) or any((folder / CHECKPOINTS).glob("step-*")) or status(folder) is not None
+    return (rows.is_file() and rows.stat().st_size > 0) or any((folder / CHECKPOINTS).glob("step-*")) or read_status(folder) is not None
 
 
-def status(folder: Path) -> str | None:
+def read_status(folder: Path) -> str | None:
     try:
         found = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError):

@@ -108,7 +108,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (PAD, TURN, END)])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,
         pad_token=PAD,
@@ -131,7 +131,7 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
     sft, rng = SFT(name="sft"), random.Random(MODEL_SEED)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
         torch.default_generator.manual_seed(MODEL_SEED)  # torch.manual_seed would also seed the GPUs' generators
-        model = _init_model(tokenizer).float().train()  # type: ignore[no-untyped-call]
+        model = _init_model(tokenizer).float().train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _compute_lr_factor)
         for done, (tokens, labels) in enumerate(_iterate_batches(tokenizer, rng), start=1):
@@ -144,7 +144,7 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
                 OfflineMicroBatch(torch.ones(1, len(said), dtype=torch.bool), said.unsqueeze(0))
             )  # [1, completion tokens]
             loss = weighted_sum(losses, uniform_weights(losses, len(said)))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
             schedule.step()
@@ -179,8 +179,8 @@ def _init_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         pad_token_id=pad,
         bos_token_id=None,
     )
-    model = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)  # type: ignore[no-untyped-call]
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
     return model
 
 

@@ -66,7 +66,7 @@ def export_model(arguments: list[str]) -> int:
 
 def read_run(folder: Path) -> tuple[Recipe, bool]:
     """The recipe of a run, and whether it had a GPU, which decides on model.dtype=auto. Raises UserError where there is no run."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     from rlkit.config import recipe as recipes
 
@@ -108,27 +108,28 @@ def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) ->
     """Write the model of a checkpoint, with its tokenizer, to a folder."""
     import torch
 
-    from rlkit.assembly.base_model import dtype_of, lora_of, make_base_model
+    from rlkit.assembly.base_model import build_lora, find_dtype, locate_model
     from rlkit.data.renderer import Renderer
-    from rlkit.engines import hf
-    from rlkit.engines.deepspeed_reward_model import load_classifier
+    from rlkit.engines.loading import load_causal_lm, load_classifier
     from rlkit.engines.trained_model import TrainedModel
+    from rlkit.engines.weight_sync import convert
 
-    path = make_base_model(recipe, main=True)
+    path = locate_model(recipe, main=True)
     renderer = Renderer(path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
-    dtype = dtype_of(recipe, torch.device("cuda" if on_gpu else "cpu"))
+    dtype = find_dtype(recipe, torch.device("cuda" if on_gpu else "cpu"))
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         model = load_classifier(path, dtype, renderer.pad_id, offline=recipe.offline)
         load_weights(model, checkpoint / "reward_model.safetensors", dtype)
         model.save_pretrained(folder)
     else:
-        model = hf.load_model(path, dtype, offline=recipe.offline, four_bits=recipe.model.load_in_4bit)
-        policy, adapter = TrainedModel(model, path, dtype, lora_of(recipe)), recipe.checkpoint.export == "adapter"
+        model = load_causal_lm(path, dtype, offline=recipe.offline, four_bits=recipe.model.load_in_4bit)
+        trained, adapter = TrainedModel(model, path, dtype, build_lora(recipe)), recipe.checkpoint.export == "adapter"
         load_weights(model, checkpoint / "policy.safetensors", dtype)
-        names, whole = policy.own() if adapter else policy.merged()
+        names, build = trained.adapter_parts() if adapter else trained.checkpoint_parts()
         with torch.no_grad():
-            tied = policy.tied()
-            policy.write(folder, {name: whole(name) for name in names if name not in tied}, adapter)
+            tied = trained.find_tied()
+            tensors = {name: convert(build(name), dtype, copy=False) for name in names if name not in tied}
+            trained.write(folder, tensors, adapter)
     renderer.save(folder)
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import run
-from rlkit.assembly.datasets import open_readers
+from rlkit.assembly.datasets import build_readers
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config
 from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, RowReader, get_column
 from rlkit.errors import EXIT_DONE, UserError
 from rlkit.rewarding.trial import run_trial
-from rlkit.rollout.collector import given
+from rlkit.rollout.sampler import build_reward_item
 from rlkit.runtime.library_settings import configure_libraries
 
 OWN_KEYS = ("n", "samples")  # all other key=value are overrides of the recipe
@@ -46,14 +46,14 @@ def print_trial(arguments: list[str]) -> int:
 
 def build_row_items(recipe: recipes.Recipe, count: int) -> Items:
     """The first rows of data.train, each with the completions that it brings along."""
-    reader = open_readers(recipe, "prompts", "train", recipe.data.train)[0]
+    reader = build_readers(recipe, "prompts", "train", recipe.data.train)[0]
     items = []
     for number in range(min(count, len(reader))):
         row = reader.read(number)
         answers = row.answer if isinstance(row.answer, list) else [] if row.answer is None else [row.answer]
         texts = [text for column in ANSWER_COLUMNS if isinstance(text := get_column(row.columns, column), str) and text != row.answer]
         completions = [*(f"\\boxed{{{answer}}}" for answer in answers), *texts, ""]
-        items += [(number, given(row) | {"completion": completion}) for completion in completions]
+        items += [(number, build_reward_item(row) | {"completion": completion}) for completion in completions]
     return items
 
 
@@ -69,8 +69,10 @@ def read_sample_items(recipe: recipes.Recipe, file: Path, count: int) -> Items:
     sources = {split: sources for split in ("train", "test") if (sources := getattr(recipe.data, split))}
     for split in splits - sources.keys():
         raise UserError(f"samples={file} holds samples of data.{split}, which the recipe does not have (it has: {', '.join(sources)})")
-    readers = {split: open_readers(recipe, "prompts", split, sources[split]) for split in splits}
-    return [(row, given(read_row(readers[split], row)) | {"completion": text, "stop": stop}) for split, row, text, stop in samples]
+    readers = {split: build_readers(recipe, "prompts", split, sources[split]) for split in splits}
+    return [
+        (row, build_reward_item(read_row(readers[split], row)) | {"completion": text, "stop": stop}) for split, row, text, stop in samples
+    ]
 
 
 def read_row(readers: Sequence[RowReader[PromptRow]], row: int) -> PromptRow:

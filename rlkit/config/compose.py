@@ -37,7 +37,7 @@ def compose_config(overrides: list[str], folder: Path | None) -> dict[str, Any]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import YAMLError
 
     written = [check_override(override, folder) for override in overrides]
     if not any(override.startswith("recipe=") for override in written):

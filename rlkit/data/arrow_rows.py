@@ -102,7 +102,7 @@ def load_hub_dataset(name: str, repo: str, config: str | None, split: str, revis
 
 
 def _import_datasets() -> Any:
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs about a broken file is in the error that it raises

@@ -1,21 +1,22 @@
-"""Protocols by capability; each engine fulfils those it can, none raises NotImplementedError."""
+"""Protocols by capability: each engine has those that it can fulfil, and none raises NotImplementedError."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlkit.types import Request, Sample
+from rlkit.errors import RunFailed
+from rlkit.types import Request, Sample, Stop
 
 
 class RolloutEngine(Protocol):
-    """Samples completions, streamed: requests go in at any time, samples come out as they finish."""
+    """Samples completions as a stream: requests are added at any time, samples are returned as they finish."""
 
     version: int | None  # of the weights it holds; None before the first load, when it refuses to sample
 
@@ -25,18 +26,18 @@ class RolloutEngine(Protocol):
     def add(self, request: Request) -> None: ...
 
     def advance(self) -> list[Sample]:
-        """Works for a moment; returns the samples that finished in it."""
+        """Does a short piece of work; returns the samples that finished in it."""
         ...
 
     def abort(self) -> list[Sample]:
-        """Ends all pending requests; returns what they had, with stop ABORTED."""
+        """Ends all pending requests; returns the tokens that each had so far, with stop ABORTED."""
         ...
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
-        """Takes in every tensor of the checkpoint. Raises RunFailed naming the tensors that are missing or unknown."""
+        """Replaces every tensor of the checkpoint. Raises RunFailed with the names of tensors that are missing or unknown."""
         ...
 
-    def received(self) -> Mapping[str, Tensor]:
+    def checksums(self) -> Mapping[str, Tensor]:
         """A checksum of each tensor as it arrived in the last load."""
         ...
 
@@ -50,34 +51,34 @@ class RolloutEngine(Protocol):
 
 
 class Scores(Protocol):
-    """Says how likely completions are."""
+    """Returns log-probs of completions."""
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
         """log-probs and entropy of the completion tokens on the grid [B, width], float32, 0 beyond a completion."""
         ...
 
 
+class Values(Protocol):
+    """Returns expected returns."""
+
+    def values(self, samples: Sequence[Sample], width: int) -> Tensor:
+        """The value before each completion token on the grid [B, width], float32, 0 beyond a completion."""
+        ...
+
+
 @dataclass(frozen=True)
 class Update:
-    """What came of one optimizer step."""
+    """The result of one optimizer step."""
 
     applied: bool  # False: a gradient was not finite, the weights are as before
     grad_norm: float  # before clipping
 
 
-class Values(Protocol):
-    """Says what is still to come."""
-
-    def values(self, samples: Sequence[Sample], width: int) -> Tensor:
-        """Before each completion token, on the grid [B, width], float32, 0 beyond a completion."""
-        ...
-
-
 class Learner(Protocol):
-    """Takes losses, moves weights."""
+    """Turns losses into new weights."""
 
-    def training(self) -> AbstractContextManager[None]:
-        """Inside it what the model says keeps what a gradient needs."""
+    def enable_grad(self) -> AbstractContextManager[None]:
+        """Inside it outputs keep what a gradient needs."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -88,14 +89,14 @@ class Learner(Protocol):
         """A pass that adds nothing, on ranks with fewer micro-batches than others."""
         ...
 
-    def trial(self, samples: Sequence[Sample]) -> None:
+    def try_samples(self, samples: Sequence[Sample]) -> None:
         """A forward and a backward pass with zero weights, which changes nothing, even where memory runs out in it."""
         ...
 
     def step(self, lr: float) -> Update: ...
 
     def save(self, folder: Path) -> None:
-        """Weights and optimizer state by parameter name, whatever the number of ranks or the ZeRO stage."""
+        """Weights and optimizer state by parameter name, independent of the number of ranks and of how they are sharded."""
         ...
 
     def load(self, folder: Path) -> None: ...
@@ -112,9 +113,9 @@ class Source(Protocol):
 class Offloadable(Protocol):
     """Can leave the accelerator's memory and come back."""
 
-    def park(self) -> None: ...
+    def offload(self) -> None: ...
 
-    def resume(self) -> None: ...
+    def reload(self) -> None: ...
 
 
 class Policy(Scores, Learner, Source, Offloadable, Protocol):
@@ -126,13 +127,98 @@ class Policy(Scores, Learner, Source, Offloadable, Protocol):
 
 
 class Critic(Values, Learner, Offloadable, Protocol):
-    """The model that learns what is to come."""
+    """The model that learns the values."""
+
+
+class Shards(Protocol):
+    """How a backend holds tensors: whole, or a part on each rank."""
+
+    def gather(self, tensors: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Inside it the tensors are whole on every rank; a collective call."""
+        ...
+
+    def is_sharded(self, tensor: Any) -> bool: ...
+
+    def count_elements(self, tensor: Any) -> int:
+        """Elements of the whole tensor."""
+        ...
+
+
+class Backend(Shards, Offloadable, Protocol):
+    """Trains one module over all ranks: gradients, optimizer state, and where they are held."""
+
+    device: torch.device
+
+    @property
+    def module(self) -> nn.Module:
+        """The module to call in training and scoring."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """As of Learner."""
+        ...
+
+    def try_backward(self, forward: Callable[[nn.Module], Tensor]) -> None:
+        """forward(module) and its backward pass, without any effect, even where memory runs out."""
+        ...
+
+    def step(self, lr: float) -> Update: ...
+
+    def save(self, folder: Path, name: str) -> None:
+        """Weights and optimizer state into the files `name`.* of a folder."""
+        ...
+
+    def load(self, folder: Path, name: str, idle: Callable[[], None]) -> None:
+        """Reads what `save` wrote; `idle` is a pass that adds nothing, for a backend that needs one to create its state."""
+        ...
+
+
+class BackendFactory(Protocol):
+    """Builds the backend of a module."""
+
+    device: torch.device
+
+    def shard_on_load(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Inside it a model is loaded such that no rank ever holds all of it, where the backend shards weights."""
+        ...
+
+    def build(self, module: nn.Module, dtype: torch.dtype) -> Backend: ...
+
+
+def make_sample(request: Request, tokens: list[int], logprobs: list[float], stop: Stop, version: int | None) -> Sample:
+    """A sample from plain lists; its text is filled in by who has the tokenizer, so it is empty here."""
+    return Sample(
+        key=request.key,
+        prompt=request.tokens,
+        tokens=torch.tensor(tokens, dtype=torch.int64),
+        mask=torch.ones(len(tokens), dtype=torch.bool),
+        rollout_logprobs=torch.tensor(logprobs, dtype=torch.float32),
+        versions=torch.full((len(tokens),), -1 if version is None else version, dtype=torch.int32),
+        stop=stop,
+        text="",
+    )
+
+
+def check_names(expected: Mapping[str, Any] | Sequence[str], received: Mapping[str, Any]) -> None:
+    """Raises RunFailed where a load lacks a tensor of the model, or has one that the model does not have."""
+    known = set(expected)
+    missing = [name for name in expected if name not in received]
+    unknown = [name for name in received if name not in known]
+    if missing or unknown:
+        raise RunFailed(
+            "the weights sent to the rollout engine are not the model's: "
+            + "; ".join(
+                f"{word} {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+                for word, names in (("missing", missing), ("unknown", unknown))
+                if names
+            )
+        )
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """A number [] int64 on the tensor's own device that equal tensors share and different ones hardly ever: sums of its bits.
+    """A number [] int64 on the tensor's own device; equal tensors have equal ones, different tensors almost never: sums of the bits.
 
-    Nothing waits for it, and nothing the size of the tensor is made. Its second half counts three times, so that swaps are seen.
+    It does not synchronize, and allocates nothing of the size of the tensor. The second half counts three times, so that swaps are seen.
     """
     flat = tensor.detach().contiguous().view(-1)
     if flat.storage_offset() * flat.element_size() % 8:

@@ -14,7 +14,7 @@ from rlkit.ops.masking import pad_rows
 
 
 class Classifier:
-    """A frozen classifier that leaves the device when it is parked. Raises UserError where `path` holds none with one label."""
+    """A frozen classifier that can be moved to the host. Raises UserError where `path` holds none with one label."""
 
     def __init__(self, path: str, dtype: torch.dtype, *, device: torch.device, offline: bool, tokens_per_micro_batch: int = 16384) -> None:
         model = load_pretrained("sequence classifier", path, "the reward model", offline=offline, unused=(LANGUAGE_HEAD,), dtype=dtype)
@@ -25,25 +25,25 @@ class Classifier:
         self.longest: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """One number a row of token ids, in the order of the rows: what transformers says of each row alone."""
-        found = [0.0] * len(rows)
+        """One number a row of token ids, in the order of the rows: what transformers returns for each row alone."""
+        scores = [0.0] * len(rows)
         for batch in split_micro_batches([SampleLength(i, 0, len(row)) for i, row in enumerate(rows)], self.tokens_per_micro_batch):
             for place, score in zip(batch, self._batch([torch.tensor(rows[i]) for i in batch]).tolist(), strict=True):
-                found[place] = score
-        return found
+                scores[place] = score
+        return scores
 
-    def park(self) -> None:
+    def offload(self) -> None:
         self.model.to("cpu")
 
-    def resume(self) -> None:
+    def reload(self) -> None:
         self.model.to(self.device)
 
     def _batch(self, rows: list[Tensor]) -> Tensor:
         """Rows of token ids -> [B] float32."""
         config = self.model.config.get_text_config()
-        kept = pad = config.pad_token_id
+        original = pad = config.pad_token_id
         if pad is None:
-            # transformers reads the score at the last token that is not padding, and alone at the last: take what no row ends with
+            # transformers takes the score at the last token that is not padding, and of one row alone at the last: a token that ends no row
             ends = {int(row[-1]) for row in rows}
             pad = next(token for token in range(len(ends) + 1) if token not in ends)
         ids = pad_rows(rows, max(len(row) for row in rows), pad).to(self.device)  # [B, S]
@@ -52,6 +52,7 @@ class Classifier:
         config.pad_token_id = pad
         try:
             with torch.no_grad():
-                return self.model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
+                scores: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
+            return scores
         finally:
-            config.pad_token_id = kept
+            config.pad_token_id = original

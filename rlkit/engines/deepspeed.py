@@ -1,17 +1,16 @@
-"""DeepSpeed: the policy being trained. The only file that imports deepspeed, and the only one that knows that it averages over ranks.
+"""DeepSpeed as the backend of training. Only this file imports deepspeed's engine, and only it knows that DeepSpeed averages over ranks.
 
-Traps this file knows (DeepSpeed 0.19): gradients are averaged over ranks, so losses are multiplied by the world size; ZeRO 0 in fp32
-neither reports a gradient norm nor notices a non-finite one, so stage 0 runs as stage 1; ZeRO 2 holds the gradients of a micro-batch
-beside their sum, so that one process does better with stage 1; optimizer state exists only after a first step; after a full-precision
-parameter is set, the parameter itself must be set too, or the next gradient is silently wrong.
+Traps of DeepSpeed 0.19 that are handled here: gradients are averaged over ranks, so losses are multiplied by the world size; ZeRO 0 in
+float32 neither returns a gradient norm nor notices a non-finite gradient, so stage 0 runs as stage 1; ZeRO 2 holds the gradients of a
+micro-batch beside their sum, so one process does better with stage 1; optimizer state exists only after a first step; after a
+full-precision parameter is set, the parameter itself must be set too, or the next gradient is silently wrong.
 """
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlkit.engines import hf, weight_sync
+from rlkit.engines import weight_sync
 from rlkit.engines.base import Update
-from rlkit.engines.deepspeed_config import OptimizerSettings, config, in_parts, set_environment
-from rlkit.engines.lora import LoraSettings
+from rlkit.engines.deepspeed_config import DeepSpeedSettings, build_config, find_stage, set_deepspeed_environment, shard_on_load
 from rlkit.engines.offload import CpuOffload
-from rlkit.engines.sequence_parallel import SequenceParallelGroup
-from rlkit.engines.trained_model import TrainedModel
 from rlkit.profiling import memory_estimate
-from rlkit.types import Sample
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = (  # of DeepSpeed's optimizers: masters and gradients of ZeRO 1 and 2, then of ZeRO 3
@@ -37,73 +32,65 @@ STATE = (  # of DeepSpeed's optimizers: masters and gradients of ZeRO 1 and 2, t
 )
 
 
-class Learner(ABC):
-    """A module under DeepSpeed, trained by AdamW with fp32 master weights; `module` runs on laid-out samples (engines/hf.py)."""
+class DeepSpeed:
+    """Builds backends with the same settings on the same device."""
 
-    file: str  # of its state in a checkpoint
+    def __init__(self, settings: DeepSpeedSettings, device: torch.device) -> None:
+        set_deepspeed_environment()
+        self.settings, self.device = settings, device
 
-    def __init__(
-        self,
-        module: nn.Module,
-        dtype: torch.dtype,
-        *,
-        zero_stage: int,
-        optimizer: OptimizerSettings,
-        device: torch.device,
-        extra: Mapping[str, Any],
-    ) -> None:
+    def shard_on_load(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        return shard_on_load(build_config(self.settings, dtype))
+
+    def build(self, module: nn.Module, dtype: torch.dtype) -> DeepSpeedBackend:
+        return DeepSpeedBackend(module, dtype, self.settings, self.device)
+
+
+class DeepSpeedBackend:
+    """A module under DeepSpeed, trained by AdamW with float32 master weights. Trains the parameters that require a gradient."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, settings: DeepSpeedSettings, device: torch.device) -> None:
         import deepspeed
 
         self.device = device
         self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        sizes = {name: weight_sync.elements(parameter) for name, parameter in self.named.items()}
+        sizes = {name: self.count_elements(parameter) for name, parameter in self.named.items()}
+        optimizer = settings.optimizer
         adam = torch.optim.AdamW(
-            # stepped one after the other: DeepSpeed copies the gradients of a group, in float32 too
-            [{"params": [self.named[name] for name in group]} for group in weight_sync.buckets(sizes, memory_estimate.OPTIMIZER_BLOCK)],
+            # one group after the other: DeepSpeed copies the gradients of a group, in float32 too
+            [
+                {"params": [self.named[name] for name in group]}
+                for group in weight_sync.split_into_buckets(sizes, memory_estimate.OPTIMIZER_BLOCK)
+            ],
             lr=0.0,
             betas=optimizer.betas,
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
             fused=True,  # one kernel, and nothing the size of the weights beside them
         )
-        with redirect_stdout(StringIO()):  # what it built
+        with redirect_stdout(StringIO()):  # it prints its build
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=module,
-                optimizer=adam,
-                config=config(zero_stage, dtype, optimizer, extra, sum(sizes.values())),
-                dist_init_required=False,
+                model=module, optimizer=adam, config=build_config(settings, dtype, sum(sizes.values())), dist_init_required=False
             )
-        self.stage = memory_estimate.resolve_zero_stage(zero_stage, dist.get_world_size())
-        self._keep = False
-        self.parking = CpuOffload(
-            self.training_state, keep=lambda: tensors_in([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
+        self.stage = find_stage(settings)
+        self._offload = CpuOffload(
+            self.list_training_state, keep=lambda: find_tensors([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
         )
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Inside it outputs keep what a gradient needs."""
-        self._keep = True
-        try:
-            yield
-        finally:
-            self._keep = False
-
-    @abstractmethod
-    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
-        """All that the module, under DeepSpeed or not, says of samples: what a loss can depend on."""
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self.engine
+        return module
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss * dist.get_world_size())
 
-    def idle(self) -> None:
-        self.engine.backward(self.said(self.engine, []).sum() * 0.0)
-
-    def trial(self, samples: Sequence[Sample]) -> None:
-        """A forward and a backward pass with zero weights that no gradient comes of. Around DeepSpeed's engine, which does not stand being
-        left in the middle of a backward pass; the one parameter whose gradient is asked for is the first, at the end of that pass."""
+    def try_backward(self, forward: Callable[[nn.Module], Tensor]) -> None:
+        """As of Backend. It goes around DeepSpeed's engine, which cannot be left in the middle of a backward pass; the one parameter whose
+        gradient is computed is the first, at the end of that pass."""
         first = next(iter(self.named.values()))
         try:
-            torch.autograd.grad(self.said(self.engine.module, samples).sum() * 0.0, first, allow_unused=True)
+            torch.autograd.grad(forward(self.engine.module).sum() * 0.0, first, allow_unused=True)
         finally:
             if self.stage == 3:
                 self.engine.empty_partition_cache()
@@ -116,214 +103,121 @@ class Learner(ABC):
         norm = float("nan") if norm is None else float(norm)
         return Update(applied=bool(self.engine.was_step_applied()), grad_norm=norm)
 
-    def park(self) -> None:
+    def offload(self) -> None:
         if self.device.type == "cuda":
-            self.parking.park()
+            self._offload.offload()
 
-    def resume(self) -> None:
+    def reload(self) -> None:
         if self.device.type == "cuda":
-            self.parking.resume()
+            self._offload.reload()
 
-    def training_state(self) -> Iterator[Tensor]:
+    def list_training_state(self) -> Iterator[Tensor]:
         """Masters, moments and gradients, where they are on the device. DeepSpeed's own offloading pins its buffers anew each time, and
         cannot do ZeRO 3 with this optimizer."""
-        held = [getattr(self.optimizer, name, None) for name in STATE]
-        moments = [list(state.values()) for state in self._states()]
+        masters = [getattr(self.optimizer, name, None) for name in STATE]
+        moments = [list(state.values()) for state in self._optimizer_states()]
         gradients = [p.grad for p in self.named.values()]
-        yield from (t for t in tensors_in([held, moments, gradients]) if t.device.type == self.device.type and t.numel() > 1)
+        yield from (t for t in find_tensors([masters, moments, gradients]) if t.device.type == self.device.type and t.numel() > 1)
 
-    def save(self, folder: Path) -> None:
-        self.resume()  # a checkpoint reads what a rollout parks
+    def save(self, folder: Path, name: str) -> None:
+        self.reload()  # a checkpoint reads what a rollout has moved away
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
         steps: dict[str, float] = {}
-        for name, parameter in self.named.items():
+        for parameter_name, parameter in self.named.items():
             full = {"weight": safe_get_full_fp32_param(parameter)}
             if self._has_moments():
                 full |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             if dist.get_rank() == 0:
-                tensors |= {f"{key}/{name}": tensor.detach().cpu().clone() for key, tensor in full.items()}
+                tensors |= {f"{key}/{parameter_name}": tensor.detach().cpu().clone() for key, tensor in full.items()}
         if self._has_moments():
             steps["step"] = self._optimizer_step()
         if dist.get_rank() == 0:
-            save_file(tensors, folder / f"{self.file}.safetensors")
-            (folder / f"{self.file}.json").write_text(json.dumps(steps))
+            save_file(tensors, folder / f"{name}.safetensors")
+            (folder / f"{name}.json").write_text(json.dumps(steps))
         dist.barrier()
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, name: str, idle: Callable[[], None]) -> None:
         from safetensors import safe_open
 
-        self.resume()
-        steps = json.loads((folder / f"{self.file}.json").read_text())
+        self.reload()
+        steps = json.loads((folder / f"{name}.json").read_text())
         if steps:
-            self._first_step()
-        with safe_open(folder / f"{self.file}.safetensors", framework="pt") as stored:
-            for name, parameter in self.named.items():
-                self._restore(parameter, stored, name, moments=bool(steps))
+            self._create_optimizer_state(idle)
+        with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+            for parameter_name, parameter in self.named.items():
+                self._restore(parameter, file, parameter_name, moments=bool(steps))
         if steps:
             self._set_optimizer_step(steps["step"])
         dist.barrier()
 
-    def _restore(self, parameter: Any, stored: Any, name: str, moments: bool) -> None:
+    def _restore(self, parameter: Any, file: Any, name: str, moments: bool) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        weight = stored.get_tensor(f"weight/{name}")
+        weight = file.get_tensor(f"weight/{name}")
         safe_set_full_fp32_param(parameter, weight)
         if moments:
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, stored.get_tensor(f"{key}/{name}"), key)
-        with self._gathered([parameter], modifier_rank=0), torch.no_grad():
-            if not hasattr(parameter, "ds_id") or dist.get_rank() == 0:
+                safe_set_full_optimizer_state(parameter, file.get_tensor(f"{key}/{name}"), key)
+        with self._gather([parameter], modifier_rank=0), torch.no_grad():
+            if not self.is_sharded(parameter) or dist.get_rank() == 0:
                 parameter.data.copy_(weight)
 
-    def _states(self) -> list[dict[str, Any]]:
+    def _optimizer_states(self) -> list[dict[str, Any]]:
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         return [state for state in inner.state.values() if state]
 
     def _has_moments(self) -> bool:
-        flag = torch.tensor([float(bool(self._states()))], device=self.device)
+        flag = torch.tensor([float(bool(self._optimizer_states()))], device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
     def _optimizer_step(self) -> float:
-        steps = [float(s["step"]) for s in self._states()]
+        steps = [float(s["step"]) for s in self._optimizer_states()]
         return max(steps, default=0.0)
 
     def _set_optimizer_step(self, step: float) -> None:
-        for state in self._states():
+        for state in self._optimizer_states():
             state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
 
-    def _first_step(self) -> None:
-        """Optimizer state exists only after a step: make one with zero gradients and no learning rate."""
+    def _create_optimizer_state(self, idle: Callable[[], None]) -> None:
+        """Optimizer state exists only after a step: takes one with zero gradients and no learning rate."""
         if not self._has_moments():
-            self.idle()
+            idle()
             self.step(0.0)
 
-    def _gathered(self, parameters: list[Any], modifier_rank: int | None = None) -> Any:
+    def gather(self, tensors: Sequence[Any]) -> AbstractContextManager[Any]:
+        return self._gather(tensors)
+
+    def _gather(self, tensors: Sequence[Any], modifier_rank: int | None = None) -> AbstractContextManager[Any]:
+        """With `modifier_rank`, what that rank writes inside is sent to the others."""
         import deepspeed
 
-        sharded = [p for p in parameters if hasattr(p, "ds_id")]
-        return deepspeed.zero.GatheredParameters(sharded, modifier_rank=modifier_rank, enabled=bool(sharded))
+        sharded = [tensor for tensor in tensors if self.is_sharded(tensor)]
+        if not sharded:
+            return nullcontext()
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(sharded, modifier_rank=modifier_rank)
+        return gathered
+
+    @staticmethod
+    def is_sharded(tensor: Any) -> bool:
+        return hasattr(tensor, "ds_id")
+
+    @staticmethod
+    def count_elements(tensor: Any) -> int:
+        return int(getattr(tensor, "ds_numel", tensor.numel()))
 
 
-class DeepSpeedPolicy(Learner):
-    """The policy: scores, learns, and is the source of the rollout engine's weights. With `lora` only adapters are trained."""
-
-    file = "policy"
-
-    def __init__(
-        self,
-        path: str,
-        dtype: torch.dtype,
-        *,
-        zero_stage: int,
-        optimizer: OptimizerSettings,
-        temperature: float,
-        device: torch.device,
-        offline: bool,
-        extra: Mapping[str, Any],
-        recompute: int = 0,
-        lora: LoraSettings | None = None,
-        crew: SequenceParallelGroup | None = None,
-        four_bits: bool = False,
-    ) -> None:
-        set_environment()
-        self.temperature, self.crew = temperature, crew
-        with nullcontext() if four_bits else in_parts(config(zero_stage, dtype, optimizer, extra)):  # 4 bits are cut later, by DeepSpeed
-            model = hf.load_model(path, dtype, offline=offline, recompute=recompute, four_bits=four_bits)
-            self.held = TrainedModel(model, path, dtype, lora)
-        self.model, self.names, self.adapters = model, self.held.names, self.held.adapters
-        scorer = hf.TokenScorer(model, crew)
-        super().__init__(scorer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
-
-    def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
-        with hf.no_gradient(self._keep):
-            return hf.score(self.engine, samples, width, self.temperature, self.device, self.crew)
-
-    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
-        return torch.cat(hf.score(module, samples, longest(samples), self.temperature, self.device, self.crew))
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
-        return self._stream(*self.held.merged())
-
-    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The checkpoint as it was before training, where only adapters are trained."""
-        return self._stream(*self.held.base())
-
-    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The adapters' tensors by the names of peft's files."""
-        return self._stream(*self.held.own())
-
-    def parts_sent(self) -> Iterator[tuple[str, Tensor]]:
-        """All that a rollout engine gets that takes adapters as such."""
-        yield from self.base_weights()
-        yield from self.adapter_weights()
-
-    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        self.held.write(folder, tensors, adapter=True)
-
-    def _stream(self, parts: Mapping[str, Sequence[Tensor]], whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        return weight_sync.stream(parts, self._gathered, whole, weight_sync.BUCKET[self.device.type])
-
-    def export(self, folder: Path, adapter: bool = False) -> None:
-        """A Hugging Face folder of the model with its adapters merged, or a peft folder of the adapters alone."""
-        state: dict[str, Tensor] = {}
-        tied = self.held.tied()
-        for name, tensor in self.adapter_weights() if adapter else self.weights():  # on every rank: sharded weights are gathered on all
-            if dist.get_rank() == 0 and name not in tied:
-                state[name] = tensor.cpu().clone()
-        if dist.get_rank() == 0:
-            self.held.write(folder, state, adapter)
-        dist.barrier()
-
-
-class DeepSpeedCritic(Learner):
-    """The critic: the policy's architecture and first weights, with a value head and an optimizer of its own."""
-
-    file = "critic"
-
-    def __init__(
-        self,
-        path: str,
-        dtype: torch.dtype,
-        *,
-        zero_stage: int,
-        optimizer: OptimizerSettings,
-        device: torch.device,
-        offline: bool,
-        extra: Mapping[str, Any],
-        recompute: int = 0,
-        crew: SequenceParallelGroup | None = None,
-    ) -> None:
-        set_environment()
-        self.crew = crew
-        with in_parts(config(zero_stage, dtype, optimizer, extra)):
-            valuer = hf.TokenValuer(hf.load_model(path, dtype, offline=offline, recompute=recompute), crew)
-        super().__init__(valuer, dtype, zero_stage=zero_stage, optimizer=optimizer, device=device, extra=extra)
-
-    def values(self, samples: Sequence[Sample], width: int) -> Tensor:
-        with hf.no_gradient(self._keep):
-            return hf.value(self.engine, samples, width, self.device, self.crew)
-
-    def said(self, module: nn.Module, samples: Sequence[Sample]) -> Tensor:
-        return hf.value(module, samples, longest(samples), self.device, self.crew)
-
-
-def longest(samples: Sequence[Sample]) -> int:
-    return max((len(s.tokens) for s in samples), default=0)
-
-
-def tensors_in(things: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists and dictionaries, gradients of theirs too."""
-    if torch.is_tensor(things):
-        yield things
-        if things.is_leaf and things.grad is not None:
-            yield things.grad
-    elif isinstance(things, Mapping):
-        yield from tensors_in(list(things.values()))
-    elif isinstance(things, list | tuple):
-        for thing in things:
-            yield from tensors_in(thing)
+def find_tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists and dictionaries, and their gradients."""
+    if torch.is_tensor(values):
+        yield values
+        if values.is_leaf and values.grad is not None:
+            yield values.grad
+    elif isinstance(values, Mapping):
+        yield from find_tensors(list(values.values()))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from find_tensors(value)

@@ -1,4 +1,4 @@
-"""How DeepSpeed is set up: its configuration, its environment, and how a model is loaded in parts."""
+"""Settings of DeepSpeed: its configuration, its environment, and how a model is loaded in shards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,59 +20,69 @@ from rlkit.profiling import memory_estimate
 
 @dataclass(frozen=True)
 class OptimizerSettings:
+    """Of AdamW; max_grad_norm: the global norm to which gradients are clipped."""
+
     betas: tuple[float, float]
     eps: float
     weight_decay: float
     max_grad_norm: float
-    offload: bool = False  # state and step on the host
 
 
-def config(
-    zero_stage: int,
-    dtype: torch.dtype,
-    optimizer: OptimizerSettings,
-    extra: Mapping[str, Any],
-    trained: int = memory_estimate.REDUCE_BUCKET,
-) -> dict[str, Any]:
-    """DeepSpeed's own configuration, of so many trained weights; what `extra` says wins, section by section."""
+@dataclass(frozen=True)
+class DeepSpeedSettings:
+    """`offload_optimizer`: its state and step are on the host. `extra`: raw configuration, which wins section by section."""
+
+    zero_stage: int
+    optimizer: OptimizerSettings
+    offload_optimizer: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_stage(settings: DeepSpeedSettings) -> int:
+    """The ZeRO stage that is run."""
+    return memory_estimate.resolve_zero_stage(settings.zero_stage, dist.get_world_size())
+
+
+def build_config(settings: DeepSpeedSettings, dtype: torch.dtype, trained: int = memory_estimate.REDUCE_BUCKET) -> dict[str, Any]:
+    """DeepSpeed's own configuration for so many trained weights."""
     if dtype not in (torch.float32, torch.bfloat16):
         raise RunFailed(f"no training in {dtype}")
-    base: dict[str, Any] = {
+    config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "zero_allow_untested_optimizer": True,
-        "gradient_clipping": optimizer.max_grad_norm,
+        "gradient_clipping": settings.optimizer.max_grad_norm,
         "zero_optimization": {
-            "stage": memory_estimate.resolve_zero_stage(zero_stage, dist.get_world_size()),
+            "stage": find_stage(settings),
             "overlap_comm": False,
             "reduce_bucket_size": min(trained, memory_estimate.REDUCE_BUCKET),  # allocated whole
         },
         "bf16": {"enabled": dtype == torch.bfloat16},
     }
-    if optimizer.offload:
-        base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-        base["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW runs on a CPU too
-    for key, value in extra.items():
-        base[key] = {**base[key], **value} if isinstance(value, Mapping) and isinstance(base.get(key), dict) else value
-    return base
+    if settings.offload_optimizer:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW runs on a CPU too
+    for key, value in settings.extra.items():
+        config[key] = {**config[key], **value} if isinstance(value, Mapping) and isinstance(config.get(key), dict) else value
+    return config
 
 
 @contextmanager
-def in_parts(settings: dict[str, Any]) -> Iterator[None]:
+def shard_on_load(config: dict[str, Any]) -> Iterator[None]:
     """Inside it, under ZeRO 3, transformers loads a model layer by layer, and each rank keeps its part alone."""
-    if settings["zero_optimization"]["stage"] < 3:
+    if config["zero_optimization"]["stage"] < 3:
         yield
         return
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    held = HfDeepSpeedConfig(settings)  # transformers and peft look for it through a weak reference
+    alive = HfDeepSpeedConfig(config)  # transformers and peft find it through a weak reference
     yield
-    del held
+    del alive
 
 
-def set_environment() -> None:
-    """Before deepspeed is imported. Its compiler wants ninja on the path, which is beside the interpreter, activated or not."""
+def set_deepspeed_environment() -> None:
+    """To be called before deepspeed is imported. Its compiler needs ninja on the path, which is beside the interpreter."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,6 +1,7 @@
-"""Loading a checkpoint with transformers, whole or not at all: its from_pretrained gives random values to tensors that the files lack.
+"""Loads a checkpoint with transformers, whole or not at all, and puts a model in training shape.
 
-Left out: 4 bits (quantization.py) and ZeRO 3 (deepspeed_config.py), which are settings of the same call.
+Transformers' from_pretrained gives random values to tensors that the files lack. Left out here: how 4 bits (quantization.py) and ZeRO 3
+(deepspeed_config.py) load, which are settings of the same call.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
 
+from rlkit.engines import quantization
 from rlkit.errors import UserError
 
 KINDS = {"causal language model": "AutoModelForCausalLM", "sequence classifier": "AutoModelForSequenceClassification"}
@@ -20,44 +24,109 @@ LANGUAGE_HEAD, SCORE_HEAD = "lm_head.", "score."  # how the names of a head's te
 NAMED = 3  # tensors in a message
 
 
-def load_pretrained(kind: str, path: str, what: str, *, offline: bool, unused: tuple[str, ...] = (), **settings: Any) -> Any:
-    """A model of one of KINDS, each tensor from its files; `settings` are from_pretrained's, and messages call the model `what`.
+def load_causal_lm(path: str, dtype: torch.dtype, *, offline: bool, checkpoint_every: int = 0, four_bits: bool = False) -> Any:
+    """A causal LM in training shape: no dropout, no cache, and gradient checkpointing of every `checkpoint_every`-th layer (0: none).
 
-    A tensor whose name starts with one of `unused` may be missing, left over or of another shape. Raises UserError where `path` holds no
+    Raises UserError where `path` does not hold all of such a model.
+    """
+    settings = quantization.build_settings(dtype) if four_bits else {}
+    model = load_pretrained("causal language model", path, "model.path", offline=offline, dtype=dtype, **settings)
+    if four_bits:
+        quantization.restore_config(model)
+    model.config.use_cache = False
+    disable_dropout(model)
+    if checkpoint_every:
+        checkpoint_layers(model, checkpoint_every)
+    return model.train()
+
+
+def load_classifier(path: str, dtype: torch.dtype, pad: int, *, offline: bool, checkpoint_every: int = 0) -> Any:
+    """The body of the model at `path` with a new head of one label that returns 0, in training shape; for a reward model.
+
+    Raises UserError where there is no such model.
+    """
+    heads, settings = (LANGUAGE_HEAD, SCORE_HEAD), {"num_labels": 1, "dtype": dtype, "pad_token_id": pad}
+    model = load_pretrained("sequence classifier", path, "model.path", offline=offline, unused=heads, **settings)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise UserError(f"model.path {path}: {type(model).__name__} has no linear head `score`; take a causal language model such as Qwen3")
+    nn.init.zeros_(model.score.weight)
+    model.config.pad_token_id = pad
+    disable_dropout(model)
+    if checkpoint_every:
+        checkpoint_layers(model, checkpoint_every)
+    return model.train()
+
+
+def checkpoint_layers(model: Any, every: int) -> None:
+    """Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) of each `every`-th layer.
+
+    No random state is kept, since there is no dropout. Shapes are not compared with those of the first pass: under ZeRO 3 the weights are
+    no longer whole by then.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    settings = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    except ValueError as error:
+        raise UserError(f"engine.gradient_checkpointing: {first_line(error)}; set it to 0") from error
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for i, layer in enumerate(layers):
+        layer.gradient_checkpointing = i % every == 0
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sampler and trainer must be one function of the weights."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  mypy
+
+
+def checkpoint_names(model: Any) -> list[str]:
+    """Every tensor of the model's checkpoint, the tied ones too; not the constants of 4-bit weights."""
+    return [name for name in model.state_dict() if ".weight." not in name]
+
+
+def load_pretrained(kind: str, path: str, what: str, *, offline: bool, unused: tuple[str, ...] = (), **settings: Any) -> Any:
+    """A model of one of KINDS with each tensor from its files; `settings` go to from_pretrained, `what` is the model's name in messages.
+
+    A tensor whose name starts with one of `unused` may be missing, unexpected or of another shape. Raises UserError where `path` holds no
     such model, or not all of it.
     """
     import transformers
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
     def load(**more: Any) -> Any:
         model, info = getattr(transformers, KINDS[kind]).from_pretrained(
             path, local_files_only=offline, output_loading_info=True, ignore_mismatched_sizes=True, **settings, **more
         )
-        check_loaded(f"{what} {path}", type(model).__name__, info, unused)
+        check_tensors(f"{what} {path}", type(model).__name__, info, unused)
         return model
 
     disable_progress_bar()
     verbosity = get_verbosity()
-    set_verbosity_error()  # it warns of what is refused here, and of a new head
+    set_verbosity_error()  # its warnings are about what is refused here, and about a new head
     try:
-        if is_deepspeed_zero3_enabled():  # there transformers does not look for left-over tensors, and only rank 0 for shapes
+        if is_deepspeed_zero3_enabled():  # then transformers does not look for unexpected tensors, and only rank 0 checks shapes
             with without_zero3():
                 load(device_map="meta")  # names and shapes alone
         return load()
     except (OSError, ValueError, RuntimeError, *DAMAGED) as error:
         damaged = isinstance(error, DAMAGED) or "PytorchStreamReader" in str(error)
         if isinstance(error, RuntimeError) and not damaged:
-            raise  # of the device or another process
+            raise  # an error of the device or of another process
         remedy = "; a file of it is damaged or incomplete, download or copy it again" if damaged else ""
         raise UserError(f"{what} {path} cannot be loaded as a {kind}: {first_line(error)}{remedy}") from error
     finally:
         set_verbosity(verbosity)
 
 
-def check_loaded(where: str, model: str, info: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
-    """Raises UserError where files and model do not have the same tensors, by transformers' loading info; it does not count tied weights
-    and buffers of older releases."""
+def check_tensors(where: str, model: str, info: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
+    """Raises UserError where files and model do not have the same tensors, by transformers' loading info, which leaves out tied weights and
+    buffers of older releases."""
     missing, unexpected = ({name for name in info[key] if not name.startswith(unused)} for key in ("missing_keys", "unexpected_keys"))
     reshaped = {f"{name} {[*held]} instead of {[*own]}" for name, held, own in info["mismatched_keys"] if not name.startswith(unused)}
     faults = [
@@ -77,7 +146,7 @@ def check_loaded(where: str, model: str, info: dict[str, Any], unused: tuple[str
 
 
 def find_prefix(unexpected: Iterable[str], missing: set[str]) -> str | None:
-    """What stands before the name of a missing tensor in the name of an unexpected one."""
+    """The prefix of an unexpected name that ends with the name of a missing tensor."""
     for name in unexpected:
         parts = name.split(".")
         for i in range(1, len(parts)):
@@ -88,15 +157,15 @@ def find_prefix(unexpected: Iterable[str], missing: set[str]) -> str | None:
 
 @contextmanager
 def without_zero3() -> Iterator[None]:
-    """Inside it transformers loads as if deepspeed_config.in_parts were not there."""
+    """Inside it transformers loads without ZeRO 3."""
     from transformers.integrations import deepspeed
 
-    held = deepspeed._hf_deepspeed_config_weak_ref()
+    config = deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        deepspeed.set_hf_deepspeed_config(held)
+        deepspeed.set_hf_deepspeed_config(config)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """LoRA adapters inside a causal LM (Hu et al. 2021, arXiv:2106.09685), DoRA's too (Liu et al. 2024, arXiv:2402.09353).
 
-The only file that imports peft. An adapted linear layer says W x + s B A x with s = alpha / rank. Letters: W [out, in] base weight,
-A [rank, in], B [out, rank], m [out] DoRA's magnitude. Only A, B and m are trained. Dropout between A and x is left out: rollout and
+The only file that imports peft. An adapted linear layer returns W x + s B A x with s = alpha / rank. Letters: W [out, in] base weight,
+A [rank, in], B [out, rank], m [out] DoRA's magnitude. Only A, B and m are trained. Dropout between A and x is left out: sampler and
 trainer must be one function of the weights.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class LoraSettings:
 
 
 class Adapters:
-    """Adapters put into a model, and what is known of them. `names`: every tensor of the checkpoint, as it was before."""
+    """The adapters of a model; building them puts them into it."""
 
     def __init__(self, model: Any, settings: LoraSettings) -> None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -46,12 +46,11 @@ class Adapters:
 
         self.settings = settings
         targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
-        self.config = LoraConfig(
-            r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, use_dora=settings.dora, task_type="CAUSAL_LM"
-        )
+        alpha: Any = settings.alpha  # annotated as int, and used as a float
+        self.config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets, use_dora=settings.dora, task_type="CAUSAL_LM")
         model.requires_grad_(False)
         with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of peft, on quantised libraries that are not there
+            warnings.simplefilter("ignore")  # peft warns of quantisation libraries that are not installed
             torch.manual_seed(settings.seed)
             try:
                 inject_adapter_in_model(self.config, model, adapter_name=ADAPTER)
@@ -64,37 +63,37 @@ class Adapters:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora_" in name)
 
-    def held(self, name: str) -> str:
-        """The name under which the model holds a tensor of the checkpoint."""
+    def name_in_model(self, name: str) -> str:
+        """The name in the model of a tensor of the checkpoint."""
         layer, _, kind = name.rpartition(".")
         return f"{layer}{BASE}.{kind}" if layer in self.layers else name
 
-    def adapted(self, name: str) -> Any | None:
-        """The adapted layer whose base weight a name of the checkpoint is; None for any other."""
+    def find_layer(self, name: str) -> Any | None:
+        """The adapted layer of which this name of the checkpoint is the base weight; None where there is none."""
         layer, _, kind = name.rpartition(".")
         return self.layers.get(layer) if kind == "weight" else None
 
-    def parts(self, name: str) -> list[Tensor]:
-        """What else must be at hand to merge the tensor of a name: A, B and m of its layer."""
-        layer = self.adapted(name)
-        return list(tensors_of(layer).values()) if layer is not None else []
+    def tensors_to_merge(self, name: str) -> list[Tensor]:
+        """A, B and m of the layer whose base weight has this name; empty where it has no adapter."""
+        layer = self.find_layer(name)
+        return list(list_tensors(layer).values()) if layer is not None else []
 
-    def merged(self, name: str, base: Tensor) -> Tensor:
-        """W + s B A, or DoRA's m (W + s B A) / |W + s B A| with the norm of each row; computed in float32, in the dtype of `base`."""
-        found = tensors_of(self.adapted(name))
+    def merge(self, name: str, base: Tensor) -> Tensor:
+        """W + s B A, or DoRA's m (W + s B A) / |W + s B A| with the norm of each row; computed in float32."""
+        found = list_tensors(self.find_layer(name))
         whole = base.float() + self.settings.scaling * (found["lora_B.weight"].float() @ found["lora_A.weight"].float())  # [out, in]
         if self.settings.dora:
             magnitude = found["lora_magnitude_vector.weight"].float()  # [out]
             whole = whole * (magnitude / whole.norm(dim=1)).unsqueeze(1)
         return whole.to(base.dtype)
 
-    def own(self) -> dict[str, list[Tensor]]:
+    def name_tensors(self) -> dict[str, Tensor]:
         """The adapters' tensors by the names of peft's files."""
-        return {f"base_model.model.{layer}.{kind}": [t] for layer, module in self.layers.items() for kind, t in tensors_of(module).items()}
+        return {f"base_model.model.{layer}.{kind}": t for layer, module in self.layers.items() for kind, t in list_tensors(module).items()}
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """Inside it the model is its base."""
+    def disable(self) -> Iterator[None]:
+        """Inside it the model runs without adapters."""
         for layer in self.layers.values():
             layer._disable_adapters = True  # enable_adapters() would also take requires_grad away from under the optimizer
         try:
@@ -110,43 +109,15 @@ class Adapters:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
         config = {**self.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, default=listed))
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, default=to_json))
 
 
-def tensors_of(layer: Any) -> dict[str, Tensor]:
+def list_tensors(layer: Any) -> dict[str, Tensor]:
     """A, B and, with DoRA, m of an adapted layer."""
     kinds = ("lora_A", "lora_B", "lora_magnitude_vector")
     return {f"{kind}.weight": getattr(layer, kind)[ADAPTER].weight for kind in kinds if ADAPTER in getattr(layer, kind, {})}
 
 
-def listed(thing: Any) -> Any:
-    """Sets and enums of a peft configuration, as JSON has them."""
-    return sorted(thing) if isinstance(thing, set | frozenset) else str(getattr(thing, "value", thing))
-
-
-class BaseOfPolicy:
-    """The reference of a policy with adapters: the same weights with the adapters off, no second model."""
-
-    def __init__(self, policy: Any) -> None:
-        self.policy = policy
-
-    def logprobs(self, samples: Sequence[Any], width: int) -> tuple[Tensor, Tensor]:
-        with self.policy.adapters.off():
-            said: tuple[Tensor, Tensor] = self.policy.logprobs(samples, width)
-        return said
-
-    def park(self) -> None: ...  # it moves with the policy
-
-    def resume(self) -> None: ...
-
-
-def send_merged(policy: Any, engine: Any, version: int) -> None:
-    """All weights, adapters merged into them."""
-    engine.load(policy.weights(), version)
-
-
-def send_adapter(policy: Any, engine: Any, version: int) -> None:
-    """The adapter alone; the base before it where the engine holds none."""
-    if engine.version is None:
-        engine.load(policy.base_weights(), version)
-    engine.adapt(policy.adapter_weights(), policy.write_adapter, version)
+def to_json(value: Any) -> Any:
+    """A set or an enum of a peft configuration as JSON."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))

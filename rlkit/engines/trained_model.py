@@ -1,4 +1,4 @@
-"""A causal LM as it is held for training: adapters in it or not, its base in 4 bits or not; and as the model that is made of it."""
+"""A causal LM in training, with or without adapters, its base in 4 bits or not; and the checkpoint that is made of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.engines import hf, quantization, weight_sync
+from rlkit.engines import quantization
+from rlkit.engines.loading import checkpoint_names
 from rlkit.engines.lora import Adapters, LoraSettings
 
-# By name what is held for a tensor (more than one where adapters are merged into it), and the tensor itself, asked for by its name.
+# By name the tensors that must be whole to build it (more than one where adapters are merged in), and the function that builds it.
 Parts = tuple[dict[str, list[Tensor]], Callable[[str], Tensor]]
 
 
@@ -21,36 +22,34 @@ class TrainedModel:
 
     def __init__(self, model: Any, path: str, dtype: torch.dtype, lora: LoraSettings | None) -> None:
         self.model, self.path, self.dtype = model, path, dtype
-        self.names = hf.checkpoint_names(model)
+        self.names = checkpoint_names(model)
         self.adapters = Adapters(model, lora) if lora else None
 
-    def base(self) -> Parts:
-        """The checkpoint; where only adapters are trained, as it was before."""
+    def base_parts(self) -> Parts:
+        """The checkpoint; where only adapters are trained, without them."""
         state = self.model.state_dict(keep_vars=True)
-        held = {name: state[self.adapters.held(name) if self.adapters else name] for name in self.names}
-        return {name: [tensor] for name, tensor in held.items()}, lambda name: weight_sync.sendable(
-            quantization.plain(held[name]), self.dtype
-        )
+        tensors = {name: state[self.adapters.name_in_model(name) if self.adapters else name] for name in self.names}
+        return {name: [tensor] for name, tensor in tensors.items()}, lambda name: quantization.dequantize(tensors[name])
 
-    def merged(self) -> Parts:
+    def checkpoint_parts(self) -> Parts:
         """The checkpoint, adapters merged into it."""
-        parts, whole = self.base()
+        parts, build = self.base_parts()
         adapters = self.adapters
         if adapters is None:
-            return parts, whole
-        parts = {name: [*held, *adapters.parts(name)] for name, held in parts.items()}
-        return parts, lambda name: adapters.merged(name, whole(name)) if adapters.adapted(name) else whole(name)
+            return parts, build
+        parts = {name: [*tensors, *adapters.tensors_to_merge(name)] for name, tensors in parts.items()}
+        return parts, lambda name: adapters.merge(name, build(name)) if adapters.find_layer(name) else build(name)
 
-    def own(self) -> Parts:
+    def adapter_parts(self) -> Parts:
         """The adapters' tensors by the names of peft's files."""
         assert self.adapters is not None
-        own = self.adapters.own()
-        return own, lambda name: weight_sync.sendable(own[name][0], self.dtype)
+        tensors = self.adapters.name_tensors()
+        return {name: [tensor] for name, tensor in tensors.items()}, lambda name: tensors[name]
 
-    def tied(self) -> set[str]:
-        """Names that are another tensor's second name; a file holds such a tensor once."""
+    def find_tied(self) -> set[str]:
+        """Names that are a second name of a tensor; a file holds such a tensor once."""
         first: dict[int, str] = {}
-        return {name for name, (tensor,) in self.base()[0].items() if first.setdefault(id(tensor), name) != name}
+        return {name for name, (tensor,) in self.base_parts()[0].items() if first.setdefault(id(tensor), name) != name}
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor], adapter: bool) -> None:
         """A Hugging Face folder of the model, or a peft folder of the adapters alone."""

@@ -1,10 +1,10 @@
 """vLLM inside this process: the rollout engine. The only file that imports vllm.
 
-Traps this file knows (vLLM 0.26 to 0.32): the engine must live in this process (no V1 multiprocessing); the end token of the tokenizer
-must be told to it, since tokenizers are not its business here; generation_config.json of a model must not change sampling; weights
-arrive by `reload_weights`, which wants every tensor of the checkpoint, the tied head too; the prefix cache holds keys and values of
-older weights and is dropped after each load; log-probs are those of the processed distribution, temperature included. A prompt that
-is prefilled in parts draws from its request's generator once too often and winds it back, which a CPU's generator cannot do.
+Traps of vLLM 0.26 to 0.32 that are handled here: the engine must live in this process (no V1 multiprocessing); it needs the end tokens as
+stop tokens, since it gets no tokenizer; generation_config.json of a model must not change sampling; `reload_weights` needs every tensor of
+the checkpoint, the tied head too; the prefix cache holds keys and values of older weights and is reset after each load; log-probs are those
+of the processed distribution, temperature included. A prompt that is prefilled in parts draws from its request's generator once too often
+and winds it back, which a CPU's generator cannot do.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from rlkit.engines.base import checksum
-from rlkit.engines.hf import check_names, make_sample
+from rlkit.engines.base import check_names, checksum, make_sample
 from rlkit.errors import RunFailed, UserError
 from rlkit.profiling import memory_estimate
 from rlkit.types import Request, Sample, Stop
 
-SEGMENT = "rlkit-tp-"  # names of shared memory begin with it, and with the process that made them
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room
+SEGMENT = "rlkit-tp-"  # names of shared memory begin with it and the id of the process that made them
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # valid values of max_lora_rank
 
 
 class VLLMEngine:
@@ -46,42 +45,28 @@ class VLLMEngine:
         tensor_parallel: int = 1,
         adapter_rank: int | None = None,
     ) -> None:
-        """`names`: every tensor of the checkpoint; `adapter_rank`: of the adapter that `adapt` will bring, if any; `extra`: arguments for
-        vllm.LLM that win over ours."""
-        set_environment(world)
+        """`names`: every tensor of the checkpoint; `adapter_rank`: of the adapters that `load_adapter` will get, if any; `extra`:
+        arguments of vllm.LLM that win over ours."""
+        set_vllm_environment(world)
         from vllm import LLM
 
-        settings: dict[str, Any] = {
-            "model": path,
-            "dtype": dtype,
-            "load_format": "dummy",
-            "skip_tokenizer_init": True,
-            "generation_config": "vllm",
-            "max_model_len": max_model_len,
-            "logprobs_mode": "processed_logprobs",
-            "enable_sleep_mode": sleeps,
-            "enforce_eager": not gpu,
-            "disable_log_stats": True,
-            "seed": 0,
-        }
-        if not gpu:  # see the module on partial prefills
-            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(memory_estimate.HOST_BATCH, max_model_len)}
+        settings = build_engine_settings(path, dtype, max_model_len, gpu=gpu, sleeps=sleeps)
         if world > 1:
             settings |= {"distributed_executor_backend": "external_launcher", "tensor_parallel_size": tensor_parallel}
         self._segments = name_shared_memory() if tensor_parallel > 1 and not gpu else None
         if adapter_rank is not None:
-            settings |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room_for(adapter_rank)}
-            load_beneath_adapters()
+            settings |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": find_max_lora_rank(adapter_rank)}
+            patch_adapted_layers()
         settings.update(extra)
         try:
             self.llm = LLM(**settings)
         except TypeError as error:
-            raise UserError(f"engine.vllm holds a setting that vLLM does not take: {error}") from error
+            raise UserError(f"engine.vllm holds a setting that vLLM does not know: {error}") from error
         self.engine = self.llm.llm_engine
         self.names, self.eos, self.sleeps = list(names), eos, sleeps
         self.version: int | None = None
         self._requests: dict[str, Request] = {}
-        self._received: dict[str, Tensor] = {}
+        self._checksums: dict[str, Tensor] = {}
         self._adapter: Any = None
 
     @property
@@ -95,7 +80,7 @@ class VLLMEngine:
             raise RunFailed("the rollout engine was asked to sample before its first weights arrived")
         name = "-".join(map(str, request.key))
         if name in self._requests:
-            raise RunFailed(f"the completion {request.key} was asked for twice")
+            raise RunFailed(f"the completion {request.key} was requested twice")
         sampling = request.sampling
         params = SamplingParams(
             temperature=sampling.temperature,
@@ -125,43 +110,45 @@ class VLLMEngine:
 
     def _sample(self, output: Any) -> Sample:
         request = self._requests.pop(output.request_id)
-        (said,) = output.outputs
-        tokens = list(said.token_ids)
-        logprobs = [entry[token].logprob for entry, token in zip(said.logprobs, tokens, strict=True)]
+        (completion,) = output.outputs
+        tokens = list(completion.token_ids)
+        logprobs = [entry[token].logprob for entry, token in zip(completion.logprobs, tokens, strict=True)]
         stop = Stop.EOS if tokens and tokens[-1] in self.eos else Stop.LENGTH
         return make_sample(request, tokens, logprobs, stop, self.version)
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         if self._requests:
             raise RunFailed(f"weights arrived while {len(self._requests)} completions were being sampled")
-        self._received, self._adapter = {}, None
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._watched(weights)})
-        check_names(self.names, self._received)
+        self._checksums, self._adapter = {}, None
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._record_checksums(weights)})
+        check_names(self.names, self._checksums)
         self.llm.reset_prefix_cache()
         self.version = version
 
-    def _watched(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def _record_checksums(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
-            self._received[name] = checksum(tensor)
+            self._checksums[name] = checksum(tensor)
             yield name, tensor
 
-    def adapt(self, tensors: Iterator[tuple[str, Tensor]], write: Callable[[Path, Mapping[str, Tensor]], None], version: int) -> None:
-        """Takes in an adapter on top of the weights it holds; `write` makes the folder of files by which vLLM loads one."""
+    def load_adapter(
+        self, tensors: Iterator[tuple[str, Tensor]], write: Callable[[Path, Mapping[str, Tensor]], None], version: int
+    ) -> None:
+        """Loads an adapter on top of the weights it holds; `write` writes the folder from which vLLM loads it."""
         from vllm.lora.request import LoRARequest
 
         own = dict(tensors)
-        self._received |= {name: checksum(tensor) for name, tensor in own.items()}
+        self._checksums |= {name: checksum(tensor) for name, tensor in own.items()}
         ram = Path("/dev/shm")
         with TemporaryDirectory(prefix="rlkit-adapter-", dir=ram if ram.is_dir() else None) as folder:
             write(Path(folder), own)
-            # in place: without it an adapter of a number that is known stays as it was, silently
+            # load_inplace: without it an adapter with a known number silently stays as it was
             self.engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
             self._adapter = LoRARequest("policy", 1, folder)
         self.llm.reset_prefix_cache()
         self.version = version
 
-    def received(self) -> Mapping[str, Tensor]:
-        return self._received
+    def checksums(self) -> Mapping[str, Tensor]:
+        return self._checksums
 
     def wake_weights(self) -> None:
         if self.sleeps:
@@ -183,15 +170,39 @@ class VLLMEngine:
             segment.unlink(missing_ok=True)
 
 
+def build_engine_settings(path: str, dtype: str, max_model_len: int, *, gpu: bool, sleeps: bool) -> dict[str, Any]:
+    """The arguments of vllm.LLM for one process."""
+    settings: dict[str, Any] = {
+        "model": path,
+        "dtype": dtype,
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "max_model_len": max_model_len,
+        "logprobs_mode": "processed_logprobs",
+        "enable_sleep_mode": sleeps,
+        "enforce_eager": not gpu,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if not gpu:  # see the docstring of the module on partial prefills
+        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(memory_estimate.HOST_BATCH, max_model_len)}
+    return settings
+
+
 def name_shared_memory() -> str:
-    """On a CPU ranks of one engine share memory under a fixed name, which outlives a killed run and stops the next one: give it a name of
-    its own, which is returned, and sweep those of runs that are gone."""
+    """Gives the shared memory of a CPU engine's ranks a name of its own, which is returned, and removes that of runs that are gone.
+
+    vLLM's fixed name outlives a killed run and stops the next one.
+    """
     from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 
     named = [f"{SEGMENT}{os.getpid()}-"]
     dist.broadcast_object_list(named, src=0)
     original = _CPUSHMDistributed.make_group_name
-    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: named[0] + original(communicator).replace("/", ""))
+    _CPUSHMDistributed.make_group_name = staticmethod(  # type: ignore[method-assign]
+        lambda communicator: named[0] + original(communicator).replace("/", "")
+    )
     for left in Path("/dev/shm").glob(f"*{SEGMENT}*"):
         maker = left.name.partition(SEGMENT)[2].partition("-")[0]
         if maker.isdigit() and not Path("/proc", maker).exists():
@@ -199,31 +210,31 @@ def name_shared_memory() -> str:
     return named[0]
 
 
-def load_beneath_adapters() -> None:
-    """In vLLM 0.26 what adapters stand on does not go by its own name: a checkpoint would find no place for its tensors."""
+def patch_adapted_layers() -> None:
+    """Lets a checkpoint be loaded into layers with adapters: in vLLM 0.26 their base layers have other names than in the checkpoint."""
     from vllm.lora.layers import BaseLayerWithLoRA
     from vllm.model_executor.models.utils import AutoWeightsLoader
 
     def load(layer: Any, weights: Any) -> Any:
-        beneath = layer.base_layer
-        return (beneath if hasattr(beneath, "load_weights") else AutoWeightsLoader(beneath)).load_weights(weights)
+        base = layer.base_layer
+        return (base if hasattr(base, "load_weights") else AutoWeightsLoader(base)).load_weights(weights)
 
     if not hasattr(BaseLayerWithLoRA, "load_weights"):
-        BaseLayerWithLoRA.load_weights = load
+        BaseLayerWithLoRA.load_weights = load  # type: ignore[method-assign, assignment]
 
 
-def room_for(rank: int) -> int:
-    """The smallest room that an adapter of a rank fits into."""
-    fitting = [room for room in LORA_RANKS if room >= rank]
-    if not fitting:
+def find_max_lora_rank(rank: int) -> int:
+    """The smallest valid max_lora_rank for an adapter of a rank. Raises UserError where there is none."""
+    valid = [largest for largest in LORA_RANKS if largest >= rank]
+    if not valid:
         raise UserError(
             f"model.lora.rank={rank} is more than the {LORA_RANKS[-1]} that vLLM takes as an adapter; set engine.lora_sync=merged"
         )
-    return fitting[0]
+    return valid[0]
 
 
-def set_environment(world: int) -> None:
-    """What vLLM reads from the environment, before it is imported; a value that is set already stays."""
+def set_vllm_environment(world: int) -> None:
+    """Sets the environment variables of vLLM, before it is imported; a value that is set already stays."""
     defaults = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(memory_estimate.HOST_KV_CACHE // memory_estimate.GIB),

@@ -3,55 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rlkit.engines.base import RolloutEngine, Shards, Source
+
 BUCKET = {"cuda": 2**30, "cpu": 2**26}  # bytes gathered at once: enough for a full-speed collective, little beside the weights
 
 
-def buckets(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Names in their order, cut so that the sizes of a bucket sum to at most `limit`; a larger one stands alone."""
-    cut: list[list[str]] = []
+def split_into_buckets(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in their order, cut so that the sizes of a bucket sum to at most `limit`; a larger one is a bucket of its own."""
+    buckets: list[list[str]] = []
     filled = 0
     for name, size in sizes.items():
-        if not cut or filled + size > limit:
-            cut.append([])
+        if not buckets or filled + size > limit:
+            buckets.append([])
             filled = 0
-        cut[-1].append(name)
+        buckets[-1].append(name)
         filled += size
-    return cut
+    return buckets
 
 
-def elements(tensor: Any) -> int:
-    """Of a tensor as a whole: a shard says its own number, and that of the whole only under another name."""
-    return int(getattr(tensor, "ds_numel", tensor.numel()))
-
-
-def stream(
-    parts: Mapping[str, Sequence[Tensor]],
-    gathered: Callable[[list[Tensor]], AbstractContextManager[Any]],
-    whole: Callable[[str], Tensor],
-    limit: int,
+def stream_weights(
+    parts: Mapping[str, Sequence[Tensor]], build: Callable[[str], Tensor], dtype: torch.dtype, shards: Shards, limit: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) for every name, bucket by bucket, on every rank in the same order.
+    """(name, tensor) for every name, bucket by bucket of `limit` bytes, on every rank in the same order; floats in `dtype`.
 
-    parts: by name what must be gathered for it; whole: called inside `gathered`, gives what is sent. That must be a copy wherever a
-    tensor is sharded: the receiver keeps tensors until it has all of a layer, and the gathered storage is gone by then.
+    parts: by name the tensors that must be whole for it; build: called while they are, returns the tensor to send. Of sharded tensors a
+    copy is sent: the receiver keeps tensors until it has all of a layer, and by then the gathered storage is gone.
     """
-    sizes = {name: sum(elements(part) * part.element_size() for part in tensors) for name, tensors in parts.items()}
-    for names in buckets(sizes, limit):
+    sizes = {name: sum(shards.count_elements(part) * part.element_size() for part in tensors) for name, tensors in parts.items()}
+    for names in split_into_buckets(sizes, limit):
         wanted = {id(part): part for name in names for part in parts[name]}  # a tied tensor has two names
-        with gathered(list(wanted.values())), torch.no_grad():
-            ready = [(name, whole(name)) for name in names]
+        with shards.gather(list(wanted.values())), torch.no_grad():
+            ready = [(name, convert(build(name), dtype, copy=any(map(shards.is_sharded, parts[name])))) for name in names]
         while ready:
-            yield ready.pop(0)  # one reference less: what was taken in is free
+            yield ready.pop(0)  # drops the reference, so that what was taken in is freed
 
 
-def sendable(tensor: Any, dtype: torch.dtype) -> Tensor:
-    """A tensor as it is sent: floats in the receiver's dtype; a copy where it is sharded or changes dtype."""
-    held: Tensor = tensor.detach()
-    target = dtype if held.is_floating_point() else held.dtype
-    return held.to(target, copy=hasattr(tensor, "ds_id"))
+def convert(tensor: Tensor, dtype: torch.dtype, copy: bool) -> Tensor:
+    """A floating-point tensor in `dtype`, any other as it is."""
+    target = dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(target, copy=copy)
+
+
+class AdapterSource(Source, Protocol):
+    """A policy of which the adapters alone can be sent."""
+
+    def base_weights(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+class AdapterEngine(RolloutEngine, Protocol):
+    """A rollout engine that takes adapters."""
+
+    def load_adapter(
+        self, tensors: Iterator[tuple[str, Tensor]], write: Callable[[Path, Mapping[str, Tensor]], None], version: int
+    ) -> None: ...
+
+
+def send_merged(policy: Source, engine: RolloutEngine, version: int) -> None:
+    """Sends all weights, adapters merged into them."""
+    engine.load(policy.weights(), version)
+
+
+def send_adapter(policy: AdapterSource, engine: AdapterEngine, version: int) -> None:
+    """Sends the adapter alone; before it the base, where the engine has none."""
+    if engine.version is None:
+        engine.load(policy.base_weights(), version)
+    engine.load_adapter(policy.adapter_weights(), policy.write_adapter, version)

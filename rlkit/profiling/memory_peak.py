@@ -40,7 +40,7 @@ class PeakMemory:
 
 def reset_peak() -> None:
     """Starts a new peak."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         return
     with suppress(OSError):  # a container may forbid it; then the peak is that of the whole run
@@ -49,7 +49,7 @@ def reset_peak() -> None:
 
 def read_peak() -> float:
     """The peak in bytes since `reset_peak`: reserved by torch on a device, or resident in this process."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_reserved())
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -57,7 +57,7 @@ def read_peak() -> float:
 
 def read_reserved_and_free() -> float:
     """Bytes reserved by torch plus free bytes of the device. The sum grows by the memory that torch counts but that is not there."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not torch.cuda.is_initialized():
         return 0.0
     free, _ = torch.cuda.mem_get_info()
     return float(torch.cuda.memory_reserved() + free)

@@ -1,7 +1,7 @@
 """A reward model as a reward: `rewards: {rm: {path: reward_model, args: {model: FOLDER}}}`.
 
-It shares the device with the policy, so it runs in the process of the trainer, in a phase of its own once the samples are there; the other
-rewards are at work meanwhile, in their processes. Its own chat template writes prompt and completion, as one finished conversation.
+It shares the device with the policy, so it runs in the process of the trainer, in a phase of its own after sampling; the other rewards run
+meanwhile in their processes. Prompt and completion are written by the model's own chat template, as one finished conversation.
 """
 
 from __future__ import annotations
@@ -13,56 +13,56 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from rlkit.data.renderer import Renderer
+from rlkit.engines.base import Offloadable
 from rlkit.errors import UserError
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
 
 
-class Scorer(Protocol):
-    """What it asks of the model."""
+class ScoringModel(Offloadable, Protocol):
+    """The model, as ModelReward uses it."""
 
     longest: int | None  # tokens that the model can read
 
     def scores(self, rows: Sequence[Sequence[int]]) -> list[float]: ...
 
-    def park(self) -> None: ...
-
-    def resume(self) -> None: ...
-
 
 class ModelReward:
-    """Scores samples together; `room` opens a phase in which the device is the model's."""
+    """Scores samples together; `pause_rollout` opens a phase in which the device is free for the model."""
 
-    def __init__(self, renderer: Renderer, scorer: Scorer, room: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        self.renderer, self.scorer, self.room = renderer, scorer, room
+    def __init__(
+        self, renderer: Renderer, model: ScoringModel, pause_rollout: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self.renderer, self.model, self.pause_rollout = renderer, model, pause_rollout
 
-    def judge(self, items: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        """An outcome for each item (prompt, completion), in their order. What cannot be read, or is no finite number, is an error."""
+    def score(self, items: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """An outcome for each item (prompt, completion), in their order. Unreadable items and non-finite scores are errors."""
         started = time.perf_counter()
-        rows = [self._tokens(item) for item in items]
+        rows = [self._encode(item) for item in items]
         readable = [row for row in rows if not isinstance(row, str)]
-        with self.room():
-            self.scorer.resume()
+        with self.pause_rollout():
+            self.model.reload()
             try:
-                scores = iter(self.scorer.scores(readable))
+                scores = iter(self.model.scores(readable))
             finally:
-                self.scorer.park()
+                self.model.offload()
         seconds = (time.perf_counter() - started) / max(len(items), 1)
-        return [_outcome(row if isinstance(row, str) else next(scores), seconds) for row in rows]
+        return [build_outcome(row if isinstance(row, str) else next(scores), seconds) for row in rows]
 
-    def _tokens(self, item: Mapping[str, Any]) -> list[int] | str:
+    def _encode(self, item: Mapping[str, Any]) -> list[int] | str:
         """Token ids, or why there are none."""
         try:
             prompt = self.renderer.encode_prompt(item["prompt"])
             ids = prompt + self.renderer.encode_completion(item["prompt"], {"role": "assistant", "content": item["completion"]})
         except UserError as error:
             return str(error)
-        longest = self.scorer.longest
+        longest = self.model.longest
         return f"{len(ids)} tokens; the reward model reads at most {longest}" if longest and len(ids) > longest else ids
 
 
-def _outcome(score: float | str, seconds: float) -> Outcome:
+def build_outcome(score: float | str, seconds: float) -> Outcome:
+    """`score`: or why there is none."""
     if isinstance(score, str):
         return Outcome(OutcomeKind.ERROR, detail=score, seconds=seconds)
     if not math.isfinite(score):
-        return Outcome(OutcomeKind.ERROR, detail=f"the reward model said {score}", seconds=seconds)
+        return Outcome(OutcomeKind.ERROR, detail=f"the reward model returned {score}", seconds=seconds)
     return Outcome(OutcomeKind.SCORE, score, seconds=seconds)

@@ -1,4 +1,4 @@
-"""Rows for people: what metrics.jsonl and samples.jsonl say of groups and samples; names as TRL has them where it has one."""
+"""The rows of metrics.jsonl and samples.jsonl that are made of groups and samples; names are TRL's where it has one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rlkit.rewarding.outcome import RAW_REWARD
 from rlkit.types import Group, ScoredSample, Stop
 
 
-def of_groups(groups: Sequence[Group]) -> dict[str, float]:
+def summarize_groups(groups: Sequence[Group]) -> dict[str, float]:
     """Rewards and lengths of a step."""
     scored = [s for g in groups for s in g.samples]
-    valid = [[reward for s in g.samples if (reward := plain(s)) is not None] for g in groups]
+    valid = [[reward for s in g.samples if (reward := get_raw_reward(s)) is not None] for g in groups]
     lengths = [len(s.sample.tokens) for s in scored]
     ended = [len(s.sample.tokens) for s in scored if s.sample.stop is Stop.EOS]
     row = {
@@ -28,18 +28,18 @@ def of_groups(groups: Sequence[Group]) -> dict[str, float]:
         "rewards_failed": float(sum(s.reward is None for s in scored)),
     }
     for name in scored[0].components if scored else ():
-        parts = [value for s in scored if (value := s.components[name]) is not None]
-        row[f"rewards/{name}/mean"] = mean_of(parts).value
-        row[f"rewards/{name}/std"] = std_of(parts).value
+        values = [value for s in scored if (value := s.components[name]) is not None]
+        row[f"rewards/{name}/mean"] = mean_of(values).value
+        row[f"rewards/{name}/std"] = std_of(values).value
     return row
 
 
-def plain(scored: ScoredSample) -> float | None:
-    """The reward as it was before rewards were normalised, which brings the mean of any group to 0."""
+def get_raw_reward(scored: ScoredSample) -> float | None:
+    """The reward before normalisation, which makes the mean of any group 0."""
     return scored.extra.get(RAW_REWARD, scored.reward)
 
 
-def of_sample(scored: ScoredSample, advantage: float | None, decode: Callable[[Sequence[int]], str], split: str) -> dict[str, Any]:
+def build_sample_row(scored: ScoredSample, advantage: float | None, decode: Callable[[Sequence[int]], str], split: str) -> dict[str, Any]:
     """One line of samples.jsonl."""
     sample = scored.sample
     return {
@@ -47,7 +47,7 @@ def of_sample(scored: ScoredSample, advantage: float | None, decode: Callable[[S
         "key": list(sample.key),
         "prompt": decode(sample.prompt),
         "completion": sample.text,
-        "reward": plain(scored),
+        "reward": get_raw_reward(scored),
         "rewards": dict(scored.components),
         "advantage": advantage,
         "stop": str(sample.stop),

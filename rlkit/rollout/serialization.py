@@ -1,4 +1,4 @@
-"""Groups as plain JSON and back, every bit of them: what a checkpoint keeps of samples that are still to be learned from."""
+"""Groups as plain JSON and back without loss: samples in a checkpoint that are still to be learned from."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ def group_to_json(group: Group) -> dict[str, Any]:
     }
 
 
-def group_from_json(stored: dict[str, Any]) -> Group:
-    greedy = stored["greedy"]
-    return Group(
-        stored["index"], tuple(sample_from_json(s) for s in stored["samples"]), None if greedy is None else sample_from_json(greedy)
-    )
+def group_from_json(data: dict[str, Any]) -> Group:
+    greedy = data["greedy"]
+    return Group(data["index"], tuple(sample_from_json(s) for s in data["samples"]), None if greedy is None else sample_from_json(greedy))
 
 
 def sample_to_json(scored: ScoredSample) -> dict[str, Any]:
@@ -31,8 +29,8 @@ def sample_to_json(scored: ScoredSample) -> dict[str, Any]:
     return {"sample": sample, "reward": scored.reward, "components": dict(scored.components), "extra": dict(scored.extra)}
 
 
-def sample_from_json(stored: dict[str, Any]) -> ScoredSample:
-    kept = stored["sample"]
-    tensors = {name: torch.tensor(kept[name], dtype=dtype) for name, dtype in TENSORS.items()}
-    sample = Sample(**{**kept, **tensors, "key": Key(*kept["key"]), "prompt": tuple(kept["prompt"]), "stop": Stop(kept["stop"])})
-    return ScoredSample(sample, stored["reward"], stored["components"], stored["extra"])
+def sample_from_json(data: dict[str, Any]) -> ScoredSample:
+    fields = data["sample"]
+    tensors = {name: torch.tensor(fields[name], dtype=dtype) for name, dtype in TENSORS.items()}
+    sample = Sample(**{**fields, **tensors, "key": Key(*fields["key"]), "prompt": tuple(fields["prompt"]), "stop": Stop(fields["stop"])})
+    return ScoredSample(sample, data["reward"], data["components"], data["extra"])

@@ -1,6 +1,6 @@
-"""What every run does, whatever it learns: go on where a checkpoint stopped, step after step; evaluate, report, save; export at the end.
+"""The loop of every run: resume from a checkpoint, step after step; evaluate, report, save; export at the end.
 
-What one step does is the matter of a trainer: online.py samples and scores, offline.py reads what others wrote.
+What one step does is defined by a trainer: online.py samples and scores, offline.py reads completions from the data.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from rlkit.runtime.checkpoint import Checkpoints, build_read_error, discard_on_e
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
-from rlkit.updates.online_update import UpdateCount
+from rlkit.updates.optimizer_step import UpdateCount
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of one step."""
+    """The result of one step."""
 
     row: dict[str, float]  # of metrics
     count: UpdateCount
@@ -34,47 +34,58 @@ class StepResult:
 
 
 class Trainer(Protocol):
-    """What one step does. All that it remembers is in its state, plain JSON, and in the weights of the learners."""
+    """What one step does. All that it needs for the next step is in its state, plain JSON, and in the weights of the learners."""
 
-    measure: str  # eval/<measure> says how good the model is: accuracy, or loss, of which less is better
-    evaluates: bool  # whether there is anything held out
+    @property
+    def measure(self) -> str:
+        """eval/<measure> is how good the model is: accuracy, or loss, where less is better."""
+        ...
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are held-out rows."""
+        ...
 
     @property
     def tokens_per_micro_batch(self) -> int: ...
 
     def step(self, number: int, count: UpdateCount) -> StepResult:
-        """One batch and the updates on it. Raises Stopped where somebody asked for it before anything was learnt."""
+        """One batch and the updates on it. Raises Stopped where a stop was requested before the first update."""
         ...
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics on what is held out. Raises Stopped where somebody asked for it meanwhile."""
+        """Metrics on held-out rows. Raises Stopped where a stop was requested meanwhile."""
         ...
 
     def state(self) -> dict[str, Any]: ...
 
     def load(self, state: dict[str, Any], step: int) -> None:
-        """Goes on after `step`, where `state` was; the learners have their weights back."""
+        """Continues after `step`, whose state this is; the learners have their weights back."""
         ...
+
+
+FORMAT = 2  # of checkpoints; raised where an older one can no longer be read
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a run remembers between steps; all of it is in the checkpoint."""
+    """The state of a run between steps; all of it is in the checkpoint."""
 
     step: int = 0
     count: UpdateCount = field(default_factory=UpdateCount)
     tokens: int = 0  # so far
-    before: float | None = None  # how good the model was at first
+    before: float | None = None  # the measure before training
     held_out: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    best: tuple[float, int] | None = None  # the best evaluation, and the step that had it
+    best: tuple[float, int] | None = None  # the best measure, and its step
     wall_seconds: float = 0.0
-    row: dict[str, float] | None = field(default_factory=dict)  # of the step, while its evaluation is still to come
+    row: dict[str, float] | None = field(default_factory=dict)  # metrics of the step, until its evaluation is done
     trainer: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
 
 
 @dataclass
 class Run:
-    """Everything a run is made of, built once by assembly/build.py."""
+    """All parts of a run, built once by assembly/build.py."""
 
     steps: int
     trainer: Trainer
@@ -85,112 +96,112 @@ class Run:
     checkpoints: Checkpoints
     keep_best: bool
     report: Report
-    clock: PhaseTimer
+    timer: PhaseTimer
     ranks: Ranks
     stopping: StopRequest
     folder: Path
-    training: Callable[[], AbstractContextManager[None]] = nullcontext  # inside it all that the learners hold is on the device
+    training: Callable[[], AbstractContextManager[None]] = nullcontext  # inside it the state of the learners is on the device
 
 
 def train(run: Run) -> None:
-    """Runs from where the checkpoint stopped to the last step. Raises Stopped, saved, where somebody asked for it."""
-    progress = resumed(run)
+    """Runs from the last checkpoint to the last step. Raises Stopped, after saving, where a stop was requested."""
+    state = resume(run)
     run.stopping.deferred = True
-    run.clock.restart()
+    run.timer.restart()
     try:
-        if progress.row is not None:
-            progress = concluded(run, progress)
-        for step in range(progress.step + 1, run.steps + 1):
-            progress = one_step(run, step, progress)
-            progress = concluded(run, progress)
+        if state.row is not None:
+            state = conclude_step(run, state)
+        for step in range(state.step + 1, run.steps + 1):
+            state = run_step(run, step, state)
+            state = conclude_step(run, state)
             if step < run.steps and run.ranks.any_rank(run.stopping.requested):
                 raise Stopped
     except Stopped:
-        save(run, progress)
-        raise Stopped(f"stopped after step {progress.step} of {run.steps}, saved; go on with output_dir={run.folder}") from None
-    finish(run, progress)
+        save(run, state)
+        raise Stopped(f"stopped after step {state.step} of {run.steps}, saved; go on with output_dir={run.folder}") from None
+    finish(run, state)
 
 
-def one_step(run: Run, step: int, before: TrainState) -> TrainState:
-    """The trainer's step, and what there is to remember of it."""
-    run.clock.restart(step)
+def run_step(run: Run, step: int, before: TrainState) -> TrainState:
+    """The trainer's step, and the state after it."""
+    run.timer.restart(step)
     done = run.trainer.step(step, before.count)
     tokens = before.tokens + done.tokens
     row = done.row | {"num_tokens": float(tokens)}
     return replace(before, step=step, count=done.count, tokens=tokens, row=row, trainer=run.trainer.state())
 
 
-def concluded(run: Run, progress: TrainState) -> TrainState:
-    """What follows a step, and what comes before the first: evaluation where it is due, the row of metrics, a checkpoint."""
-    step, row = progress.step, dict(progress.row or {})
+def conclude_step(run: Run, state: TrainState) -> TrainState:
+    """What follows each step, and precedes the first: evaluation where it is due, the row of metrics, a checkpoint."""
+    step, row = state.step, dict(state.row or {})
     if run.trainer.evaluates and (step in (0, run.steps) or (run.eval_every and step % run.eval_every == 0)):
         held_out = run.trainer.evaluate(step)
         row |= held_out
-        progress = with_evaluation(progress, held_out, run.trainer.measure)
+        state = record_evaluation(state, held_out, run.trainer.measure)
     if row:
-        run.report.log_step(step, row | run.clock.metrics() | {"memory/process_gib": psutil.Process().memory_info().rss / GIB})
-    progress = replace(progress, row=None, wall_seconds=progress.wall_seconds + run.clock.seconds)
-    save_if_due(run, progress)
-    return progress
+        run.report.log_step(step, row | run.timer.metrics() | {"memory/process_gib": psutil.Process().memory_info().rss / GIB})
+    state = replace(state, row=None, wall_seconds=state.wall_seconds + run.timer.seconds)
+    save_if_due(run, state)
+    return state
 
 
-def with_evaluation(progress: TrainState, held_out: dict[str, float], measure: str) -> TrainState:
-    now, best = held_out[f"eval/{measure}"], progress.best
+def record_evaluation(state: TrainState, held_out: dict[str, float], measure: str) -> TrainState:
+    now, best = held_out[f"eval/{measure}"], state.best
     if best is None or (now < best[0] if measure == "loss" else now > best[0]):
-        best = (now, progress.step)
-    return replace(progress, before=now if progress.step == 0 else progress.before, held_out=held_out, best=best)
+        best = (now, state.step)
+    return replace(state, before=now if state.step == 0 else state.before, held_out=held_out, best=best)
 
 
-def save_if_due(run: Run, progress: TrainState) -> None:
-    if progress.step == 0:
-        return  # nothing was learned yet
-    new_best = run.keep_best and progress.best is not None and progress.best[1] == progress.step
-    if run.checkpoints.is_due(progress.step) or progress.step == run.steps or new_best:
-        save(run, progress)
+def save_if_due(run: Run, state: TrainState) -> None:
+    if state.step == 0:
+        return  # nothing is trained yet
+    new_best = run.keep_best and state.best is not None and state.best[1] == state.step
+    if run.checkpoints.is_due(state.step) or state.step == run.steps or new_best:
+        save(run, state)
 
 
-def save(run: Run, progress: TrainState) -> None:
-    """A checkpoint of this moment; nothing where there is one."""
+def save(run: Run, state: TrainState) -> None:
+    """Saves a checkpoint; does nothing where there is one of this step."""
 
     def write(folder: Path) -> None:
         with run.training():
             for learner in run.learners:
                 learner.save(folder)
 
-    with run.clock("checkpoint"):
-        protect = progress.best[1] if run.keep_best and progress.best else None
-        run.checkpoints.save(progress.step, asdict(progress), write, protect)
+    with run.timer("checkpoint"):
+        protect = state.best[1] if run.keep_best and state.best else None
+        run.checkpoints.save(state.step, asdict(state), write, protect)
 
 
-def resumed(run: Run) -> TrainState:
-    """Where the last complete checkpoint stopped, with the weights put back; the beginning where there is none."""
+def resume(run: Run) -> TrainState:
+    """The state of the last complete checkpoint, with the weights loaded; the first state where there is none."""
     steps = run.checkpoints.list_steps()
     last = min(run.ranks.gather(steps[-1] if steps else -1))
     if last < 0:
         return TrainState(trainer=run.trainer.state())
-    kept = run.checkpoints.read_state(last)
-    if kept.keys() - {field.name for field in fields(TrainState)}:
+    saved = run.checkpoints.read_state(last)
+    if saved.get("format") != FORMAT or saved.keys() - {field.name for field in fields(TrainState)}:
         raise UserError(
             f"{run.checkpoints.get_folder(last)} was written by another version of rlkit, and this one does not read its checkpoints; "
             "go on with that version, or choose another output_dir"
         )
     try:
-        best = tuple(kept.pop("best") or ()) or None
-        progress = TrainState(**{**kept, "count": UpdateCount(**kept["count"]), "best": best})
+        best = tuple(saved.pop("best") or ()) or None
+        state = TrainState(**{**saved, "count": UpdateCount(**saved["count"]), "best": best})
         with run.training():
             for learner in run.learners:
                 learner.load(run.checkpoints.get_folder(last))
     except (RunFailed, UserError, Stopped, RuntimeError):
         raise
-    except Exception as error:  # a damaged file: each library that reads one has its own words for it
+    except Exception as error:  # a damaged file: each library that reads one raises its own error
         raise build_read_error(run.checkpoints.get_folder(last), error) from error
-    run.trainer.load(progress.trainer, last)
+    run.trainer.load(state.trainer, last)
     run.report.note(f"goes on after step {last}")
-    return progress
+    return state
 
 
-def finish(run: Run, progress: TrainState) -> None:
-    """The trained model as a Hugging Face folder, and the summary."""
+def finish(run: Run, state: TrainState) -> None:
+    """Exports the trained model as a Hugging Face folder, and writes the summary."""
     run.report.show_phase("export")
     unfinished, final = run.folder / ".model.tmp", run.folder / "model"
     with discard_on_error(unfinished, run.folder):
@@ -200,5 +211,5 @@ def finish(run: Run, progress: TrainState) -> None:
             publish(unfinished, final)
     run.ranks.barrier()
     measure = run.trainer.measure
-    after = progress.held_out.get(f"eval/{measure}")
-    run.report.finish("done", progress.before, after, progress.wall_seconds, progress.step, measure, progress.held_out)
+    after = state.held_out.get(f"eval/{measure}")
+    run.report.finish("done", state.before, after, state.wall_seconds, state.step, measure, state.held_out)

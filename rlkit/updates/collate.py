@@ -1,4 +1,4 @@
-"""From the groups of all ranks to the batch of this one: whole samples move until every minibatch's tokens balance over the ranks."""
+"""Builds the batch of this rank from the groups of all ranks: whole samples move so that the tokens of each minibatch are balanced."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rlkit.types import Batch, Group, Sample, ScoredSample
 
 
 def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max_lag: int = 0) -> tuple[list[Group], Batch]:
-    """All groups of the step in order, and the samples of them that this rank works on. Raises RunFailed where one is too old."""
+    """All groups of the step in order, and the batch of samples that this rank works on. Raises RunFailed where a sample is too old."""
     for sample in (s.sample for g in mine for s in g.samples):
-        if lag(sample, version) > max_lag or bool((sample.versions[sample.mask] > version).any()):
+        if compute_lag(sample, version) > max_lag or bool((sample.versions[sample.mask] > version).any()):
             raise RunFailed(
                 f"the completion {sample.key} was sampled by weights {sample.versions.unique().tolist()}, the policy is at {version} and "
-                f"learns from weights at most {max_lag} steps old"
+                f"learns from samples of weights at most {max_lag} steps old"
             )
     groups = sorted((g for part in ranks.gather(mine) for g in part), key=lambda g: g.index)
     parts = assign_minibatches(len(groups), minibatches)
@@ -33,7 +33,7 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
     rewards = [flat[i][2].reward for i in chosen]
     width = max((len(s.tokens) for s in samples), default=0)
     baselines = [groups[flat[i][0]].greedy for i in chosen]
-    greedy = all(g.greedy for g in groups)  # of the step, so that a rank without samples has an empty tensor
+    greedy = all(g.greedy for g in groups)  # of all ranks, so that a rank without samples has an empty tensor
     return groups, Batch(
         samples=samples,
         mask=pad_rows([s.mask for s in samples], width, False).bool(),
@@ -43,17 +43,18 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
         group=torch.tensor([flat[i][0] for i in chosen], dtype=torch.int64),
         index=torch.tensor(chosen, dtype=torch.int64),
         minibatch=torch.tensor([flat[i][1] for i in chosen], dtype=torch.int64),
-        lag=torch.tensor([lag(s, version) for s in samples], dtype=torch.int64),
+        lag=torch.tensor([compute_lag(s, version) for s in samples], dtype=torch.int64),
         size=len(flat),
-        baseline=torch.tensor([reward_or(g, float("nan")) for g in baselines], dtype=torch.float64) if greedy else None,
+        baseline=torch.tensor([get_reward(g) for g in baselines], dtype=torch.float64) if greedy else None,
     )
 
 
-def lag(sample: Sample, version: int) -> int:
-    """Steps from the weights of its oldest token that counts to `version`; 0 where none counts."""
+def compute_lag(sample: Sample, version: int) -> int:
+    """Steps from the weights of the oldest token with mask True to `version`; 0 where there is none."""
     versions = sample.versions[sample.mask]
     return version - int(versions.min()) if len(versions) else 0
 
 
-def reward_or(scored: ScoredSample | None, otherwise: float) -> float:
-    return otherwise if scored is None or scored.reward is None else scored.reward
+def get_reward(scored: ScoredSample | None) -> float:
+    """nan where there is none."""
+    return float("nan") if scored is None or scored.reward is None else scored.reward

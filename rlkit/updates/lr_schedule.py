@@ -1,4 +1,4 @@
-"""The learning rate: a pure function of the number of the update."""
+"""The learning rate as a pure function of the index of the update."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then constant, or linear or cosine towards 0, which it would reach one update after the last."""
+    """Linear warm-up, then constant, or a linear or cosine decay that reaches 0 one update after the last."""
 
     peak: float
     kind: Literal["constant", "linear", "cosine"]
@@ -17,7 +17,7 @@ class Schedule:
     total: int  # updates of the run
 
     def lr(self, update: int) -> float:
-        """Of the update number `update`, counted from 0."""
+        """Of update `update`, counted from 0."""
         if update < self.warmup:
             return self.peak * (update + 1) / self.warmup
         if self.kind == "constant":

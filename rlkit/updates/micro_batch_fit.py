@@ -1,10 +1,14 @@
-"""Room for a micro-batch: the largest is tried before training, its token budget halved until it fits; memory that runs out later ends
-the attempt, and the next one begins with half. All ranks do the same work, so what does not fit on one fits on none, mostly."""
+"""Finds the largest micro-batch that fits into memory.
+
+It is tried before training, and its token budget is halved until it fits. When memory runs out later, the attempt ends, and the next one
+starts with half. All ranks do the same work, so what does not fit on one mostly fits on none.
+"""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +17,7 @@ from rlkit.engines.base import Learner
 from rlkit.errors import RunFailed, UserError
 from rlkit.types import Key, Sample, Stop
 
-KEPT = "tokens_per_micro_batch"  # the file in a run's folder that holds a budget smaller than the recipe's
+BUDGET_FILE = "tokens_per_micro_batch"  # in a run's folder: a budget smaller than the recipe's
 SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of torch's allocator on a CPU, of CUDA, of cuBLAS
 HINTS = (
     "engine.gradient_checkpointing=1, engine.zero_stage=3 and, with several processes, engine.sequence_parallel need less, "
@@ -21,109 +25,112 @@ HINTS = (
 )
 
 
-def largest_micro_batch(
-    models: Sequence[Learner],
-    budget: int,
-    prompt: int,
-    completion: int,
-    together: int,
-    share: int,
-    anyone: Callable[[bool], bool],
-    least: int,
-    crew: tuple[int, int] = (1, 0),
-) -> tuple[int, int | None]:
-    """The budget with which the largest micro-batch fits, and the one that did not, if any.
+@dataclass(frozen=True)
+class StepShape:
+    """The largest samples of a step, in tokens; share: the most that a rank can get; least: what is never split, a sample or a pair."""
 
-    prompt, completion: tokens of the longest sample; together: samples of a prompt; share: tokens of a step that a rank can have at most;
-    `anyone`: was it so on any rank? least: a rank's tokens of what is never split, a sample or a pair; crew: how many ranks share each
-    row, and which of them this is. Raises UserError where not even that fits.
+    prompt: int
+    completion: int
+    samples_per_prompt: int
+    share: int
+    least: int
+
+
+def largest_micro_batch(
+    learners: Sequence[Learner], budget: int, step: StepShape, any_rank: Callable[[bool], bool], sp: tuple[int, int] = (1, 0)
+) -> tuple[int, int | None]:
+    """The budget with which the largest micro-batch fits, and the first one that did not, if any.
+
+    any_rank: whether a flag is true on any rank; sp: size of the sequence-parallel group, and this rank's place in it. Raises UserError
+    where not even `step.least` fits.
     """
     failed = None
     while True:
-        tried = max(min(budget, share), least)
-        size, place = crew
-        if not anyone(not fits(models, longest_samples(tried * size, prompt, completion, together)[place::size])):
+        tried = max(min(budget, step.share), step.least)
+        size, place = sp
+        samples = longest_samples(tried * size, step.prompt, step.completion, step.samples_per_prompt)
+        if not any_rank(not fits_in_memory(learners, samples[place::size])):
             return budget, failed
-        if tried == least:
+        if tried == step.least:
             raise UserError(
-                f"the longest samples, max_prompt_tokens + max_completion_tokens, do not fit into memory ({least} tokens); {HINTS}"
+                f"the longest samples, max_prompt_tokens + max_completion_tokens, do not fit into memory ({step.least} tokens); {HINTS}"
             )
         failed = budget if failed is None else failed
-        budget = max(tried // 2, least)
+        budget = max(tried // 2, step.least)
 
 
-def asked_together(
-    meet: Callable[[], bool], anyone: Callable[[bool], bool], folder: Path, budget: int, least: int
+def any_rank_after_barrier(
+    barrier: Callable[[], bool], any_rank: Callable[[bool], bool], folder: Path, budget: int, least: int
 ) -> Callable[[bool], bool]:
-    """`anyone`, of ranks that all `meet` first: those that share weights or rows wait where one of them has run out of memory alone."""
+    """`any_rank` after a `barrier` of all ranks that returns False on a timeout.
 
-    def asked(failed: bool) -> bool:
-        if not meet() and failed:
-            raise RunFailed(ended(folder, "trying the largest micro-batch, and on this process alone,", budget, least))
-        return anyone(failed)
+    Ranks that share weights or rows wait for each other where one of them alone has run out of memory; then that one raises RunFailed.
+    """
 
-    return asked
+    def meet_and_ask(failed: bool) -> bool:
+        if not barrier() and failed:
+            raise RunFailed(halve_budget(folder, "trying the largest micro-batch, and on this process alone,", budget, least))
+        return any_rank(failed)
+
+    return meet_and_ask
 
 
-def fits(models: Sequence[Learner], samples: Sequence[Sample]) -> bool:
+def fits_in_memory(learners: Sequence[Learner], samples: Sequence[Sample]) -> bool:
     try:
-        for model in models:
-            model.trial(samples)
+        for learner in learners:
+            learner.try_samples(samples)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     else:
         return True
-    gc.collect()  # here the failed pass and its tensors are nobody's any more
+    gc.collect()  # now nothing refers to the failed pass and its tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return False
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
-def longest_samples(tokens: int, prompt: int, completion: int, together: int) -> list[Sample]:
-    """Samples as long as any can be, so many of a prompt and of so many tokens with each prompt once."""
-    said = torch.zeros(completion)
-    ids, ones, versions = said.long(), torch.ones(completion, dtype=torch.bool), said.int()
-    whole, left = divmod(tokens, prompt + together * completion)
-    count = whole * together + max(left - prompt, 0) // completion
-    return [
-        Sample(Key(i // together, 0, i), (*numbered(i // together), *(0,) * prompt)[:prompt], ids, ones, said, versions, Stop.LENGTH, "")
-        for i in range(count)
-    ]
+def longest_samples(tokens: int, prompt: int, completion: int, samples_per_prompt: int) -> list[Sample]:
+    """Samples of the greatest length, as many of each prompt as a step has, of so many tokens with each prompt once."""
+    zeros = torch.zeros(completion)
+    ids, ones, versions = zeros.long(), torch.ones(completion, dtype=torch.bool), zeros.int()
+    whole, left = divmod(tokens, prompt + samples_per_prompt * completion)
+    count = whole * samples_per_prompt + max(left - prompt, 0) // completion
+    samples = []
+    for i in range(count):
+        row = i // samples_per_prompt
+        own_prompt = (row % 100, row // 100 % 100, *(0,) * prompt)[:prompt]  # different prompts, with ids of any vocabulary
+        samples.append(Sample(Key(row, 0, i), own_prompt, ids, ones, zeros, versions, Stop.LENGTH, ""))
+    return samples
 
 
-def numbered(prompt: int) -> tuple[int, int]:
-    """Tokens that set prompts apart, in any vocabulary."""
-    return prompt % 100, prompt // 100 % 100
+def read_budget(folder: Path, budget: int) -> int:
+    """The budget of a run: the recipe's, or the smaller one that an earlier attempt wrote into the folder."""
+    file = folder / BUDGET_FILE
+    return min(budget, int(file.read_text())) if file.is_file() else budget
 
 
-def remembered(folder: Path, budget: int) -> int:
-    """The budget of a run in a folder: the recipe's, or the smaller one that an earlier attempt left there."""
-    kept = folder / KEPT
-    return min(budget, int(kept.read_text())) if kept.is_file() else budget
-
-
-def engine_ended(phase: str) -> str:
-    """What to say when memory ran out in a phase of the rollout engine."""
+def explain_rollout_memory(phase: str) -> str:
+    """The message when memory ran out in a phase of the rollout engine."""
     return (
         f"memory ran out in the phase {phase}: give the rollout engine less (engine.vllm.gpu_memory_utilization, "
         f"engine.vllm.max_num_seqs); {HINTS}"
     )
 
 
-def ended(folder: Path, phase: str, budget: int, least: int) -> str:
-    """What to say when memory ran out in a phase of the trainer; the next attempt will find half of the budget in the folder."""
+def halve_budget(folder: Path, phase: str, budget: int, least: int) -> str:
+    """Writes half of the budget into the folder for the next attempt; returns the message when memory ran out in a phase of the trainer."""
     if budget <= least:
         return f"memory ran out in the phase {phase}, with one sample a micro-batch; {HINTS}"
     half = max(budget // 2, least)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / f".{KEPT}.tmp"  # a kill while it is written leaves no half of a number
-    whole.write_text(str(half))
-    whole.replace(folder / KEPT)
+    unfinished = folder / f".{BUDGET_FILE}.tmp"  # a kill while it is written leaves no half of a number
+    unfinished.write_text(str(half))
+    unfinished.replace(folder / BUDGET_FILE)
     return (
         f"memory ran out in the phase {phase} with tokens_per_micro_batch={budget}; start again with output_dir={folder}, and the run goes "
         f"on from its last checkpoint with {half}"

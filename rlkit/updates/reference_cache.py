@@ -1,10 +1,10 @@
-"""What the starting model says of the completions of the data: one number each, computed once, kept in the cache.
+"""Log-probs of the data's completions by the model before training: one number each, computed once and cached.
 
-The policy says it before its first update, when it is its own reference: there is never a second model, under any ZeRO stage.
+The policy computes them before its first update, when it is its own reference: no second model is loaded, under any ZeRO stage.
 
-A file of the cache is found by a hash of all that its numbers depend on: every weight of the model, the dtype, the token ids of all
-completions, how they are cut into micro-batches on how many ranks, the versions of rlkit, torch and transformers. Change one of them, and
-the numbers are computed anew. Old files are harmless; `rm -r $RLKIT_CACHE/reference` removes them.
+The name of a cache file is a hash of all that its numbers depend on: every weight of the model, the dtype, the token ids of all
+completions, how they are split into micro-batches on how many ranks, the versions of rlkit, torch and transformers. When one of them
+changes, the numbers are computed again. Old files are harmless; `rm -r $RLKIT_CACHE/reference` removes them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,70 +25,74 @@ from rlkit.engines.base import Scores, Source
 from rlkit.ops.batching import balance_samples, measure_sample
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sample
-from rlkit.updates.online_update import lockstep_micro_batches
+from rlkit.updates.optimizer_step import split_in_lockstep
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
-class Initial(Scores, Source, Protocol):
-    """A policy that has not learnt yet."""
+class InitialPolicy(Scores, Source, Protocol):
+    """A policy before its first update."""
 
 
-class Reference:
-    """Log-probs of whole completions."""
+class ReferenceLogprobs:
+    """Log-probs of whole completions; names: of `hash_sample`."""
 
-    def __init__(self, names: Sequence[bytes], numbers: Sequence[float]) -> None:
-        self._said = dict(zip(names, numbers, strict=True))
+    def __init__(self, names: Sequence[bytes], logprobs: Sequence[float]) -> None:
+        self._logprobs = dict(zip(names, logprobs, strict=True))
 
-    def of(self, samples: Sequence[Sample]) -> Tensor:
+    def look_up(self, samples: Sequence[Sample]) -> Tensor:
         """[B] float64."""
-        return torch.tensor([self._said[name_of(s)] for s in samples], dtype=torch.float64)
+        return torch.tensor([self._logprobs[hash_sample(s)] for s in samples], dtype=torch.float64)
 
 
-def name_of(sample: Sample) -> bytes:
+def hash_sample(sample: Sample) -> bytes:
     """A hash of the token ids of prompt and completion."""
     digest = blake2b(np.array([len(sample.prompt), *sample.prompt], dtype=np.int64).tobytes(), digest_size=16)
     digest.update(sample.tokens.numpy().tobytes())
     return digest.digest()
 
 
-def load_or_compute(policy: Initial, asked: Iterable[Sample], ranks: Ranks, budget: int, cache: Path) -> tuple[Reference, int]:
-    """The reference for these completions, and how many were scored for it now: 0 where the cache has them."""
-    samples = {name_of(s): s for s in asked}
-    names = sorted(samples)
-    file = cache / "reference" / f"{key(policy.weights(), names, (ranks.world, ranks.sp_size), budget)}.npy"
-    found = ranks.gather(stored(file, len(names)) if ranks.main else None)[0]
-    if found is not None:
-        return Reference(names, found.tolist()), 0
-    numbers = scored(policy, [samples[name] for name in names], ranks, budget).numpy()
+def load_or_compute(
+    policy: InitialPolicy, samples: Iterable[Sample], ranks: Ranks, budget: int, cache: Path
+) -> tuple[ReferenceLogprobs, int]:
+    """The log-probs of these completions, and how many were computed now: 0 where the cache has them."""
+    by_name = {hash_sample(s): s for s in samples}
+    names = sorted(by_name)
+    file = cache / "reference" / f"{hash_inputs(policy.weights(), names, (ranks.world, ranks.sp_size), budget)}.npy"
+    cached = ranks.gather(read_numbers(file, len(names)) if ranks.main else None)[0]
+    if cached is not None:
+        return ReferenceLogprobs(names, cached.tolist()), 0
+    numbers = compute_sequence_logprobs(policy, [by_name[name] for name in names], ranks, budget).numpy()
     if ranks.main:
-        store(file, numbers)
-    return Reference(names, numbers.tolist()), len(names)
+        write_numbers(file, numbers)
+    return ReferenceLogprobs(names, numbers.tolist()), len(names)
 
 
-def key(weights: Iterator[tuple[str, Tensor]], names: Sequence[bytes], ranks: tuple[int, int], budget: int) -> str:
+def hash_inputs(weights: Iterator[tuple[str, Tensor]], names: Sequence[bytes], ranks: tuple[int, int], budget: int) -> str:
     """A hash of all that the numbers depend on."""
     versions = (rlkit.__version__, version("torch"), version("transformers"))
     digest = blake2b(repr((versions, ranks, budget, len(names))).encode(), digest_size=16)
     for name in names:
         digest.update(name)
-    for name, tensor in weights:  # on every rank: sharded weights are gathered on all
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for weight_name, tensor in weights:  # on every rank: sharded weights are gathered on all
+        digest.update(f"{weight_name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def scored(policy: Scores, samples: list[Sample], ranks: Ranks, budget: int) -> Tensor:
-    """Log-probs of whole completions, each rank's share by the policy as it is now; [N] float64."""
-    sizes = [measure_sample(s) for s in samples]
-    mine = [i for i, rank in enumerate(balance_samples(sizes, ranks.world)) if rank == ranks.rank]
+def compute_sequence_logprobs(policy: Scores, samples: list[Sample], ranks: Ranks, budget: int) -> Tensor:
+    """Log-probs of whole completions, each rank's share by the policy with its current weights; [N] float64."""
+    lengths = [measure_sample(s) for s in samples]
+    share = [i for i, rank in enumerate(balance_samples(lengths, ranks.world)) if rank == ranks.rank]
     numbers = torch.zeros(len(samples), dtype=torch.float64)
-    for part in lockstep_micro_batches([sizes[i] for i in mine], budget, ranks):
-        chosen = [mine[k] for k in part]
-        said, _ = policy.logprobs([samples[i] for i in chosen], max((len(samples[i].tokens) for i in chosen), default=0))
-        numbers[chosen] = said.double().sum(-1).cpu()
+    for items in split_in_lockstep([lengths[i] for i in share], budget, ranks):
+        chosen = [share[k] for k in items]
+        logprobs, _ = policy.logprobs([samples[i] for i in chosen], max((len(samples[i].tokens) for i in chosen), default=0))
+        numbers[chosen] = logprobs.double().sum(-1).cpu()
     return ranks.all_reduce_sum(numbers)
 
 
-def stored(file: Path, count: int) -> np.ndarray | None:
+def read_numbers(file: Path, count: int) -> Numbers | None:
     """The numbers of a file; None where there is none, or one that cannot be read."""
     try:
         numbers = np.load(file, allow_pickle=False)
@@ -97,10 +101,10 @@ def stored(file: Path, count: int) -> np.ndarray | None:
     return numbers if numbers.shape == (count,) and numbers.dtype == np.float64 else None
 
 
-def store(file: Path, numbers: np.ndarray) -> None:
+def write_numbers(file: Path, numbers: Numbers) -> None:
     """Writes the file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    with unfinished.open("wb") as opened:
-        np.save(opened, numbers)
+    with unfinished.open("wb") as stream:
+        np.save(stream, numbers)
     unfinished.replace(file)

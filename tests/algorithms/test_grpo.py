@@ -21,7 +21,8 @@ from rlkit.ops.masking import count_units, token_weights, weighted_sum
 from rlkit.types import Credit, Group, MicroBatch, Signals
 from rlkit.updates.collate import collate
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import OnlineUpdater, UpdateCount, observe, update
+from rlkit.updates.online_update import OnlineUpdater
+from rlkit.updates.optimizer_step import UpdateCount
 from tests.algorithms.shipped import algorithm
 from tests.algorithms.tiny import Policy, Ranks, groups_of, together
 from tests.ops import oracle
@@ -187,7 +188,7 @@ def learning(algorithm: Any, ranks: Ranks, minibatches: int, **changes: Any) -> 
         "reference": Policy(ranks, seed=1),
         "algorithm": algorithm,
         "schedule": Schedule(0.2, "constant", 0, 10),
-        "probe": LogprobCheck(None, None, None),  # type: ignore[arg-type]
+        "logprob_check": LogprobCheck(None, None, None),  # type: ignore[arg-type]
         "ranks": ranks,
         "passes": 1,
         "minibatches": minibatches,
@@ -208,9 +209,9 @@ def learn(
         policy = Policy(ranks, padding=way.padding)
         run = learning(algorithm, ranks, minibatches, policy=policy, passes=passes, tokens_per_micro_batch=way.budget)
         _, batch = collate(way.order(groups[ranks.rank :: way.world]), ranks, minibatches, 0)  # type: ignore[arg-type]
-        signals, _ = observe(run, batch)
+        signals, _ = run.observe(batch)
         credit, _, _ = algorithm.compute_advantages(batch, signals, State(), ranks)
-        metrics, count = update(run, batch, signals, credit, UpdateCount())
+        metrics, count = run.update(batch, signals, credit, UpdateCount())
         assert count == UpdateCount(passes * minibatches)
         return policy, metric_values(metrics)
 
@@ -271,14 +272,14 @@ def test_the_gradient_is_that_of_the_loops() -> None:
     mask = [[*s.mask.tolist(), *[False] * (9 - len(s.tokens))] for s in samples]
     policy = together(1, lambda ranks: Policy(ranks))[0]
     weights = list(policy.model.parameters())
-    with policy.training():
+    with policy.enable_grad():
         start = policy.logprobs(samples, 9)[0].detach()
 
     def loop(x: list[float]) -> float:
         with torch.no_grad():
             for weight, numbers in zip(weights, torch.tensor(x, dtype=torch.float64).split([w.numel() for w in weights]), strict=True):
                 weight.copy_(numbers.view_as(weight))
-        with policy.training():
+        with policy.enable_grad():
             ratios = (policy.logprobs(samples, 9)[0] - start).tolist()
         losses = [[oracle.clipped(r, a, 0.2, 0.28) for r in row] for row, a in zip(ratios, advantages, strict=True)]
         return oracle.reduced(losses, mask, "sequence_mean", FIXED_LENGTH)

@@ -17,11 +17,13 @@ from torch import Tensor
 from rlkit.data.offline_rows import Demonstration, Pair, RatedCompletion
 from rlkit.metrics import Mean, metric_values, wilson_interval
 from rlkit.ops.masking import count_units, token_weights, uniform_weights, weighted_sum
-from rlkit.trainers.offline import UNITS, OfflineUpdater, Unit, Work, one_update, with_margins
+from rlkit.trainers.offline import add_margins
 from rlkit.types import OfflineMicroBatch, Sample
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import UpdateCount
-from rlkit.updates.reference_cache import Reference, load_or_compute, name_of
+from rlkit.updates.offline_update import OfflineMinibatch, OfflineUpdater
+from rlkit.updates.optimizer_step import UpdateCount
+from rlkit.updates.reference_cache import ReferenceLogprobs, hash_sample, load_or_compute
+from rlkit.updates.units import UNITS, Unit
 from tests.algorithms.shipped import algorithm
 from tests.algorithms.test_grpo import WAYS, Way, difference
 from tests.algorithms.tiny import VOCABULARY, Policy, Ranks, together
@@ -120,7 +122,7 @@ def test_what_is_watched_of_pairs() -> None:
     said = torch.tensor([[-1.0], [-2.0], [-3.0], [-4.0]])
     keys = algorithm("dpo", beta=0.5)
     _, metrics = keys.compute_losses(OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.tensor([-3.0, -2.0, -3.0, -4.0]).double()))
-    assert with_margins(metric_values(metrics)) == {
+    assert add_margins(metric_values(metrics)) == {
         "rewards/chosen": 0.5,
         "rewards/rejected": 0.0,
         "rewards/accuracies": 0.75,
@@ -135,7 +137,7 @@ def test_what_is_watched_of_rated_completions() -> None:
     said = torch.tensor([[2.0], [-1.0], [0.5], [1.0]])
     good = torch.tensor([True, False, True, False])
     rows = OfflineMicroBatch(torch.ones(4, 1).bool(), said, torch.zeros(4).double(), good, torch.tensor(1.0).double())
-    seen = with_margins(metric_values(algorithm("kto", beta=0.2).compute_losses(rows)[1]))
+    seen = add_margins(metric_values(algorithm("kto", beta=0.2).compute_losses(rows)[1]))
     assert seen["rewards/accuracies"] == 0.625 and seen["kl"] == 1.0
     assert seen["rewards/margins"] == pytest.approx(0.2 * (1.25 - 0.0))
 
@@ -187,10 +189,10 @@ class Source(Policy):
 
     def __init__(self, ranks: Ranks, seed: int = 0, padding: int = 0) -> None:
         super().__init__(ranks, seed, padding)
-        self.asked = 0
+        self.samples_for_reference = 0
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
-        self.asked += 0 if self._learns else len(samples)
+        self.samples_for_reference += 0 if self._learns else len(samples)
         return super().logprobs(samples, width)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -209,14 +211,14 @@ def units_of(keys: Any, seed: int = 0) -> list[Unit]:
     return [UNITS[keys.reads](item) for item in items_of(keys.reads, seed=seed)]
 
 
-def told_by(policy: Any, keys: Any, *minibatches: list[Unit]) -> Reference:
+def told_by(policy: Any, keys: Any, *minibatches: list[Unit]) -> ReferenceLogprobs:
     """What a model says of all that the algorithm asks a reference for, in float64."""
     reading = reading_of(keys, policy.ranks, policy, Way())
-    samples = [sample for units in minibatches for sample in Work(reading, units, None).asked()]
-    with policy.training(), torch.no_grad():
+    samples = [sample for units in minibatches for sample in OfflineMinibatch(reading, units, None).samples_for_reference()]
+    with policy.enable_grad(), torch.no_grad():
         numbers = [float(policy.logprobs([x], len(x.tokens))[0].sum()) for x in samples]
-    unique = dict(zip(map(name_of, samples), numbers, strict=True))
-    return Reference(list(unique), list(unique.values()))
+    unique = dict(zip(map(hash_sample, samples), numbers, strict=True))
+    return ReferenceLogprobs(list(unique), list(unique.values()))
 
 
 def learn(keys: Any, way: Way, other: int = 1) -> tuple[list[Tensor], dict[str, float], list[Any]]:
@@ -228,9 +230,9 @@ def learn(keys: Any, way: Way, other: int = 1) -> tuple[list[Tensor], dict[str, 
     def work(ranks: Ranks) -> Any:
         policy = Source(ranks, padding=way.padding)
         reading, count = reading_of(keys, ranks, policy, way, minibatches=3), UpdateCount()
-        reference = told_by(Source(ranks, seed=other), keys, *reading.cut(units)) if keys.reference else None
-        for minibatch in reading.cut(units):
-            metrics, count = one_update(reading, minibatch, reference, count)
+        reference = told_by(Source(ranks, seed=other), keys, *reading.split_minibatches(units)) if keys.reference else None
+        for minibatch in reading.split_minibatches(units):
+            metrics, count = reading.update(minibatch, reference, count)
         assert count == UpdateCount(3)
         return policy, metric_values(metrics)
 
@@ -261,7 +263,7 @@ def test_a_mismatched_completion_belongs_to_another_prompt() -> None:
     rows = [RatedCompletion(i, 0, (i % 2,), (5 + i,), True) for i in range(4)]  # prompts 0, 1, 0, 1
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         units = [UNITS["rated"](rows[i]) for i in order]
-        asked = list(Work(reading_of(ALGORITHMS["kto"], ranks, None, Way()), units, None).asked())[4:]
+        asked = list(OfflineMinibatch(reading_of(ALGORITHMS["kto"], ranks, None, Way()), units, None).samples_for_reference())[4:]
         assert {(s.key.prompt, s.prompt, s.tokens.item()) for s in asked} == {(0, (0,), 8), (1, (1,), 5), (2, (0,), 6), (3, (1,), 7)}
 
 
@@ -272,17 +274,17 @@ def test_the_gradient_is_that_of_the_loops() -> None:
     policy, other = together(1, lambda ranks: (Source(ranks), Source(ranks, seed=OTHER)))[0]
     samples = [u.samples[0] for u in units]
     reference = told_by(other, keys, units)
-    crossed = list(Work(reading_of(keys, policy.ranks, policy, Way()), units, None).asked())[2:]
+    crossed = list(OfflineMinibatch(reading_of(keys, policy.ranks, policy, Way()), units, None).samples_for_reference())[2:]
     assert [(c.prompt, c.tokens.tolist()) for c in crossed] == [
         (samples[0].prompt, samples[1].tokens.tolist()),
         (samples[1].prompt, samples[0].tokens.tolist()),
     ]
 
     def sums(of: list[Sample]) -> list[float]:
-        with policy.training(), torch.no_grad():
+        with policy.enable_grad(), torch.no_grad():
             return [float(policy.logprobs([x], len(x.tokens))[0].sum()) for x in of]
 
-    z = max(0.0, math.fsum(a - b for a, b in zip(sums(crossed), reference.of(crossed).tolist(), strict=True)) / 2)
+    z = max(0.0, math.fsum(a - b for a, b in zip(sums(crossed), reference.look_up(crossed).tolist(), strict=True)) / 2)
     assert z > 0.0
     weights = list(policy.model.parameters())
     at = torch.cat([w.detach().flatten() for w in weights]).tolist()
@@ -292,7 +294,7 @@ def test_the_gradient_is_that_of_the_loops() -> None:
             for weight, numbers in zip(weights, torch.tensor(flat, dtype=torch.float64).split([w.numel() for w in weights]), strict=True):
                 weight.copy_(numbers.view_as(weight))
         grid = [[x] for x in sums(samples)]
-        return of_minibatch("kto", grid, [[True]] * 2, reference.of(samples).tolist(), [True, False], z)
+        return of_minibatch("kto", grid, [[True]] * 2, reference.look_up(samples).tolist(), [True, False], z)
 
     wanted = oracle.slopes(loop, at)
     gradients, _, _ = learn(keys, Way(world=2), OTHER)
@@ -306,8 +308,8 @@ def test_what_starts_at_its_reference() -> None:
         policy = together(1, Source)[0]
         units = units_of(keys)
         reading = reading_of(keys, policy.ranks, policy, Way())
-        metrics, _ = one_update(reading, units, told_by(policy, keys, units), UpdateCount())
-        seen = with_margins(metric_values(metrics))
+        metrics, _ = reading.update(units, told_by(policy, keys, units), UpdateCount())
+        seen = add_margins(metric_values(metrics))
         assert seen["loss"] == pytest.approx(start, abs=1e-6) and seen["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
 
 
@@ -322,9 +324,14 @@ def test_the_reference_is_computed_once_by_the_policy_as_it_is(world: int, tmp_p
     def work(ranks: Ranks, seed: int = 0, rows: int = 6, budget: int = 40) -> Any:
         ranks.main = ranks.rank == 0  # type: ignore[attr-defined]
         policy = Source(ranks, seed)
-        asked = list(Work(reading_of(keys, ranks, policy, Way()), units[:rows], None).asked())
+        asked = list(OfflineMinibatch(reading_of(keys, ranks, policy, Way()), units[:rows], None).samples_for_reference())
         reference, computed = load_or_compute(policy, asked, ranks, budget, tmp_path)  # type: ignore[arg-type]
-        return reference.of(asked).tolist(), computed, policy.asked, [policy.logprobs([x], len(x.tokens))[0].sum().item() for x in asked]
+        return (
+            reference.look_up(asked).tolist(),
+            computed,
+            policy.samples_for_reference,
+            [policy.logprobs([x], len(x.tokens))[0].sum().item() for x in asked],
+        )
 
     first, again = together(world, work), together(world, work)
     assert first[0][0] == pytest.approx(first[0][3], abs=1e-5)

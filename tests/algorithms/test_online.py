@@ -20,7 +20,7 @@ from rlkit.metrics import metric_values
 from rlkit.types import Batch, Group, ScoredSample, Signals
 from rlkit.updates.collate import collate
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import UpdateCount, observe, update
+from rlkit.updates.optimizer_step import UpdateCount
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, WAYS, Way, difference, learn, learning, shuffled
 from tests.algorithms.tiny import Policy, Ranks, groups_of, together
@@ -201,12 +201,12 @@ def test_the_policys_schedule_begins_when_the_critic_is_warm() -> None:
     groups = groups_of(REWARDS)
 
     def work(ranks: Ranks) -> list[float]:
-        run = learning(made("ppo"), ranks, minibatches=1, schedule=Schedule(1.0, "linear", 2, 4), policy_waits=2)
+        run = learning(made("ppo"), ranks, minibatches=1, schedule=Schedule(1.0, "linear", 2, 4), critic_warmup=2)
         _, batch = collate(groups, ranks, 1, 0)  # type: ignore[arg-type]
         credit = run.algorithm.compute_advantages(batch, Signals(), State(), ranks)[0]
         rates, count = [], UpdateCount()
         for _ in range(6):
-            metrics, count = update(run, batch, Signals(), credit, count)
+            metrics, count = run.update(batch, Signals(), credit, count)
             rates.append(metric_values(metrics).get("learning_rate", 0.0))
         return rates
 
@@ -232,13 +232,13 @@ def test_ranks_stop_together_where_the_sampler_is_another_policy(minibatches: in
             return replace(scored, sample=replace(scored.sample, rollout_logprobs=said + off))
 
         mine = [replace(g, samples=tuple(told(s, 0.5 * (g.index == 3)) for s in g.samples)) for g in groups[ranks.rank :: 2]]
-        probe = LogprobCheck(SimpleNamespace(received=dict), lambda: iter([("weight", torch.zeros(1))]), limit)  # type: ignore[arg-type]
-        run = learning(algorithm("grpo"), ranks, minibatches=minibatches, probe=probe)
+        logprob_check = LogprobCheck(SimpleNamespace(checksums=dict), lambda: iter([("weight", torch.zeros(1))]), limit)  # type: ignore[arg-type]
+        run = learning(algorithm("grpo"), ranks, minibatches=minibatches, logprob_check=logprob_check)
         _, batch = collate(mine, ranks, minibatches, 0)  # type: ignore[arg-type]
         try:
-            signals, seen = observe(run, batch)
+            signals, seen = run.observe(batch)
             credit = run.algorithm.compute_advantages(batch, signals, State(), ranks)[0]
-            return {**metric_values(update(run, batch, signals, credit, UpdateCount())[0]), **metric_values(seen)}
+            return {**metric_values(run.update(batch, signals, credit, UpdateCount())[0]), **metric_values(seen)}
         except RunFailed as error:
             return str(error)
 

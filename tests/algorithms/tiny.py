@@ -106,7 +106,7 @@ class Policy:
         self._learns = False
 
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def enable_grad(self) -> Iterator[None]:
         self._learns = True
         yield
         self._learns = False

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rlkit.assembly.datasets import build_datasets, open_readers, with_steps
+from rlkit.assembly.datasets import build_datasets, build_readers, count_steps
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config
 from rlkit.config.recipe import Recipe
 from rlkit.errors import UserError
-from rlkit.rollout.collector import given
+from rlkit.rollout.sampler import build_reward_item
 from tests.conftest import ROOT
 
 
@@ -49,7 +49,7 @@ def test_rewards_that_ask_for_no_answer_take_rows_without_one(tmp_path: Path, re
     stream, [held_out], _ = build_datasets(told, Letters())  # type: ignore[arg-type]
     [prompt] = stream.take(1)
     assert prompt.answer is held_out.answer is None
-    assert given(prompt) == {**prompt.columns, "prompt": [{"role": "user", "content": "Write square(n)."}]}
+    assert build_reward_item(prompt) == {**prompt.columns, "prompt": [{"role": "user", "content": "Write square(n)."}]}
 
 
 def test_a_reward_that_asks_for_an_answer_has_a_missing_one_refused_at_the_start(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_a_reward_that_asks_for_an_answer_has_a_missing_one_refused_at_the_start
 def test_answers_reach_rewards_as_they_are_in_the_row(tmp_path: Path) -> None:
     truth = {"target": 98, "numbers": [44, 19, 35]}
     rows = [{"question": "a", "answer": ["0.5", "1/2"]}, {"question": "b", "answer": 7}, {"question": "c", "answer": truth}]
-    [reader] = open_readers(told := recipe(f"data.train={lines(tmp_path / 'a.jsonl', *rows)}"), "prompts", "train", told.data.train)
-    assert [given(reader.read(number))["answer"] for number in range(3)] == [["0.5", "1/2"], 7, truth]
+    [reader] = build_readers(told := recipe(f"data.train={lines(tmp_path / 'a.jsonl', *rows)}"), "prompts", "train", told.data.train)
+    assert [build_reward_item(reader.read(number))["answer"] for number in range(3)] == [["0.5", "1/2"], 7, truth]
 
 
 def test_epochs_count_rows_that_are_left_out_and_say_so(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_epochs_count_rows_that_are_left_out_and_say_so(tmp_path: Path) -> None:
         "data.epochs=1 counts all rows; those not left out come up about 2 times. "
         f"data.train {file}: of 64 rows looked at, 32 left out: longer than 50 tokens"
     )
-    steps = with_steps(recipe(*asked, "data.epochs=1"), len(stream.rows)).steps
+    steps = count_steps(recipe(*asked, "data.epochs=1"), len(stream.rows)).steps
     taken = [prompt.row for _ in range(steps or 0) for prompt in stream.take(8)]
     assert steps == 8 and sorted(taken) == sorted(2 * list(range(0, 64, 2)))
     assert build_datasets(recipe(*asked, "data.epochs=1", "max_prompt_tokens=99"), Letters())[2] is None  # type: ignore[arg-type]
@@ -91,5 +91,5 @@ def test_shipped_recipes_still_ask_for_answers() -> None:
     for file in sorted((ROOT / "recipes" / "recipe").glob("*_math.yaml")):
         told = recipes.read_recipe(compose_config([f"recipe={file.stem}"], None))
         if told.rewards:
-            [reader] = open_readers(told, "prompts", "train", told.data.train)
+            [reader] = build_readers(told, "prompts", "train", told.data.train)
             assert reader._answer_required  # type: ignore[attr-defined]

@@ -142,7 +142,7 @@ def sides(name: str) -> dict[str, Any]:
     from rlkit.config import recipe
     from rlkit.config.compose import compose_config
 
-    shape = plan.shape_of(recipe.read_recipe(compose_config(["recipe=grpo_gsm8k", f"model={name}"], None)))
+    shape = plan.find_shape(recipe.read_recipe(compose_config(["recipe=grpo_gsm8k", f"model={name}"], None)))
     assert shape is not None and shape.qkv_bias and not shape.qk_norm, "the Qwen2 family"
     return {
         "hidden_size": shape.hidden,

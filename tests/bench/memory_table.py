@@ -20,7 +20,7 @@ def table() -> str:
                 words += [f"hardware.gpus={gpus}", "hardware.gpu_gib=80", "engine.gradient_checkpointing=1"]
                 words += [f"engine.zero_stage={2 if gpus == 1 else 3}", f"engine.tensor_parallel={gpus if name == '32b' else 1}"]
                 recipe = read_recipe(compose_config(words, None))
-                job, gpu = plan.job_of(recipe), plan.gpu_bytes(recipe)
+                job, gpu = plan.build_job(recipe), plan.find_gpu_memory(recipe)
                 assert job is not None and gpu is not None
                 found = memory_estimate.plan_memory(job, gpu)
                 peaks = " | ".join(f"{size / 2**30:.0f}" for size in found.peaks.values())

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rlkit import run
-from rlkit.assembly.datasets import with_steps
+from rlkit.assembly.datasets import count_steps
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config
 from rlkit.errors import UserError
@@ -342,5 +342,5 @@ def test_a_policy_that_would_learn_in_no_step_is_refused_by_the_recipe_alone() -
     assert composed("recipe=ppo_math", "steps=0", "algorithm.critic_warmup_steps=2").steps == 0  # which only evaluates
     by_epochs = composed("recipe=ppo_math", "steps=null", "data.epochs=1", "prompts_per_step=10", "algorithm.critic_warmup_steps=2")
     with pytest.raises(UserError, match=told):
-        with_steps(by_epochs, rows=20)
-    assert with_steps(by_epochs, rows=30).steps == 3
+        count_steps(by_epochs, rows=20)
+    assert count_steps(by_epochs, rows=30).steps == 3

@@ -10,26 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.deepspeed_config import OptimizerSettings
-from rlkit.engines.hf import HFEngine
+from rlkit.engines.hf_generate import HFEngine
+from rlkit.engines.learners import PolicyLearner
 from rlkit.engines.logprob_check import LogprobCheck
-from rlkit.engines.vllm import VLLMEngine, load_beneath_adapters
+from rlkit.engines.vllm import VLLMEngine, patch_adapted_layers
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import pad_rows
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling, Stop
+from tests.backends import deepspeed
 
 TEMPERATURE = 0.7
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def policy(tiny_model: Path, ranks: Ranks) -> DeepSpeedPolicy:
-    optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
-    return DeepSpeedPolicy(
-        str(tiny_model), torch.float32, zero_stage=2, optimizer=optimizer, temperature=TEMPERATURE, device=CPU, offline=True, extra={}
-    )
+def policy(tiny_model: Path, ranks: Ranks) -> PolicyLearner:
+    return PolicyLearner(str(tiny_model), torch.float32, backend=deepspeed(2), temperature=TEMPERATURE, offline=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,7 @@ def eos(tiny_model: Path) -> frozenset[int]:
 
 
 @pytest.fixture(scope="module")
-def vllm(tiny_model: Path, policy: DeepSpeedPolicy, eos: frozenset[int]) -> VLLMEngine:
+def vllm(tiny_model: Path, policy: PolicyLearner, eos: frozenset[int]) -> VLLMEngine:
     return VLLMEngine(str(tiny_model), "float32", names=policy.names, max_model_len=96, eos=eos, world=1, sleeps=False, extra={})
 
 
@@ -59,7 +56,7 @@ def asked(engine: Any, count: int, sampling: Sampling, first_seed: int = 0) -> l
     return sorted(finished, key=lambda s: s.key)
 
 
-def trained(policy: DeepSpeedPolicy, samples: list[Sample]) -> Tensor:
+def trained(policy: PolicyLearner, samples: list[Sample]) -> Tensor:
     return policy.logprobs(samples, max(len(s.tokens) for s in samples))[0]
 
 
@@ -67,8 +64,8 @@ def said(samples: list[Sample]) -> Tensor:
     return pad_rows([s.rollout_logprobs for s in samples], max(len(s.tokens) for s in samples), 0.0)
 
 
-def large_update(policy: DeepSpeedPolicy, samples: list[Sample], sign: float) -> None:
-    with policy.training():
+def large_update(policy: PolicyLearner, samples: list[Sample], sign: float) -> None:
+    with policy.enable_grad():
         logprobs, _ = policy.logprobs(samples, max(len(s.tokens) for s in samples))
         policy.backward(sign * logprobs.sum() / 100)
     assert policy.step(0.03).applied
@@ -82,7 +79,7 @@ def test_nothing_is_sampled_before_the_first_weights(vllm: VLLMEngine, hf: HFEng
 
 
 @pytest.mark.parametrize("kind", ["vllm", "hf"])
-def test_sampler_and_trainer_agree_after_three_large_updates(kind: str, request: pytest.FixtureRequest, policy: DeepSpeedPolicy) -> None:
+def test_sampler_and_trainer_agree_after_three_large_updates(kind: str, request: pytest.FixtureRequest, policy: PolicyLearner) -> None:
     engine = request.getfixturevalue(kind)
     sampling = Sampling(temperature=TEMPERATURE, max_tokens=24)
     for version in range(3):
@@ -98,7 +95,7 @@ def test_sampler_and_trainer_agree_after_three_large_updates(kind: str, request:
     assert all(torch.equal(before[name], tensor) for name, tensor in policy.weights())  # sampling moves nothing
 
 
-def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm: VLLMEngine, hf: HFEngine, policy: DeepSpeedPolicy) -> None:
+def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm: VLLMEngine, hf: HFEngine, policy: PolicyLearner) -> None:
     greedy = Sampling(temperature=0.0, max_tokens=24)
     vllm.load(policy.weights(), 4)
     hf.load(policy.weights(), 4)
@@ -108,7 +105,7 @@ def test_vllm_and_transformers_give_the_same_greedy_tokens(vllm: VLLMEngine, hf:
 
 
 @pytest.mark.parametrize("kind", ["vllm", "hf"])
-def test_a_seed_gives_its_tokens_whatever_else_is_in_the_batch(kind: str, request: pytest.FixtureRequest, policy: DeepSpeedPolicy) -> None:
+def test_a_seed_gives_its_tokens_whatever_else_is_in_the_batch(kind: str, request: pytest.FixtureRequest, policy: PolicyLearner) -> None:
     engine = request.getfixturevalue(kind)
     engine.load(policy.weights(), 5)
     sampling = Sampling(temperature=1.0, max_tokens=16)
@@ -121,7 +118,7 @@ def test_a_seed_gives_its_tokens_whatever_else_is_in_the_batch(kind: str, reques
 
 @pytest.mark.parametrize("kind", ["vllm", "hf"])
 def test_end_tokens_belong_to_the_completion_and_cut_ones_have_none(
-    kind: str, request: pytest.FixtureRequest, eos: frozenset[int], policy: DeepSpeedPolicy
+    kind: str, request: pytest.FixtureRequest, eos: frozenset[int], policy: PolicyLearner
 ) -> None:
     engine = request.getfixturevalue(kind)
     engine.load(policy.weights(), 6)
@@ -135,22 +132,20 @@ def test_end_tokens_belong_to_the_completion_and_cut_ones_have_none(
 
 @pytest.mark.parametrize("kind", ["vllm", "hf"])
 @pytest.mark.parametrize("left_out", ["lm_head.weight", "model.layers.1.self_attn.k_proj.weight"])
-def test_a_sync_that_leaves_a_tensor_out_is_caught(
-    kind: str, left_out: str, request: pytest.FixtureRequest, policy: DeepSpeedPolicy
-) -> None:
+def test_a_sync_that_leaves_a_tensor_out_is_caught(kind: str, left_out: str, request: pytest.FixtureRequest, policy: PolicyLearner) -> None:
     engine = request.getfixturevalue(kind)
     with pytest.raises(RunFailed, match=f"missing {left_out}"):
         engine.load(((name, tensor) for name, tensor in policy.weights() if name != left_out), 7)
     engine.load(policy.weights(), 7)
 
 
-def test_a_sync_that_sends_an_old_tensor_is_caught_and_the_tensor_named(vllm: VLLMEngine, policy: DeepSpeedPolicy) -> None:
+def test_a_sync_that_sends_an_old_tensor_is_caught_and_the_tensor_named(vllm: VLLMEngine, policy: PolicyLearner) -> None:
     sampling = Sampling(temperature=TEMPERATURE, max_tokens=24)
     vllm.load(policy.weights(), 8)
     kept = {name: tensor.clone() for name, tensor in policy.weights()}
-    probe = LogprobCheck(vllm, policy.weights, 1e-4)
+    logprob_check = LogprobCheck(vllm, policy.weights, 1e-4)
     good = asked(vllm, 16, sampling)
-    probe.check(probe.compare(trained(policy, good), said(good), said(good) != 0))
+    logprob_check.check(logprob_check.compare(trained(policy, good), said(good), said(good) != 0))
     large_update(policy, good, -1.0)
     old = ("model.embed_tokens.weight", "lm_head.weight")  # two names of one tensor, of which vLLM reads the one or the other
 
@@ -161,7 +156,7 @@ def test_a_sync_that_sends_an_old_tensor_is_caught_and_the_tensor_named(vllm: VL
     vllm.load(one_old(), 9)
     bad = asked(vllm, 16, sampling)
     with pytest.raises(RunFailed, match=r"tensors that differ from the policy's: model\.embed_tokens\.weight, lm_head\.weight$"):
-        probe.check(probe.compare(trained(policy, bad), said(bad), said(bad) != 0))
+        logprob_check.check(logprob_check.compare(trained(policy, bad), said(bad), said(bad) != 0))
 
 
 def test_what_adapters_stand_on_is_loaded_by_its_own_name(vllm: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +168,7 @@ def test_what_adapters_stand_on_is_loaded_by_its_own_name(vllm: VLLMEngine, monk
             return {f"packed {name}" for name, _ in weights}
 
     monkeypatch.delattr(BaseLayerWithLoRA, "load_weights", raising=False)
-    load_beneath_adapters()
+    patch_adapted_layers()
     try:
         seen = []
         for beneath in (torch.nn.Linear(3, 2, bias=False), Packed(3, 2, bias=False)):
@@ -185,7 +180,7 @@ def test_what_adapters_stand_on_is_loaded_by_its_own_name(vllm: VLLMEngine, monk
     assert seen == [({"weight"}, True), ({"packed weight"}, False)]
 
 
-def test_aborted_requests_leave_the_engine_ready(vllm: VLLMEngine, policy: DeepSpeedPolicy) -> None:
+def test_aborted_requests_leave_the_engine_ready(vllm: VLLMEngine, policy: PolicyLearner) -> None:
     vllm.load(policy.weights(), 10)
     for i in range(8):
         vllm.add(Request(Key(i, 1, 0), (40, 41, 42), Sampling(max_tokens=64), i))
@@ -196,7 +191,7 @@ def test_aborted_requests_leave_the_engine_ready(vllm: VLLMEngine, policy: DeepS
     assert len(asked(vllm, 4, Sampling(max_tokens=8))) == 4
 
 
-def test_a_checkpoint_goes_on_to_the_last_bit(policy: DeepSpeedPolicy, hf: HFEngine, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_on_to_the_last_bit(policy: PolicyLearner, hf: HFEngine, tmp_path: Path) -> None:
     hf.load(policy.weights(), 11)
     samples = asked(hf, 16, Sampling(temperature=1.0, max_tokens=16))
     large_update(policy, samples, 1.0)
@@ -209,18 +204,18 @@ def test_a_checkpoint_goes_on_to_the_last_bit(policy: DeepSpeedPolicy, hf: HFEng
     assert all(torch.equal(once[name], tensor) for name, tensor in policy.weights())
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing(policy: DeepSpeedPolicy, hf: HFEngine) -> None:
+def test_a_gradient_that_is_not_finite_moves_nothing(policy: PolicyLearner, hf: HFEngine) -> None:
     hf.load(policy.weights(), 12)
     samples = asked(hf, 4, Sampling(temperature=1.0, max_tokens=8))
     before = {name: tensor.clone() for name, tensor in policy.weights()}
-    with policy.training():
+    with policy.enable_grad():
         policy.backward(policy.logprobs(samples, 8)[0].sum() * float("inf"))
     assert not policy.step(0.03).applied
     assert all(torch.equal(before[name], tensor) for name, tensor in policy.weights())
     large_update(policy, samples, 1.0)  # and the next one counts again
 
 
-def test_the_export_is_what_the_policy_holds(policy: DeepSpeedPolicy, tmp_path: Path) -> None:
+def test_the_export_is_what_the_policy_holds(policy: PolicyLearner, tmp_path: Path) -> None:
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from rlkit.engines import hf, liger
+from rlkit.engines import heads, liger
 from rlkit.ops import logprobs
 from tests.engines.test_packing import CPU, TEMPERATURE, apart, model_of, samples_of
 
@@ -34,17 +34,17 @@ def test_where_it_has_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     found, capability = {"liger_kernel", "cutlass", "liger_kernel.ops.fused_linear_scaled_cross_entropy"}, [(9, 0)]
     monkeypatch.setattr(liger, "find_spec", lambda name: name if name in found else None)
     monkeypatch.setattr(liger.torch.cuda, "get_device_capability", lambda device: capability[0])
-    monkeypatch.setattr(liger, "installed", liger.installed.__wrapped__)  # asked anew each time
-    assert liger.serves(States(), None)  # type: ignore[arg-type]
+    monkeypatch.setattr(liger, "is_installed", liger.is_installed.__wrapped__)  # asked anew each time
+    assert liger.supports(States(), None)  # type: ignore[arg-type]
     for other in (States(torch.float32), States(is_cuda=False), States(rows=0)):
-        assert not liger.serves(other, None)  # type: ignore[arg-type]
-    assert not liger.serves(States(), torch.zeros(5))  # type: ignore[arg-type]
+        assert not liger.supports(other, None)  # type: ignore[arg-type]
+    assert not liger.supports(States(), torch.zeros(5))  # type: ignore[arg-type]
     capability[0] = (10, 0)
-    assert not liger.serves(States(), None)  # type: ignore[arg-type]
+    assert not liger.supports(States(), None)  # type: ignore[arg-type]
     capability[0] = (9, 0)
     for name in sorted(found):
         found.remove(name)
-        assert not liger.serves(States(), None), name  # type: ignore[arg-type]
+        assert not liger.supports(States(), None), name  # type: ignore[arg-type]
         found.add(name)
 
 
@@ -54,7 +54,7 @@ def test_values_and_gradients_are_those_of_the_plain_way(library: None) -> None:
     tokens, slopes = torch.randint(31, (1100,), generator=draw), torch.randn(2, 1100, generator=draw)
     seen = []
     for said in (
-        liger.of_hidden(hidden, weight, tokens, TEMPERATURE),
+        liger.liger_logprobs(hidden, weight, tokens, TEMPERATURE),
         logprobs.logprobs_from_hidden(hidden, weight, None, tokens, TEMPERATURE),
     ):
         seen.append([*said, *torch.autograd.grad((torch.stack(said) * slopes).sum(), (hidden, weight))])
@@ -66,9 +66,9 @@ def test_values_and_gradients_are_those_of_the_plain_way(library: None) -> None:
 def test_a_model_learns_through_it(library: None, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, seen = samples_of(), []
     for served in (False, True):
-        monkeypatch.setattr(liger, "serves", lambda hidden, bias, served=served: served and bias is None)
+        monkeypatch.setattr(liger, "supports", lambda hidden, bias, served=served: served and bias is None)
         model = model_of("qwen2", torch.float32)
-        grids = hf.score(hf.TokenScorer(model), samples, 9, TEMPERATURE, CPU)
+        grids = heads.compute_logprobs(heads.TokenScorer(model), samples, 9, TEMPERATURE, CPU)
         (grids[0].sum() + 0.5 * grids[1].sum()).backward()
         seen.append((grids, [p.grad for p in model.parameters()]))
     (plain, slopes), (fused, others) = seen

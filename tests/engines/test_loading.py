@@ -10,12 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlkit.engines.classifier import Classifier
-from rlkit.engines.deepspeed_config import OptimizerSettings, config, in_parts
-from rlkit.engines.deepspeed_reward_model import load_classifier
-from rlkit.engines.hf import load_model
-from rlkit.engines.loading import find_prefix
+from rlkit.engines.loading import find_prefix, load_causal_lm, load_classifier
 from rlkit.errors import UserError
 from rlkit.runtime.ranks import Ranks
+from tests.backends import deepspeed
 from tests.conftest import run
 
 CPU, FLOAT, WEIGHTS = torch.device("cpu"), torch.float32, "model.safetensors"
@@ -65,9 +63,8 @@ def test_no_tensor_is_left_random_or_left_over(fault: str, stage: int, tiny_mode
     """transformers warns of it, and of left-over tensors not at all under ZeRO 3."""
     change, message = FAULTS[fault]
     path = change_model(tiny_model, tmp_path / "model", change)
-    optimizer = OptimizerSettings((0.9, 0.95), 1e-8, 0.0, 1.0)
-    with in_parts(config(stage, FLOAT, optimizer, {})), pytest.raises(UserError, match=f"model.path {path}: .*{message}"):
-        load_model(path, FLOAT, offline=True)
+    with deepspeed(stage).shard_on_load(FLOAT), pytest.raises(UserError, match=f"model.path {path}: .*{message}"):
+        load_causal_lm(path, FLOAT, offline=True)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -83,10 +80,10 @@ def test_nor_in_a_reward_model(fault: str, tiny_model: Path, tmp_path: Path) -> 
 
 def test_a_head_may_be_missing_where_it_is_the_embedding(tiny_model: Path, tmp_path: Path) -> None:
     assert "lm_head.weight" not in load_file(tiny_model / WEIGHTS)
-    load_model(str(tiny_model), FLOAT, offline=True)
+    load_causal_lm(str(tiny_model), FLOAT, offline=True)
     untied = change_model(tiny_model, tmp_path / "model", dict, tie_word_embeddings=False)
     with pytest.raises(UserError, match=r"1 missing \(lm_head\.weight\);"):
-        load_model(untied, FLOAT, offline=True)
+        load_causal_lm(untied, FLOAT, offline=True)
 
 
 def test_heads_that_a_reward_model_gets_or_drops_and_old_buffers_are_no_fault(tiny_model: Path, tmp_path: Path) -> None:
@@ -95,14 +92,14 @@ def test_heads_that_a_reward_model_gets_or_drops_and_old_buffers_are_no_fault(ti
         return tensors | inverse | {"lm_head.weight": 2 * tensors["model.embed_tokens.weight"]}
 
     untied = change_model(tiny_model, tmp_path / "model", with_head, tie_word_embeddings=False)
-    model = load_model(untied, FLOAT, offline=True)
+    model = load_causal_lm(untied, FLOAT, offline=True)
     assert torch.equal(model.lm_head.weight, 2 * model.model.embed_tokens.weight)
     load_classifier(untied, FLOAT, 0, offline=True).save_pretrained(tmp_path / "classifier")
     scored = change_model(tmp_path / "classifier", tmp_path / "scored", lambda t: t | {"lm_head.weight": torch.ones(2, 48)})
     Classifier(scored, FLOAT, device=CPU, offline=True)
     load_classifier(scored, FLOAT, 0, offline=True)
     with pytest.raises(UserError, match=r"unexpected \(score\.weight\)"):
-        load_model(str(tmp_path / "classifier"), FLOAT, offline=True)
+        load_causal_lm(str(tmp_path / "classifier"), FLOAT, offline=True)
 
 
 @pytest.mark.parametrize("kept", [0, 1000, -1])
@@ -113,7 +110,7 @@ def test_a_file_that_was_cut_off_is_refused_in_words(file: str, kept: int, tiny_
     whole = (tiny_model if file == WEIGHTS else tmp_path) / file
     (tmp_path / "model" / file).write_bytes(whole.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"cannot be loaded as a causal language model: .*; a file of it is damaged or incomplete"):
-        load_model(str(tmp_path / "model"), FLOAT, offline=True)
+        load_causal_lm(str(tmp_path / "model"), FLOAT, offline=True)
 
 
 def test_a_prefix_is_found_by_a_name_that_it_stands_before() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor
 
 from rlkit.engines import packing
-from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.deepspeed_config import OptimizerSettings, set_environment
-from rlkit.engines.deepspeed_reward_model import LastTokenScorer, last_place
-from rlkit.engines.hf import TokenScorer, TokenValuer, make_sample, score, value
+from rlkit.engines.base import make_sample
+from rlkit.engines.heads import LastTokenScorer, TokenScorer, TokenValuer, compute_logprobs, compute_values, find_last_token
+from rlkit.engines.learners import PolicyLearner
 from rlkit.errors import UserError
 from rlkit.ops import logprobs
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling, Stop
+from tests.backends import deepspeed
 
 CPU = torch.device("cpu")
 TEMPERATURE = 0.7
@@ -90,23 +91,26 @@ def test_the_layout_in_numbers() -> None:
     samples = [make_sample(r, tokens, [0.0] * len(tokens), Stop.LENGTH, 0) for r, tokens in zip(requests, [[5], [4, 3]], strict=True)]
     row = packing.pack_samples(samples, 3, CPU)
     assert row.ids.tolist() == [[7, 8, 5, 9, 4, 3]] and row.positions.tolist() == [[0, 1, 2, 0, 1, 2]]
-    assert row.looks.queries.tolist() == row.looks.keys.tolist() == [0, 3, 6]
-    assert row.looks.most_queries == row.looks.most_keys == 3 and row.looks.seen is None
-    assert row.where.tolist() == [1, 3, 4] and row.tokens.tolist() == [5, 4, 3] and row.place.tolist() == [0, 3, 4]
+    assert row.seq_lens.cu_seqlens_q.tolist() == row.seq_lens.cu_seqlens_k.tolist() == [0, 3, 6]
+    assert row.seq_lens.max_seqlen_q == row.seq_lens.max_seqlen_k == 3 and row.seq_lens.key_index is None
+    assert row.predict_index.tolist() == [1, 3, 4] and row.tokens.tolist() == [5, 4, 3] and row.grid_index.tolist() == [0, 3, 4]
 
 
 def test_a_prompt_stands_once() -> None:
     """Of 7 8 the completions 5 6, 4, none, 3 3, and of 9 in their midst 2 and none: 7 8 5 6 4 3 3 9 2. The run 4 looks at 7 8 4, the run
     3 3 at 7 8 3 3; token 4 is predicted at 8, and so is the first 3."""
     made = [((7, 8), [5, 6]), ((7, 8), [4]), ((9,), [2]), ((7, 8), []), ((7, 8), [3, 3]), ((9,), [])]
-    row = packing.pack_samples([packing.Text(prompt, torch.tensor(said, dtype=torch.int64)) for prompt, said in made], 2, CPU)
+    samples = [
+        packing.TokenizedSample(Key(prompt[0], 0, i), prompt, torch.tensor(ids, dtype=torch.int64)) for i, (prompt, ids) in enumerate(made)
+    ]
+    row = packing.pack_samples(samples, 2, CPU)
     assert row.ids.tolist() == [[7, 8, 5, 6, 4, 3, 3, 9, 2]] and row.positions.tolist() == [[0, 1, 2, 3, 2, 2, 3, 0, 1]]
-    queries, keys, *most, seen = row.looks
+    queries, keys, *most, seen = row.seq_lens
     assert queries.tolist() == [0, 4, 5, 7, 9] and keys.tolist() == [0, 4, 7, 11, 13] and most == [4, 4]
     assert seen is not None and seen.tolist() == [0, 1, 2, 3, 0, 1, 4, 0, 1, 5, 6, 7, 8]
-    assert row.where.tolist() == [1, 2, 1, 7, 1, 5] and row.tokens.tolist() == [5, 6, 4, 2, 3, 3]
-    assert row.place.tolist() == [0, 1, 2, 4, 8, 9]
-    assert row.begins == [(0, 2), (0, 4), (7, 8), (0, 5), (0, 5), (7, 9)]
+    assert row.predict_index.tolist() == [1, 2, 1, 7, 1, 5] and row.tokens.tolist() == [5, 6, 4, 2, 3, 3]
+    assert row.grid_index.tolist() == [0, 1, 2, 4, 8, 9]
+    assert row.starts == [(0, 2), (0, 4), (7, 8), (0, 5), (0, 5), (7, 9)]
 
 
 @pytest.mark.parametrize("block", [2**25, 250])
@@ -121,7 +125,7 @@ def test_in_one_row_each_sample_is_alone(kind: str, block: int, shared: bool, ba
     model.zero_grad()
     scorer = TokenScorer(model)
     assert model.config._attn_implementation == packing.NAME
-    grids = score(scorer, samples, 9, TEMPERATURE, CPU)
+    grids = compute_logprobs(scorer, samples, 9, TEMPERATURE, CPU)
     counts = torch.arange(9) < torch.tensor([len(s.tokens) for s in samples])[:, None]
     for grid, part in zip(grids, zip(*said, strict=True), strict=True):
         assert (grid[counts] - torch.cat(part)).abs().max() < 1e-12 and not grid[~counts].any()
@@ -133,9 +137,9 @@ def test_values_are_those_of_each_sample_alone() -> None:
     samples = samples_of(shared=True)
     valuer = TokenValuer(model_of("qwen3"))
     torch.nn.init.ones_(valuer.head.weight)
-    together = value(valuer, samples, 9, CPU)
+    together = compute_values(valuer, samples, 9, CPU)
     for row, sample in zip(together, samples, strict=True):
-        assert torch.allclose(row[None, : len(sample.tokens)], value(valuer, [sample], len(sample.tokens), CPU), atol=1e-6)
+        assert torch.allclose(row[None, : len(sample.tokens)], compute_values(valuer, [sample], len(sample.tokens), CPU), atol=1e-6)
 
 
 def test_scores_are_those_of_each_sample_alone() -> None:
@@ -151,8 +155,8 @@ def test_scores_are_those_of_each_sample_alone() -> None:
     samples = [make_sample(Request(Key(i, 0, 0), p, Sampling(), 0), t, [0.0] * len(t), Stop.EOS, 0) for i, (p, t) in enumerate(made)]
     wanted = [model(input_ids=torch.tensor([[*p, *t]])).logits.item() for p, t in made]
     row = packing.pack_samples(samples, 0, CPU)
-    last = [last_place(s, 0, *begin) for s, begin in zip(samples, row.begins, strict=True)]
-    found = LastTokenScorer(model)(row.ids, row.positions, row.looks, torch.tensor(last))
+    last = [find_last_token(s, 0, *begin) for s, begin in zip(samples, row.starts, strict=True)]
+    found = LastTokenScorer(model)(row.ids, row.positions, row.seq_lens, torch.tensor(last))
     assert found.tolist() == pytest.approx(wanted, rel=1e-6) and len({round(x, 6) for x in wanted}) == 5  # one ends twice in its prompt
 
 
@@ -163,7 +167,7 @@ def test_scores_are_those_of_each_sample_alone() -> None:
         ("granite", {"logits_scaling": 8.0}, "logits_scaling changes logits"),
         ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 2}, "their attention has sinks"),
         ("qwen3_next", {"num_experts": 2, "num_hidden_layers": 4}, "would mix in layers of linear_attention"),
-        ("mamba", {"num_heads": 2}, "gives them no exchangeable attention"),
+        ("mamba", {"num_heads": 2}, "does not let their attention be replaced"),
     ],
 )
 def test_models_that_would_be_wrong_are_refused(kind: str, more: dict[str, Any], why: str) -> None:
@@ -174,9 +178,9 @@ def test_models_that_would_be_wrong_are_refused(kind: str, more: dict[str, Any],
 @pytest.fixture(scope="module")
 def wanted(tiny_model: Path) -> dict[str, Tensor]:
     """The gradient of plain torch, sample by sample, in float64."""
-    from rlkit.engines.hf import load_model
+    from rlkit.engines.loading import load_causal_lm
 
-    model = load_model(str(tiny_model), torch.float64, offline=True)
+    model = load_causal_lm(str(tiny_model), torch.float64, offline=True)
     said = [alone(model, sample) for sample in samples_of(200, shared=True)]
     loss_of(*(torch.cat(part) for part in zip(*said, strict=True))).backward()
     return {name: weights.grad for name, weights in model.named_parameters()}
@@ -194,9 +198,9 @@ class Full(torch.autograd.Function):
         raise torch.OutOfMemoryError
 
 
-def memory_runs_out_in_a_trial(policy: DeepSpeedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+def memory_runs_out_in_a_trial(policy: PolicyLearner, monkeypatch: pytest.MonkeyPatch) -> None:
     """First in the second layer's attention, then in its backward pass; then a trial ends well."""
-    attention = packing.attend_one_by_one
+    attention = packing.attend_per_run
     for backwards in (False, True):
         calls: list[int] = []
 
@@ -206,11 +210,11 @@ def memory_runs_out_in_a_trial(policy: DeepSpeedPolicy, monkeypatch: pytest.Monk
                 raise torch.OutOfMemoryError
             return Full.apply(attention(*given)) if len(calls) == 2 else attention(*given)
 
-        monkeypatch.setattr(packing, "attend_one_by_one", full)
+        monkeypatch.setattr(packing, "attend_per_run", full)
         with pytest.raises(torch.OutOfMemoryError):
-            policy.trial(samples_of(200))
-    monkeypatch.setattr(packing, "attend_one_by_one", attention)
-    policy.trial(samples_of(200))
+            policy.try_samples(samples_of(200))
+    monkeypatch.setattr(packing, "attend_per_run", attention)
+    policy.try_samples(samples_of(200))
 
 
 def calls_of_each_layer(model: Any) -> list[list[int]]:
@@ -232,32 +236,28 @@ class Descent(torch.optim.SGD):
 def test_the_gradient_is_that_of_plain_torch_under_every_zero_stage(
     stage: int, block: int, recompute: int, wanted: dict[str, Tensor], tiny_model: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_environment()
-    import deepspeed  # noqa: F401  derives classes from the true AdamW
+    backend = deepspeed(stage, norm=1e9)
+    importlib.import_module("deepspeed")  # it derives classes from the true AdamW
 
     monkeypatch.setattr(torch.optim, "AdamW", Descent)
     monkeypatch.setattr(logprobs, "BLOCK", block)
-    optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1e9)
-    policy = DeepSpeedPolicy(
+    policy = PolicyLearner(
         str(tiny_model),
         torch.float32,
-        zero_stage=stage,
-        optimizer=optimizer,
+        backend=backend,
         temperature=TEMPERATURE,
-        device=CPU,
         offline=True,
-        extra={},
-        recompute=recompute,
+        checkpoint_every=recompute,
     )
     memory_runs_out_in_a_trial(policy, monkeypatch)
     kept = calls_of_each_layer(policy.model)
     before = [weights.clone() for _, weights in policy.weights()]
     samples = samples_of(200, shared=True)
     counts = torch.arange(9) < torch.tensor([len(s.tokens) for s in samples])[:, None]
-    with policy.training():
+    with policy.enable_grad():
         policy.backward(loss_of(*(grid[counts] for grid in policy.logprobs(samples, 9))))
     assert [len(calls) for calls in kept] == {0: [1, 1], 1: [2, 2], 2: [2, 1]}[recompute]  # forward, and again in the backward pass
-    with policy.training():
+    with policy.enable_grad():
         policy.idle()
     assert policy.step(STEP).applied
     found = {name: (old - new) / STEP for old, (name, new) in zip(before, policy.weights(), strict=True)}

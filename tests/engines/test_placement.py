@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from rlkit.engines import placement as placement_file
-from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.deepspeed_config import OptimizerSettings
-from rlkit.engines.hf import make_sample
-from rlkit.engines.offload import CpuOffload, host_buffer
+from rlkit.engines.base import make_sample
+from rlkit.engines.learners import PolicyLearner
+from rlkit.engines.offload import CpuOffload, allocate_pinned
 from rlkit.engines.placement import MOVES, Colocated
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sampling, Stop
+from tests.backends import deepspeed
 
 
 class Told:
@@ -60,9 +60,9 @@ def one_step(placement: Colocated, version: int) -> None:
 def test_the_order_of_a_step() -> None:
     told, placement = placed()
     one_step(placement, 1)
-    assert told.take() == ["send 0", "sleep", "resume"]  # the engine starts awake and without weights
+    assert told.take() == ["send 0", "sleep", "reload"]  # the engine starts awake and without weights
     one_step(placement, 2)
-    assert told.take() == ["park", "wake_weights", "send 1", "wake_cache", "sleep", "resume"]
+    assert told.take() == ["offload", "wake_weights", "send 1", "wake_cache", "sleep", "reload"]
 
 
 def test_an_evaluation_after_a_step_costs_no_second_sync() -> None:
@@ -72,7 +72,7 @@ def test_an_evaluation_after_a_step_costs_no_second_sync() -> None:
     for _ in range(2):
         with placement.rollout():
             pass
-    assert told.take() == ["park", "wake_weights", "send 1", "wake_cache"]
+    assert told.take() == ["offload", "wake_weights", "send 1", "wake_cache"]
 
 
 def test_an_engine_that_kept_the_newest_weights_gets_none() -> None:
@@ -80,7 +80,7 @@ def test_an_engine_that_kept_the_newest_weights_gets_none() -> None:
     one_step(placement, 0)
     told.take()
     one_step(placement, 1)
-    assert told.take() == ["park", "wake_weights", "wake_cache", "sleep", "resume"]
+    assert told.take() == ["offload", "wake_weights", "wake_cache", "sleep", "reload"]
 
 
 @pytest.mark.parametrize("mode", ["resident", "sleep", "sleep_and_offload"])
@@ -93,7 +93,7 @@ def test_who_leaves(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told, placement = placed(mode=mode)
     one_step(placement, 1)
     one_step(placement, 2)
-    assert ({"park", "resume"} <= set(told.take())) == (mode == "sleep_and_offload")
+    assert ({"offload", "reload"} <= set(told.take())) == (mode == "sleep_and_offload")
     assert placement.peaks.keys() == {"rollout", "train"}
     assert bool(given_back) == (mode != "resident")  # where all fits, what was freed is waited for, not asked for again
 
@@ -125,19 +125,19 @@ def test_what_is_parked_comes_back_in_the_same_buffers_and_views() -> None:
     view, kept, grown = flat[100:200], torch.randn(50), torch.randn(10)
     before, things = flat.clone(), [flat, view, kept]
     made: list[int] = []
-    parking = CpuOffload(lambda: things, keep=lambda: [kept[:3]], host=lambda size: made.append(size) or host_buffer(size))
-    parking.park()
-    assert parking.bytes == 4000 and flat.untyped_storage().nbytes() == 0  # once, though a view is named too
+    offload = CpuOffload(lambda: things, keep=lambda: [kept[:3]], host=lambda size: made.append(size) or allocate_pinned(size))
+    offload.offload()
+    assert offload.bytes == 4000 and flat.untyped_storage().nbytes() == 0  # once, though a view is named too
     assert kept.untyped_storage().nbytes() == 200  # shared with what must stay
-    parking.park()
-    parking.resume()
-    parking.resume()
+    offload.offload()
+    offload.reload()
+    offload.reload()
     assert torch.equal(flat, before) and torch.equal(view, before[100:200])
     view += 1
     assert torch.equal(flat[100:200], before[100:200] + 1)  # still the same memory
     things.append(grown)
-    parking.park()
-    parking.resume()
+    offload.offload()
+    offload.reload()
     assert made == [4000, 40]  # a buffer that is there is used again
     assert torch.equal(view, before[100:200] + 1)
 
@@ -145,21 +145,19 @@ def test_what_is_parked_comes_back_in_the_same_buffers_and_views() -> None:
 PARAMETERS = 58_880
 
 
-def policy_of(model: Path, stage: int, offload: bool = False) -> DeepSpeedPolicy:
-    optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0, offload=offload)
-    rest = {"temperature": 1.0, "device": torch.device("cpu"), "offline": True, "extra": {}}
-    return DeepSpeedPolicy(str(model), torch.float32, zero_stage=stage, optimizer=optimizer, **rest)
+def policy_of(model: Path, stage: int, offload: bool = False) -> PolicyLearner:
+    return PolicyLearner(str(model), torch.float32, backend=deepspeed(stage, offload=offload), temperature=1.0, offline=True)
 
 
-def large_update(policy: DeepSpeedPolicy, sign: float) -> None:
+def large_update(policy: PolicyLearner, sign: float) -> None:
     asked = [Request(Key(i, 0, 0), (40 + i, 50, 60), Sampling(), 0) for i in range(4)]
     samples = [make_sample(request, [70, 80 + i, 90], [0.0] * 3, Stop.LENGTH, 0) for i, request in enumerate(asked)]
-    with policy.training():
+    with policy.enable_grad():
         policy.backward(sign * policy.logprobs(samples, 3)[0].sum())
     assert policy.step(0.01).applied
 
 
-def held(policy: DeepSpeedPolicy) -> dict[str, torch.Tensor]:
+def held(policy: PolicyLearner) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in policy.weights()}
 
 
@@ -172,11 +170,11 @@ def test_a_parked_optimizer_goes_on_as_if_nothing_was(stage: int, ranks: Ranks, 
     moved, still = policy_of(tiny_model, stage), policy_of(tiny_model, stage)
     for policy in (moved, still):
         large_update(policy, 1.0)
-    moved.parking.park()
-    bytes_each = moved.parking.bytes / PARAMETERS
+    moved.backend._offload.offload()
+    bytes_each = moved.backend._offload.bytes / PARAMETERS
     assert 12 <= bytes_each < 12.1 if stage < 3 else 16 <= bytes_each < 16.1  # masters and two moments; ZeRO 3 keeps gradients too
     assert alike(held(moved), held(still))  # what is sent to the rollout engine stays
-    moved.parking.resume()
+    moved.backend._offload.reload()
     for policy in (moved, still):
         large_update(policy, -1.0)
     assert alike(held(moved), held(still))

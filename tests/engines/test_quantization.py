@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from rlkit.engines import quantization
-from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.deepspeed_config import OptimizerSettings
-from rlkit.engines.hf import Reference, checkpoint_names, load_model
-from rlkit.engines.lora import BaseOfPolicy, LoraSettings
+from rlkit.engines.learners import PolicyLearner
+from rlkit.engines.loading import checkpoint_names, load_causal_lm
+from rlkit.engines.lora import LoraSettings
+from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
 from rlkit.errors import UserError
 from rlkit.runtime.ranks import Ranks
+from tests.backends import deepspeed
 from tests.engines.test_packing import CPU, TEMPERATURE, model_of, samples_of
 
 
 def test_without_the_library_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs bitsandbytes: pip install 'rlkit\[four_bit\]'"):
-        quantization.loading(torch.float32)
+        quantization.build_settings(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +39,21 @@ def even_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_rows_that_a_cpu_takes_back_wrongly_are_refused(library: None, tiny_model: Path) -> None:
     with pytest.raises(UserError, match="multiples of 64, and this model has 48, 96; set it to false"):
-        load_model(str(tiny_model), torch.float32, offline=True, four_bits=True)
+        load_causal_lm(str(tiny_model), torch.float32, offline=True, four_bits=True)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_what_is_exported_is_what_the_trainer_says(stage: int, library: None, ranks: Ranks, even_model: str, tmp_path: Path) -> None:
-    policy = DeepSpeedPolicy(
+    policy = PolicyLearner(
         even_model,
         torch.float32,
-        zero_stage=stage,
-        optimizer=OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0),
+        backend=deepspeed(stage),
         temperature=TEMPERATURE,
-        device=CPU,
         offline=True,
-        extra={},
         lora=LoraSettings(rank=4, alpha=8.0, targets="all-linear", dora=False),
         four_bits=True,
     )
-    plain = load_model(even_model, torch.float32, offline=True)
+    plain = load_causal_lm(even_model, torch.float32, offline=True)
     linear = policy.model.model.layers[0].mlp.up_proj.base_layer.weight
     assert linear.dtype == torch.uint8 and getattr(linear, "ds_numel", linear.numel()) == 128 * 64 // 2  # two a byte
     base = {name: tensor.clone() for name, tensor in policy.base_weights()}
@@ -65,7 +63,7 @@ def test_what_is_exported_is_what_the_trainer_says(stage: int, library: None, ra
     samples = samples_of()
     before, _ = policy.logprobs(samples, 9)
     for _ in range(2):
-        with policy.training():
+        with policy.enable_grad():
             policy.backward(policy.logprobs(samples, 9)[0].sum())
         assert policy.step(0.05).applied
     after, _ = policy.logprobs(samples, 9)
@@ -73,6 +71,6 @@ def test_what_is_exported_is_what_the_trainer_says(stage: int, library: None, ra
     assert torch.equal(BaseOfPolicy(policy).logprobs(samples, 9)[0], before)  # the reference: what it was
     assert all(torch.equal(tensor, base[name]) for name, tensor in policy.base_weights())
     policy.export(tmp_path)
-    exported = Reference(str(tmp_path), torch.float32, temperature=TEMPERATURE, device=CPU, offline=True)
+    exported = ReferenceModel(str(tmp_path), torch.float32, temperature=TEMPERATURE, device=CPU, offline=True)
     assert (exported.logprobs(samples, 9)[0] - after).abs().max() < 1e-5
     assert "quantization" not in (tmp_path / "config.json").read_text()

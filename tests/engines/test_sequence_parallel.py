@@ -33,10 +33,18 @@ def test_a_row_is_lengthened_to_equal_parts() -> None:
     longer = pad_to_multiple(row, 8)  # 33 -> 40
     assert longer.ids.shape == (1, 40) and longer.ids[0, 33:].tolist() == [0] * 7
     assert longer.positions[0, 31:].tolist() == [0, 1, 0, 1, 2, 3, 4, 5, 6]
-    assert longer.looks.queries.tolist() == [0, 8, 15, 25, 31, 33, 40] and longer.looks.keys.tolist() == [0, 8, 18, 28, 34, 36, 43]
-    assert longer.looks.seen is not None and longer.looks.seen.tolist()[-7:] == list(range(33, 40))
-    assert (longer.looks.most_queries, longer.looks.most_keys) == (10, 10) and pad_to_multiple(row, 33) is row
-    assert pad_to_multiple(pack_samples([], 0, CPU), 4).looks.most_keys == 3  # one token for nothing, and a sample of three
+    assert longer.seq_lens.cu_seqlens_q.tolist() == [0, 8, 15, 25, 31, 33, 40] and longer.seq_lens.cu_seqlens_k.tolist() == [
+        0,
+        8,
+        18,
+        28,
+        34,
+        36,
+        43,
+    ]
+    assert longer.seq_lens.key_index is not None and longer.seq_lens.key_index.tolist()[-7:] == list(range(33, 40))
+    assert (longer.seq_lens.max_seqlen_q, longer.seq_lens.max_seqlen_k) == (10, 10) and pad_to_multiple(row, 33) is row
+    assert pad_to_multiple(pack_samples([], 0, CPU), 4).seq_lens.max_seqlen_k == 3  # one token for nothing, and a sample of three
 
 
 @pytest.mark.parametrize(
@@ -51,4 +59,4 @@ def test_heads_that_cannot_be_shared(size: int, more: dict[str, int], why: str, 
     crew = SequenceParallelGroup(None)
     crew.size = size
     with pytest.raises(UserError, match=why):
-        crew.around(attention, model_of("qwen3", torch.float32, **more).config)
+        crew.wrap_attention(attention, model_of("qwen3", torch.float32, **more).config)

@@ -16,7 +16,7 @@ from rlkit.ops.batching import (
     split_micro_batches,
 )
 from rlkit.updates.collate import collate
-from rlkit.updates.online_update import lockstep_micro_batches
+from rlkit.updates.optimizer_step import split_in_lockstep
 from tests.algorithms.tiny import Ranks, groups_of, together
 
 
@@ -147,7 +147,7 @@ def test_a_sequence_parallel_group_cuts_together(monkeypatch: pytest.MonkeyPatch
     """Rank 0 has 9 and 1 tokens, rank 1 has 4 and 5, 5 tokens a rank: 9 + 1, then 5 + 4."""
     monkeypatch.setattr("tests.algorithms.tiny.Ranks", SharedRows)
     sizes = [[SampleLength(0, 0, 9), SampleLength(1, 0, 1)], [SampleLength(2, 0, 4), SampleLength(3, 0, 5)]]
-    assert together(2, lambda ranks: lockstep_micro_batches(sizes[ranks.rank], 5, ranks)) == [[[0, 1], []], [[], [1, 0]]]  # type: ignore[arg-type]
+    assert together(2, lambda ranks: split_in_lockstep(sizes[ranks.rank], 5, ranks)) == [[[0, 1], []], [[], [1, 0]]]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

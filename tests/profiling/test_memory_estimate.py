@@ -14,6 +14,7 @@ from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config
 from rlkit.profiling import memory_estimate
 from rlkit.profiling.memory_estimate import Job, ModelShape
+from rlkit.types import Key
 from tests.conftest import ROOT, run
 
 GIB = 2**30
@@ -56,7 +57,7 @@ def test_parameters_by_hand() -> None:
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "recipes" / "model").glob("*_*.yaml")))
 def test_shapes_give_the_published_number_of_parameters(name: str) -> None:
     said = re.search(r"\(([\d,]+)\)", (ROOT / "recipes" / "model" / f"{name}.yaml").read_text().splitlines()[0])
-    shape = plan.shape_of(composed("recipe=grpo_gsm8k", f"model={name}"))
+    shape = plan.find_shape(composed("recipe=grpo_gsm8k", f"model={name}"))
     assert said is not None and shape is not None and shape.parameters == int(said[1].replace(",", ""))
 
 
@@ -122,10 +123,10 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
 
     from rlkit.engines import packing
 
-    texts = [packing.Text((0,) * 96, torch.zeros(32, dtype=torch.int64))] * completions
+    texts = [packing.TokenizedSample(Key(0, 0, 0), (0,) * 96, torch.zeros(32, dtype=torch.int64))] * completions
     row = packing.pack_samples(texts, 32, torch.device("cpu"))
-    tokens, keys = 96 + 32 * completions, 128 * completions
-    assert row.ids.shape == (1, tokens) and row.looks.keys[-1] == keys
+    tokens, looked_at = 96 + 32 * completions, 128 * completions
+    assert row.ids.shape == (1, tokens) and row.seq_lens.cu_seqlens_k[-1] == looked_at
 
     sides = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     kept = []
@@ -133,7 +134,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
         config = AutoConfig.for_model(family, vocab_size=64, num_hidden_layers=layers, **sides)
         model = AutoModelForCausalLM.from_config(config).to({2: torch.bfloat16, 4: torch.float32}[width])
         if completions > 1:
-            packing.keep_apart(model)
+            packing.set_packed_attention(model)
         own = {p.untyped_storage()._cdata for p in model.parameters()}
         seen: dict[int, torch.UntypedStorage] = {}
 
@@ -143,18 +144,18 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
 
         with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
             said = model.model(
-                **packing.decoder_arguments(row.ids, row.positions, row.looks)
+                **packing.build_decoder_arguments(row.ids, row.positions, row.seq_lens)
             ).last_hidden_state  # alone transformers' own attention
             kept.append(sum(storage.nbytes() for key, storage in seen.items() if key not in own))
         del said
-    shape = plan.shape_from({**config.to_dict(), "vocab_size": 64})
-    again = (keys - tokens) * shape.cache(width) / shape.layers
+    shape = plan.read_shape({**config.to_dict(), "vocab_size": 64})
+    again = (looked_at - tokens) * shape.cache(width) / shape.layers
     near = 0.02 if completions == 1 else 0.15  # on a CPU our own keeps its result twice, and masks
     assert (kept[1] - kept[0]) / 2 == pytest.approx(tokens * memory_estimate.estimate_layer_activations(shape, width) + again, rel=near)
 
 
 def test_the_first_way_that_fits_is_taken_and_what_mends_the_rest_is_named() -> None:
-    shape = plan.shape_of(composed("recipe=grpo_qwen2_5_7b"))
+    shape = plan.find_shape(composed("recipe=grpo_qwen2_5_7b"))
     assert shape is not None
     job = replace(JOB, shape=shape, world=4, stage=2, tokens=8192, completions=4096, longest=1536, checkpointing=1)
     seen = [memory_estimate.plan_memory(job, gpu * GIB) for gpu in (40, 56, 64, 100, 160)]
@@ -178,12 +179,12 @@ def test_a_recipe_fits_the_hardware_of_its_first_line(name: str) -> None:
     said = re.match(r"# (\w+ GPUs?) with (\d+) GB: (GRPO|DPO) ", first)
     recipe = composed(f"recipe={name}", *(["data.train=train.jsonl", "data.test=test.jsonl"] if name.startswith("dpo") else []))
     assert said is not None and (GPUS[said[1]], float(said[2])) == (recipe.hardware.gpus, recipe.hardware.gpu_gib)
-    labels = dict(plan.lines(recipe))
+    labels = dict(plan.describe_plan(recipe))
     assert "too large" not in labels and re.match(r"(resident|sleep|sleep_and_offload): (sync|train) ", labels["memory"])
 
 
 def test_a_plan_that_does_not_fit_says_what_makes_it() -> None:
-    labels = dict(plan.lines(composed("recipe=grpo_qwen2_5_7b", "hardware.gpu_gib=40", "engine.zero_stage=2")))
+    labels = dict(plan.describe_plan(composed("recipe=grpo_qwen2_5_7b", "hardware.gpu_gib=40", "engine.zero_stage=2")))
     assert re.match(r"the phase \w+ does not fit; .*engine\.zero_stage=3.* makes it fit", labels["too large"])
 
 

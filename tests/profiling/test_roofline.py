@@ -76,7 +76,7 @@ def test_torch_counts_as_many_operations_in_the_real_model(tiny_model: Path) -> 
     """Of attention torch counts all pairs, also those that the causal mask leaves out."""
     from transformers import AutoModelForCausalLM
 
-    shape, n = plan.shape_of(composed("recipe=grpo_math", f"model.path={tiny_model}")), 12
+    shape, n = plan.find_shape(composed("recipe=grpo_math", f"model.path={tiny_model}")), 12
     assert shape is not None
     model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")
     with FlopCounterMode(display=False) as counted:
@@ -111,6 +111,10 @@ def test_a_machine_is_measured_by_its_best_try(monkeypatch: pytest.MonkeyPatch) 
     assert roofline.measure_device(cpu, torch.float32) == DeviceLimits(4 * 512**3, 2 * 2**25, roofline.GEN5)
 
 
+def in_context(recipe: Any, ranks: Any) -> Any:
+    return SimpleNamespace(recipe=recipe, ranks=ranks, dtype=torch.float32)
+
+
 def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     def refused(device: object, dtype: object) -> DeviceLimits:
         raise AssertionError("measured")
@@ -118,18 +122,18 @@ def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(common, "find_device_limits", refused)
     words = ["recipe=grpo_math", f"model.path={tiny_model}"]
     main, other = (SimpleNamespace(main=here, device=torch.device("cpu")) for here in (True, False))
-    assert common.build_roofline(composed(*words, "report.roofline=false"), main) is None  # type: ignore[arg-type]
-    assert common.build_roofline(composed(*words), other) is None  # type: ignore[arg-type]
-    assert common.build_roofline(composed("recipe=grpo_math", "model.path=some/model"), main) is None  # type: ignore[arg-type]
+    assert common.build_roofline(in_context(composed(*words, "report.roofline=false"), main)) is None  # type: ignore[arg-type]
+    assert common.build_roofline(in_context(composed(*words), other)) is None  # type: ignore[arg-type]
+    assert common.build_roofline(in_context(composed("recipe=grpo_math", "model.path=some/model"), main)) is None  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="measured"):
-        common.build_roofline(composed(*words), main)  # type: ignore[arg-type]
+        common.build_roofline(in_context(composed(*words), main))  # type: ignore[arg-type]
 
 
 def test_a_reward_model_has_a_head_of_one_number(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     monkeypatch.setattr(common, "find_device_limits", lambda device, dtype: UNIT)
     main = SimpleNamespace(main=True, device=torch.device("cpu"))
     for recipe, vocab in (("reward_model", 1), ("sft_math", 259)):
-        found = common.build_roofline(composed(f"recipe={recipe}", f"model.path={tiny_model}"), main)  # type: ignore[arg-type]
+        found = common.build_roofline(in_context(composed(f"recipe={recipe}", f"model.path={tiny_model}"), main))  # type: ignore[arg-type]
         assert found is not None and found.job.shape.vocab == vocab, recipe
 
 

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from rlkit.engines import weight_sync
-from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.deepspeed_config import OptimizerSettings
-from rlkit.engines.hf import Reference
-from rlkit.engines.lora import BaseOfPolicy, LoraSettings, send_adapter, send_merged
+from rlkit.engines.learners import PolicyLearner
+from rlkit.engines.lora import LoraSettings
+from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
 from rlkit.engines.vllm import VLLMEngine
+from rlkit.engines.weight_sync import send_adapter, send_merged
 from rlkit.ops.masking import pad_rows
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling
+from tests.backends import deepspeed
 
 TEMPERATURE, LR = 0.7, 0.03
 SHARDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # ZeRO 3 keeps small tensors whole, and here all are small
@@ -34,18 +35,14 @@ tensor_parallel = int(sys.argv[4]) if len(sys.argv) > 4 else 1
 ranks = Ranks(tensor_parallel)
 
 
-def policy_of(kind: str, stage: int) -> DeepSpeedPolicy:
+def policy_of(kind: str, stage: int) -> PolicyLearner:
     lora = None if kind == "full" else LoraSettings(rank=4, alpha=8.0, targets="all-linear", dora=kind == "dora")
-    optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
-    return DeepSpeedPolicy(
+    return PolicyLearner(
         model,
         torch.float32,
-        zero_stage=stage,
-        optimizer=optimizer,
+        backend=deepspeed(stage, ranks.device, extra=SHARDED),
         temperature=TEMPERATURE,
-        device=ranks.device,
         offline=True,
-        extra=SHARDED,
         lora=lora,
         four_bits=kind == "qlora",
     )
@@ -61,21 +58,21 @@ def asked(engine: VLLMEngine, count: int, seed: int) -> list[Sample]:
     return sorted(finished, key=lambda s: s.key)
 
 
-def apart(policy: DeepSpeedPolicy, samples: list[Sample]) -> float:
+def apart(policy: PolicyLearner, samples: list[Sample]) -> float:
     """The largest difference between what sampler and trainer say of the same tokens, on any rank."""
     width = max(len(s.tokens) for s in samples)
     mine = (policy.logprobs(samples, width)[0] - pad_rows([s.rollout_logprobs for s in samples], width, 0.0)).abs().max()
     return max(ranks.gather(float(mine)))
 
 
-def large_update(policy: DeepSpeedPolicy, samples: list[Sample], sign: float) -> None:
-    with policy.training():
+def large_update(policy: PolicyLearner, samples: list[Sample], sign: float) -> None:
+    with policy.enable_grad():
         logprobs, _ = policy.logprobs(samples, max(len(s.tokens) for s in samples))
         policy.backward(sign * logprobs.sum() / 100)
     assert policy.step(LR).applied
 
 
-def first_logprobs(policy: DeepSpeedPolicy, samples: list[Sample]) -> Tensor:
+def first_logprobs(policy: PolicyLearner, samples: list[Sample]) -> Tensor:
     return policy.logprobs(samples, SAMPLING.max_tokens)[0]
 
 
@@ -101,16 +98,16 @@ def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
         found["reference"] = float((ours - begun[1]).abs().max())
         found["moved"] = float((policy.logprobs(begun[0], SAMPLING.max_tokens)[0] - ours).abs().max())
     if policy.adapters is not None and kind != "qlora":
-        alone = Reference(model, torch.float32, temperature=TEMPERATURE, device=ranks.device, offline=True)
+        alone = ReferenceModel(model, torch.float32, temperature=TEMPERATURE, device=ranks.device, offline=True)
         found["loaded"] = float((ours - alone.logprobs(begun[0], SAMPLING.max_tokens)[0]).abs().max())
     return found
 
 
 def engine_of(kind: str) -> VLLMEngine:
     from rlkit.data.renderer import Renderer
-    from rlkit.engines.hf import checkpoint_names, load_model
+    from rlkit.engines.loading import checkpoint_names, load_causal_lm
 
-    names = checkpoint_names(load_model(model, torch.float32, offline=True))
+    names = checkpoint_names(load_causal_lm(model, torch.float32, offline=True))
     eos = Renderer(Path(model), offline=True).eos_ids
     rank = 4 if kind == "adapter" else None
     return VLLMEngine(

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlkit import run
-from rlkit.engines.hf import TokenScorer, recompute_layers, score
+from rlkit.engines.heads import TokenScorer, compute_logprobs
+from rlkit.engines.loading import checkpoint_layers
 from rlkit.engines.sequence_parallel import SequenceParallelGroup
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sample
@@ -56,18 +57,18 @@ def gradient(model: Any) -> list[Tensor]:
 
 def main(out: Path) -> None:
     ranks, seen = Ranks(1, 2), {}
-    crew = SequenceParallelGroup(ranks.sp_group)
+    sp_group = SequenceParallelGroup(ranks.sp_group)
     for kind, shared, more, recompute in MODELS:
         model, samples = model_of(kind, **more), samples_of(shared=shared)
         told = on_own(model, samples)
         loss_of(told, list(range(5))).backward()
         wanted = gradient(model)
-        recompute_layers(model, recompute) if recompute else None
-        scorer, passed = TokenScorer(model, crew), list[int]()
+        checkpoint_layers(model, recompute) if recompute else None
+        scorer, passed = TokenScorer(model, sp_group), list[int]()
         model.model.layers[0].mlp.register_forward_pre_hook(lambda module, given, passed=passed: passed.append(given[0].shape[1]))
         for deal, falls in DEALS.items():
             mine = [i for i in range(5) if falls(i, ranks.rank)]
-            grids = score(scorer, [samples[i] for i in mine], 9, TEMPERATURE, CPU, crew)
+            grids = compute_logprobs(scorer, [samples[i] for i in mine], 9, TEMPERATURE, CPU, sp_group)
             worst = max(float((grid - own[mine]).abs().max()) if mine else 0.0 for grid, own in zip(grids, told, strict=True))
             loss_of(grids, mine).backward()
             found = gradient(model)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from rlkit import run
-from rlkit.engines import deepspeed
-from rlkit.engines.deepspeed import DeepSpeedPolicy
+from rlkit.engines import learners
+from rlkit.engines.learners import PolicyLearner
 from rlkit.engines.vllm import VLLMEngine
 
 fault = sys.argv[1]
-weights, load, step = DeepSpeedPolicy.weights, VLLMEngine.load, DeepSpeedPolicy.step
+weights, load, step = PolicyLearner.weights, VLLMEngine.load, PolicyLearner.step
 OLD = "model.layers.0.mlp.up_proj.weight"
 first: dict[str, Tensor] = {}
 steps = 0
@@ -37,23 +37,23 @@ def faulty_load(self: VLLMEngine, sent: Iterator[tuple[str, Tensor]], version: i
     load(self, changed(), version)
 
 
-def faulty_step(self: DeepSpeedPolicy, lr: float) -> object:
+def faulty_step(self: PolicyLearner, lr: float) -> object:
     global steps
     steps += 1
     if fault == "not_finite" and 2 <= steps <= 4:
-        self.backward(self.engine.module.model.get_input_embeddings().weight.sum() * float("inf"))
+        self.backward(self.model.get_input_embeddings().weight.sum() * float("inf"))
     return step(self, lr)
 
 
-class Forgetful(DeepSpeedPolicy):
+class Forgetful(PolicyLearner):
     def __init__(self, *args: object, **words: object) -> None:
         super().__init__(*args, **words)
-        reader = self.engine.module.model.get_input_embeddings()
+        reader = self.model.get_input_embeddings()
         reader.register_forward_hook(lambda module, read, said: torch.nn.functional.dropout(said, 0.1))
 
 
 if fault == "dropout":
-    deepspeed.DeepSpeedPolicy = Forgetful
+    learners.PolicyLearner = Forgetful
 VLLMEngine.load = faulty_load
-DeepSpeedPolicy.step = faulty_step
+PolicyLearner.step = faulty_step
 run.exit_process(run.main(sys.argv[2:]))

@@ -17,13 +17,12 @@ from rlkit import run
 from rlkit.assembly import build
 from rlkit.config import recipe
 from rlkit.config.compose import compose_config
-from rlkit.engines.deepspeed_config import set_environment
+from rlkit.engines.deepspeed_config import set_deepspeed_environment
 from rlkit.ops.masking import count_units
-from rlkit.trainers.offline import UNITS, OfflineTrainer, Work
-from rlkit.trainers.offline import gradient as offline_gradient
+from rlkit.trainers.offline import OfflineTrainer
 from rlkit.trainers.online import OnlineTrainer
 from rlkit.updates.collate import collate
-from rlkit.updates.online_update import gradient, observe
+from rlkit.updates.units import UNITS
 
 STEP = 1e4
 
@@ -39,10 +38,10 @@ def weights_of(learner: Any) -> dict[str, torch.Tensor]:
 
     if hasattr(learner, "weights"):
         return {name: tensor.clone() for name, tensor in learner.weights()}
-    return {name: safe_get_full_fp32_param(parameter).clone() for name, parameter in learner.named.items()}
+    return {name: safe_get_full_fp32_param(parameter).clone() for name, parameter in learner.backend.named.items()}
 
 
-set_environment()
+set_deepspeed_environment()
 import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
 
 torch.optim.AdamW = Descent
@@ -55,18 +54,18 @@ with build.build_run(recipe.read_recipe(config), yaml.safe_dump(config)) as made
         assert taken is not None
         with trainer.placement.train():
             groups, batch = collate(taken.groups, made.ranks, 1, trainer.placement.version)
-            signals, _ = observe(trainer.learning, batch)
-            credit, *_ = trainer.learning.algorithm.compute_advantages(batch, signals, trainer.remembered, made.ranks)
+            signals, _ = trainer.updater.observe(batch)
+            credit, *_ = trainer.updater.algorithm.compute_advantages(batch, signals, trainer.algorithm_state, made.ranks)
             totals = made.ranks.all_reduce_sum(count_units(batch.mask))
-            gradient(trainer.learning, batch, signals, credit, list(range(len(batch.samples))), totals)
-        learner, share = trainer.learning.policy, len(batch.samples)
+            trainer.updater.accumulate_gradient(batch, signals, credit, list(range(len(batch.samples))), totals)
+        learner, share = trainer.updater.policy, len(batch.samples)
         samples = [s.sample for g in groups for s in g.samples]
     else:
         assert isinstance(trainer, OfflineTrainer)
-        units = [UNITS[trainer.reading.algorithm.reads](item) for item in trainer.rows.take(trainer.rows_per_step)]
-        offline_gradient(trainer.reading, units, trainer.reference)
-        learner, samples = trainer.reading.learner, [s for u in units for s in u.samples]
-        share = len(Work(trainer.reading, units, None).mine) * len(units[0].samples)
+        units = [UNITS[trainer.updater.algorithm.reads](item) for item in trainer.rows.take(trainer.rows_per_step)]
+        trainer.updater.accumulate_gradient(units, trainer.reference)
+        learner, samples = trainer.updater.learner, [s for u in units for s in u.samples]
+        share = len(trainer.updater.select_share(units)) * len(units[0].samples)
     before = weights_of(learner)
     assert learner.step(STEP).applied
     gradients = {name: (before[name] - tensor) / STEP for name, tensor in weights_of(learner).items()}

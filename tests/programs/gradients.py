@@ -22,15 +22,15 @@ from rlkit import run
 from rlkit.algorithms import Needs
 from rlkit.config import recipe
 from rlkit.config.compose import compose_config
-from rlkit.engines.deepspeed_config import set_environment
+from rlkit.engines.deepspeed_config import set_deepspeed_environment
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.ops.masking import count_units
 from rlkit.runtime.ranks import Ranks
-from rlkit.trainers.offline import OfflineUpdater, Unit
-from rlkit.trainers.offline import gradient as update_offline
 from rlkit.types import Batch, Group, Sample, Signals
 from rlkit.updates.lr_schedule import Schedule
-from rlkit.updates.online_update import OnlineUpdater, gradient, observe
+from rlkit.updates.offline_update import OfflineUpdater
+from rlkit.updates.online_update import OnlineUpdater
+from rlkit.updates.units import Unit
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, shuffled
 from tests.algorithms.test_online import greedily
@@ -72,7 +72,7 @@ def learning(ranks: Ranks, policy: Any, critic: Any, keys: Any, budget: int) -> 
         reference=None,
         algorithm=keys,
         schedule=Schedule(0.1, "constant", 0, 10),
-        probe=LogprobCheck(None, policy.weights, None),  # type: ignore[arg-type]
+        logprob_check=LogprobCheck(None, policy.weights, None),  # type: ignore[arg-type]
         ranks=ranks,
         passes=1,
         minibatches=1,
@@ -93,7 +93,7 @@ def one(ranks: Ranks, policy: Any, critic: Any, name: str, way: str, groups: lis
     _, batch = collate(order(groups[ranks.rank :: ranks.world]), ranks, 1, 0)
     signals = Signals(said(batch, 1, OLD), said(batch, 2, OLD), said(batch, 3, 0.0) if work.critic else None)
     credit, *_ = keys.compute_advantages(batch, signals, keys.init_state(), ranks)
-    gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(count_units(batch.mask)))
+    work.accumulate_gradient(batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(count_units(batch.mask)))
     return torch.cat([moved(ranks, learner) for learner in (policy, *([critic] if work.critic else []))])
 
 
@@ -107,13 +107,15 @@ def first_step(ranks: Ranks, policy: Any, groups: list[Group]) -> tuple[Tensor, 
     for algorithm_, budget in ((eager, 30), (keys, 10_000)):
         work = learning(ranks, policy, None, algorithm_, budget)
         _, batch = collate(groups[ranks.rank :: ranks.world], ranks, 1, 0)
-        signals, _ = observe(work, batch)
+        signals, _ = work.observe(batch)
         if signals.old_logprobs is not None:
             alone = OnlineUpdater(**{**vars(work), "tokens_per_micro_batch": 1})
-            ratio = (observe(alone, batch)[0].old_logprobs - signals.old_logprobs).exp()  # other micro-batches
+            ratio = (alone.observe(batch)[0].old_logprobs - signals.old_logprobs).exp()  # other micro-batches
             apart = float((ratio - 1).abs()[batch.mask].max())
         credit, *_ = algorithm_.compute_advantages(batch, signals, algorithm_.init_state(), ranks)
-        metrics = gradient(work, batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(count_units(batch.mask)))
+        metrics = work.accumulate_gradient(
+            batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(count_units(batch.mask))
+        )
         assert metrics is not None
         gradients.append(moved(ranks, policy))
     return gradients[0], gradients[1], apart
@@ -122,7 +124,7 @@ def first_step(ranks: Ranks, policy: Any, groups: list[Group]) -> tuple[Tensor, 
 class Remembered:
     """A reference: log-probs of whole completions, made up from their keys."""
 
-    def of(self, samples: Sequence[Sample]) -> Tensor:
+    def look_up(self, samples: Sequence[Sample]) -> Tensor:
         draws = [torch.Generator().manual_seed(500 + 10 * s.key.prompt + s.key.sample) for s in samples]
         return torch.stack(
             [OLD * len(s.tokens) + torch.randn((), generator=d, dtype=torch.float64) for s, d in zip(samples, draws, strict=True)]
@@ -142,8 +144,8 @@ def offline(ranks: Ranks, learner: Any, name: str, way: str, groups: list[Group]
         if keys.learner == "reward_model"
         else lambda s, w: learner.logprobs(s, w)[0]
     )
-    reading = OfflineUpdater(learner, says, keys, Schedule(0.1, "constant", 0, 10), ranks, 1, 1, WAYS[way], 3)
-    update_offline(reading, units, Remembered() if keys.reference else None)  # type: ignore[arg-type]
+    updater = OfflineUpdater(learner, says, keys, Schedule(0.1, "constant", 0, 10), ranks, 1, 1, WAYS[way], 3)
+    updater.accumulate_gradient(units, Remembered() if keys.reference else None)  # type: ignore[arg-type]
     return moved(ranks, learner)
 
 
@@ -168,24 +170,22 @@ def moved(ranks: Ranks, learner: Any) -> Tensor:
 def weights(learner: Any) -> Tensor:
     """All trained numbers."""
     parts = []
-    for parameter in learner.named.values():
-        with learner._gathered([parameter]):
+    for parameter in learner.backend.named.values():
+        with learner.backend.gather([parameter]):
             parts.append(parameter.detach().double().flatten().clone())
     return torch.cat(parts)
 
 
 def main(out: Path, model: str, sp_size: int, cells: set[str]) -> None:
-    set_environment()
-    import deepspeed  # noqa: F401  derives classes from the true AdamW
+    set_deepspeed_environment()
+    import deepspeed
 
     torch.optim.AdamW = Descent  # type: ignore[misc]
-    from rlkit.engines.deepspeed import DeepSpeedCritic, DeepSpeedPolicy
-    from rlkit.engines.deepspeed_config import OptimizerSettings
-    from rlkit.engines.deepspeed_reward_model import DeepSpeedRewardModel
+    from rlkit.engines.learners import CriticLearner, PolicyLearner, RewardModelLearner
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
     ranks = Ranks(1, sp_size)
-    crew = SequenceParallelGroup(ranks.sp_group) if ranks.sp_group else None
+    sp_group = SequenceParallelGroup(ranks.sp_group) if ranks.sp_group else None
     groups = greedily(groups_of(REWARDS))
     seen: dict[Any, Any] = {}
     for stage in STAGES:
@@ -196,23 +196,20 @@ def main(out: Path, model: str, sp_size: int, cells: set[str]) -> None:
         if cells and not any(cell.startswith(f"{stage}:") for cell in cells):
             continue
         settings: dict[str, Any] = {
-            "zero_stage": stage,
-            "optimizer": OptimizerSettings((0.9, 0.95), 1e-8, 0.0, 1e9),
-            "device": ranks.device,
+            "backend": deepspeed(stage, ranks.device, norm=1e9),
             "offline": True,
-            "extra": {},
         }
-        policy = DeepSpeedPolicy(model, torch.float32, temperature=1.0, crew=crew, **settings)
-        critic = DeepSpeedCritic(model, torch.float32, crew=crew, **settings)
-        for name in SHARING if crew else NAMES:
-            for way in ("cut",) if crew else WAYS:
+        policy = PolicyLearner(model, torch.float32, temperature=1.0, sp_group=sp_group, **settings)
+        critic = CriticLearner(model, torch.float32, sp_group=sp_group, **settings)
+        for name in SHARING if sp_group else NAMES:
+            for way in ("cut",) if sp_group else WAYS:
                 if wanted(name, way):
                     seen[stage, name, way] = one(ranks, policy, critic, name, way, groups)
-        if crew:
+        if sp_group:
             if wanted("dpo", "cut"):
                 seen[stage, "dpo", "cut"] = offline(ranks, policy, "dpo", "cut", groups)
             continue
-        judge = DeepSpeedRewardModel(model, torch.float32, pad=256, **settings)
+        judge = RewardModelLearner(model, torch.float32, pad=256, **settings)
         for name in RECIPES:
             for way in WAYS:
                 if wanted(name, way):

@@ -13,25 +13,25 @@ import psutil
 import torch
 
 from rlkit.data.renderer import Renderer
-from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.deepspeed_config import OptimizerSettings
-from rlkit.engines.lora import LoraSettings, send_adapter, send_merged
+from rlkit.engines.learners import PolicyLearner
+from rlkit.engines.lora import LoraSettings
 from rlkit.engines.placement import Colocated
 from rlkit.engines.vllm import VLLMEngine
+from rlkit.engines.weight_sync import send_adapter, send_merged
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sampling
+from tests.backends import deepspeed
 
 CYCLES = 25
 model, out = sys.argv[1], Path(sys.argv[2])
 ranks, me = Ranks(), psutil.Process()
-optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
-rest = {"zero_stage": 2, "optimizer": optimizer, "temperature": 1.0, "device": ranks.device, "offline": True, "extra": {}}
+rest = {"backend": deepspeed(2, ranks.device), "temperature": 1.0, "offline": True}
 found: dict[str, list[tuple[float, int]]] = {}
 made: VLLMEngine | None = None
 for kind in ("full", "lora"):
     lora = LoraSettings(rank=4, alpha=8.0, targets="all-linear", dora=False) if kind == "lora" else None
-    policy = DeepSpeedPolicy(model, torch.float32, lora=lora, **rest)
+    policy = PolicyLearner(model, torch.float32, lora=lora, **rest)
     if made is None:
         eos = Renderer(Path(model), offline=True).eos_ids
         made = VLLMEngine(model, "float32", names=policy.names, max_model_len=96, eos=eos, world=1, sleeps=False, extra={}, adapter_rank=4)
@@ -46,7 +46,7 @@ for kind in ("full", "lora"):
             while made.pending:
                 samples += made.advance()
         with placement.train():
-            with policy.training():
+            with policy.enable_grad():
                 policy.backward(policy.logprobs(samples, 32)[0].sum() / 1000)
             assert policy.step(1e-3).applied
         placement.version = cycle + 1

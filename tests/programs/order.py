@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit import run
-from rlkit.assembly.datasets import build_datasets, with_steps
+from rlkit.assembly.datasets import build_datasets, count_steps
 from rlkit.config import recipe
 from rlkit.config.compose import compose_config
 from rlkit.data.renderer import Renderer
@@ -22,13 +22,13 @@ from rlkit.types import Sampling
 
 
 class StubSampler:
-    def groups(self, prompts: Sequence[Any], *rest: Any) -> Any:
+    def sample_groups(self, prompts: Sequence[Any], *rest: Any) -> Any:
         return prompts
 
 
 told = recipe.read_recipe(compose_config(sys.argv[2:], None))
 stream, _, _ = build_datasets(told, Renderer(told.model.path))
-told = with_steps(told, len(stream.rows))
+told = count_steps(told, len(stream.rows))
 ranks = Ranks()
 collector = Collector(StubSampler(), stream, ranks, told.prompts_per_step, told.samples_per_prompt, Sampling(), False)  # type: ignore[arg-type]
 steps = []

@@ -16,8 +16,8 @@ from typing import Any
 
 from rlkit import run
 from rlkit.runtime import ranks
-from rlkit.trainers import online
 from rlkit.updates import micro_batch_fit
+from rlkit.updates.online_update import OnlineUpdater
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 
@@ -28,7 +28,7 @@ def starve() -> None:
 
 
 calls: list[int] = []
-fitted, update = micro_batch_fit.largest_micro_batch, online.update
+fitted, update = micro_batch_fit.largest_micro_batch, OnlineUpdater.update
 
 
 def in_little_room(*given: Any, **named: Any) -> Any:
@@ -51,5 +51,5 @@ if sys.argv[1] == "alone":
 if sys.argv[1] == "trial" or (sys.argv[1] == "alone" and os.environ["RANK"] == "1"):
     micro_batch_fit.largest_micro_batch = in_little_room
 elif sys.argv[1] == "update":
-    online.update = second_update
+    OnlineUpdater.update = second_update  # type: ignore[method-assign]
 run.exit_process(run.main(sys.argv[3:]))

@@ -14,33 +14,32 @@ import torch
 import torch.distributed as dist
 
 from rlkit.assembly import plan
-from rlkit.engines.deepspeed import DeepSpeedPolicy
-from rlkit.engines.deepspeed_config import OptimizerSettings
+from rlkit.engines.learners import PolicyLearner
 from rlkit.profiling import memory_estimate
 from rlkit.profiling.memory_peak import read_peak, reset_peak
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.updates.micro_batch_fit import longest_samples
+from tests.backends import deepspeed
 
 TOKENS, PROMPT, SAID = 64, 8, 8
 model, zero_stage, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 if sys.argv[4:]:
     memory_estimate.OPTIMIZER_BLOCK = int(sys.argv[4])
 ranks = Ranks()
-optimizer = OptimizerSettings(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
-rest = {"zero_stage": zero_stage, "optimizer": optimizer, "temperature": 1.0, "device": ranks.device, "offline": True, "extra": {}}
+rest = {"backend": deepspeed(zero_stage, ranks.device), "temperature": 1.0, "offline": True}
 
 
-def policy_of(path: str) -> DeepSpeedPolicy:
+def policy_of(path: str) -> PolicyLearner:
     """Built and stepped once, so that libraries are there, and the optimizer's state."""
-    policy = DeepSpeedPolicy(path, torch.bfloat16, **rest)
+    policy = PolicyLearner(path, torch.bfloat16, **rest)
     update(policy, 1)
     return policy
 
 
-def update(policy: DeepSpeedPolicy, micro_batches: int) -> None:
+def update(policy: PolicyLearner, micro_batches: int) -> None:
     samples = longest_samples(TOKENS, PROMPT, SAID, 1)
-    with policy.training():
+    with policy.enable_grad():
         for _ in range(micro_batches):
             policy.backward(policy.logprobs(samples, SAID)[0].sum() / 1000)
     assert policy.step(1e-3).applied
@@ -61,7 +60,7 @@ settle()
 update(policy, 3)
 peak = read_peak() - before
 job = memory_estimate.Job(
-    shape=plan.shape_from(json.loads((Path(model) / "config.json").read_text())),
+    shape=plan.read_shape(json.loads((Path(model) / "config.json").read_text())),
     width=2,
     rank=None,
     world=ranks.world,

@@ -10,7 +10,7 @@ from rlkit.rewarding.failures import FailureWindow
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
 from rlkit.rewarding.spec import RewardSpec
 from rlkit.rollout import records
-from rlkit.rollout.collector import score
+from rlkit.rollout.sampler import join_reward
 from rlkit.types import Group, Key, Sample, Stop
 from tests.rewarding.settings import make_settings
 
@@ -73,12 +73,12 @@ def test_what_people_read_is_the_reward_before_it_was_normalised() -> None:
     components = {n: {"small": outcome(small), "large": outcome(large)} for n, (small, large) in enumerate([(0.0, 100.0), (1.0, 300.0)])}
     components[2] = {"small": Outcome(OutcomeKind.ERROR), "large": outcome(None)}
     for normalise in ("none", "each", "sum"):
-        results = combine_rewards(rewards, make_settings(normalise=normalise), components, dict.fromkeys(range(3), "g"))  # type: ignore[arg-type]
-        group = Group(0, tuple(score(SAMPLE, results[n]) for n in range(3)))
-        assert [records.plain(s) for s in group.samples] == [100.0, 301.0, None]
-        seen = records.of_groups([group])
+        told = combine_rewards(rewards, make_settings(normalise=normalise), components, dict.fromkeys(range(3), "g"))  # type: ignore[arg-type]
+        group = Group(0, tuple(join_reward(SAMPLE, told[n]) for n in range(3)))
+        assert [records.get_raw_reward(s) for s in group.samples] == [100.0, 301.0, None]
+        seen = records.summarize_groups([group])
         assert (seen["reward"], seen["reward_std"], seen["rewards_failed"]) == (200.5, pytest.approx(201 / 2**0.5), 1.0)
-        assert records.of_sample(group.samples[1], None, str, "train")["reward"] == 301.0
+        assert records.build_sample_row(group.samples[1], None, str, "train")["reward"] == 301.0
         learned = [s.reward for s in group.samples if s.reward is not None]
         assert sum(learned) == (401.0 if normalise == "none" else 0.0)
 

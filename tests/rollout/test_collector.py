@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rlkit.errors import RunFailed
-from rlkit.rollout.collector import Collector, has_signal, without_cut
+from rlkit.rollout.collector import Collector
+from rlkit.rollout.filters import has_signal, mask_truncated
 from rlkit.rollout.serialization import group_from_json, group_to_json
 from rlkit.types import Group, Key, Sample, Sampling, ScoredSample, Stop
 from rlkit.updates.collate import collate
@@ -44,7 +45,7 @@ class StubSampler:
     version: int = 0
     asked: list[int] = field(default_factory=list)
 
-    def groups(self, prompts: Sequence[tuple[int, int]], samples: int, sampling: Sampling, greedy: bool) -> list[Group]:
+    def sample_groups(self, prompts: Sequence[tuple[int, int]], samples: int, sampling: Sampling, greedy: bool) -> list[Group]:
         self.asked += [row for _, row in prompts]
         return [self.group(number, row) for number, row in prompts]
 
@@ -192,8 +193,8 @@ def ending(groups: list[Group], tokens: int) -> list[Group]:
 
 @dataclass
 class CutSampler(StubSampler):
-    def groups(self, *asked: Any) -> list[Group]:
-        return ending(super().groups(*asked), 3)
+    def sample_groups(self, *asked: Any) -> list[Group]:
+        return ending(super().sample_groups(*asked), 3)
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -217,7 +218,7 @@ def test_no_gradient_comes_from_a_completion_that_was_masked(reduction: str) -> 
     keys = FULL.model_copy(update={"reduction": reduction})
 
     def gradient(tokens: int, masks: bool) -> torch.Tensor:
-        change = without_cut if masks else replace
+        change = mask_truncated if masks else replace
         return learn(keys, Way(order=lambda groups: [change(g) for g in ending(groups, tokens)]))[0][0]
 
     masked = gradient(3, True)

@@ -20,7 +20,7 @@ class StubSampler:
 
     grades: list[list[float | None]]
 
-    def groups(self, prompts: list[tuple[int, int]], samples: int, sampling: Sampling) -> list[Group]:
+    def sample_groups(self, prompts: list[tuple[int, int]], samples: int, sampling: Sampling) -> list[Group]:
         return [Group(number, tuple(scored(row, n, g) for n, g in enumerate(self.grades[row]))) for number, row in prompts]
 
 

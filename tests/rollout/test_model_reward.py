@@ -86,8 +86,8 @@ def plain(folder: Path) -> list[float]:
 def test_scores_are_those_of_plain_transformers_whatever_the_batches(tiny_classifier: Path, budget: int, pad: str) -> None:
     reward = loaded(tiny_classifier, budget)
     if pad == "none":
-        reward.scorer.model.config.pad_token_id = None  # type: ignore[attr-defined]
-    scores = [outcome.value for outcome in reward.judge(ITEMS)]
+        reward.model.model.config.pad_token_id = None  # type: ignore[attr-defined]
+    scores = [outcome.value for outcome in reward.score(ITEMS)]
     assert scores == pytest.approx(plain(tiny_classifier), abs=1e-5) and max(scores) - min(scores) > 0.1  # type: ignore[type-var]
 
 
@@ -97,10 +97,10 @@ def test_a_sample_that_fails_leaves_the_others_alone(tiny_classifier: Path) -> N
     assert mark not in reward.renderer.encode_prompt(ASKED[0]["content"][:-1])
     asked = [{"role": "user", "content": "7"}]
     with torch.no_grad():
-        reward.scorer.model.model.embed_tokens.weight[mark] = math.nan  # type: ignore[attr-defined]
-    outcomes = reward.judge([{"prompt": asked, "completion": said} for said in ("7", "??", "x" * 400, "8")])
+        reward.model.model.model.embed_tokens.weight[mark] = math.nan  # type: ignore[attr-defined]
+    outcomes = reward.score([{"prompt": asked, "completion": said} for said in ("7", "??", "x" * 400, "8")])
     assert [outcome.kind.value for outcome in outcomes] == ["score", "error", "error", "score"]
-    assert outcomes[1].detail == "the reward model said nan" and "reads at most 320" in outcomes[2].detail
+    assert outcomes[1].detail == "the reward model returned nan" and "reads at most 320" in outcomes[2].detail
 
 
 def test_what_is_no_reward_model_is_refused(tiny_model: Path, tiny_classifier: Path, tmp_path: Path) -> None:
@@ -131,15 +131,15 @@ def test_workers_score_beside_it_and_its_failures_leave_no_reward(tiny_classifie
 
     (tmp_path / "mine.py").write_text("import os\ndef size(completion):\n    return {'score': len(completion), 'pid': os.getpid()}\n")
     specs = {"size": RewardSpec(path=f"{tmp_path}/mine.py:size", weight=2.0), "rm": RewardSpec(path="reward_model", args={"model": "x"})}
-    reward = loaded(tiny_classifier, room=room)
+    reward = loaded(tiny_classifier, pause_rollout=room)
     items = [*ITEMS, {"prompt": ASKED, "completion": "x" * 400}]
     with RewardClient(specs, make_settings(workers=1, max_failure_rate=0.5), tmp_path, ["rm"]) as client:
-        client.in_process["rm"] = reward.judge
+        client.in_process["rm"] = reward.score
         for number, item in enumerate(items):
             client.submit(number, item, 0, len(items))
         verdicts = client.collect(range(len(items)))
         stats = metric_values(client.pop_metrics())
-    alone = [outcome.value for outcome in reward.judge(ITEMS)]
+    alone = [outcome.value for outcome in reward.score(ITEMS)]
     for number, said in enumerate(SAID):
         assert verdicts[number].reward == pytest.approx(2 * len(said) + alone[number])
         assert verdicts[number].metrics["size/pid"] != os.getpid()
@@ -156,4 +156,4 @@ def test_a_run_trains_with_it(small: list[str], tiny_classifier: Path, tmp_path:
     samples = [row for row in read_rows(tmp_path / "samples.jsonl") if row["split"] == "train"][:4]
     reward = loaded(tiny_classifier)
     asked = [{"prompt": [{"role": "user", "content": row["prompt"].split("\n")[1]}], "completion": row["completion"]} for row in samples]
-    assert [row["rewards"]["rm"] for row in samples] == pytest.approx([o.value for o in reward.judge(asked)], abs=1e-5)
+    assert [row["rewards"]["rm"] for row in samples] == pytest.approx([o.value for o in reward.score(asked)], abs=1e-5)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlkit.assembly.run_folder import occupied
+from rlkit.assembly.run_folder import explain_occupied
 from rlkit.errors import RunFailed, UserError
 from rlkit.runtime.checkpoint import Checkpoints, publish
-from rlkit.trainers.loop import TrainState, resumed
+from rlkit.trainers.loop import TrainState, resume
 
 
 def open_at(folder: Path, every: int = 2, keep: int = 2) -> Checkpoints:
@@ -156,12 +156,14 @@ def test_publishing_replaces_what_had_the_name(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["model", "model/deep", "model/deep/weights"]
 
 
-@pytest.mark.parametrize("state", ["{}", '{"best": null, "count": {"updates": 1}}', '{"best": null, "count": 3}'])
+@pytest.mark.parametrize(
+    "state", ['{"format": 2}', '{"format": 2, "best": null, "count": {"a": 1}}', '{"format": 2, "best": null, "count": 3}']
+)
 def test_a_checkpoint_of_another_form_is_told_too(state: str, tmp_path: Path) -> None:
     save(checkpoints := open_at(tmp_path), 2)
     (checkpoints.get_folder(2) / "state.json").write_text(state)
     with pytest.raises(RunFailed, match=r"step-000002 cannot be read .* delete its folder to continue from the one before"):
-        resumed(SimpleNamespace(checkpoints=checkpoints, ranks=SimpleNamespace(gather=lambda value: [value])))  # type: ignore[arg-type]
+        resume(SimpleNamespace(checkpoints=checkpoints, ranks=SimpleNamespace(gather=lambda value: [value])))  # type: ignore[arg-type]
 
 
 def test_weights_that_cannot_be_read_are_told_too(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_weights_that_cannot_be_read_are_told_too(tmp_path: Path) -> None:
     run = SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[SimpleNamespace(load=load)])
     run.ranks = SimpleNamespace(gather=lambda value: [value])
     with pytest.raises(RunFailed, match=r"step-000002 cannot be read \(SafetensorError: .* delete its folder"):
-        resumed(run)  # type: ignore[arg-type]
+        resume(run)  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -184,13 +186,13 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     run = SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[])
     run.ranks = SimpleNamespace(gather=lambda value: [value])
     with pytest.raises(UserError, match=r"step-000002 was written by another version of rlkit, .* choose another output_dir"):
-        resumed(run)  # type: ignore[arg-type]
+        resume(run)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "a: [1\n", "3\n"])
 def test_a_recipe_that_cannot_be_read_back_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     (tmp_path / "summary.json").write_text("[1]")
-    assert occupied(tmp_path, "seed: 1\n", "auto") is None  # nothing was done in it
+    assert explain_occupied(tmp_path, "seed: 1\n", "auto") is None  # nothing was done in it
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    assert f"{tmp_path / 'recipe.yaml'} cannot be read" in str(occupied(tmp_path, "seed: 1\n", "auto"))
+    assert f"{tmp_path / 'recipe.yaml'} cannot be read" in str(explain_occupied(tmp_path, "seed: 1\n", "auto"))

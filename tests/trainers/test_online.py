@@ -12,7 +12,7 @@ from rlkit.assembly import online as assembly
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
 from rlkit.metrics import metric_values
-from rlkit.trainers.online import OnlineTrainer, join_metrics
+from rlkit.trainers.online_report import OnlineReport, StepRecord, join_metrics
 from tests.algorithms.tiny import Ranks, together
 from tests.config.test_recipe import composed
 
@@ -25,8 +25,10 @@ def test_groups_without_signal_are_counted_before_they_are_dropped(kept: int, le
         nothing: Any = None
         collector: Any = SimpleNamespace(prompts_per_step=4, surplus=[None] * 3)
         report: Any = SimpleNamespace(note=notes.append)
-        online = OnlineTrainer(nothing, collector, None, nothing, nothing, report, nothing, ranks, nothing)  # type: ignore[arg-type]
-        return online._refilled(7, kept, left_out, 2)
+        rollout: Any = SimpleNamespace(refills=2)
+        step = StepRecord(7, rollout, [nothing] * kept, nothing, nothing, {}, {}, {}, nothing)
+        collector.max_refills = 2
+        return OnlineReport(report, nothing, collector, nothing, nothing, ranks, nothing)._count_groups(step, left_out)  # type: ignore[arg-type]
 
     (row,) = together(1, work)
     assert row == {
@@ -43,7 +45,8 @@ def test_groups_without_signal_are_counted_before_they_are_dropped(kept: int, le
 def test_a_recipe_says_what_grades_and_whether_the_cut_are_learned_from(words: tuple[str, ...], grade: str | None, cut: bool) -> None:
     """A grade that is only watched does not decide what is learned from."""
     recipe = composed("recipe=dapo_math", f"mask_truncated_completions={str(cut).lower()}", "+rewards.other={path: length}", *words)
-    made = assembly.build_collector(recipe, None, None, None, None)  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(recipe=recipe, ranks=None)
+    made = assembly.build_collector(context, None, None, None)  # type: ignore[arg-type]
     assert (made.graded_by, made.mask_truncated_completions) == (grade, cut)
 
 
@@ -57,14 +60,14 @@ def test_a_metric_that_is_made_in_two_places_is_a_fault() -> None:
 def test_a_step_whose_log_probs_cannot_be_compared_says_so(own: list[list[bool]], said: int) -> None:
     """The sampler is 5 nats off: with no token of the current weights that is seen by nobody, and must not pass for agreement."""
     nothing: Any = None
-    probe = LogprobCheck(nothing, nothing, 1e-4)
-    metrics = probe.compare(torch.zeros(1, 2), torch.full((1, 2), -5.0), torch.tensor(own))
+    logprob_check = LogprobCheck(nothing, nothing, 1e-4)
+    metrics = logprob_check.compare(torch.zeros(1, 2), torch.full((1, 2), -5.0), torch.tensor(own))
     if said:
-        probe.check(metrics)
+        logprob_check.check(metrics)
     else:
         with pytest.raises(RunFailed, match="does not sample from the policy"):
-            LogprobCheck(SimpleNamespace(received=dict), lambda: iter([]), 1e-4).check(metrics)  # type: ignore[arg-type]
+            LogprobCheck(SimpleNamespace(checksums=dict), lambda: iter([]), 1e-4).check(metrics)  # type: ignore[arg-type]
     notes: list[str] = []
     report: Any = SimpleNamespace(note=notes.append)
-    OnlineTrainer(nothing, nothing, None, nothing, nothing, report, nothing, nothing, nothing)._note_uncompared(3, metric_values(metrics))
+    OnlineReport(report, nothing, nothing, nothing, nothing, nothing, nothing)._note_uncompared(3, metric_values(metrics))
     assert len(notes) == said and all("step 3: all its tokens were sampled by older weights" in note for note in notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rlkit.types import Key, Sample, Stop
-from rlkit.updates.collate import lag
+from rlkit.updates.collate import compute_lag
 
 
 def sample(versions: list[int], mask: list[bool]) -> Sample:
@@ -23,7 +23,7 @@ def sample(versions: list[int], mask: list[bool]) -> Sample:
 
 
 def test_the_lag_is_that_of_the_oldest_token_that_counts() -> None:
-    assert lag(sample([3, 5, 4], [True, True, True]), 5) == 2
-    assert lag(sample([3, 5, 4], [False, True, True]), 5) == 1  # the environment wrote the first: no weights sampled it
-    assert lag(sample([0, 0], [False, False]), 5) == 0
-    assert lag(sample([], []), 5) == 0
+    assert compute_lag(sample([3, 5, 4], [True, True, True]), 5) == 2
+    assert compute_lag(sample([3, 5, 4], [False, True, True]), 5) == 1  # the environment wrote the first: no weights sampled it
+    assert compute_lag(sample([0, 0], [False, False]), 5) == 0
+    assert compute_lag(sample([], []), 5) == 0

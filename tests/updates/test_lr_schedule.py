@@ -41,4 +41,4 @@ def test_who_waits_has_fewer_updates_to_fall_over() -> None:
     recipe = SimpleNamespace(steps=10, updates_per_step=2, optim=optim)
     assert common.build_schedule(recipe) == Schedule(0.5, "linear", 2, 20)  # type: ignore[arg-type]
     assert common.build_schedule(recipe, 0.1) == Schedule(0.1, "linear", 2, 20)  # type: ignore[arg-type]
-    assert common.build_schedule(recipe, waits=6) == Schedule(0.5, "linear", 2, 14)  # type: ignore[arg-type]
+    assert common.build_schedule(recipe, delay=6) == Schedule(0.5, "linear", 2, 14)  # type: ignore[arg-type]

@@ -1,0 +1,171 @@
+"""The metrics and samples of a step of an online algorithm: the one place where they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from rlkit.engines.logprob_check import COMPARED
+from rlkit.engines.placement import Placement
+from rlkit.metrics import Metrics, metric_values
+from rlkit.profiling.roofline import PromptLengths, Roofline, compute_ratios
+from rlkit.report import Report
+from rlkit.rollout import records
+from rlkit.rollout.collector import Collector, RolloutBatch
+from rlkit.runtime.ranks import Ranks
+from rlkit.runtime.timer import PhaseTimer
+from rlkit.types import Batch, Credit, Group, Sample
+from rlkit.updates.online_update import OnlineUpdater, select_rows_with_signal
+from rlkit.updates.optimizer_step import UpdateCount
+
+ZERO_STD = "frac_reward_zero_std"  # as in TRL: the share of groups whose rewards are all the same
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step produced on this rank."""
+
+    number: int
+    rollout: RolloutBatch
+    groups: list[Group]  # of all ranks, those that were learned from
+    batch: Batch
+    credit: Credit
+    observed: Metrics  # of all ranks, as the next two
+    credited: Metrics
+    updated: Metrics
+    count: UpdateCount  # before the step
+
+
+@dataclass
+class OnlineReport:
+    """Writes the samples of steps and evaluations, and returns the metrics of steps."""
+
+    report: Report
+    placement: Placement
+    collector: Collector
+    updater: OnlineUpdater
+    timer: PhaseTimer
+    ranks: Ranks
+    decode: Callable[[Sequence[int]], str]
+    roofline: Roofline | None = None
+
+    def write_step(self, step: StepRecord) -> tuple[dict[str, float], int]:
+        """Writes the samples of a step; returns its metrics and its tokens, prompts included. A collective call."""
+        left_out = self._gather_groups(step.rollout.left_out)
+        everything = [*step.groups, *left_out]
+        self._write_samples(step, left_out)
+        credited = dict(step.credited)
+        if self.collector.max_refills is not None:  # the algorithm gets only groups with a signal
+            credited.pop(ZERO_STD, None)
+        row = metric_values(self.ranks.merge_metrics(self.collector.sampler.rewards.pop_metrics()))
+        row |= join_metrics(  # an entry that a reward names like one of these does not hide it
+            records.summarize_groups(everything),
+            metric_values(step.observed),
+            metric_values(credited),
+            metric_values(step.updated),
+            count_unused_rows(self.collector.prompts.state_dict()),
+            self.placement.memory(),
+            self._count_groups(step, len(left_out)),
+        )
+        self._note_uncompared(step.number, row)
+        row |= self._compare_with_roofline(step)
+        samples = [s.sample for g in everything for s in g.samples]
+        row["throughput/tokens_per_second"] = sum(len(s.tokens) for s in samples) / self.timer.seconds
+        return row, sum(len(s.prompt) + len(s.tokens) for s in samples)
+
+    def write_evaluation(self, step: int, groups: Sequence[Group]) -> None:
+        """Writes the samples of an evaluation; groups: of this rank. A collective call."""
+        samples = [s for g in self._gather_groups(groups) for s in g.samples]
+        self.report.log_samples(step, [records.build_sample_row(s, None, self.decode, "test") for s in samples])
+        self.collector.sampler.rewards.pop_metrics()  # the reward metrics of a step are of its own samples
+
+    def _gather_groups(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups of all ranks, in order."""
+        return sorted((g for part in self.ranks.gather(list(groups)) for g in part), key=lambda g: g.index)
+
+    def _count_groups(self, step: StepRecord, left_out: int) -> dict[str, float]:
+        """What became of the groups of a step that needs a signal in each; notes where they are too few."""
+        if self.collector.max_refills is None:
+            return {}
+        kept, wanted, refills = len(step.groups), self.collector.prompts_per_step, step.rollout.refills
+        if kept < wanted:
+            what = f"learns from the {kept}" if kept else "learns nothing"
+            self.report.note(
+                f"step {step.number}: {kept} of {wanted} groups have a signal after {refills} refills (algorithm.max_refills); it {what}"
+            )
+        surplus = int(self.ranks.all_reduce_sum(torch.tensor(len(self.collector.surplus))))
+        return {
+            "groups/kept": kept,
+            "groups/left_out": left_out,
+            "groups/refills": refills,
+            "groups/surplus": surplus,
+            ZERO_STD: left_out / max(kept + left_out, 1),
+        }
+
+    def _note_uncompared(self, step: int, row: Mapping[str, float]) -> None:
+        """Notes where nothing in a step showed whether the sampler has the trainer's weights."""
+        if row.get(COMPARED) == 0:
+            self.report.note(
+                f"step {step}: all its tokens were sampled by older weights, so log-probs of sampler and trainer were not compared"
+            )
+
+    def _compare_with_roofline(self, step: StepRecord) -> dict[str, float]:
+        """The time of each phase of this step over the least possible, evaluation aside."""
+        if self.roofline is None:
+            return {}
+        roofline, updater, needs, seconds = self.roofline, self.updater, self.updater.needs, self.timer.metrics()
+        samples = step.batch.samples
+        active = select_rows_with_signal(updater, step.credit, range(len(samples)))
+        observed, learned = lengths_by_prompt(samples), lengths_by_prompt([samples[i] for i in active]) * updater.passes
+        policy, critic = step.count.updates >= updater.critic_warmup, updater.critic is not None
+        least = {
+            "sync": roofline.sync(self.placement.offloaded, self.placement.sent),
+            "rollout": roofline.rollout([[request_lengths(g) for g in groups] for groups in step.rollout.rounds]),
+            "observe": roofline.observe(observed, needs.old_logprobs + needs.reference, critic),
+            "update": roofline.update(learned, policy, critic),
+        }
+        return compute_ratios(least, seconds) | {"throughput/mfu": roofline.compute_mfu(learned if policy else [], seconds["time/update"])}
+
+    def _write_samples(self, step: StepRecord, left_out: list[Group]) -> None:
+        """The samples of a step, with their advantages where they were learned from."""
+        batch = step.batch
+        counts = batch.mask.sum(-1).clamp(min=1)
+        own = (step.credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
+        unused = [s for g in left_out for s in g.samples]
+        advantages = [*self.ranks.gather_by_index(own, batch.index, batch.size).tolist(), *[None] * len(unused)]
+        samples = [s for g in step.groups for s in g.samples] + unused
+        decode = cache(self.decode)  # each prompt once
+        rows = [records.build_sample_row(s, a, decode, "train") for s, a in zip(samples, advantages, strict=True)]
+        self.report.log_samples(step.number, rows)
+
+
+def join_metrics(*parts: Mapping[str, float]) -> dict[str, float]:
+    """One row of all. Raises ValueError where a name is in two: its value would depend on their order."""
+    row: dict[str, float] = {}
+    for part in parts:
+        if twice := row.keys() & part.keys():
+            raise ValueError(f"metrics are made in two places: {', '.join(sorted(twice))}")
+        row |= part
+    return row
+
+
+def count_unused_rows(stream: Mapping[str, float]) -> dict[str, float]:
+    """Rows so far that were left out, or whose prompt was cut."""
+    return {f"prompts/{name}": float(stream[name]) for name in ("too_long", "bad_row", "cut")}
+
+
+def lengths_by_prompt(samples: Sequence[Sample]) -> list[PromptLengths]:
+    """Tokens of each prompt, and of each of its completions."""
+    lengths: dict[tuple[int, ...], list[int]] = {}
+    for sample in samples:
+        lengths.setdefault(sample.prompt, []).append(len(sample.tokens))
+    return [(len(prompt), completions) for prompt, completions in lengths.items()]
+
+
+def request_lengths(group: Group) -> PromptLengths:
+    """Tokens of its prompt, and of each completion, the greedy one too."""
+    every = [*group.samples, *([group.greedy] if group.greedy else [])]
+    return len(every[0].sample.prompt), [len(s.sample.tokens) for s in every]

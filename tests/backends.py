@@ -1,0 +1,22 @@
+"""The backend of learners that tests build by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rlkit.engines.deepspeed import DeepSpeed
+from rlkit.engines.deepspeed_config import DeepSpeedSettings, OptimizerSettings
+
+CPU = torch.device("cpu")
+
+
+def settings(stage: int, *, norm: float = 1.0, offload: bool = False, extra: Mapping[str, Any] | None = None) -> DeepSpeedSettings:
+    """norm: to which gradients are clipped."""
+    return DeepSpeedSettings(stage, OptimizerSettings((0.9, 0.95), 1e-8, 0.0, norm), offload, extra or {})
+
+
+def deepspeed(stage: int, device: torch.device = CPU, **more: Any) -> DeepSpeed:
+    return DeepSpeed(settings(stage, **more), device)
