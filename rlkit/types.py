@@ -22,6 +22,11 @@ class Key(NamedTuple):
     sample: int
     turn: int = 0
 
+    @property
+    def of_prompt(self) -> tuple[int, int]:
+        """Identifies its prompt: row and draw. Two rows may have equal token ids and yet differ in their answer or an image."""
+        return self.prompt, self.draw
+
 
 class Stop(StrEnum):
     """Why a completion ended."""

@@ -68,13 +68,14 @@ def pack_samples(samples: Sequence[Sample | TokenizedSample], width: int, device
         one = torch.zeros(1, dtype=torch.int64, device=device)
         bounds = torch.tensor([0, 1], dtype=torch.int32, device=device)
         return PackedRow(one.view(1, 1), one.view(1, 1), SeqLens(bounds, bounds, 1, 1, None), one, one, one[:0], [])
-    members: dict[tuple[int, ...], list[int]] = {}
+    members: dict[tuple[int, int], list[int]] = {}
     for i, sample in enumerate(samples):
-        members.setdefault(tuple(sample.prompt), []).append(i)
+        members.setdefault(sample.key.of_prompt, []).append(i)
     lengths = [len(s.tokens) for s in samples]
     starts = [(0, 0)] * len(samples)
     ids, positions, keys, q_ends, k_ends = list[Tensor](), list[Tensor](), list[Tensor](), [0], [0]
-    for prompt, of_prompt in members.items():
+    for of_prompt in members.values():
+        prompt = samples[of_prompt[0]].prompt
         begin, size = q_ends[-1], len(prompt)
         ids.append(torch.tensor(prompt, dtype=torch.int64))
         for i in of_prompt:

@@ -8,7 +8,7 @@ them. In a micro-batch a prompt is computed once for all its samples (rlkit/engi
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from rlkit.types import Sample
@@ -17,13 +17,13 @@ from rlkit.types import Sample
 class SampleLength(NamedTuple):
     """Tokens of a sample."""
 
-    prompt_id: int  # equal for samples of the same prompt
+    prompt_id: Hashable  # equal for samples of the same prompt
     prompt: int
     completion: int
 
 
 def measure_sample(sample: Sample) -> SampleLength:
-    return SampleLength(hash(sample.prompt), len(sample.prompt), len(sample.tokens))
+    return SampleLength(sample.key.of_prompt, len(sample.prompt), len(sample.tokens))
 
 
 def count_tokens(sizes: Sequence[SampleLength]) -> int:
@@ -33,7 +33,7 @@ def count_tokens(sizes: Sequence[SampleLength]) -> int:
 
 def group_by_prompt(sizes: Sequence[SampleLength]) -> list[list[int]]:
     """Indices of the samples of each prompt, longest completion first; the prompt with most tokens first."""
-    found: dict[int, list[int]] = {}
+    found: dict[Hashable, list[int]] = {}
     for item, size in enumerate(sizes):
         found.setdefault(size.prompt_id, []).append(item)
     inside = [sorted(items, key=lambda i: (-sizes[i].completion, i)) for items in found.values()]

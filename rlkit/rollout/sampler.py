@@ -103,7 +103,7 @@ class Sampler:
                 "completion_length": len(sample.tokens),
                 "stop": str(sample.stop),
             }
-            self.rewards.submit(sample.key, item, group=sample.key[:2], group_size=group_size)
+            self.rewards.submit(sample.key, item, group=sample.key.of_prompt, group_size=group_size)
         return sample
 
 

@@ -159,10 +159,10 @@ def count_unused_rows(stream: Mapping[str, float]) -> dict[str, float]:
 
 def lengths_by_prompt(samples: Sequence[Sample]) -> list[PromptLengths]:
     """Tokens of each prompt, and of each of its completions."""
-    lengths: dict[tuple[int, ...], list[int]] = {}
+    prompts: dict[tuple[int, int], tuple[int, list[int]]] = {}
     for sample in samples:
-        lengths.setdefault(sample.prompt, []).append(len(sample.tokens))
-    return [(len(prompt), completions) for prompt, completions in lengths.items()]
+        prompts.setdefault(sample.key.of_prompt, (len(sample.prompt), []))[1].append(len(sample.tokens))
+    return list(prompts.values())
 
 
 def request_lengths(group: Group) -> PromptLengths:

@@ -16,7 +16,9 @@ from rlkit.engines.heads import LastTokenScorer, TokenScorer, TokenValuer, compu
 from rlkit.engines.learners import PolicyLearner
 from rlkit.errors import UserError
 from rlkit.ops import logprobs
+from rlkit.ops.batching import count_tokens, measure_sample
 from rlkit.runtime.ranks import Ranks
+from rlkit.trainers.online_report import lengths_by_prompt
 from rlkit.types import Key, Request, Sample, Sampling, Stop
 from tests.backends import deepspeed
 
@@ -60,7 +62,8 @@ def samples_of(vocabulary: int = 50, *, shared: bool = False) -> list[Sample]:
     made = []
     for i, (before, after) in enumerate([(3, 5), (1, 9), (5, 1), (2, 0), (4, 7)]):
         prompt, tokens = (torch.randint(2, vocabulary, (n,), generator=random).tolist() for n in (before, after))
-        request = Request(Key(i, 0, 0), made[0].prompt if shared and i == 4 else tuple(prompt), Sampling(), 0)
+        same = shared and i == 4
+        request = Request(Key(0 if same else i, 0, int(same)), made[0].prompt if same else tuple(prompt), Sampling(), 0)
         made.append(make_sample(request, tokens, [0.0] * after, Stop.LENGTH, 0))
     return made
 
@@ -94,6 +97,15 @@ def test_the_layout_in_numbers() -> None:
     assert row.seq_lens.cu_seqlens_q.tolist() == row.seq_lens.cu_seqlens_k.tolist() == [0, 3, 6]
     assert row.seq_lens.max_seqlen_q == row.seq_lens.max_seqlen_k == 3 and row.seq_lens.key_index is None
     assert row.predict_index.tolist() == [1, 3, 4] and row.tokens.tolist() == [5, 4, 3] and row.grid_index.tolist() == [0, 3, 4]
+
+
+def test_two_rows_with_the_same_token_ids_are_two_prompts() -> None:
+    """They may differ in an image or in their answer: a prompt is its row and draw."""
+    ids = torch.tensor([5, 6])
+    for keys, tokens in (([Key(0, 0, 0), Key(0, 0, 1)], 6), ([Key(0, 0, 0), Key(1, 0, 0)], 8), ([Key(0, 0, 0), Key(0, 1, 0)], 8)):
+        samples = [make_sample(Request(key, (7, 8), Sampling(), 0), ids.tolist(), [0.0] * 2, Stop.EOS, 0) for key in keys]
+        assert packing.pack_samples(samples, 2, CPU).ids.shape == (1, tokens) == (1, count_tokens([measure_sample(s) for s in samples]))
+        assert sum(prompt + sum(lengths) for prompt, lengths in lengths_by_prompt(samples)) == tokens
 
 
 def test_a_prompt_stands_once() -> None:
