@@ -101,12 +101,21 @@ class VLLMEngine:
         return [self._sample(output) for output in self.engine.step() if output.finished]
 
     def abort(self) -> list[Sample]:
+        states = self.engine.output_processor.request_states.values()  # forgotten by an abort, with what was sampled
+        by_name = {getattr(state, "external_req_id", None) or state.request_id: state for state in states}
+        aborted = [self._abort_sample(request, by_name.get(name)) for name, request in self._requests.items()]
         self.engine.abort_request(list(self._requests))
         while self.engine.has_unfinished_requests():
             self.engine.step()
-        aborted = [make_sample(request, [], [], Stop.ABORTED, self.version) for request in self._requests.values()]
         self._requests.clear()
         return aborted
+
+    def _abort_sample(self, request: Request, state: Any) -> Sample:
+        """What a request had so far; `state`: vLLM's of it, None where it has none."""
+        tokens = [] if state is None else list(state.detokenizer.output_token_ids)
+        entries = state.logprobs_processor.logprobs[: len(tokens)] if tokens else []
+        logprobs = [entry[token].logprob for entry, token in zip(entries, tokens, strict=True)]
+        return make_sample(request, tokens, logprobs, Stop.ABORTED, self.version)
 
     def _sample(self, output: Any) -> Sample:
         request = self._requests.pop(output.request_id)

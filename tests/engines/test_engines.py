@@ -180,14 +180,27 @@ def test_what_adapters_stand_on_is_loaded_by_its_own_name(vllm: VLLMEngine, monk
     assert seen == [({"weight"}, True), ({"packed weight"}, False)]
 
 
-def test_aborted_requests_leave_the_engine_ready(vllm: VLLMEngine, policy: PolicyLearner) -> None:
-    vllm.load(policy.weights(), 10)
-    for i in range(8):
-        vllm.add(Request(Key(i, 1, 0), (40, 41, 42), Sampling(max_tokens=64), i))
-    vllm.advance()
-    aborted = vllm.abort()
-    assert {s.stop for s in aborted} == {Stop.ABORTED}
-    assert vllm.pending == 0
+def test_an_abort_returns_what_each_request_had(vllm: VLLMEngine, hf: HFEngine, policy: PolicyLearner) -> None:
+    """The first tokens of what the same request gives when it is not aborted; and the engine is ready for the next ones."""
+    requests = [Request(Key(i, 1, 0), (40, 41, 42), Sampling(max_tokens=64), i) for i in range(8)]
+    for engine, steps in ((vllm, 4), (hf, 0)):  # transformers' generate ends all requests of a batch, or has not begun them
+        engine.load(policy.weights(), 10)
+        for request in requests:
+            engine.add(request)
+        finished = [sample for _ in range(steps) for sample in engine.advance()]
+        aborted = engine.abort()
+        assert {s.stop for s in aborted} == {Stop.ABORTED} and engine.pending == 0
+        assert sorted(s.key for s in [*finished, *aborted]) == [request.key for request in requests]
+        for request in requests:
+            engine.add(request)
+        whole = {}
+        while engine.pending:
+            whole |= {s.key: s for s in engine.advance()}
+        for part in aborted:
+            n = len(part.tokens)
+            assert (n >= steps - 1) and part.tokens.tolist() == whole[part.key].tokens[:n].tolist()
+            assert torch.allclose(part.rollout_logprobs, whole[part.key].rollout_logprobs[:n], atol=1e-5)
+            assert part.versions.tolist() == [10] * n
     assert len(asked(vllm, 4, Sampling(max_tokens=8))) == 4
 
 
