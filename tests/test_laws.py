@@ -165,6 +165,13 @@ def test_the_maths_knows_no_file_and_no_rank() -> None:
     assert broken == []
 
 
+def test_only_the_backend_knows_how_weights_are_sharded() -> None:
+    """Another backend than DeepSpeed is a file: no other engine looks at ds_id, ds_numel, ds_tensor or zero_stage."""
+    words = re.compile(r"\bds_(id|numel|tensor)\b|\bzero_stage\b")
+    engines = [path for path in CODE if path.parent.name == "engines"]
+    assert {path.stem for path in engines if words.search(path.read_text())} == {"deepspeed", "deepspeed_config"}
+
+
 # -- law 1: the one shift ----------------------------------------------------------------------------------------------------------
 
 
