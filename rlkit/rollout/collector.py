@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from rlkit.rollout.filters import has_signal, mask_truncated
+from rlkit.rollout.filters import has_signal
 from rlkit.rollout.sampler import PromptRequest, Sampler
 from rlkit.rollout.serialization import group_from_json, group_to_json
 from rlkit.runtime.ranks import Ranks
@@ -103,8 +103,6 @@ class Collector:
         groups = self.sampler.sample_groups(self.ranks.shard(prompts), self.samples_per_prompt, self.sampling, self.greedy)
         if self.ranks.any_rank(groups is None) or groups is None:
             return None
-        if self.mask_truncated_completions:
-            groups = [mask_truncated(g) for g in groups]
         return groups if self.ranks.is_tp_leader else []
 
     def state(self) -> dict[str, Any]:

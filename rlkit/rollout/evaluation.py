@@ -39,7 +39,7 @@ class Evaluation:
         metrics: Metrics = {
             "eval/accuracy": mean_of(float(right) for s in scored if (right := self._is_right(s.components)) is not None),
             "eval/reward": mean_of(reward for s in scored if (reward := records.get_raw_reward(s)) is not None),
-            "eval/completions/mean_length": mean_of(len(s.sample.tokens) for s in scored),
+            "eval/completions/mean_length": mean_of(records.count_written_tokens(s.sample) for s in scored),
             "eval/completions/clipped_ratio": mean_of(float(s.sample.stop is Stop.LENGTH) for s in scored),
         }
         if self.samples > 1:

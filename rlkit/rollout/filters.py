@@ -1,10 +1,8 @@
-"""Which groups are worth learning from, and which tokens of them (DAPO, arXiv 2503.14476)."""
+"""Which groups are worth learning from (DAPO, arXiv 2503.14476)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from rlkit.types import Group, Stop
+from rlkit.types import Group
 
 
 def has_signal(group: Group, graded_by: str | None = None) -> bool:
@@ -15,10 +13,3 @@ def has_signal(group: Group, graded_by: str | None = None) -> bool:
     valid = [s for s in group.samples if s.reward is not None]
     grades = {s.components[graded_by] for s in valid if s.components.get(graded_by) is not None} if graded_by else set()
     return len(grades) != 1 and len({s.reward for s in valid}) > 1
-
-
-def mask_truncated(group: Group) -> Group:
-    """The group with mask False on completions that were cut at the limit; their rewards stay in the baseline (overlong filtering, section
-    3.4)."""
-    masked = [replace(s.sample, mask=s.sample.mask & (s.sample.stop is not Stop.LENGTH)) for s in group.samples]
-    return replace(group, samples=tuple(replace(s, sample=m) for s, m in zip(group.samples, masked, strict=True)))

@@ -8,15 +8,15 @@ from typing import Any
 
 from rlkit.metrics import mean_of, std_of
 from rlkit.rewarding.outcome import RAW_REWARD
-from rlkit.types import Group, ScoredSample, Stop
+from rlkit.types import Group, Sample, ScoredSample, Stop
 
 
 def summarize_groups(groups: Sequence[Group]) -> dict[str, float]:
     """Rewards and lengths of a step."""
     scored = [s for g in groups for s in g.samples]
     valid = [[reward for s in g.samples if (reward := get_raw_reward(s)) is not None] for g in groups]
-    lengths = [len(s.sample.tokens) for s in scored]
-    ended = [len(s.sample.tokens) for s in scored if s.sample.stop is Stop.EOS]
+    lengths = [count_written_tokens(s.sample) for s in scored]
+    ended = [count_written_tokens(s.sample) for s in scored if s.sample.stop is Stop.EOS]
     row = {
         "reward": mean_of(r for group in valid for r in group).value,
         "reward_std": mean_of(statistics.stdev(group) if len(group) > 1 else 0.0 for group in valid).value,
@@ -32,6 +32,11 @@ def summarize_groups(groups: Sequence[Group]) -> dict[str, float]:
         row[f"rewards/{name}/mean"] = mean_of(values).value
         row[f"rewards/{name}/std"] = std_of(values).value
     return row
+
+
+def count_written_tokens(sample: Sample) -> int:
+    """Tokens that the policy wrote; those of an environment have mask False."""
+    return int(sample.mask.sum())
 
 
 def get_raw_reward(scored: ScoredSample) -> float | None:

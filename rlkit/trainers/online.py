@@ -42,7 +42,14 @@ class OnlineTrainer:
         updater, version = self.updater, self.placement.version
         with self.placement.train():
             with self.timer("observe"):
-                groups, batch = collate(rollout.groups, self.ranks, updater.minibatches, version, self.collector.max_lag)
+                groups, batch = collate(
+                    rollout.groups,
+                    self.ranks,
+                    updater.minibatches,
+                    version,
+                    self.collector.max_lag,
+                    self.collector.mask_truncated_completions,
+                )
                 signals, observed = updater.observe(batch)
                 credit, self.algorithm_state, credited = updater.algorithm.compute_advantages(
                     batch, signals, self.algorithm_state, self.ranks

@@ -8,11 +8,17 @@ from rlkit.errors import RunFailed
 from rlkit.ops.batching import assign_minibatches, balance_samples, measure_sample
 from rlkit.ops.masking import pad_rows
 from rlkit.runtime.ranks import Ranks
-from rlkit.types import Batch, Group, Sample, ScoredSample
+from rlkit.types import Batch, Group, Sample, ScoredSample, Stop
 
 
-def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max_lag: int = 0) -> tuple[list[Group], Batch]:
-    """All groups of the step in order, and the batch of samples that this rank works on. Raises RunFailed where a sample is too old."""
+def collate(
+    mine: list[Group], ranks: Ranks, minibatches: int, version: int, max_lag: int = 0, mask_truncated: bool = False
+) -> tuple[list[Group], Batch]:
+    """All groups of the step in order, and the batch of samples that this rank works on. Raises RunFailed where a sample is too old.
+
+    mask_truncated: completions that were cut at the limit are masked in the batch; their rewards stay in the baseline (overlong filtering:
+    DAPO, arXiv 2503.14476, section 3.4).
+    """
     for sample in (s.sample for g in mine for s in g.samples):
         if compute_lag(sample, version) > max_lag or bool((sample.versions[sample.mask] > version).any()):
             raise RunFailed(
@@ -36,7 +42,7 @@ def collate(mine: list[Group], ranks: Ranks, minibatches: int, version: int, max
     greedy = all(g.greedy for g in groups)  # of all ranks, so that a rank without samples has an empty tensor
     return groups, Batch(
         samples=samples,
-        mask=pad_rows([s.mask for s in samples], width, False).bool(),
+        mask=pad_rows([s.mask & (not mask_truncated or s.stop is not Stop.LENGTH) for s in samples], width, False).bool(),
         rollout_logprobs=pad_rows([s.rollout_logprobs for s in samples], width, 0.0),
         rewards=torch.tensor([0.0 if r is None else r for r in rewards], dtype=torch.float64),
         valid=torch.tensor([r is not None for r in rewards], dtype=torch.bool),

@@ -12,7 +12,8 @@ import torch
 
 from rlkit.errors import RunFailed
 from rlkit.rollout.collector import Collector
-from rlkit.rollout.filters import has_signal, mask_truncated
+from rlkit.rollout.filters import has_signal
+from rlkit.rollout.records import summarize_groups
 from rlkit.rollout.serialization import group_from_json, group_to_json
 from rlkit.types import Group, Key, Sample, Sampling, ScoredSample, Stop
 from rlkit.updates.collate import collate
@@ -205,11 +206,21 @@ def test_completions_that_were_cut_can_be_left_out_of_the_loss(masks: bool) -> N
         made = replace(collector(CutSampler("1"), ranks, 2, None), mask_truncated_completions=masks)
         taken = made.take()
         assert taken is not None
-        groups, batch = collate(taken.groups, ranks, 1, 0)  # type: ignore[arg-type]
+        groups, batch = collate(taken.groups, ranks, 1, 0, mask_truncated=made.mask_truncated_completions)  # type: ignore[arg-type]
         assert batch.mask.any(-1).tolist() == [True, not masks] * 2 and batch.rewards.tolist() == [0.0, 1.0] * 2
         assert [[s.sample.stop for s in g.samples] for g in groups] == [[Stop.EOS, Stop.LENGTH]] * 2
+        assert summarize_groups(groups)["completions/mean_length"] == 2.0  # of what the policy wrote, masked in the loss or not
 
     together(1, work)
+
+
+def test_the_length_of_a_completion_is_what_the_policy_wrote() -> None:
+    """The tokens of an environment have mask False."""
+    group = StubSampler("1").group(0, 0)
+    scored = group.samples[0]
+    observed = replace(scored, sample=replace(scored.sample, tokens=torch.arange(3), mask=torch.tensor([False, False, True])))
+    row = summarize_groups([replace(group, samples=(observed, observed))])
+    assert (row["completions/mean_length"], row["completions/max_length"], row["completions/mean_terminated_length"]) == (1.0,) * 3
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
@@ -218,8 +229,12 @@ def test_no_gradient_comes_from_a_completion_that_was_masked(reduction: str) -> 
     keys = FULL.model_copy(update={"reduction": reduction})
 
     def gradient(tokens: int, masks: bool) -> torch.Tensor:
-        change = mask_truncated if masks else replace
-        return learn(keys, Way(order=lambda groups: [change(g) for g in ending(groups, tokens)]))[0][0]
+        def mask(s: ScoredSample) -> ScoredSample:
+            return replace(s, sample=replace(s.sample, mask=s.sample.mask & (not masks or s.sample.stop is not Stop.LENGTH)))
+
+        return learn(keys, Way(order=lambda groups: [replace(g, samples=tuple(map(mask, g.samples))) for g in ending(groups, tokens)]))[0][
+            0
+        ]
 
     masked = gradient(3, True)
     assert torch.equal(masked, gradient(8, True)) and float(masked.norm()) > 1e-3
