@@ -1,7 +1,7 @@
 """The trackers that get the metrics of each step besides metrics.jsonl.
 
 A new tracker is a class with `log` and `close` in a file of its own (see tensorboard.py) and a line in TRACKERS. If it needs a key of the
-recipe, follow `wandb` through ReportSection (config/sections.py), open_report (assembly/build.py), Report and TrackerSettings.
+recipe, follow `wandb` through ReportSection (config/sections.py), create_report (assembly/build.py), Report and TrackerSettings.
 """
 
 from __future__ import annotations

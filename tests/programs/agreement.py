@@ -79,7 +79,7 @@ def first_logprobs(policy: PolicyLearner, samples: list[Sample]) -> Tensor:
 def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
     policy = policy_of(kind, stage)
     send = send_adapter if kind == "adapter" else send_merged
-    found: dict[str, Any] = {"trained": sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in policy.named.values())}
+    found: dict[str, Any] = {"trained": sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in policy.backend.named.values())}
     for version in range(3):
         send(policy, engine, version)
         samples = asked(engine, 16, 1000 * version)
