@@ -8,6 +8,7 @@ from the sample's key. With CREW ranks sharing each row: some of the algorithms.
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, shuffled
 from tests.algorithms.test_online import greedily
 from tests.algorithms.tiny import groups_of
+from tests.backends import deepspeed
 
 STEP = 1e4
 OLD = -5.5  # nats, about what a random model of 259 tokens gives each
@@ -178,7 +180,7 @@ def weights(learner: Any) -> Tensor:
 
 def main(out: Path, model: str, sp_size: int, cells: set[str]) -> None:
     set_deepspeed_environment()
-    import deepspeed
+    importlib.import_module("deepspeed")  # it derives classes from the true AdamW
 
     torch.optim.AdamW = Descent  # type: ignore[misc]
     from rlkit.engines.learners import CriticLearner, PolicyLearner, RewardModelLearner
