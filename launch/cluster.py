@@ -61,7 +61,7 @@ def find_address(settings: LaunchSection) -> str | None:
         )
     if settings.nodes > 1:
         raise UserError(
-            f"launch.nodes={settings.nodes} needs a Ray cluster and there is no address of one: run `ray start --head --port=6379` on the "
+            f"launch.nodes={settings.nodes} needs a Ray cluster, and no address is set: run `ray start --head --port=6379` on the "
             "first machine, `ray start --address=FIRST:6379` on the others, then set address=FIRST:6379 here"
         )
     return None

@@ -28,7 +28,7 @@ INSPECT_SECONDS = 20.0  # for the inspection of all nodes
 PLACE_SECONDS = 20.0  # for the supervisors to start
 POLL_TIMEOUT = 20.0  # for a supervisor to answer; after that its node is lost
 END_TIMEOUT = 8.0
-ELASTIC_SECONDS = 5.0  # before a restart goes on without the missing nodes: one may only be slow
+ELASTIC_SECONDS = 5.0  # before a restart continues without the missing nodes, which may only be slow
 
 
 @dataclass(frozen=True)

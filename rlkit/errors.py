@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """The run cannot go on, and not by the user's mistake: the message says what was seen and where to look. Exit code 1."""
+    """The run cannot continue, and not by the user's mistake: the message describes what was seen and where to look. Exit code 1."""
 
 
 class Stopped(Exception):

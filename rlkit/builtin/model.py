@@ -73,7 +73,7 @@ def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
     with _acquire_lock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             part = folder.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed; nobody else is here
+            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed; this process has the lock
             _build_model_folder(part, on_progress)
             _sync(part)
             part.rename(folder)
@@ -138,12 +138,12 @@ def warm_start(tokenizer: PreTrainedTokenizerFast, on_progress: Progress | None 
             hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # [B, T, H]
             counted = labels != IGNORED  # [B, T], the completions
             firsts = counted.int().argmax(1) + torch.arange(len(labels)) * labels.shape[1]  # [B], flat
-            where = build_predict_index(firsts.tolist(), counted.sum(1).tolist())
-            said, _ = logprobs_from_logits(model.lm_head(hidden.flatten(0, 1)[where]), labels[counted], 1.0)  # [completion tokens]
-            losses, _ = sft.compute_losses(
-                OfflineMicroBatch(torch.ones(1, len(said), dtype=torch.bool), said.unsqueeze(0))
-            )  # [1, completion tokens]
-            loss = weighted_sum(losses, uniform_weights(losses, len(said)))
+            predict_index = build_predict_index(firsts.tolist(), counted.sum(1).tolist())
+            logits = model.lm_head(hidden.flatten(0, 1)[predict_index])  # [completion tokens, V]
+            logprobs, _ = logprobs_from_logits(logits, labels[counted], 1.0)  # [completion tokens]
+            rows = OfflineMicroBatch(torch.ones(1, len(logprobs), dtype=torch.bool), logprobs.unsqueeze(0))
+            losses, _ = sft.compute_losses(rows)  # [1, completion tokens]
+            loss = weighted_sum(losses, uniform_weights(losses, len(logprobs)))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()

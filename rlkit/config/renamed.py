@@ -1,6 +1,6 @@
 """Keys and values of recipes that were renamed: a recipe that uses an old one is refused with the new one named.
 
-A table maps a key, dotted, to its new name; `*` stands for a name that the user chose. A table of keys of other projects can stand beside
+A table maps a key, dotted, to its new name; `*` is a name that the user chose. A table of keys of other projects can be added beside
 RENAMED_KEYS: `find_keys` reads any such table.
 """
 

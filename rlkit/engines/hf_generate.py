@@ -105,7 +105,7 @@ class HFEngine:
 
 
 class GumbelSampler:
-    """A logits processor: scales and truncates as the request says, records the log-probs, then adds each request's own noise."""
+    """A logits processor: scales and truncates with the request's settings, records the log-probs, then adds each request's own noise."""
 
     def __init__(self, batch: list[Request]) -> None:
         self.sampling = batch[0].sampling

@@ -1,7 +1,8 @@
 """The names of metrics that the console and the picture use. All other metrics are logged as well.
 
-Names are those of TRL where TRL has one. Exactly the metrics that depend on the machine start with one of MACHINE_DEPENDENT, so that two
-runs with one seed can be compared row by row. Of the time/ metrics, those of rlkit.runtime.timer.PHASES do not overlap and add up.
+Names are those of TRL where TRL has one. Exactly the metrics that depend on the machine start with time/, floor/, throughput/ or
+memory/, so that two runs with one seed can be compared row by row. Of the time/ metrics, those of rlkit.runtime.timer.PHASES do not overlap
+and add up.
 """
 
 from __future__ import annotations
@@ -21,12 +22,6 @@ SPEED = "throughput/tokens_per_second"
 MFU = "throughput/mfu"  # of the update
 TIME = "time/"
 FLOOR = "floor/"  # by phase, its time over the least time that this machine needs
-MACHINE_DEPENDENT = (TIME, FLOOR, "throughput/", "memory/")
-
-
-def select_repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a row of metrics.jsonl that another run with the same seed, or a resumed run, must repeat exactly."""
-    return {name: value for name, value in row.items() if name != "attempt" and not name.startswith(MACHINE_DEPENDENT)}
 
 
 def find_train_accuracy(row: Mapping[str, Any]) -> float | None:

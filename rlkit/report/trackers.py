@@ -16,7 +16,7 @@ from rlkit.report.wandb import WandB
 
 
 class Tracker(Protocol):
-    """A place that metrics are sent to. Where it raises, the run warns and goes on without it; only a UserError ends the run."""
+    """A place that metrics are sent to. Where it raises, the run warns and continues without it; only a UserError ends the run."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Take the metrics of one step."""

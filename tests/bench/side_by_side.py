@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from rlkit.report.folder import read_metrics, read_rows
-from rlkit.report.names import select_repeatable
 from tests.conftest import ROOT
+from tests.repeatable import select_repeatable
 
 RECIPES = ("grpo_math", "ppo_math", "dpo_math")
 SIZE = ("steps=6", "seed=0", "eval.every=3", "eval.problems=100")

@@ -22,9 +22,9 @@ import pytest
 
 from launch.worker_group import read_stat
 from rlkit.report.folder import read_metrics
-from rlkit.report.names import select_repeatable
 from rlkit.runtime.processes import list_descendants
 from tests.conftest import Ended, environment
+from tests.repeatable import select_repeatable
 
 RAY = str(Path(sys.executable).with_name("ray"))
 FAST = {  # a dead node is noticed within 3 s

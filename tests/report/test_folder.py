@@ -16,7 +16,7 @@ import torch
 
 from rlkit.errors import UserError
 from rlkit.report.folder import RunFolder, read_metrics, read_rows
-from rlkit.report.names import select_repeatable
+from tests.repeatable import select_repeatable
 
 WRITER = """
 import sys

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlkit.report.names import select_repeatable
 from tests.conftest import ROOT, run
+from tests.repeatable import select_repeatable
 
 SIX = ["grpo_math", "rloo_math", "remax_math", "reinforce_pp_math", "reinforce_pp_baseline_math", "ppo_math"]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlkit.report.names import select_repeatable
 from tests.conftest import run
+from tests.repeatable import select_repeatable
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

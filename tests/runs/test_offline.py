@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from rlkit.report.folder import read_metrics
-from rlkit.report.names import select_repeatable
 from tests.conftest import ROOT, Ended, run
+from tests.repeatable import select_repeatable
 
 
 @pytest.fixture(scope="module")

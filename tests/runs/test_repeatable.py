@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlkit.report.folder import read_metrics
-from rlkit.report.names import select_repeatable
 from tests.conftest import Ended, run
+from tests.repeatable import select_repeatable
 
 
 def metrics(folder: Path) -> list[dict[str, object]]:

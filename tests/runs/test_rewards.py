@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rlkit.report.folder import read_metrics, read_rows
-from rlkit.report.names import select_repeatable
 from tests.conftest import run
+from tests.repeatable import select_repeatable
 
 FORMS = """
 def ours(prompt, completion, answer, **columns):

@@ -179,10 +179,13 @@ def test_weights_that_cannot_be_read_are_told_too(tmp_path: Path) -> None:
         resume(run)  # type: ignore[arg-type]
 
 
-def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"trainer": "story"}, {"format": None}])
+def test_a_checkpoint_of_another_version_is_refused(change: dict[str, str | None], tmp_path: Path) -> None:
+    """It has a field of another name, or no format."""
     checkpoints = open_at(tmp_path)
     known = asdict(TrainState(trainer={})) | {"step": 2}
-    checkpoints.save(2, {("story" if name == "trainer" else name): value for name, value in known.items()}, lambda folder: None)
+    renamed = {change.get(name, name): value for name, value in known.items()}
+    checkpoints.save(2, {name: value for name, value in renamed.items() if name is not None}, lambda folder: None)
     run = SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[])
     run.ranks = SimpleNamespace(gather=lambda value: [value])
     with pytest.raises(UserError, match=r"step-000002 was written by another version of rlkit, .* choose another output_dir"):
