@@ -63,6 +63,7 @@ def pack_samples(samples: Sequence[Sample | TokenizedSample], width: int, device
     """Packs samples prompt by prompt, in the order in which the prompts come first.
 
     Without samples the row is one token without use: sharded models are gathered on all ranks together, so a rank without work takes part.
+    Raises ValueError where samples of one key have different prompts.
     """
     if not samples:
         one = torch.zeros(1, dtype=torch.int64, device=device)
@@ -79,6 +80,8 @@ def pack_samples(samples: Sequence[Sample | TokenizedSample], width: int, device
         begin, size = q_ends[-1], len(prompt)
         ids.append(torch.tensor(prompt, dtype=torch.int64))
         for i in of_prompt:
+            if samples[i].prompt != prompt:
+                raise ValueError(f"samples of the prompt {samples[i].key.of_prompt} have different token ids of it")
             first, n = i == of_prompt[0], lengths[i]
             start = begin + size if first else q_ends[-1]
             starts[i] = begin, start

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ import rlkit
 from rlkit.engines.base import Scores, Source
 from rlkit.ops.batching import balance_samples, measure_sample
 from rlkit.runtime.ranks import Ranks
-from rlkit.types import Sample
+from rlkit.types import Key, Sample
 from rlkit.updates.optimizer_step import split_in_lockstep
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -58,14 +59,21 @@ def load_or_compute(
     """The log-probs of these completions, and how many were computed now: 0 where the cache has them."""
     by_name = {hash_sample(s): s for s in samples}
     names = sorted(by_name)
+    distinct = rekey_by_prompt([by_name[name] for name in names])
     file = cache / "reference" / f"{hash_inputs(policy.weights(), names, (ranks.world, ranks.sp_size), budget)}.npy"
     cached = ranks.gather(read_numbers(file, len(names)) if ranks.main else None)[0]
     if cached is not None:
         return ReferenceLogprobs(names, cached.tolist()), 0
-    numbers = compute_sequence_logprobs(policy, [by_name[name] for name in names], ranks, budget).numpy()
+    numbers = compute_sequence_logprobs(policy, distinct, ranks, budget).numpy()
     if ranks.main:
         write_numbers(file, numbers)
     return ReferenceLogprobs(names, numbers.tolist()), len(names)
+
+
+def rekey_by_prompt(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with keys that are equal where prompts are: rows of the training and of the held-out data have the same keys."""
+    prompts: dict[tuple[int, ...], int] = {}
+    return [replace(s, key=Key(prompts.setdefault(s.prompt, len(prompts)), 0, i)) for i, s in enumerate(samples)]
 
 
 def hash_inputs(weights: Iterator[tuple[str, Tensor]], names: Sequence[bytes], ranks: tuple[int, int], budget: int) -> str:

@@ -22,7 +22,7 @@ from rlkit.types import OfflineMicroBatch, Sample
 from rlkit.updates.lr_schedule import Schedule
 from rlkit.updates.offline_update import OfflineMinibatch, OfflineUpdater
 from rlkit.updates.optimizer_step import UpdateCount
-from rlkit.updates.reference_cache import ReferenceLogprobs, hash_sample, load_or_compute
+from rlkit.updates.reference_cache import ReferenceLogprobs, hash_sample, load_or_compute, rekey_by_prompt
 from rlkit.updates.units import UNITS, Unit
 from tests.algorithms.shipped import algorithm
 from tests.algorithms.test_grpo import WAYS, Way, difference
@@ -343,6 +343,15 @@ def test_the_reference_is_computed_once_by_the_policy_as_it_is(world: int, tmp_p
     for file in (tmp_path / "reference").iterdir():
         file.write_bytes(file.read_bytes()[:-3])
     assert together(world, work)[0][:2] == (first[0][0], first[0][1])  # torn files are made anew
+
+
+def test_rows_of_two_files_with_one_number_are_two_prompts_to_the_reference() -> None:
+    """A training row and a held-out row are scored together, and both files count from 0."""
+    pairs = [Pair(0, 0, prompt, (5,), (6,)) for prompt in ((1, 2), (3,))]
+    samples = [s for pair in pairs for s in UNITS["pairs"](pair).samples]
+    distinct = rekey_by_prompt(samples)
+    assert [s.key.of_prompt for s in distinct] == [(0, 0), (0, 0), (1, 0), (1, 0)]
+    assert [(s.prompt, s.tokens.tolist()) for s in distinct] == [(s.prompt, s.tokens.tolist()) for s in samples]
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------------------

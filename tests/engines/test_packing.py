@@ -108,6 +108,13 @@ def test_two_rows_with_the_same_token_ids_are_two_prompts() -> None:
         assert sum(prompt + sum(lengths) for prompt, lengths in lengths_by_prompt(samples)) == tokens
 
 
+def test_one_key_with_two_prompts_is_a_fault() -> None:
+    """As of a training row and a held-out row of one number: packed together, one would be scored behind the other's prompt."""
+    samples = [make_sample(Request(Key(3, 0, 0), prompt, Sampling(), 0), [5], [0.0], Stop.EOS, 0) for prompt in ((7, 8), (7, 9))]
+    with pytest.raises(ValueError, match=r"the prompt \(3, 0\) have different token ids"):
+        packing.pack_samples(samples, 1, CPU)
+
+
 def test_a_prompt_stands_once() -> None:
     """Of 7 8 the completions 5 6, 4, none, 3 3, and of 9 in their midst 2 and none: 7 8 5 6 4 3 3 9 2. The run 4 looks at 7 8 4, the run
     3 3 at 7 8 3 3; token 4 is predicted at 8, and so is the first 3."""
