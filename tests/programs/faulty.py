@@ -48,6 +48,7 @@ def faulty_step(self: PolicyLearner, lr: float) -> object:
 class Forgetful(PolicyLearner):
     def __init__(self, *args: object, **words: object) -> None:
         super().__init__(*args, **words)
+        torch.manual_seed(0)  # of the dropout: the state of a fork depends on what ran before
         reader = self.model.get_input_embeddings()
         reader.register_forward_hook(lambda module, read, said: torch.nn.functional.dropout(said, 0.1))
 
