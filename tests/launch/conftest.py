@@ -252,7 +252,15 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Living processes of a launched run: those that know its folder, or stand where it was started; reward workers do."""
+    """Living processes of a launched run. Ray ends its own process of an actor beside the launcher, so these have 5 s to go."""
+    until = time.monotonic() + 5.0
+    while (found := list_processes(folder)) and all(words.startswith("ray::") for words in found) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
+def list_processes(folder: Path) -> list[str]:
+    """The command lines of living processes that know the folder, or stand where the run was started; reward workers do."""
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         place = Path("/proc", entry)
