@@ -1,25 +1,24 @@
 r"""The numbers game: reach the target with + - * / and brackets, using each given number exactly once.
 
-The expression is the content of the last \boxed{} or <answer>, else the last line; a `= target` after it is ignored.
+The expression is the final answer (rlkit.grading.extraction), in LaTeX or plain text; `target = expression` and `expression = target` are
+read too, and must be true.
 """
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-ANSWER = re.compile(r"<answer>(.*?)</answer>|\\boxed\s*\{([^{}]*)\}", re.DOTALL)
+from rlkit.grading.arithmetic import NoValue, TooLarge
+from rlkit.grading.decoration import strip_decoration
+from rlkit.grading.evaluation import evaluate_exactly
+from rlkit.grading.expressions import Expression, parse_expression, walk
+from rlkit.grading.extraction import find_answer
+from rlkit.grading.tokens import NotUnderstood
 
-OPERATORS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
+ALLOWED = frozenset({"number", "add", "mul", "div", "neg"})
 
 
 def countdown(
@@ -30,31 +29,24 @@ def countdown(
     goal = target if target is not None else columns.get("answer")
     if available is None or goal is None:
         raise ValueError(f"countdown needs the columns nums (or numbers) and target (or answer); the row has {sorted(columns)}")
-    text = _find_expression(completion)
+    given = find_answer(completion)
+    return float(given is not None and any(_reaches(text, sorted(map(int, available)), Fraction(str(goal))) for text in given.texts))
+
+
+def _reaches(text: str, available: list[int], goal: Fraction) -> bool:
+    """Whether one side of the text is the expression, and the others have its value."""
+    if len(text) > 2000:
+        return False
     try:
-        tree = ast.parse(text, mode="eval").body
-        used: list[int] = []
-        value = _evaluate(tree, used)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
-        return 0.0
-    return float(sorted(used) == sorted(int(number) for number in available) and value == Fraction(str(goal)))
+        sides = [parse_expression(side) for side in re.sub(r"^[a-zA-Z\s:]+(?=[-\d(\\])", "", strip_decoration(text)).split("=")]
+        return any(_list_numbers(side) == available for side in sides) and all(evaluate_exactly(side) == goal for side in sides)
+    except (NotUnderstood, NoValue, TooLarge):
+        return False
 
 
-def _find_expression(completion: str) -> str:
-    found = ANSWER.findall(completion)
-    lines = completion.strip().splitlines() or [""]
-    text = next((part for part in found[-1] if part), "") if found else lines[-1]
-    text = text.replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/").replace("×", "*").replace("÷", "/")
-    return text.split("=")[0].strip()
-
-
-def _evaluate(node: ast.expr, used: list[int]) -> Fraction:
-    match node:
-        case ast.Constant(value=int() as number) if not isinstance(number, bool):
-            used.append(number)
-            return Fraction(number)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            return OPERATORS[type(op)](_evaluate(left, used), _evaluate(right, used))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand, used)
-    raise ValueError("only whole numbers, + - * / and brackets are allowed")
+def _list_numbers(tree: Expression) -> list[int] | None:
+    """The numbers of an expression, sorted; None where it has anything but whole numbers, + - * / and brackets."""
+    nodes = walk(tree)
+    if any(node.kind not in ALLOWED for node in nodes):
+        return None
+    return sorted(int(node.value) for node in nodes if node.kind == "number")

@@ -27,7 +27,7 @@ ALL = [*CODE, *sorted((ROOT / "tests").rglob("*.py"))]
 
 FLOORS = [  # from the lowest; a room imports rooms of lower floors, and of its own floor those of BESIDE
     {"nouns", "ops", "profiling"},
-    {"algorithms", "builtin", "engines", "report", "runtime"},
+    {"algorithms", "builtin", "engines", "grading", "report", "runtime"},
     {"data", "rewarding"},
     {"config", "rollout", "updates"},
     {"trainers"},

@@ -1,0 +1,225 @@
+"""Whether an answer is the reference: exactly equal, in a form that leaves nothing to do.
+
+An answer is right, wrong or not understood; what is not understood is right only where it is the same text. No time limit is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+
+from rlkit.grading.answer_kinds import Collection, Interval, Labelled, ParsedAnswer, Quantity, Restricted
+from rlkit.grading.answers import is_ambiguous, is_name, read_answer
+from rlkit.grading.choices import match_choice, match_parts, read_reference_choice, split_parts
+from rlkit.grading.decoration import normalise_text, strip_decoration
+from rlkit.grading.evaluation import find_symbols, is_equal, is_proportional
+from rlkit.grading.expressions import Expression, parse_expression, walk
+from rlkit.grading.extraction import MAX_ANSWER_CHARACTERS
+from rlkit.grading.tokens import NotUnderstood
+from rlkit.grading.undone import leaves_work
+
+OPERATIONS = frozenset({"add", "mul", "div", "pow", "factorial", "call", "sum"})
+ORDERED = frozenset({"tuple", "matrix"})
+REAL_NUMBERS = frozenset({"R", r"\mathbbR", "allrealnumbers", "allreals"})
+
+
+@lru_cache(maxsize=16384)  # the samples of a group often have equal answers
+def is_right(reference: str, given: str, prompt: str = "") -> bool:
+    """Whether an answer equals the reference. prompt: an expression that stands in it is no answer."""
+    if len(given) > MAX_ANSWER_CHARACTERS or not given.strip() or (re.search("[?？]", given) and "?" not in reference):
+        return False
+    if parts := split_parts(reference):
+        return match_parts(parts, split_parts(given), is_right)
+    if choice := read_reference_choice(reference):
+        return match_choice(choice, given, is_right)
+    if normalise_text(reference) == normalise_text(given):
+        return True
+    if prompt and _stands_in(given, reference, prompt):
+        return False
+    ambiguous = is_ambiguous(reference), is_ambiguous(given)
+    if is_same(read_answer(reference), read_answer(given)):
+        return True
+    return ambiguous[0] != ambiguous[1] and is_same(read_answer(reference, ambiguous[0]), read_answer(given, ambiguous[1]))
+
+
+def _stands_in(given: str, reference: str, prompt: str) -> bool:
+    """Whether an answer is an expression of the prompt, and is not the reference in other words."""
+    text = normalise_text(given)
+    if text not in _normalise_prompt(prompt):
+        return False
+    try:
+        tree = parse_expression(strip_decoration(given))
+    except NotUnderstood:
+        return False
+    if not any(node.kind in OPERATIONS for node in walk(tree)):
+        return False
+    try:
+        return tree != parse_expression(strip_decoration(reference))
+    except NotUnderstood:
+        return True
+
+
+@lru_cache(maxsize=64)
+def _normalise_prompt(prompt: str) -> str:
+    return re.sub(r"[\s$]|\\[()\[\]]|\\(?:left|right)(?![a-zA-Z])", "", prompt)
+
+
+def is_same(reference: ParsedAnswer, given: ParsedAnswer) -> bool:
+    """Whether two answers that were read are equal."""
+    if reference.text and reference.text == given.text:
+        return True
+    if isinstance(reference, Restricted) or isinstance(given, Restricted):
+        domains = {one.domain for one in (reference, given) if isinstance(one, Restricted)}
+        values = [one.value if isinstance(one, Restricted) else one for one in (reference, given)]
+        return len(domains) == 1 and is_same(*values)
+    if isinstance(reference, Labelled) or isinstance(given, Labelled):
+        return _is_same_labelled(reference, given)
+    match reference, given:
+        case Quantity(), Quantity():
+            return _is_same_quantity(reference, given)
+        case Interval(), Interval():
+            named = reference.name and given.name and reference.name != given.name
+            return not named and reference.closed == given.closed and all(map(is_same, reference.bounds, given.bounds))
+        case (Interval(), Collection(kind="tuple", items=items)) | (Collection(kind="tuple", items=items), Interval()):
+            interval = reference if isinstance(reference, Interval) else given
+            assert isinstance(interval, Interval)
+            return interval.closed == (False, False) and len(items) == 2 and all(map(is_same, interval.bounds, items))
+        case (Interval(), _) | (_, Interval()):
+            interval, other = (reference, given) if isinstance(reference, Interval) else (given, reference)
+            return other.text in REAL_NUMBERS and isinstance(interval, Interval) and _is_everything(interval)
+        case Collection(), Collection():
+            return _is_same_group(reference, given)
+        case Collection(kind="set" | "list", items=(Quantity() as only,)), Quantity():
+            return _is_same_quantity(only, given)  # {5} for 5; the other way round a set is more than its element
+    return False
+
+
+def _is_everything(interval: Interval) -> bool:
+    return [bound.text for bound in interval.bounds] in ([r"-\infty", r"\infty"], [r"-\infty", r"+\infty"])
+
+
+def _is_same_labelled(reference: ParsedAnswer, given: ParsedAnswer) -> bool:
+    """The left side may be absent where it is a name, never different. Sides between are equal to the last."""
+    if isinstance(given, Labelled) and given.steps and not _are_steps_true(given):
+        return False
+    if isinstance(reference, Labelled) and isinstance(given, Labelled):
+        if reference.left == given.left:
+            return is_same(reference.value, given.value)
+        return not (reference.named and given.named) and _is_same_equation(reference, given)
+    if isinstance(reference, Labelled):
+        return reference.named and is_same(reference.value, given)
+    assert isinstance(given, Labelled)
+    return is_same(reference, given.value)
+
+
+def _are_steps_true(given: Labelled) -> bool:
+    """Whether the sides before the last, as far as they have no symbols, have its value: 27 + 18 = 45, not 5 = 7."""
+    for step in (read_answer(side) for side in given.steps if not is_name(side)):
+        if isinstance(step, Quantity) and isinstance(given.value, Quantity):
+            if not find_symbols(step.node) and not is_equal(step.node, given.value.node):
+                return False
+        elif not is_same(step, given.value):
+            return False
+    return True
+
+
+def _is_same_equation(reference: Labelled, given: Labelled) -> bool:
+    """Whether two equations are the same up to a factor: 2x + 3y = 5 and 6y + 4x - 10 = 0."""
+    if not isinstance(reference.value, Quantity) or not isinstance(given.value, Quantity):
+        return False
+    try:
+        sides = [(parse_expression(_restore_text(one)), one.value.node) for one in (reference, given)]  # type: ignore[attr-defined]
+    except NotUnderstood:
+        return False
+    differences = [Expression("add", (left, Expression("neg", (right,)))) for left, right in sides]
+    if len(find_symbols(differences[0])) < 2 or find_symbols(differences[0]) != find_symbols(differences[1]):
+        return is_equal(sides[0][0], sides[1][0]) and is_equal(sides[0][1], sides[1][1])
+    return is_proportional(*differences)
+
+
+def _restore_text(equation: Labelled) -> str:
+    return equation.left
+
+
+def _is_same_group(reference: Collection, given: Collection) -> bool:
+    kinds = {reference.kind, given.kind}
+    if kinds == {"list", "tuple"}:  # x = 1, y = 2 is the point (1, 2)
+        named = reference if reference.kind == "list" else given
+        lefts = [item.left for item in named.items if isinstance(item, Labelled)]
+        return len(lefts) == len(named.items) == len(set(lefts)) and _match_in_order(reference.items, given.items)
+    if not (len(kinds) == 1 or kinds <= {"list", "set", "union"}):
+        return False
+    if kinds == {"ratio"}:
+        return _is_same_ratio(reference, given)
+    if kinds <= ORDERED or _has_lefts(reference) != _has_lefts(given):
+        return _match_in_order(reference.items, given.items)
+    items = [_drop_repeated(group.items) if "set" in kinds else list(group.items) for group in (reference, given)]
+    return _match_in_any_order(*items)
+
+
+def _has_lefts(group: Collection) -> bool:
+    """Whether the items are equations of different left sides: without these, only the order tells which is which."""
+    lefts = {item.left for item in group.items if isinstance(item, Labelled)}
+    return len(lefts) > 1
+
+
+def _match_in_order(reference: Sequence[ParsedAnswer], given: Sequence[ParsedAnswer]) -> bool:
+    return len(reference) == len(given) and all(map(is_same, reference, given))
+
+
+def _match_in_any_order(reference: Sequence[ParsedAnswer], given: Sequence[ParsedAnswer]) -> bool:
+    if len(reference) != len(given):
+        return False
+    left = list(given)
+    for item in reference:
+        found = next((at for at, other in enumerate(left) if is_same(item, other)), None)
+        if found is None:
+            return False
+        del left[found]
+    return True
+
+
+def _drop_repeated(items: Sequence[ParsedAnswer]) -> list[ParsedAnswer]:
+    kept: list[ParsedAnswer] = []
+    for item in items:
+        if not any(is_same(other, item) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _is_same_ratio(reference: Collection, given: Collection) -> bool:
+    """a:b = c:d where a d = b c, for each neighbour of the first part."""
+    nodes = [[item.node for item in group.items if isinstance(item, Quantity)] for group in (reference, given)]
+    if len(nodes[0]) != len(nodes[1]):
+        return False
+    first = nodes[0][0], nodes[1][0]
+    return all(
+        is_equal(Expression("mul", (first[0], b)), Expression("mul", (first[1], a)))
+        for a, b in zip(nodes[0][1:], nodes[1][1:], strict=True)
+    )
+
+
+def _is_same_quantity(reference: Quantity, given: Quantity) -> bool:
+    if reference.unit and given.unit and reference.unit != given.unit:
+        return False
+    if reference.modulus and given.modulus and reference.modulus != given.modulus:
+        return False
+    if not find_symbols(reference.node) and (find_symbols(given.node) or leaves_work(reference.node, given.node)):
+        return False
+    expected, found = reference.node, given.node
+    if expected.kind == "base" or found.kind == "base":
+        return _is_same_in_base(expected, found)
+    if found.kind == "percent" and expected.kind != "percent":
+        return is_equal(expected, found.args[0]) or is_equal(expected, found)
+    if expected.kind == "percent" and found.kind != "percent":
+        return is_equal(expected.args[0], found) or is_equal(expected, found)
+    return is_equal(expected, found)
+
+
+def _is_same_in_base(reference: Expression, given: Expression) -> bool:
+    """The digits and the base must agree; the base may be absent where the reference has one."""
+    if given.kind == "base":
+        return reference.kind == "base" and reference.value[0] == given.value[0] and is_equal(reference.value[1], given.value[1])
+    return given.kind == "number" and Fraction(reference.value[0]) == given.value

@@ -1,0 +1,41 @@
+"""The reference answers of a row: texts, numbers and lists are used; a box or <answer> around the whole is unwrapped."""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+from rlkit.grading.extraction import find_last_boxed
+
+TAGGED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
+BOXED = re.compile(r"[\s$]*\\f?box(?:ed)?\s*\{.*\}[\s$.]*", re.DOTALL)
+
+
+def list_references(answer: Any) -> list[str]:
+    """The texts of a reference, or of a list of them, one of which is right. Raises ValueError where one is not usable."""
+    if hasattr(answer, "tolist"):  # numpy
+        answer = answer.tolist()
+    answers = answer if isinstance(answer, (list, tuple)) else [answer]
+    if not answers:
+        raise ValueError("the reference answer is empty: an empty list")
+    return [_read_reference(one) for one in answers]
+
+
+def _read_reference(answer: Any) -> str:
+    if hasattr(answer, "tolist"):
+        answer = answer.tolist()
+    if isinstance(answer, float) and math.isfinite(answer):
+        return f"{Decimal(repr(answer)):f}".removesuffix(".0")  # 1e-07 would be read as 1 times e minus 7
+    if not isinstance(answer, (str, int, Decimal)):
+        kind = "not a finite number" if isinstance(answer, float) else f"of type {type(answer).__name__}"
+        raise ValueError(f"the reference answer is {kind}: {answer!r:.200}; it must be a text, a number or a list of them")
+    text = str(answer)
+    if tagged := TAGGED.fullmatch(text):
+        text = tagged[1]
+    if BOXED.fullmatch(text) and text.count("boxed") + text.count("fbox") == 1 and (inner := find_last_boxed(text)) is not None:
+        text = inner
+    if not text.strip(" \n\t$"):
+        raise ValueError(f"the reference answer is empty: {answer!r:.200}")
+    return text
