@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlkit.rewarding import sandbox
+from rlkit.rewarding import kernel, sandbox
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.outcome import SampleReward
+from rlkit.rewarding.sandbox import Sandbox
 from rlkit.rewarding.spec import RewardSpec
 from rlkit.runtime.processes import list_descendants
 from tests.rewarding.settings import make_settings
 
 HERE = Path(__file__).parent
+SANDBOXES = ("namespaces", "landlock", "landlock without scopes")  # the last as on kernels before 6.12
 TORTURE = f"{HERE / 'torture_rewards.py'}:score"
 
 
@@ -74,9 +77,31 @@ def _ours(before: set[int]) -> dict[int, str]:
 
 
 def explain_no_sandbox() -> str:
-    """Why this machine runs nothing in the sandbox; empty where it does."""
+    """Why this machine runs nothing in any sandbox; empty where it does."""
     try:
-        sandbox.run_python("")
+        sandbox.choose_sandbox()
     except sandbox.SandboxUnavailable as error:
         return str(error)
     return ""
+
+
+@cache
+def find_sandbox(name: str) -> Sandbox | str:
+    """The sandbox of this name, or why this machine does not have it."""
+    try:
+        abi = 0 if name == "namespaces" else kernel.find_landlock_abi()
+        found = Sandbox() if name == "namespaces" else Sandbox("landlock", abi if name == "landlock" else min(abi, 5), "refused by a test")
+        sandbox.run_each("", [""], sandbox=found)
+    except (OSError, sandbox.SandboxUnavailable) as error:
+        return f"NO SANDBOX of {name}: nothing was tried in it. {error}"
+    return found
+
+
+@pytest.fixture(params=SANDBOXES)
+def box(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    """Each sandbox in turn, as if this machine had chosen it."""
+    found = find_sandbox(request.param)
+    if isinstance(found, str):
+        pytest.skip(found)
+    monkeypatch.setattr(sandbox, "choose_sandbox", lambda: found)
+    return found
