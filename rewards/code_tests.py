@@ -1,139 +1,170 @@
 """Whether code passes its tests. It runs in a sandbox: no network, no files but its own, limited time and memory.
 
-The code is the last block of the completion that is fenced as Python, else the last one without a language, else the whole completion.
-tests: a list of {"input": ..., "output": ...} (stdin and the expected stdout), {"inputs": ..., "outputs": ...} as in APPS and TACO, with
-"fn_name" where a function is called, a list of assert lines, or one text of code that fails where the code is wrong.
+The code is the last block of the completion that defines what the tests call, else its last block, else the whole completion. The forms of
+tests are listed in rlkit/rewarding/code_cases.py. Whatever the code does, to its output or to Python, is at worst not a pass; what raises
+is a fault of the data: tests of no known form, tests that would test nothing, or tests that cannot run for anyone.
 
-The code and its asserts share a process: code that inspects the frames of that process can find the word that proves a pass, and an object
-that claims to equal everything passes. The expected results of stdin and fn_name tests never enter the process.
+What is expected of stdin tests, of calls, and of asserts that compare with a literal never enters the process of the code.
 """
 
 from __future__ import annotations
 
-import ast
-import json
-import re
+import functools
 import secrets
-import textwrap
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from rlkit.rewarding import sandbox
+from rlkit.rewarding import code_cases, code_names, code_program, code_values, sandbox
+from rlkit.rewarding.code_cases import CallCase, Case, CodeCase, OutputCase
+from rlkit.rewarding.code_packages import find_packages
+from rlkit.rewarding.worker import CALL_DEADLINE
 
-FENCED = re.compile(r"^[^\n`]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)  # the language, the contents
-PYTHON_NAMES = ("python", "py", "python3", "py3")
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-DEFINITIONS = (*FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
-
-# Reads code, test and word from stdin, which is closed before the code runs; no file holds them. The word is printed only at the end, so
-# code that exits earlier does not pass.
-HARNESS = """
-import json, os, sys
-
-def main():
-    write = os.write
-    with open(0, closefd=False) as file:
-        task = json.load(file)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    solution = sys.modules["solution"] = type(sys)("solution")
-    exec(compile(task["code"], "solution.py", "exec"), vars(solution))
-    solution.__name__ = "__main__"
-    exec(compile(task["test"], "test.py", "exec"), vars(solution))
-    write(1, (task["word"] + json.dumps(vars(solution).get("__returned__")) + task["word"]).encode())
-
-main()
-"""
+PROGRAM = Path(code_program.__file__).read_text()
+Run = Callable[[str, Sequence[str]], list[sandbox.ProgramResult]]
+OUTPUT_MIB = 128  # of all tests of a sample that are read
+SHARE_OF_TIME = 0.85  # of the reward's timeout for the tests; the rest to end them and to compare
+IMPORT_MARGIN = 3.0  # seconds that must be left to look whether the tests' own imports work
+IMPORT_SECONDS = 20.0  # to import what a test imports, without any code
 
 
 def code_tests(
     completion: str,
     tests: Any,
     entry_point: str | None = None,
+    tolerance: float | None = None,
     *,
     seconds: float = 2.0,
     memory_mib: int = 512,
     partial: bool = False,
+    packages: Sequence[str] = (),
     **columns: Any,
 ) -> dict[str, float]:
     """score: 1.0 where all tests pass, else 0.0 (with partial, the share that pass). passed: the share. seconds, memory_mib: for each test.
 
-    entry_point: the function that check(candidate) of HumanEval is called with. The timeout of the reward must be long enough for all
-    tests. Raises ValueError for tests of no known form, or that would test nothing, SandboxUnavailable where there is no sandbox.
+    entry_point: the function under test, or `Solution().method`. tolerance: of numbers with a point or an exponent, in place of 1e-6. The
+    timeout of the reward must be long enough for all tests of a right program. packages: installed ones that the code may import. Raises
+    ValueError for tests that cannot be used, TimeoutError where tests passed until the time was over, SandboxUnavailable.
     """
-    checks = [check if isinstance(check, Mapping) else _add_calls(check, entry_point) for check in _parse_tests(tests)]
-    fenced = FENCED.findall(completion.replace("\r\n", "\n"))
-    blocks = [text for name, text in fenced if name.lower() in PYTHON_NAMES] or [text for name, text in fenced if not name]
-    code = textwrap.dedent(blocks[-1]) if blocks else completion
-    limits = sandbox.SandboxLimits(seconds=seconds, memory_mib=memory_mib)
-    share = sum(_passes(code, check, limits) for check in checks) / len(checks)
+    cases = code_cases.parse_tests(tests, entry_point, columns)
+    known = find_packages(tuple(packages))
+    output_mib = max(
+        OUTPUT_MIB // len(cases), 1 + max((len(case.expected) >> 19 for case in cases if isinstance(case, OutputCase)), default=0)
+    )
+    limits = sandbox.SandboxLimits(seconds=seconds, memory_mib=memory_mib, output_mib=min(output_mib, 16))
+    until = _choose_end()
+    wanted = _list_wanted(cases, entry_point)
+    code = code_names.find_code(completion, wanted)
+    mentioned = f"{columns.get('prompt', '')} {code}"
+    for case in cases:
+        _check_names(case, entry_point, mentioned)
+    outputs = [case for case in cases if isinstance(case, OutputCase)]
+    calls = [case for case in cases if not isinstance(case, OutputCase)]
+    run = functools.partial(sandbox.run_each, limits=limits, packages=known, until=until)
+    passed = [*_run_scripts(code, outputs, run, tolerance), *_run_calls(code, wanted, calls, run, tolerance)]
+    if all(passed) and len(passed) < len(cases):
+        raise TimeoutError(f"{len(passed)} of {len(cases)} tests passed, then the time was over: raise the timeout of this reward")
+    if not all(passed) and CALL_DEADLINE.get() - time.monotonic() > IMPORT_MARGIN:
+        for case in cases:
+            _check_imports(case, known)
+    share = sum(passed) / len(cases)
     return {"score": share if partial else float(share == 1.0), "passed": share}
 
 
-def _parse_tests(tests: Any) -> list[str | Mapping[str, Any]]:
-    if isinstance(tests, str) and tests.lstrip().startswith(("[", "{")):
-        tests = json.loads(tests)
-    if isinstance(tests, Mapping) and "inputs" in tests and "outputs" in tests:
-        named = {"fn_name": tests["fn_name"]} if tests.get("fn_name") else {}
-        tests = [{"input": stdin, "output": expected, **named} for stdin, expected in zip(tests["inputs"], tests["outputs"], strict=True)]
-    checks = [tests] if isinstance(tests, (str, Mapping)) else list(tests) if isinstance(tests, Sequence) else []
-    if not checks or not all(
-        isinstance(check, str) or (isinstance(check, Mapping) and {"input", "output"} <= check.keys()) for check in checks
-    ):
-        raise ValueError(
-            f'tests must be code, a list of assert lines, or a list of {{"input": ..., "output": ...}}; they are {str(tests)[:100]!r}'
-        )
-    return checks
+def _choose_end() -> float:
+    """When to stop, so that a wrong program which uses all its time is graded before the worker's time is over."""
+    now = time.monotonic()
+    return now + SHARE_OF_TIME * (CALL_DEADLINE.get() - now)
 
 
-def _add_calls(check: str, entry_point: str | None) -> str:
-    """The check with calls of the functions that it only defines: check(entry_point) as in HumanEval, or each test_... as in pytest."""
-    check = textwrap.dedent(check)
+def _list_wanted(cases: Sequence[Case], entry_point: str | None) -> set[str]:
+    """The names that the tests call and the code must define."""
+    called = {case.name for case in cases if isinstance(case, CallCase)}
+    if entry_point:
+        return called | {code_names.get_root(entry_point)}
+    for case in cases:
+        if isinstance(case, CodeCase):
+            called |= code_names.find_called(case.tree) & code_names.find_names(case.source)
+    return called
+
+
+def _run_scripts(code: str, cases: Sequence[OutputCase], run: Run, tolerance: float | None) -> list[bool]:
+    if not cases:
+        return []
+    source = f"{PROGRAM}\n\nrun_script({code!a}, {code_names.choose_given(code, set())!r})\n"
+    results = run(source, [case.stdin for case in cases])
+    return [
+        result.exit_code == 0 and code_values.compare_output(result.stdout, case.expected, tolerance)
+        for result, case in zip(results, cases, strict=False)  # fewer results where the time was over
+    ]
+
+
+def _run_calls(
+    code: str,
+    wanted: set[str],
+    cases: Sequence[CallCase | CodeCase],
+    run: Run,
+    tolerance: float | None,
+) -> list[bool]:
+    if not cases:
+        return []
+    words, tests = [secrets.token_hex(16) for _ in cases], [case.test for case in cases]
+    given = code_names.choose_given(code, wanted)
+    tasks = [
+        {"code": code, "test": test.source, "word": word, "names": given, "test_names": _give_test(test.source, wanted)}
+        for test, word in zip(tests, words, strict=True)
+    ]
+    results = run(f"{PROGRAM}\n\nrun_tests()\n", list(map(ascii, tasks)))
+    passed = []
+    for case, test, word, result in zip(cases, tests, words, results, strict=False):
+        if isinstance(case, CallCase):
+            passed.append(result.exit_code == 0 and _accepts_call(case, result.stdout, word, tolerance))
+        else:
+            passed.append(result.exit_code == 0 and test.accepts(result.stdout, word))
+    return passed
+
+
+def _give_test(source: str, wanted: set[str]) -> code_names.Given:
+    """Modules, and what is written like a class: other names in a test may be functions that the code must define."""
+    given = code_names.choose_given(source, wanted)
+    return [(name, module) for name, module in given if name == module or name[0].isupper()]
+
+
+def _accepts_call(case: CallCase, stdout: str, word: str, tolerance: float | None) -> bool:
     try:
-        body = ast.parse(check).body
-    except SyntaxError as error:
-        raise ValueError(f"tests: line {error.lineno} is not valid Python ({error.msg}): {check[:100]!r}") from error
-    if not all(isinstance(line, DEFINITIONS) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)) for line in body):
-        return check
-    functions = {line.name: line for line in body if isinstance(line, FUNCTIONS)}
-    if "check" in functions and entry_point:
-        return f"{check}\n\ncheck({entry_point})\n"
-    tests = [name for name in functions if name.startswith("test")]
-    plain = all(isinstance(functions[name], ast.FunctionDef) and not ast.unparse(functions[name].args) for name in tests)
-    if not tests or not plain:
+        records = code_values.read_records(stdout, word, [case.expected])
+        if records is None or len(records) != 1:
+            return False
+        expected = [case.expected, *(case.expected if case.wrapped and isinstance(case.expected, list) else ())]
+        return any(code_values.equals_by_table(records[0][1], value, tolerance) for value in expected)
+    except Exception:  # noqa: BLE001 - the code may have written anything; whatever it is, it is not a pass
+        return False
+
+
+def _check_names(case: Case, entry_point: str | None, mentioned: str) -> None:
+    if not isinstance(case, CodeCase):
+        return
+    if unknown := code_names.find_unknown(case.tree, case.source, entry_point, mentioned):
         raise ValueError(
-            "tests: this code defines and calls nothing, so any program would pass it; it needs assert lines, test_... functions without "
-            f"parameters, or check(candidate) and a column entry_point: {check[:100]!r}"
+            f"tests: {', '.join(sorted(unknown))} is defined nowhere: not in the tests, not in Python, and the prompt does not mention it; "
+            f"define or import it in the tests: {case.source[:100]!r}"
         )
-    return "\n".join([check, "", *(f"{name}()" for name in tests)])
 
 
-def _passes(code: str, check: str | Mapping[str, Any], limits: sandbox.SandboxLimits) -> bool:
-    if isinstance(check, str):
-        return _run_harness(code, check, limits) is not None
-    if "fn_name" not in check:
-        result = sandbox.run_python(code, _to_text(check["input"]), limits)
-        return result.exit_code == 0 and _split_lines(result.stdout) == _split_lines(_to_text(check["output"]))
-    name, arguments, expected = check["fn_name"], check["input"], check["output"]
-    if not str(name).isidentifier() or not isinstance(arguments, Sequence) or isinstance(arguments, str):
+def _check_imports(case: Case, known: sandbox.Packages) -> None:
+    """Raises ValueError where the test's own imports fail without any code."""
+    imports = code_names.list_imports(case.tree) if isinstance(case, CodeCase) else ""
+    if imports and (error := _try_imports(imports, tuple(sorted(known.links.items())))):
         raise ValueError(
-            f"tests: fn_name must be a function and each of inputs the list of its arguments; they are {name!r}, {arguments!r}"
+            f"tests: they cannot run for any code ({error}); list what they import in packages of the reward; the code under test can be "
+            f"imported as `solution`: {imports[:100]!r}"
         )
-    call = f"__returned__ = [({name} if {name!r} in globals() else Solution().{name})(*{list(arguments)!r})]"
-    returned = _run_harness(code, call, limits)
-    return returned is not None and (json.loads(returned)[0] == expected or json.loads(returned) == expected)
 
 
-def _run_harness(code: str, test: str, limits: sandbox.SandboxLimits) -> str | None:
-    """The value of __returned__ after the test, as JSON; None where the test did not run to its end."""
-    word = secrets.token_hex(16)
-    result = sandbox.run_python(HARNESS, json.dumps({"code": code, "test": test, "word": word}), limits)
-    parts = result.stdout.split(word)
-    return parts[1] if result.exit_code == 0 and len(parts) == 3 else None
-
-
-def _to_text(lines: Any) -> str:
-    return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)  # APPS has both
-
-
-def _split_lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+@functools.lru_cache(maxsize=256)
+def _try_imports(imports: str, links: tuple[tuple[str, str], ...]) -> str:
+    limits = sandbox.SandboxLimits(seconds=IMPORT_SECONDS, memory_mib=2048)
+    result = sandbox.run_python(imports, limits=limits, packages=sandbox.Packages(dict(links)))
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if result.exit_code == 1 and lines and "Error" in lines[-1] else ""

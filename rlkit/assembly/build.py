@@ -35,6 +35,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     heartbeat.start_heartbeat()
     with ExitStack() as stack:
         ranks = Ranks(recipe.engine.tensor_parallel, recipe.engine.sequence_parallel)
+        plan.describe_sandbox(recipe)  # refused before anything is written or started
         folder = choose_folder(recipe, text, ranks)
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
         model_path = locate_model(recipe, ranks.main)

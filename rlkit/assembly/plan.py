@@ -10,7 +10,10 @@ from typing import Any
 
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
+from rlkit.errors import UserError
 from rlkit.profiling import memory_estimate as sizes
+from rlkit.rewarding.code_packages import find_packages
+from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
 from rlkit.runtime.hardware import count_gpus, gpu_memory
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -33,6 +36,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
         ("model", describe_model(recipe)),
         ("data", f"{describe_sources(recipe.data.train)}; held out: {describe_sources(test) if test else 'none'}"),
         *([("rewards", ", ".join(f"{name} ({text})" for name, text in rewards))] if rewards else []),
+        *describe_sandbox(recipe),
         ("algorithm", recipe.algorithm.name),
         ("step", f"{recipe.prompts_per_step} {unit}{each} = {samples:,} {'completions' if offline else 'samples'}"),
         (
@@ -47,6 +51,17 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
         *describe_memory(recipe),
         ("steps", f"{describe_steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {describe_evaluation(recipe)}"),
     ]
+
+
+def describe_sandbox(recipe: Recipe) -> list[tuple[str, str]]:
+    """In what unknown code will run, for recipes that grade code. Raises UserError where this machine cannot run it, or lacks a package."""
+    graders = {name: reward for name, reward in (recipe.rewards or {}).items() if reward.path == "code_tests"}
+    try:
+        for reward in graders.values():
+            find_packages(reward.args.get("packages", ()))
+        return [("sandbox", choose_sandbox().describe())] if graders else []
+    except SandboxUnavailable as error:
+        raise UserError(f"rewards.{next(iter(graders))} (code_tests): {error}") from error
 
 
 def longest_sample(recipe: Recipe) -> int:

@@ -33,7 +33,7 @@ MAX_CHILDREN = 16  # processes that calls may leave running in a worker: enough 
 THREAD_SECONDS = 0.05  # how long to wait for a thread that the call started: it may be about to raise
 DETAIL_CHARACTERS = 4000
 IMPORT_ERROR_LINES = 6
-# The time (time.monotonic) at which the current async call must end: for code that waits or retries on its behalf.
+# The time (time.monotonic) at which the current call must end: for code that waits, retries or starts programs on its behalf.
 CALL_DEADLINE: ContextVar[float] = ContextVar("call_deadline", default=math.inf)
 
 
@@ -122,6 +122,7 @@ def _call_function(function: RewardFunction, payloads: Sequence[bytes]) -> list[
     items = [pickle.loads(payload) for payload in payloads]
     random.seed(_hash_payloads(payloads))  # a reward that draws random numbers draws the same ones for the same sample
     started = time.perf_counter()
+    CALL_DEADLINE.set(time.monotonic() + function.reward.timeout * len(items))
     scores = calling.parse_scores(function, function.call(items), len(items))
     return _to_outcomes(scores, started)
 
