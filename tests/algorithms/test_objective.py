@@ -40,14 +40,15 @@ def losses_of(keys: Any, x: Any, held: Any, old: Any, adv: Any, flags: Any) -> l
     ratios = [a - b if m else 0.0 for a, b, m in zip(x, old, flags, strict=True)]
     fixed = [a - b if m else 0.0 for a, b, m in zip(held, old, flags, strict=True)]
     whole = oracle.sequence_mean(ratios, flags)
-    one = {
+    losses = {
         "clipped": lambda t: oracle.clipped(ratios[t], adv[t], keys.clip_low, keys.clip_high),
         "dual_clip": lambda t: oracle.dual_clipped(ratios[t], adv[t], keys.clip_low, keys.clip_high, keys.dual_clip),
         "gspo": lambda t: oracle.clipped(whole[t], adv[t], keys.clip_low, keys.clip_high),
         "cispo": lambda t: oracle.cispo(x[t], fixed[t], adv[t], keys.clip_low, keys.clip_high),
         "sapo": lambda t: oracle.sapo(ratios[t], adv[t], keys.sapo_positive, keys.sapo_negative),
         "reinforce": lambda t: -math.exp(fixed[t]) * adv[t] * x[t],
-    }[keys.loss]
+    }
+    one = oracle.find(losses, keys.loss)
     return [one(t) if m else 0.0 for t, m in enumerate(flags)]
 
 

@@ -57,7 +57,7 @@ def log_odds(x: float) -> float:
 def of_pair(name: str, chosen: float, rejected: float) -> float:
     """The loss of a pair from log-ratios, mean log-probs or scores, as the papers write it."""
     h = chosen - rejected
-    return {
+    losses = {
         "sigmoid": lambda: -math.log(s(0.3 * h)),
         "smoothed": lambda: -0.9 * math.log(s(0.3 * h)) - 0.1 * math.log(s(-0.3 * h)),
         "hinge": lambda: max(0.0, 1 - 0.3 * h),
@@ -66,7 +66,8 @@ def of_pair(name: str, chosen: float, rejected: float) -> float:
         "simpo": lambda: -math.log(s(2 * h - 0.5)),
         "orpo": lambda: -chosen - 0.3 * math.log(s(log_odds(chosen) - log_odds(rejected))),
         "reward_model": lambda: -math.log(s(h)),
-    }[name]()
+    }
+    return oracle.find(losses, name)()
 
 
 def of_minibatch(name: str, said: oracle.Grid, mask: oracle.Flags, reference: Sequence[float], good: Sequence[bool], z: float) -> float:

@@ -67,6 +67,11 @@ def assigned(keys: Any, world: int, state: State | None = None) -> tuple[dict[in
     return seen, done[0][2], metric_values(done[0][3])
 
 
+def test_an_algorithm_without_an_oracle_is_told_that() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"^no oracle for mine; there are: grpo, reinforce_pp_baseline, remax, rloo$"):
+        truth("mine", algorithm("grpo"))
+
+
 def masks() -> list[list[bool]]:
     samples = [s.sample for g in groups_of(REWARDS) for s in g.samples]
     return [[*s.mask.tolist(), *[False] * (WIDTH - len(s.tokens))] for s in samples]
@@ -78,13 +83,14 @@ def truth(name: str, keys: Any) -> tuple[oracle.Grid, oracle.Grid | None]:
     k1 = [[float(o - r) if m else 0.0 for o, r, m in zip(*row, strict=True)] for row in zip(OLD.tolist(), REF.tolist(), mask, strict=True)]
     coef = keys.kl_coef
     whole = [None if r is None else r - coef * math.fsum(row) for r, row in zip(FLAT, k1, strict=True)]
-    if name in ("grpo", "rloo", "remax", "reinforce_pp_baseline"):
-        numbers = {
+    if name not in ("ppo", "reinforce_pp"):
+        of_samples = {
             "grpo": lambda: oracle.advantages(whole, GROUP, True),
             "rloo": lambda: oracle.leave_one_out(whole, GROUP),
             "remax": lambda: [0.0 if r is None or (b := GREEDY[g]) is None else r - b for r, g in zip(whole, GROUP, strict=True)],
             "reinforce_pp_baseline": lambda: oracle.advantages(whole, GROUP, False),
-        }[name]()
+        }
+        numbers = oracle.find(of_samples, name)()
         grid = [[a if m else 0.0 for m in flags] for a, flags in zip(numbers, mask, strict=True)]
     else:
         grid = []

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import pytest
 
 Grid = list[list[float]]
 Flags = list[list[bool]]
+Oracle = TypeVar("Oracle")
+
+
+def find(oracles: Mapping[str, Oracle], name: str) -> Oracle:
+    """The oracle of this name; without one the test fails with what is missing."""
+    if name not in oracles:
+        pytest.fail(f"no oracle for {name}; there are: {', '.join(sorted(oracles))}")
+    return oracles[name]
 
 
 def slopes(function: Callable[[list[float]], float], at: Sequence[float], step: float = 1e-6) -> list[float]:
