@@ -68,7 +68,7 @@ def build_trainer_run(context: BuildContext, trainer: Trainer, learners: Sequenc
         learners=learners,
         export=export,
         save_tokenizer=context.renderer.save,
-        checkpoints=Checkpoints(folder / CHECKPOINTS, every=every, keep=keep, main=ranks.main, barrier=ranks.barrier),
+        checkpoints=Checkpoints(folder / CHECKPOINTS, every=every, keep=keep, main=ranks.main, gather=ranks.gather),
         keep_best=recipe.checkpoint.best,
         report=context.report,
         timer=context.timer,

@@ -7,26 +7,30 @@ import time
 from pathlib import Path
 
 from rlkit.config.recipe import Recipe, list_changes
+from rlkit.config.renamed import rename_keys
 from rlkit.errors import UserError
-from rlkit.report.folder import METRICS
-from rlkit.runtime.checkpoint import CHECKPOINTS
+from rlkit.report.folder import METRICS, read_metrics
+from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints
 from rlkit.runtime.ranks import Ranks
 
 
 def choose_folder(recipe: Recipe, text: str, ranks: Ranks) -> Path:
-    """The run's folder, the same on all ranks. Raises UserError where it holds a finished run or one of another recipe."""
+    """The run's folder, the same on all ranks. Raises UserError where it holds a finished run, one of another recipe, or damaged files."""
     now = ranks.gather(time.strftime("%Y-%m-%d_%H-%M-%S"))[0]
     folder = Path(recipe.output_dir or f"runs/{recipe.recipe}/{now}").expanduser().absolute()
     why = ranks.gather(explain_occupied(folder, text, recipe.resume) if ranks.main else None)[0]
     if why:
         raise UserError(why)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, every=0, keep=0, main=ranks.main, gather=ranks.gather)
+    if last := checkpoints.find_last():
+        checkpoints.check(last)
     return folder
 
 
 def explain_occupied(folder: Path, text: str, resume: str) -> str | None:
     """Why this recipe cannot go on in a folder; None where it can, or where no run has come as far as a first row or checkpoint there."""
     written = folder / "recipe.yaml"
-    if not written.is_file() or not has_begun(folder):
+    if not has_begun(folder):
         return None
     if resume == "never":
         return f"output_dir {folder} holds a run already, and resume=never; choose another output_dir"
@@ -40,11 +44,22 @@ def explain_occupied(folder: Path, text: str, resume: str) -> str | None:
         before = None
     if not isinstance(before, dict):
         return f"{written} cannot be read, so it is not known which run output_dir holds; put it back, or choose another output_dir"
-    differences = list_changes(before, yaml.safe_load(text))
+    differences = list_changes(rename_keys(before), yaml.safe_load(text))
     if not differences:
-        return None
+        return explain_damaged_log(folder / METRICS)
     shown = "\n".join(f"  {line}" for line in differences[:6])
     return f"output_dir {folder} holds a run of another recipe; what changed:\n{shown}\nchoose another output_dir, or put these back"
+
+
+def explain_damaged_log(rows: Path) -> str | None:
+    """Why a run cannot append to this log; None where it can."""
+    try:
+        read_metrics(rows)
+    except FileNotFoundError:
+        return None
+    except (OSError, UserError) as error:
+        return str(error)
+    return None
 
 
 def has_begun(folder: Path) -> bool:

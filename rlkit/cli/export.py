@@ -45,11 +45,12 @@ def export_model(arguments: list[str]) -> int:
         raise UserError(f"unknown: {' '.join(rest)}; valid: {USAGE}")
     folder = Path(run).expanduser().absolute()
     recipe, on_gpu = read_run(folder)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, every=0, keep=0, main=False, barrier=lambda: None)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, every=0, keep=0, main=True, gather=lambda item: [item])
     step = choose_step(checkpoints, options.get("step"))
     final = Path(options.get("to") or folder / f"model-{step:06d}").expanduser().absolute()
     if final.exists():
         raise UserError(f"{final} exists already; delete it, or choose another folder with to=")
+    checkpoints.check(step)
     configure_libraries(offline=recipe.offline)
     unfinished = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -134,7 +135,7 @@ def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) ->
 
 
 def load_weights(model: Any, file: Path, dtype: torch.dtype) -> None:
-    """Load the trained tensors of a checkpoint. Raises RunFailed where the file is damaged, UserError where it is of another model."""
+    """Load the trained tensors of a checkpoint. Raises RunFailed where the file cannot be read, UserError where it is of another model."""
     from safetensors import safe_open
 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

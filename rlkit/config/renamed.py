@@ -6,6 +6,7 @@ RENAMED_KEYS: `find_keys` reads any such table.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,16 +27,38 @@ RENAMED_VALUES: dict[str, dict[Any, Any]] = {"engine.memory": {"slept": "sleep",
 
 def refuse_old_names(config: Mapping[str, Any]) -> None:
     """Raises UserError where a resolved configuration uses an old key or an old value: one line each, with the new name."""
-    algorithm = config.get("algorithm")
-    name = algorithm.get("name") if isinstance(algorithm, Mapping) else None
-    table = RENAMED_KEYS | RENAMED_KEYS_OF_ALGORITHM.get(str(name), {})
-    lines = [f"{old} is called {new} now" for old, new, _ in find_keys(config, table)]
+    lines = [f"{old} is called {new} now" for old, new, _ in find_keys(config, select_table(config))]
     for key, values in RENAMED_VALUES.items():
         for old, new, value in find_keys(config, {key: key}):
             if isinstance(value, str) and value in values:
                 lines.append(f"{old}={value} is called {new}={values[value]} now")
     if lines:
         raise UserError("\n".join(lines))
+
+
+def select_table(config: Mapping[str, Any]) -> dict[str, str]:
+    """The renamed keys that a configuration with its algorithm can have."""
+    algorithm = config.get("algorithm")
+    name = algorithm.get("name") if isinstance(algorithm, Mapping) else None
+    return RENAMED_KEYS | RENAMED_KEYS_OF_ALGORITHM.get(str(name), {})
+
+
+def rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved configuration of before, with the names and values of now."""
+    renamed = copy.deepcopy(dict(config))
+    same = {key: key for key in RENAMED_VALUES}
+    for old, new, value in [*_find_paths(config, select_table(config)), *_find_paths(config, same)]:
+        values = RENAMED_VALUES.get(".".join(new), {})
+        _find_section(renamed, old).pop(old[-1])
+        _find_section(renamed, new)[new[-1]] = values.get(value, value) if isinstance(value, str) else value
+    return renamed
+
+
+def _find_section(config: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The mapping that holds the last key of a path, made where it is missing."""
+    for name in path[:-1]:
+        config = config.setdefault(name, {})
+    return config
 
 
 def refuse_old_key(key: str) -> None:
@@ -50,11 +73,16 @@ def refuse_old_key(key: str) -> None:
 
 def find_keys(config: Mapping[str, Any], table: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
     """(key, its other name, its value) of each key of `table` that the configuration holds, with `*` filled in."""
+    for old, new, value in _find_paths(config, table):
+        yield ".".join(old), ".".join(new), value
+
+
+def _find_paths(config: Mapping[str, Any], table: Mapping[str, str]) -> Iterator[tuple[list[str], list[str], Any]]:
+    """As find_keys, with the parts of the keys."""
     for old, new in table.items():
         for names, value in _match(config, old.split(".")):
             chosen = [name for name, part in zip(names, old.split("."), strict=True) if part == "*"]
-            parts = [chosen.pop(0) if part == "*" else part for part in new.split(".")]
-            yield ".".join(names), ".".join(parts), value
+            yield names, [chosen.pop(0) if part == "*" else part for part in new.split(".")], value
 
 
 def _match(config: Any, parts: list[str]) -> Iterator[tuple[list[str], Any]]:

@@ -74,6 +74,18 @@ class Update:
     grad_norm: float  # before clipping
 
 
+class Writable(Protocol):
+    """A file open for writing."""
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+
+class FileFactory(Protocol):
+    """Creates the files of a checkpoint."""
+
+    def create(self, name: str) -> AbstractContextManager[Writable]: ...
+
+
 class Learner(Protocol):
     """Turns losses into new weights."""
 
@@ -95,7 +107,7 @@ class Learner(Protocol):
 
     def step(self, lr: float) -> Update: ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, files: FileFactory) -> None:
         """Weights and optimizer state by parameter name, independent of the number of ranks and of how they are sharded."""
         ...
 
@@ -164,8 +176,8 @@ class Backend(Shards, Offloadable, Protocol):
 
     def step(self, lr: float) -> Update: ...
 
-    def save(self, folder: Path, name: str) -> None:
-        """Weights and optimizer state into the files `name`.* of a folder."""
+    def save(self, files: FileFactory, name: str) -> None:
+        """Weights and optimizer state into the files `name`.* of a checkpoint."""
         ...
 
     def load(self, folder: Path, name: str, idle: Callable[[], None]) -> None:

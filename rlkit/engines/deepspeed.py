@@ -20,9 +20,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlkit.engines import weight_sync
-from rlkit.engines.base import Update
+from rlkit.engines.base import FileFactory, Update
 from rlkit.engines.deepspeed_config import DeepSpeedSettings, build_config, find_stage, set_deepspeed_environment, shard_on_load
 from rlkit.engines.offload import CpuOffload
+from rlkit.engines.tensor_file import write_tensors
 from rlkit.profiling import memory_estimate
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -119,25 +120,28 @@ class DeepSpeedBackend:
         gradients = [p.grad for p in self.named.values()]
         yield from (t for t in find_tensors([masters, moments, gradients]) if t.device.type == self.device.type and t.numel() > 1)
 
-    def save(self, folder: Path, name: str) -> None:
+    def save(self, files: FileFactory, name: str) -> None:
         self.reload()  # a checkpoint reads what a rollout has moved away
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-        from safetensors.torch import save_file
-
-        tensors: dict[str, Tensor] = {}
-        steps: dict[str, float] = {}
-        for parameter_name, parameter in self.named.items():
-            full = {"weight": safe_get_full_fp32_param(parameter)}
-            if self._has_moments():
-                full |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-            if dist.get_rank() == 0:
-                tensors |= {f"{key}/{parameter_name}": tensor.detach().cpu().clone() for key, tensor in full.items()}
-        if self._has_moments():
-            steps["step"] = self._optimizer_step()
+        keys = ("weight", *MOMENTS) if self._has_moments() else ("weight",)
         if dist.get_rank() == 0:
-            save_file(tensors, folder / f"{name}.safetensors")
-            (folder / f"{name}.json").write_text(json.dumps(steps))
+            shapes = {f"{key}/{of}": getattr(p, "ds_shape", p.shape) for of, p in self.named.items() for key in keys}
+            with files.create(f"{name}.safetensors") as file:
+                write_tensors(file, shapes, self._gather_state(keys))
+            steps = {"step": self._optimizer_step()} if len(keys) > 1 else {}
+            with files.create(f"{name}.json") as file:
+                file.write(json.dumps(steps).encode())
+        else:
+            for _ in self._gather_state(keys):
+                pass
         dist.barrier()
+
+    def _gather_state(self, keys: Sequence[str]) -> Iterator[Tensor]:
+        """The float32 weight and moments of each parameter, whole on every rank; a collective call for each."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        for parameter in self.named.values():
+            for key in keys:
+                yield safe_get_full_fp32_param(parameter) if key == "weight" else safe_get_full_optimizer_state(parameter, key)
 
     def load(self, folder: Path, name: str, idle: Callable[[], None]) -> None:
         from safetensors import safe_open

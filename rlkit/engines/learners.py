@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlkit.engines import weight_sync
-from rlkit.engines.base import Backend, BackendFactory, Update
+from rlkit.engines.base import Backend, BackendFactory, FileFactory, Update
 from rlkit.engines.heads import LastTokenScorer, TokenScorer, TokenValuer, compute_logprobs, compute_scores, compute_values
 from rlkit.engines.loading import load_causal_lm, load_classifier
 from rlkit.engines.lora import LoraSettings
@@ -56,8 +56,8 @@ class ModuleLearner(ABC):
     def step(self, lr: float) -> Update:
         return self.backend.step(lr)
 
-    def save(self, folder: Path) -> None:
-        self.backend.save(folder, self.name)
+    def save(self, files: FileFactory) -> None:
+        self.backend.save(files, self.name)
 
     def load(self, folder: Path) -> None:
         self.backend.load(folder, self.name, self.idle)

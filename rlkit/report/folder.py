@@ -12,11 +12,13 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from rlkit.errors import UserError
+from rlkit.runtime.write_errors import build_removed_error, build_write_error
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -27,6 +29,7 @@ class RunFolder:
     """The open folder of a run, created if it is missing. Raises UserError where it cannot be written, or another run writes it.
 
     `attempt` is one more than the highest in the logs, 1 in a new folder. An incomplete last line, left by a kill, is cut off.
+    What writes later raises RunFailed where the folder was removed, or the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,21 +57,34 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, completely or not at all."""
         temporary = self.path / f".{name}.{os.getpid()}"
-        with temporary.open("wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        with self._raise_run_failed():
+            with temporary.open("wb") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
 
     def close(self) -> None:
         """Close the logs; a second call does nothing."""
-        self._metrics.close()
-        self._samples.close()
+        for log in (self._metrics, self._samples):
+            with suppress(OSError):  # what could not be written has ended the run already
+                log.close()
+
+    @contextmanager
+    def _raise_run_failed(self) -> Iterator[None]:
+        """Raises RunFailed where the folder was removed, which a file that is open does not notice, and where what is inside fails."""
+        if not (self.path / METRICS).exists() or os.fstat(self._metrics.fileno()).st_nlink == 0:
+            raise build_removed_error(self.path)
+        try:
+            yield
+        except OSError as error:
+            raise build_write_error(self.path, self.path, error) from error
 
     def _append(self, log: IO[bytes], step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         lines = [_format_line({"step": step, "attempt": self.attempt}, row) for row in rows]
-        log.write(b"".join(lines))
-        log.flush()
+        with self._raise_run_failed():
+            log.write(b"".join(lines))
+            log.flush()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -116,9 +132,9 @@ def _open_log(path: Path) -> tuple[IO[bytes], int]:
 def _parse_row(line: bytes, source: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        if isinstance(row, dict) and {"step", "attempt"} <= row.keys():
+        if isinstance(row, dict) and all(type(row.get(key)) is int and row[key] >= 0 for key in ("step", "attempt")):
             return row
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise UserError(f'{source} is not a JSON object with "step" and "attempt": {line[:60]!r}; fix or remove that line')
 

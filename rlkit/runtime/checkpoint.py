@@ -1,4 +1,7 @@
-"""Checkpoints: written under a temporary name, synced, renamed; only then old ones are deleted. A folder with a final name is complete."""
+"""Checkpoints: written under a temporary name, synced, renamed; only then old ones are deleted. A folder with a final name is complete.
+
+Each has a manifest with a digest of every file (manifest.py), which is compared before a run goes on from it and before it is exported.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,23 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from rlkit.errors import RunFailed
+from rlkit.errors import RunFailed, UserError
+from rlkit.runtime.manifest import STATE_FILE, CheckpointWriter, find_damage, write_manifest
+from rlkit.runtime.write_errors import build_write_error
 
 NAME = re.compile(r"^step-(\d{6,})$")
-STATE_FILE = "state.json"
 CHECKPOINTS = "checkpoints"  # the name of their folder in that of a run
 
 
 class Checkpoints:
-    """The checkpoint folder of a run. All ranks call `save`; only rank 0 creates, renames and deletes folders.
+    """The checkpoint folder of a run. All ranks call `save` and `check`; only rank 0 creates, renames, compares and deletes.
 
-    every: steps between checkpoints, 0 for none. keep: how many remain.
+    every: steps between checkpoints, 0 for none. keep: how many remain. gather: the items of all ranks, on each of them.
     """
 
-    def __init__(self, folder: Path, *, every: int, keep: int, main: bool, barrier: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, *, every: int, keep: int, main: bool, gather: Callable[[Any], list[Any]]) -> None:
         self.folder, self.every, self.keep = folder, every, keep
-        self._main, self._barrier = main, barrier
+        self._main, self._gather = main, gather
 
     def list_steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -38,6 +42,12 @@ class Checkpoints:
             int(match[1]) for path in self.folder.iterdir() if (match := NAME.search(path.name)) and not path.name.startswith(".")
         )
 
+    def find_last(self) -> int | None:
+        """The newest step that all ranks see; None where there is none."""
+        steps = self.list_steps()
+        last: int = min(self._gather(steps[-1] if steps else -1))
+        return last if last >= 0 else None
+
     def get_folder(self, step: int) -> Path:
         """The folder of a step, whether it exists or not."""
         return self.folder / f"step-{step:06d}"
@@ -46,26 +56,31 @@ class Checkpoints:
         """Whether `every` asks for a checkpoint after this step."""
         return self.every > 0 and step % self.every == 0
 
-    def save(self, step: int, state: Mapping[str, Any], write: Callable[[Path], None], protect: int | None = None) -> None:
-        """Saves a checkpoint unless there is one. On all ranks `write` fills its folder; `state` is added as JSON.
+    def save(self, step: int, state: Mapping[str, Any], write: Callable[[CheckpointWriter], None], protect: int | None = None) -> None:
+        """Saves a checkpoint unless there is one. On all ranks `write` creates its files; `state` is added as JSON.
 
         The `keep` newest remain, and the step `protect`. Raises RunFailed where the folder cannot be written.
         """
         if step in self.list_steps():
             return
         unfinished = self.folder / f".step-{step:06d}.tmp"
-        if self._main:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        self._barrier()
         with discard_on_error(unfinished, self.folder.parent):
-            write(unfinished)
             if self._main:
-                (unfinished / STATE_FILE).write_text(json.dumps(state, indent=1))
+                shutil.rmtree(unfinished, ignore_errors=True)
+                self.folder.mkdir(exist_ok=True)  # not its parent: a run whose folder was removed has ended
+                unfinished.mkdir()
+            self._gather(None)
+            files = CheckpointWriter(unfinished)
+            write(files)
+            if self._main:
+                with files.create(STATE_FILE) as file:
+                    file.write(json.dumps(state, indent=1).encode())
+            digests = {name: digest for of_rank in self._gather(files.digests) for name, digest in of_rank.items()}
+            if self._main:
+                write_manifest(unfinished, step, digests)
                 publish(unfinished, self.get_folder(step))
-        if self._main:
-            self._prune({step, protect})
-        self._barrier()
+                self._prune({step, protect})
+        self._gather(None)
 
     def _prune(self, protected: set[int | None]) -> None:
         for old in self.list_steps()[: -self.keep]:
@@ -74,13 +89,42 @@ class Checkpoints:
         for incomplete in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(incomplete)
 
-    def read_state(self, step: int) -> dict[str, Any]:
-        """The state that `save` got. Raises RunFailed where it cannot be read."""
-        path = self.get_folder(step) / STATE_FILE
+    def check(self, step: int, only: str | None = None) -> None:
+        """Raises UserError, on all ranks, where a file is not as it was written, naming it and the checkpoint to use instead.
+
+        only: the one file to look at, beside the manifest.
+        """
+        refusal = None
+        if self._main:
+            try:
+                refusal = self._explain_damage(step, only)
+            except UserError as error:
+                refusal = str(error)
+        if refusal := self._gather(refusal)[0]:
+            raise UserError(refusal)
+
+    def _explain_damage(self, step: int, only: str | None) -> str | None:
+        damage = find_damage(self.get_folder(step), step, only)
+        if not damage:
+            return None
+        before = next((other for other in reversed(self.list_steps()) if other < step and self._is_whole(other)), None)
+        advice = (
+            "no checkpoint before it is whole: choose another output_dir to begin again"
+            if before is None
+            else f"the one before, of step {before}, is whole: delete the damaged folder to continue from there, or export step={before}"
+        )
+        return f"the checkpoint {self.get_folder(step)} is damaged: {'; '.join(damage)}\n{advice}"
+
+    def _is_whole(self, step: int) -> bool:
         try:
-            state: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise build_read_error(path, error) from error
+            return not find_damage(self.get_folder(step), step)
+        except UserError:  # of another version
+            return False
+
+    def read_state(self, step: int) -> dict[str, Any]:
+        """The state that `save` got. Raises as `check`."""
+        self.check(step, STATE_FILE)
+        state: dict[str, Any] = json.loads((self.get_folder(step) / STATE_FILE).read_bytes())
         return state
 
 
@@ -91,12 +135,11 @@ def discard_on_error(unfinished: Path, run: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        what = f"{unfinished.parent} cannot be written ({error})"
-        raise RunFailed(f"{what}; free some space: the same command with output_dir={run} continues from its last checkpoint") from error
+        raise build_write_error(unfinished.parent, run, error) from error
 
 
 def build_read_error(path: Path, error: Exception) -> RunFailed:
-    """The error for a checkpoint that cannot be read."""
+    """The error for a checkpoint that is as it was written, and yet cannot be read."""
     what = f"{type(error).__name__}: {error}"
     return RunFailed(f"the checkpoint {path} cannot be read ({what}); delete its folder to continue from the one before")
 

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import psutil
 
-from rlkit.engines.base import Learner
+from rlkit.engines.base import FileFactory, Learner
 from rlkit.errors import RunFailed, Stopped, UserError
 from rlkit.profiling.memory_peak import GIB
 from rlkit.report import Report
 from rlkit.runtime.checkpoint import Checkpoints, build_read_error, discard_on_error, publish
+from rlkit.runtime.manifest import build_version_error
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
@@ -64,9 +65,6 @@ class Trainer(Protocol):
         ...
 
 
-FORMAT = 2  # of checkpoints; raised where an older one can no longer be read
-
-
 @dataclass(frozen=True)
 class TrainState:
     """The state of a run between steps; all of it is in the checkpoint."""
@@ -80,7 +78,6 @@ class TrainState:
     wall_seconds: float = 0.0
     row: dict[str, float] | None = field(default_factory=dict)  # metrics of the step, until its evaluation is done
     trainer: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
 
 
 @dataclass
@@ -163,10 +160,10 @@ def save_if_due(run: Run, state: TrainState) -> None:
 def save(run: Run, state: TrainState) -> None:
     """Saves a checkpoint; does nothing where there is one of this step."""
 
-    def write(folder: Path) -> None:
+    def write(files: FileFactory) -> None:
         with run.training():
             for learner in run.learners:
-                learner.save(folder)
+                learner.save(files)
 
     with run.timer("checkpoint"):
         protect = state.best[1] if run.keep_best and state.best else None
@@ -174,17 +171,16 @@ def save(run: Run, state: TrainState) -> None:
 
 
 def resume(run: Run) -> TrainState:
-    """The state of the last complete checkpoint, with the weights loaded; the first state where there is none."""
-    steps = run.checkpoints.list_steps()
-    last = min(run.ranks.gather(steps[-1] if steps else -1))
-    if last < 0:
+    """The state of the last checkpoint, with the weights loaded; the first state where there is none.
+
+    assembly/run_folder.py has compared its files with their digests, before any model was loaded.
+    """
+    last = run.checkpoints.find_last()
+    if last is None:
         return TrainState(trainer=run.trainer.state())
     saved = run.checkpoints.read_state(last)
-    if saved.get("format") != FORMAT or saved.keys() - {field.name for field in fields(TrainState)}:
-        raise UserError(
-            f"{run.checkpoints.get_folder(last)} was written by another version of rlkit, and this one does not read its checkpoints; "
-            "go on with that version, or choose another output_dir"
-        )
+    if saved.keys() - {field.name for field in fields(TrainState)}:
+        raise build_version_error(run.checkpoints.get_folder(last))
     try:
         best = tuple(saved.pop("best") or ()) or None
         state = TrainState(**{**saved, "count": UpdateCount(**saved["count"]), "best": best})
@@ -193,7 +189,7 @@ def resume(run: Run) -> TrainState:
                 learner.load(run.checkpoints.get_folder(last))
     except (RunFailed, UserError, Stopped, RuntimeError):
         raise
-    except Exception as error:  # a damaged file: each library that reads one raises its own error
+    except Exception as error:  # each library that reads a file raises its own error
         raise build_read_error(run.checkpoints.get_folder(last), error) from error
     run.trainer.load(state.trainer, last)
     run.report.note(f"goes on after step {last}")

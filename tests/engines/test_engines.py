@@ -16,6 +16,7 @@ from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.vllm import VLLMEngine, patch_adapted_layers
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import pad_rows
+from rlkit.runtime.manifest import CheckpointWriter
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling, Stop
 from tests.backends import deepspeed
@@ -208,7 +209,7 @@ def test_a_checkpoint_goes_on_to_the_last_bit(policy: PolicyLearner, hf: HFEngin
     hf.load(policy.weights(), 11)
     samples = asked(hf, 16, Sampling(temperature=1.0, max_tokens=16))
     large_update(policy, samples, 1.0)
-    policy.save(tmp_path)
+    policy.save(CheckpointWriter(tmp_path))
     large_update(policy, samples, 1.0)
     once = {name: tensor.clone() for name, tensor in policy.weights()}
     large_update(policy, samples, -1.0)

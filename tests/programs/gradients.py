@@ -26,6 +26,7 @@ from rlkit.config.compose import compose_config
 from rlkit.engines.deepspeed_config import set_deepspeed_environment
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.ops.masking import count_units
+from rlkit.runtime.manifest import CheckpointWriter
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Batch, Group, Sample, Signals
 from rlkit.updates.lr_schedule import Schedule
@@ -161,7 +162,7 @@ def moved(ranks: Ranks, learner: Any) -> Tensor:
     before = weights(learner)
     with tempfile.TemporaryDirectory() as own:
         folder = Path(ranks.gather(own)[0])
-        learner.save(folder)
+        learner.save(CheckpointWriter(folder))
         assert learner.step(STEP).applied
         after = weights(learner)
         learner.load(folder)  # ends with a barrier

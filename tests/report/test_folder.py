@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import numpy
 import pytest
 import torch
 
-from rlkit.errors import UserError
+from rlkit.assembly.run_folder import explain_occupied
+from rlkit.errors import RunFailed, UserError
 from rlkit.report.folder import RunFolder, read_metrics, read_rows
 from tests.repeatable import select_repeatable
 
@@ -171,6 +174,62 @@ def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/run cannot be written .*output_dir="):
         RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_is_removed_under_a_run_is_reported_as_that(tmp_path: Path) -> None:
+    """By every writer, also where another run has made one of its name; an open file takes rows all the same."""
+    removed = r"the folder of this run, .*run, was removed or replaced while the run wrote to it; put it back"
+    for again in (False, True):
+        folder = RunFolder(tmp_path / "run")
+        folder.append_metrics(0, {})
+        shutil.rmtree(tmp_path / "run")
+        other = RunFolder(tmp_path / "run") if again else None
+        with pytest.raises(RunFailed, match=removed):
+            folder.append_metrics(1, {})
+        with pytest.raises(RunFailed, match=removed):
+            folder.append_samples(1, [{}])
+        with pytest.raises(RunFailed, match=removed):
+            folder.write_json("summary.json", {"status": "done"})
+        folder.close()
+    assert other is not None and other.attempt == 1
+    assert sorted(os.listdir(tmp_path / "run")) == ["metrics.jsonl", "samples.jsonl"]
+
+
+def test_a_full_disk_ends_the_run_in_words(tmp_path: Path) -> None:
+    """Closing, which tries to write once more, does not hide them."""
+    folder = RunFolder(tmp_path)
+    words = rf"{tmp_path} cannot be written \(.*File too large.*\); free some space: .* continues"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))
+    try:
+        with pytest.raises(RunFailed, match=words):
+            folder.append_samples(1, [{"completion": "x" * 2**17}])
+        with pytest.raises(RunFailed, match=words):
+            folder.write_text("notes", "x" * 2**17)
+        folder.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+GARBAGE = [
+    "nonsense",
+    '{"step": "1", "attempt": 1}',
+    '{"step": 1, "attempt": null}',
+    '{"step": -1, "attempt": 1}',
+    "[" * 9_999,
+    "\0\0",
+    "{}",
+]
+
+
+@pytest.mark.parametrize("line", GARBAGE)
+def test_garbage_in_the_metrics_is_found_before_the_run_begins(line: str, tmp_path: Path) -> None:
+    """In any line; a torn last line, after a kill, is cut off by the run."""
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    (log := tmp_path / "metrics.jsonl").write_text('{"step": 0, "attempt": 1}\n' + line + '\n{"step": 2, "attempt": 1}\n{"step": 3, "at')
+    assert "metrics.jsonl line 2 is not a JSON object" in str(explain_occupied(tmp_path, "seed: 1\n", "auto"))
+    log.write_text('{"step": 0, "attempt": 1}\n' + line)
+    assert explain_occupied(tmp_path, "seed: 1\n", "auto") is None
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlkit.cli import export
 from rlkit.report.folder import read_metrics
+from rlkit.runtime.manifest import CheckpointWriter, write_manifest
 from tests.conftest import run
 
 SMALL = ["steps=2", "prompts_per_step=8", "tokens_per_micro_batch=320", "optim.lr=3e-3", "eval.every=1", "eval.problems=16"]
@@ -30,6 +32,17 @@ KINDS = {  # processes, and words
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def replace_state(checkpoint: Path, state: dict[str, Any]) -> None:
+    """As if it had been saved with another state."""
+    digests = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    (checkpoint / "state.json").unlink()
+    written = CheckpointWriter(checkpoint)
+    with written.create("state.json") as file:
+        file.write(json.dumps(state).encode())
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint, 2, digests | written.digests)
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +92,20 @@ def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path
         )
     else:
         assert (code, said.out) == (0, f"{tmp_path / 'best'}: the model after step {best}\n")
-    state = two_steps / "checkpoints" / "step-000002" / "state.json"
-    before = state.read_text()
+    last = two_steps / "checkpoints" / "step-000002"
+    before = json.loads((last / "state.json").read_text())
     try:
-        state.write_text(json.dumps(json.loads(before) | {"best": [1.0, 1]}))
+        replace_state(last, before | {"best": [1.0, 1]})
         assert export.run_export([str(two_steps), "step=best", f"to={tmp_path / 'first'}"]) == 0
         assert capsys.readouterr().out == f"{tmp_path / 'first'}: the model after step 1\n"
-        state.write_text(json.dumps(json.loads(before) | {"best": [1.0, 9]}))
+        replace_state(last, before | {"best": [1.0, 9]})
         assert export.run_export([str(two_steps), "step=best"]) == 2
         assert (
             "the best evaluation was after step 9, but its checkpoint was not kept; checkpoint.best=true keeps it"
             in capsys.readouterr().err
         )
     finally:
-        state.write_text(before)
+        replace_state(last, before)
 
 
 def test_mistakes_are_reported(two_steps: Path, even_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +123,7 @@ def test_mistakes_are_reported(two_steps: Path, even_model: Path, tmp_path: Path
         ([str(here), "last"], 2, "unknown: last; valid: rlkit export RUN [step=N|best] [to=FOLDER]"),
         ([str(here), f"to={here / 'model'}"], 2, "exists already; delete it, or choose another folder with to="),
         ([str(here), "to=/proc/none/model"], 2, "/proc/none/model cannot be written"),
-        ([str(here), "step=1"], 1, "delete its folder to continue from the one before"),
+        ([str(here), "step=1"], 2, "step-000001 is damaged: policy.safetensors has 9 bytes, not"),
         ([str(other)], 2, "is not a checkpoint of the model at model.path: there model.embed_tokens.weight is [259, 48]"),
     ]
     for words, code, text in cases:

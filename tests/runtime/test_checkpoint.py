@@ -1,44 +1,56 @@
 from __future__ import annotations
 
+import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+import yaml
+from safetensors.torch import load_file
 
 from rlkit.assembly.run_folder import explain_occupied
 from rlkit.errors import RunFailed, UserError
 from rlkit.runtime.checkpoint import Checkpoints, publish
+from rlkit.runtime.manifest import CheckpointWriter
 from rlkit.trainers.loop import TrainState, resume
 
 
 def open_at(folder: Path, every: int = 2, keep: int = 2) -> Checkpoints:
-    return Checkpoints(folder, every=every, keep=keep, main=True, barrier=lambda: None)
+    return Checkpoints(folder, every=every, keep=keep, main=True, gather=lambda item: [item])
 
 
-def weights(text: str = "weights") -> object:
-    return lambda folder: (folder / "weights.bin").write_text(text)
+def weights(text: str = "weights", name: str = "weights.bin") -> Callable[[CheckpointWriter], None]:
+    def write(files: CheckpointWriter) -> None:
+        with files.create(name) as file:
+            file.write(text.encode())
+
+    return write
 
 
 def save(checkpoints: Checkpoints, step: int, protect: int | None = None) -> None:
-    checkpoints.save(step, {"step": step}, weights(f"of {step}"), protect)  # type: ignore[arg-type]
+    checkpoints.save(step, {"step": step}, weights(f"of {step}"), protect)
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     checkpoints = open_at(tmp_path / "checkpoints")
     assert checkpoints.list_steps() == []
-    checkpoints.save(20, {"step": 20, "lr": 0.1, "stream": {"position": 3}}, weights())  # type: ignore[arg-type]
+    checkpoints.save(20, {"step": 20, "lr": 0.1, "stream": {"position": 3}}, weights())
     assert checkpoints.list_steps() == [20] and checkpoints.get_folder(20).name == "step-000020"
     assert checkpoints.read_state(20) == {"step": 20, "lr": 0.1, "stream": {"position": 3}}
-    assert sorted(p.name for p in checkpoints.get_folder(20).iterdir()) == ["state.json", "weights.bin"]
+    assert sorted(p.name for p in checkpoints.get_folder(20).iterdir()) == ["manifest.json", "state.json", "weights.bin"]
 
 
 def test_the_newest_and_the_protected_stay(tmp_path: Path) -> None:
@@ -55,7 +67,7 @@ def test_the_newest_and_the_protected_stay(tmp_path: Path) -> None:
 def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     checkpoints = open_at(tmp_path)
     save(checkpoints, 2)
-    checkpoints.save(2, {"step": 99}, weights("others"))  # type: ignore[arg-type]
+    checkpoints.save(2, {"step": 99}, weights("others"))
     assert checkpoints.read_state(2) == {"step": 2} and (checkpoints.get_folder(2) / "weights.bin").read_text() == "of 2"
 
 
@@ -68,8 +80,8 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path: Path) -> None:
     checkpoints = open_at(tmp_path, keep=1)
     save(checkpoints, 2)
 
-    def fails(folder: Path) -> None:
-        (folder / "weights.bin").write_text("half")
+    def fails(files: CheckpointWriter) -> None:
+        weights("half")(files)
         raise OSError("no space left on device")
 
     told = rf"{tmp_path} cannot be written \(no space left on device\); free some space: .* output_dir={tmp_path.parent} continues"
@@ -82,13 +94,30 @@ def test_a_write_that_fails_leaves_the_old_ones(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-000004"]  # nothing half-written is left behind
 
 
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_a_run_folder_that_is_gone_is_not_made_anew(moment: str, tmp_path: Path) -> None:
+    checkpoints = open_at(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run").mkdir()
+    save(checkpoints, 2)
+
+    def write(files: CheckpointWriter) -> None:
+        shutil.rmtree(tmp_path / "run")
+        weights()(files)
+
+    if moment == "before":
+        shutil.rmtree(tmp_path / "run")
+    with pytest.raises(RunFailed, match=rf"the folder of this run, {tmp_path / 'run'}, was removed or replaced while the run wrote to it"):
+        checkpoints.save(4, {}, write)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_the_system_cuts_short_is_told(tmp_path: Path) -> None:
-    """As on a full disk, by a limit of the system; safetensors raises its own error for it."""
+    """As on a full disk, by a limit of the system."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limit[1]))
     try:
         with pytest.raises(RunFailed, match=r"cannot be written \(.*File too large.*\); free some space"):
-            open_at(tmp_path).save(2, {}, lambda folder: save_file({"w": torch.zeros(2**16)}, folder / "policy.safetensors"))
+            open_at(tmp_path).save(2, {}, weights("w" * 2**18))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert list(tmp_path.iterdir()) == []
@@ -98,7 +127,7 @@ def test_a_file_that_the_system_cuts_short_is_told(tmp_path: Path) -> None:
 def test_a_kill_at_any_moment_leaves_a_complete_one(tmp_path: Path, moment: str) -> None:
     """A child saves step 2, then is killed within the saving of step 4: the last complete one is there, whole."""
     kill = "os.kill(os.getpid(), signal.SIGKILL)"
-    patch = {
+    change = {
         "write": f"checkpoint.json.dumps = lambda *a, **k: {kill}",
         "publish": f"checkpoint.publish = lambda *a: {kill}",
         "rename": f"checkpoint.Path.rename = lambda *a: {kill}",
@@ -108,10 +137,15 @@ def test_a_kill_at_any_moment_leaves_a_complete_one(tmp_path: Path, moment: str)
 import os, signal, sys
 from pathlib import Path
 from rlkit.runtime import checkpoint
-kept = checkpoint.Checkpoints(Path(sys.argv[1]), every=2, keep=1, main=True, barrier=lambda: None)
-kept.save(2, {{"step": 2}}, lambda folder: (folder / "weights.bin").write_text("of 2"))
-{patch}
-kept.save(4, {{"step": 4}}, lambda folder: (folder / "weights.bin").write_text("of 4"))
+def weights(text):
+    def write(files):
+        with files.create("weights.bin") as file:
+            file.write(text)
+    return write
+kept = checkpoint.Checkpoints(Path(sys.argv[1]), every=2, keep=1, main=True, gather=lambda item: [item])
+kept.save(2, {{"step": 2}}, weights(b"of 2"))
+{change}
+kept.save(4, {{"step": 4}}, weights(b"of 4"))
 """
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert child.returncode == -signal.SIGKILL
@@ -129,21 +163,25 @@ def test_a_folder_of_another_name_is_no_checkpoint(tmp_path: Path) -> None:
     assert open_at(tmp_path).list_steps() == []
 
 
-def test_a_state_that_cannot_be_read_names_the_place_and_the_mend(tmp_path: Path) -> None:
-    checkpoints = open_at(tmp_path)
-    save(checkpoints, 2)
-    (checkpoints.get_folder(2) / "state.json").write_text('{"step": ')
-    with pytest.raises(RunFailed, match=r"step-000002/state.json cannot be read .* delete its folder to continue from the one before"):
-        checkpoints.read_state(2)
-
-
 def test_all_ranks_write_and_only_the_first_names(tmp_path: Path) -> None:
-    """Rank 1 fills the folder that rank 0 made; it publishes nothing and deletes nothing."""
-    moments: list[str] = []
-    second = Checkpoints(tmp_path, every=1, keep=1, main=False, barrier=lambda: moments.append("barrier"))
-    (tmp_path / ".step-000003.tmp").mkdir()
-    second.save(3, {}, lambda folder: moments.append(folder.name))
-    assert moments == ["barrier", ".step-000003.tmp", "barrier"] and second.list_steps() == []
+    """Rank 1 fills the folder that rank 0 made; it publishes nothing and deletes nothing. The manifest has the files of both."""
+    first, second = (
+        Checkpoints(tmp_path, every=1, keep=1, main=rank == 0, gather=lambda item, rank=rank: exchange(rank, item)) for rank in (0, 1)
+    )
+    together, items = Barrier(2), [None, None]
+
+    def exchange(rank: int, item: Any) -> list[Any]:
+        items[rank] = item
+        together.wait(10)
+        found = [*items]
+        together.wait(10)
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        saving = [threads.submit(c.save, 3, {}, weights(name=name)) for c, name in ((first, "a.bin"), (second, "b.bin"))]
+        assert [future.result() for future in saving] == [None, None]
+    assert json.loads((first.get_folder(3) / "manifest.json").read_text())["files"].keys() == {"a.bin", "b.bin", "state.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
 
 
 def test_publishing_replaces_what_had_the_name(tmp_path: Path) -> None:
@@ -156,46 +194,64 @@ def test_publishing_replaces_what_had_the_name(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["model", "model/deep", "model/deep/weights"]
 
 
-@pytest.mark.parametrize(
-    "state", ['{"format": 2}', '{"format": 2, "best": null, "count": {"a": 1}}', '{"format": 2, "best": null, "count": 3}']
-)
-def test_a_checkpoint_of_another_form_is_told_too(state: str, tmp_path: Path) -> None:
-    save(checkpoints := open_at(tmp_path), 2)
-    (checkpoints.get_folder(2) / "state.json").write_text(state)
+@pytest.mark.parametrize("state", [{"step": 2}, {"best": None, "count": {"a": 1}}, {"best": None, "count": 3}])
+def test_a_checkpoint_of_another_form_is_refused(state: dict[str, Any], tmp_path: Path) -> None:
+    (checkpoints := open_at(tmp_path)).save(2, state, weights())
     with pytest.raises(RunFailed, match=r"step-000002 cannot be read .* delete its folder to continue from the one before"):
-        resume(SimpleNamespace(checkpoints=checkpoints, ranks=SimpleNamespace(gather=lambda value: [value])))  # type: ignore[arg-type]
+        resume(SimpleNamespace(checkpoints=checkpoints))  # type: ignore[arg-type]
 
 
-def test_weights_that_cannot_be_read_are_told_too(tmp_path: Path) -> None:
+def test_weights_that_the_library_cannot_read_are_refused(tmp_path: Path) -> None:
+    """They are as they were written, so that no digest helps."""
+
     def load(folder: Path) -> None:
         load_file(folder / "policy.safetensors")
 
     checkpoints = open_at(tmp_path)
-    known = asdict(TrainState(trainer={})) | {"step": 2}
-    checkpoints.save(2, known, lambda folder: (folder / "policy.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"))
+    checkpoints.save(2, asdict(TrainState(step=2)), weights("\x10\0\0\0\0\0\0\0{", "policy.safetensors"))
     run = SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[SimpleNamespace(load=load)])
-    run.ranks = SimpleNamespace(gather=lambda value: [value])
     with pytest.raises(RunFailed, match=r"step-000002 cannot be read \(SafetensorError: .* delete its folder"):
         resume(run)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"trainer": "story"}, {"format": None}])
-def test_a_checkpoint_of_another_version_is_refused(change: dict[str, str | None], tmp_path: Path) -> None:
-    """It has a field of another name, or no format."""
-    checkpoints = open_at(tmp_path)
-    known = asdict(TrainState(trainer={})) | {"step": 2}
-    renamed = {change.get(name, name): value for name, value in known.items()}
-    checkpoints.save(2, {name: value for name, value in renamed.items() if name is not None}, lambda folder: None)
-    run = SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[])
-    run.ranks = SimpleNamespace(gather=lambda value: [value])
-    with pytest.raises(UserError, match=r"step-000002 was written by another version of rlkit, .* choose another output_dir"):
-        resume(run)  # type: ignore[arg-type]
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    """It has a field of another name, a manifest of another format, or as before manifests a state with a format."""
+    refused = r"step-00000\d was written by another version of rlkit, .* choose another output_dir"
+    checkpoints = open_at(tmp_path, keep=9)
+    known = asdict(TrainState(step=2))
+    checkpoints.save(2, {"story" if name == "trainer" else name: value for name, value in known.items()}, weights())
+    with pytest.raises(UserError, match=refused):
+        resume(SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[]))  # type: ignore[arg-type]
+    with patch("rlkit.runtime.manifest.FORMAT", 4):
+        checkpoints.save(4, known, weights())
+    with pytest.raises(UserError, match=refused):
+        checkpoints.check(4)
+    checkpoints.save(6, known | {"format": 2}, weights())
+    (checkpoints.get_folder(6) / "manifest.json").unlink()
+    with pytest.raises(UserError, match=refused):
+        checkpoints.check(6)
 
 
-@pytest.mark.parametrize("text", ["", "a: [1\n", "3\n"])
-def test_a_recipe_that_cannot_be_read_back_is_told(text: str, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text(text)
+@pytest.mark.parametrize("text", [None, "", "a: [1\n", "3\n"])
+def test_a_recipe_that_cannot_be_read_back_is_told(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "recipe.yaml").write_text(text)
     (tmp_path / "summary.json").write_text("[1]")
     assert explain_occupied(tmp_path, "seed: 1\n", "auto") is None  # nothing was done in it
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert f"{tmp_path / 'recipe.yaml'} cannot be read" in str(explain_occupied(tmp_path, "seed: 1\n", "auto"))
+
+
+def test_the_recipe_of_an_older_run_is_compared_by_the_names_of_now(tmp_path: Path) -> None:
+    old = {"engine": {"checkpointing": 1, "memory": "slept"}, "rewards": {"a.b": {"deadline": 3}}, "algorithm": {"name": "dpo", "gap": 1.0}}
+    now = {"engine": {"gradient_checkpointing": 0, "memory": "sleep"}, "rewards": {"a.b": {"timeout": 3}}}
+    now |= {"algorithm": {"name": "dpo", "simpo_gamma": 1.0}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(old))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "attempt": 1}\n')
+    assert explain_occupied(tmp_path, yaml.safe_dump(now), "auto") is None  # gradient_checkpointing may change
+    now |= {"rewards": {"a.b": {"timeout": 4}}, "algorithm": {"name": "dpo", "simpo_gamma": 0.5}}
+    refused = str(explain_occupied(tmp_path, yaml.safe_dump(now), "auto"))
+    assert [line.strip() for line in refused.splitlines()[1:3]] == [
+        "algorithm.simpo_gamma: 1.0 then, 0.5 now",
+        "rewards.a.b.timeout: 3 then, 4 now",
+    ]

@@ -1,0 +1,30 @@
+"""Writes a safetensors file tensor by tensor. The library's own writer takes all tensors at once and a path: its bytes cannot be hashed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from rlkit.engines.base import Writable
+
+ALIGNMENT = 8  # bytes, of the header
+
+
+def write_tensors(file: Writable, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor]) -> None:
+    """Writes float32 tensors, one for each shape in its order; each is on the CPU only while it is written."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": [*shape], "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+        if tensor.shape != torch.Size(shape):
+            raise ValueError(f"{name} is {[*tensor.shape]}, not {[*shape]}")
+        if tensor.numel():
+            file.write(tensor.detach().to("cpu", torch.float32).contiguous().flatten().numpy().data.cast("B"))
