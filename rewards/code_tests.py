@@ -47,6 +47,8 @@ def code_tests(
     timeout of the reward must be long enough for all tests of a right program. packages: installed ones that the code may import. Raises
     ValueError for tests that cannot be used, TimeoutError where tests passed until the time was over, SandboxUnavailable.
     """
+    entry_point = entry_point or None
+    tolerance = None if tolerance is None or tolerance != tolerance else float(tolerance)  # NaN: an empty field of a table
     cases = code_cases.parse_tests(tests, entry_point, columns)
     known = find_packages(tuple(packages))
     output_mib = max(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from rlkit.rewarding.code_asserts import FUNCTIONS, AssertTest, extract_expectations
 
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+ENTRY_POINT = re.compile(r"[A-Za-z_]\w*(?:\(\))?(?:\.[A-Za-z_]\w*)*")
 RUNNERS = ("unittest.main", "pytest.main")  # the tests are run without them; they would end the process
 
 
@@ -62,6 +64,8 @@ Case = OutputCase | CallCase | CodeCase
 
 def parse_tests(tests: Any, entry_point: str | None, columns: Mapping[str, Any]) -> list[Case]:
     """The cases of a row. columns: its others, of which test_imports, test_setup_code (MBPP) and metadata (LiveCodeBench) are read."""
+    if entry_point is not None and not (isinstance(entry_point, str) and ENTRY_POINT.fullmatch(entry_point)):
+        raise ValueError(f"entry_point must be a function, or `Solution().method`; it is {str(entry_point)[:100]!r}")
     tests = _read_json(tests)
     tests = tests.tolist() if hasattr(tests, "tolist") else tests  # an array of numpy, as rows of Parquet have
     if isinstance(tests, Mapping):

@@ -32,12 +32,15 @@ def run_tests() -> None:
     """Run code and test of the task on stdin, which is closed before the code runs; no file holds them."""
     task = eval(sys.stdin.buffer.read(), {"inf": float("inf"), "nan": float("nan")})
     dup2(open_descriptor(devnull, O_RDONLY), 0)
-    word = task["word"].encode()
+    import builtins
+
+    word, known = task["word"].encode(), dict(vars(builtins))
 
     def record(*fields: str) -> None:
         text = b"%b[%b]%b\n" % (word, ",".join(fields).encode(), word)
         while text:
-            text = text[write(1, text) :]  # less than all where a pipe is full
+            text = text[write(1, text) :]
+        vars(builtins).update(known)  # the test calls Python's own len, whatever the code made of it
 
     def check(number: int, value: Any) -> None:
         record(str(number), encode(value))
@@ -49,13 +52,14 @@ def run_tests() -> None:
         record(str(number), *texts, str(int(inside)))
 
     recorder = {"__check__": check, "__check_both__": check_both, "__run_function__": run_function, "__run_class__": run_class}
-    solution = _make_module("solution", task["names"])
+    solution = sys.modules["__main__"] = _make_module("solution", task["names"])  # this module is not to be found by its name
     exec(compile(task["code"], "solution.py", "exec"), vars(solution))
     solution.__name__ = "__main__"
     if "pytest" in task["test"]:
         _give_pytest()
     _give(vars(solution), [name for name in task["test_names"] if name[0] not in vars(solution)])
     vars(solution).update(recorder)
+    vars(builtins).update(known)
     exec(compile(task["test"], "test.py", "exec"), vars(solution))
     record('"end"')
     _exit(0)

@@ -104,6 +104,15 @@ ATTACKS: dict[str, tuple[Any, str]] = {
     "an import hook": (LINES, "import sys\nsys.meta_path.clear()\nsys.modules.clear()\ndef f(n): return 5"),
     "no names left": (LINES, "import builtins\nfor name in list(vars(builtins)): delattr(builtins, name)"),
     "a name that the test uses": (["assert len(f(4)) == 16"], "import builtins\ndel builtins.len\ndef f(n): return 5"),
+    "replace what the test calls": (["assert len(f(4)) == 16"], "import builtins\nbuiltins.len = lambda x: 16\ndef f(n): return [5]"),
+    "replace it later": (
+        ["assert len(f(1)) == 1\nassert len(f(4)) == 16"],
+        "import builtins\ndef f(n):\n    builtins.len = lambda x: 16\n    return [5]",
+    ),
+    "replace the writer of values": (
+        ["assert f(4) == sorted([4])"],
+        "import sys\nsys.modules['__main__'].encode = lambda value, depth=0: '[\"n\"]'\ndef f(n): return 5",
+    ),
     "an atexit": (STDIN, "import atexit, os\natexit.register(os._exit, 0)\nprint(5)"),
     "files of the trainer": (STDIN, "import glob\nprint(''.join(open(p).read() for p in glob.glob('/proc/[0-9]*/environ')) or 5)"),
     "answers for every test": ([*STDIN, {"input": "5\n", "output": "25"}], "print(16)\nprint(25)"),

@@ -163,6 +163,7 @@ def test_degenerate_text_is_read_in_time_in_proportion_to_it(text: str) -> None:
         ("def check(candidate):\n    assert near(candidate(3), 9)", {"entry_point": "square"}, "near is defined nowhere"),
         ([{"input": "1", "output": "1", "testtype": "functional"}], {}, "needs the name of its function"),
         ({"inputs": ["1", "2"], "outputs": ["1"]}, {}, "there are 2 and 1"),
+        ("def check(candidate):\n    assert candidate(3) == 9", {"entry_point": "square it"}, "entry_point must be a function"),
         ("assert (" * 500, {}, "tests: "),
     ],
 )
