@@ -34,7 +34,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 ALLOW = (
     "allow unprivileged user namespaces (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns; "
     "in Docker --security-opt seccomp=unconfined), or boot a kernel from 5.13 with Landlock (lsm=...,landlock) and let the container use "
-    "it (Docker from 20.10.10), or leave this reward out"
+    "it (Docker from 23.0), or leave this reward out"
 )
 
 
