@@ -26,7 +26,9 @@ OTHER_RELATION = re.compile(
 )
 LESS, GREATER = ("<", "<=", "=<", r"\le", r"\leq", r"\leqslant", r"\lt"), (">", ">=", r"\ge", r"\geq", r"\geqslant", r"\gt")
 STRICT = frozenset({"<", ">", r"\lt", r"\gt"})
-ENVIRONMENT = re.compile(r"\\begin\{(cases|array|[pbvBV]?matrix|aligned|smallmatrix|gathered)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL)
+ENVIRONMENT = re.compile(
+    r"[\[(]?\s*\\begin\{(cases|array|[pbvBV]?matrix|aligned|smallmatrix|gathered)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL
+)
 DOMAIN = re.compile(
     r"[\s,;]*[(（]?\s*(?:\\text\s*\{\s*(?:where|for|with|,)?[^{}]*\}|where|with|for|其中)?\s*\(?(?P<name>[a-zA-Z])\s*\\in\s*"
     r"(?:[A-Z]|\\mathbb\s*[A-Z]|\\text\{[^{}]*\})(?:\s*[\^_]\s*(?:\{[^{}]*\}|[+*\w]))?\s*[)）]?\s*\Z"
@@ -39,13 +41,17 @@ NAME = re.compile(
     r"""(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?'*|\\text\{[^{}]*\}|[^\W\d_]{2,}(?:\s[^\W\d_]+)*)(?:\s*\([^()=]*\)|\s*\\angle\s*[A-Z]+)?
       | [SPVCnN](?:_\{[^{}]*\}|\([^()]*\)) | \\angle\s*\w+ | \|[^|]+\| | \\[lr]vert.* | \\(?:max|min)
       | \\frac\s*\{\s*d\w*.*\}\s*\{\s*d\w.*\} | \\(?:overline|vec|hat|bar)\s*\{[^{}]*\}
-      | [a-zA-Z](?::[a-zA-Z])+ | \(\s*[a-zA-Z](?:_\w)?(?:\s*,\s*[a-zA-Z](?:_\w)?)+\s*\) | [A-Z](?:\s*\\(?:cap|cup|setminus)\s*[A-Z])+""",
+      | \\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\s*:\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?)+ | \\frac\s*\{\s*[A-Z]{1,2}\s*\}\s*\{\s*[A-Z]{1,2}\s*\}
+      | \(\s*[a-zA-Z](?:_\w)?(?:\s*,\s*[a-zA-Z](?:_\w)?)+\s*\) | [A-Z](?:\s*\\(?:cap|cup|setminus)\s*[A-Z])+""",
     re.VERBOSE,
 )
 BRACKETED_BASE = re.compile(r"\A\((\w+)\)_(?=\{?\d)")
 COMPOUND = re.compile(r"(?:\s*\d+(?:\.\d+)?\s*(?:\\text\s*\{[^{}]*\}|[^\W\d_]+))")
+ELLIPSIS = re.compile(r"\\[lc]?dots[a-z]?|\.{2,}")
 UNION = re.compile(r"\\cup(?![a-zA-Z])")
-CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?\s*(?:\\text\s*\{)?\s*[aApP]\.?\s*[mM].*|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
+CLOCK = re.compile(
+    r"\d{1,2}:0\d(?::\d{2})?|\d{1,2}:\d{2}(?::\d{2})?\s*(?:\\text\s*\{)?\s*[aApP]\.?\s*[mM].*|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
+)
 
 
 def read_answer(answer: str, comma_separates: bool = False) -> ParsedAnswer:
@@ -115,11 +121,14 @@ def _read_list(text: str, whole: str) -> ParsedAnswer | None:
         return ParsedAnswer(whole) if isinstance(value, Interval) else Restricted(whole, value, limits)
     if len(compound := COMPOUND.findall(text)) > 1 and "".join(compound) == text:  # 3 hours 20 minutes
         return Collection(whole, "list", tuple(_read(re.sub(r"\b(?:and)\s*\}", "}", part)) for part in compound))
+    rows = split_outside_brackets(text, re.compile(";"))
+    if len(rows) > 1 and len(split_outside_brackets(rows[0], re.compile(","))) > 1:  # p = 5, q = 2; p = 7, q = 2
+        return Collection(whole, "list", tuple(map(_read, rows))) if all(rows) else ParsedAnswer(whole)
     parts = split_outside_brackets(text, SEPARATOR)
     parts = [part for number, part in enumerate(parts) if part or not 0 < number < len(parts) - 1] if "," in text else parts  # ", and"
     if len(parts) < 2:
         return None
-    if not all(parts):
+    if not all(parts) or any(ELLIPSIS.fullmatch(part) for part in parts):
         return ParsedAnswer(whole)
     first = split_outside_brackets(parts[0], RELATION)
     if len(first) == 2 and not any(RELATION.search(part) for part in parts[1:]) and is_name(first[0]) and "=" in parts[0]:

@@ -194,6 +194,8 @@ def _is_same_ratio(reference: Collection, given: Collection) -> bool:
     nodes = [[item.node for item in group.items if isinstance(item, Quantity)] for group in (reference, given)]
     if len(nodes[0]) != len(nodes[1]):
         return False
+    if any(is_equal(node, Expression("number", (), Fraction(0))) for node in nodes[0] + nodes[1]):
+        return False
     first = nodes[0][0], nodes[1][0]
     return all(
         is_equal(Expression("mul", (first[0], b)), Expression("mul", (first[1], a)))

@@ -44,7 +44,9 @@ TRANSLATION = str.maketrans(SYMBOLS)
 RAISED, LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n"), str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 RAISED_RUN, LOWERED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+"), re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 ROOT = re.compile(r"([√∛])\s*(\d+(?:\.\d+)?|\([^()]*\)|[a-zA-Zπ])")
-MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(?=\S)((?:\\.|[^$\\])*?)(?<=\S)\$(?!\d)", re.DOTALL)  # not the dollars of $3 and $4
+MATHEMATICS = re.compile(
+    r"\$\$(.+?)\$\$|\A\$((?:\\.|[^$\\])*)\$\Z|(?<!\\)\$(?=\S)((?:\\.|[^$\\])*?)(?<=\S)\$(?!\d)", re.DOTALL
+)  # not the dollars of $3 and $4
 DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|centering|hfill)(?![a-zA-Z])\s*\.?(?=\W|\w|\Z)")
 BARS = re.compile(r"\\(left|right)\s*\|")
@@ -56,6 +58,7 @@ UNWRAPPED = re.compile(
 TEXTS = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)|mbox|hbox)\s*\{")
 ROMAN = re.compile(r"\\math(?:rm|bb)\s*\{\s*([A-Za-z])\s*\}|\\mathbb\s*([A-Z])")
 ROMAN_FUNCTION = re.compile(r"\\math(?:rm|sf)\s*\{\s*(sin|cos|tan|cot|sec|csc|ln|log|lg|exp|max|min|gcd|lcm|arcsin|arccos|arctan)\s*\}")
+THOUSANDS = re.compile(r",\\!\s*(?=\d{3})")
 CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
 ROMAN_WORD = re.compile(r"\\mathrm\s*\{")
 COLOURED = re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}\s*\{|\\color\s*\{[^{}]*\}")
@@ -82,10 +85,11 @@ TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 def strip_decoration(text: str) -> str:
     """The answer with its symbols as LaTeX, without what surrounds it and without what has no meaning."""
-    text = MATHEMATICS.sub(lambda match: match[1] or match[2], text.strip())
+    text = MATHEMATICS.sub(lambda match: match[1] or match[2] or match[3] or "", text.strip())
     text = RAISED_RUN.sub(lambda run: f"^{{{run[0].translate(RAISED)}}}", text)
     text = LOWERED_RUN.sub(lambda run: f"_{{{run[0].translate(LOWERED)}}}", text)
     text = ROOT.sub(_write_root, text).translate(TRANSLATION)
+    text = THOUSANDS.sub(",", text.replace("!=", r"\neq "))
     text = CHOOSE.sub(r"\\binom{\1}{\2}", DELIMITERS.sub(" ", text))
     text = SPACES.sub(" ", SIZES.sub("", BARS.sub(lambda match: rf"\{match[1][0]}vert ", text)))
     text = ROMAN_FUNCTION.sub(r"\\\1 ", ROMAN.sub(lambda match: f" {match[1] or match[2]}", text))

@@ -80,10 +80,17 @@ def find_answer(completion: str) -> Answer | None:
     return _find_in_prose(text[-SEARCHED_CHARACTERS:])
 
 
-def find_last_boxed(text: str) -> str | None:
-    r"""The content of the last complete \boxed{...} or \fbox{...}, or None."""
+def read_boxes(text: str) -> tuple[str | None, bool]:
+    r"""The last \boxed{...} or \fbox{...} of a text, with those that belong to it as a list; and whether there are others before."""
     boxes = _list_boxes(text)[0]
-    return text[slice(*boxes[-1][1:])].strip() if boxes else None
+    if not boxes:
+        return None, False
+    first = len(boxes) - 1
+    while first and _is_separator(text[boxes[first - 1][2] + 1 : boxes[first][0]]):
+        first -= 1
+    contents = [text[start:end].strip() for _, start, end in boxes]
+    last = contents[first:]
+    return last[0] if len(set(last)) == 1 else " ; ".join(last), not set(contents[:first]) <= set(last)
 
 
 def _list_boxes(text: str) -> tuple[list[tuple[int, int, int]], int | None]:
@@ -112,13 +119,9 @@ def _find_boxes(text: str) -> Answer | None:
         return None
     if QUESTION.match(text, boxes[-1][2] + 1):
         return Answer((), "box")
-    first = len(boxes) - 1
-    while first and _is_separator(text[boxes[first - 1][2] + 1 : boxes[first][0]]):
-        first -= 1
-    contents = [text[start:end].strip() for _, start, end in boxes[first:]]
-    if sum(map(len, contents)) > MAX_ANSWER_CHARACTERS:
-        return Answer((), "box")
-    return Answer((contents[0] if len(set(contents)) == 1 else " ; ".join(contents),), "box")
+    content = read_boxes(text)[0]
+    assert content is not None
+    return Answer((content,) if len(content) <= MAX_ANSWER_CHARACTERS else (), "box")
 
 
 def _is_separator(between: str) -> bool:
@@ -140,7 +143,7 @@ def _find_in_prose(text: str) -> Answer | None:
         if given is not None and not given.strip(" *.:$"):
             return None
         if given is not None:
-            return Answer(tuple(_trim(given, None)), "cue")
+            return Answer(tuple(_trim(given, _find_in_sentence(given))), "cue")
     lines = [line for line in text.strip().splitlines() if line.strip()]
     if not lines or QUESTION.search(lines[-1]):
         return None

@@ -1,4 +1,4 @@
-"""The reference answers of a row: texts, numbers and lists are used; a box or <answer> around the whole is unwrapped."""
+"""The reference answers of a row: texts, numbers and lists are used; a box and <answer> are unwrapped."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from rlkit.grading.extraction import find_last_boxed
+from rlkit.grading.extraction import read_boxes
 
 TAGGED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
-BOXED = re.compile(r"[\s$]*\\f?box(?:ed)?\s*\{.*\}[\s$.]*", re.DOTALL)
 
 
 def list_references(answer: Any) -> list[str]:
@@ -34,8 +33,10 @@ def _read_reference(answer: Any) -> str:
     text = str(answer)
     if tagged := TAGGED.fullmatch(text):
         text = tagged[1]
-    if BOXED.fullmatch(text) and text.count("boxed") + text.count("fbox") == 1 and (inner := find_last_boxed(text)) is not None:
-        text = inner
+    boxed, others = read_boxes(text)
+    if others:
+        raise ValueError(f"the reference answer has several boxes: {answer!r:.200}; write one text, or a list of right ones")
+    text = text if boxed is None else boxed
     if not text.strip(" \n\t$"):
         raise ValueError(f"the reference answer is empty: {answer!r:.200}")
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 import time
 from pathlib import Path
@@ -30,6 +31,38 @@ def score(pair: dict[str, Any]) -> float:
 @pytest.mark.parametrize("name", ["graded.jsonl", "independent.jsonl"])
 def test_every_pair_has_its_score(name: str) -> None:
     assert [pair for pair in read_pairs(name) if score(pair) != pair["want"]] == []
+
+
+def change_digit(text: str, draw: random.Random) -> str:
+    at = draw.choice([match.start() for match in re.finditer(r"\d", text)])
+    return text[:at] + draw.choice([digit for digit in "123456789" if digit != text[at]]) + text[at + 1 :]
+
+
+def swap_numbers(text: str, draw: random.Random) -> str | None:
+    """The text with two different numbers in each other's place; None where there are no two."""
+    numbers = [match.span() for match in re.finditer(r"\d+", text)]
+    pairs = [(a, b) for a, b in itertools.combinations(numbers, 2) if text[slice(*a)] != text[slice(*b)]]
+    if not pairs:
+        return None
+    (a, b), (c, d) = draw.choice(pairs)
+    return text[:a] + text[c:d] + text[b:c] + text[a:b] + text[d:]
+
+
+def test_no_reference_accepts_itself_with_a_digit_changed_or_two_numbers_swapped() -> None:
+    """Only the elements of a list or a set may change their places. The references are those of the pairs, of all kinds."""
+    pairs = read_pairs("graded.jsonl") + read_pairs("independent.jsonl")
+    references = {pair["answer"] for pair in pairs if pair["reward"] == "accuracy" and isinstance(pair["answer"], str)}
+    numeric = sorted(text for text in references if re.search(r"\d", text) and "box" not in text and "<" not in text[:1])
+    draw, tried, wrong = random.Random(0), 0, []
+    for reference in numeric:
+        for given in {change_digit(reference, draw), change_digit(reference, draw), swap_numbers(reference, draw)} - {None}:
+            tried += 1
+            elements = [sorted(re.findall(r"[^,{}\s\\]+", text)) for text in (reference, str(given))]
+            if import_reward("accuracy")(completion=rf"\boxed{{{given}}}", answer=reference) != float(
+                elements[0] == elements[1] and "dots" not in reference and reference[0] != "("
+            ):
+                wrong.append((reference, given))
+    assert tried > 500 and wrong == []
 
 
 def test_the_table_of_the_readme_is_true() -> None:
