@@ -14,11 +14,14 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +29,9 @@ from typing import Any
 
 from rlkit.errors import RunFailed, UserError
 from rlkit.metrics import Metrics
-from rlkit.rewarding import combining
+from rlkit.rewarding import combining, processes
 from rlkit.rewarding.failures import FailureWindow
+from rlkit.rewarding.forms import TRAINER_NAMES, TrainerState
 from rlkit.rewarding.job import FunctionKind, WorkerLimits
 from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, SampleReward, are_quick
 from rlkit.rewarding.replay import write_replay
@@ -47,6 +51,9 @@ SUPERVISOR = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from rlkit.rewarding import supervisor; supervisor.serve_trainer({}, {})"
 )
 CLOSE_SECONDS = 20.0
+POLL_SECONDS = 1.0  # how often to look whether the supervisor is stopped, while waiting for it
+STOPPED_POLLS = 10  # after which it will not go on by itself
+SEND_SECONDS = 60  # the supervisor takes work at once; where it does not for so long, it is stopped or broken
 InProcessReward = Callable[[Sequence[Mapping[str, Any]]], Sequence[Outcome]]
 
 
@@ -68,6 +75,9 @@ class RewardClient:
         self._rewards, self._settings = dict(rewards), settings
         self._worker_names = [name for name in rewards if name not in in_process_names]
         self.in_process: dict[str, InProcessReward] = {}
+        self.warn: Callable[[str], None] = lambda text: print(f"rlkit: {text}", file=sys.stderr, flush=True)
+        self.progress = TrainerState()  # what functions of TRL's form get as trainer_state
+        self._warned: set[str] = set()  # names of rewards
         self._replay_folder = replay_folder or Path("replay")
         self._kinds: list[FunctionKind] | None = None  # of the rewards in workers; None until the workers are ready
         self._items: dict[Hashable, Mapping[str, Any]] = {}
@@ -167,6 +177,7 @@ class RewardClient:
             with socket.socket(fileno=os.dup(self._connection.fileno())) as end, contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)  # closing is not enough where a fork of this process holds a copy
             self._connection.close()
+        self._supervisor.send_signal(signal.SIGCONT)  # where it is stopped, it could not end what it started
         try:
             self._supervisor.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -209,18 +220,36 @@ class RewardClient:
         if not units:
             return
         numbered = dict(enumerate(units, self._unit_count + 1))
-        message = [(number, index, [_pickle_item(key, self._items[key]) for key in keys]) for number, (index, keys) in numbered.items()]
+        message = [(number, index, [self._pickle_item(index, key) for key in keys]) for number, (index, keys) in numbered.items()]
         self._in_flight |= numbered
         self._unit_count += len(units)
         try:
             self._connection.send(message)
+        except BlockingIOError:
+            raise RunFailed(f"the reward supervisor {self._describe_supervisor()} took no work for {SEND_SECONDS} s") from None
         except OSError:
             while True:  # its last message may hold the reason: _receive raises that, or that the supervisor is gone
                 self._receive(None)
 
+    def _pickle_item(self, index: int, key: Hashable) -> bytes:
+        """The item of a sample for one of the rewards in workers, which gets of what only the trainer knows what it asks for."""
+        assert self._kinds is not None
+        asked = self._kinds[index].from_trainer
+        item = {name: value for name, value in self._items[key].items() if name not in TRAINER_NAMES or name in asked}
+        if "trainer_state" in asked:
+            item["trainer_state"] = asdict(self.progress)
+        try:
+            return pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # whatever the __reduce__ of a column raises
+            raise UserError(
+                f"sample {key!r}: its columns cannot be sent to a reward worker ({error}); use plain values in the data"
+            ) from error
+
     def _receive(self, timeout: float | None) -> None:
         try:
-            if not self._connection.poll(timeout):
+            if timeout is None:
+                self._wait_for_message()
+            elif not self._connection.poll(timeout):
                 return
             message = self._connection.recv()
         except (EOFError, OSError):
@@ -233,6 +262,8 @@ class RewardClient:
                 raise UserError(reason)
             case ("crashed", trace):
                 raise RunFailed(f"the reward supervisor stopped because of an internal error; the run can be resumed\n{trace}")
+            case ("replaced", index, growth):
+                self._warn_of_growth(self._worker_names[index], growth)
             case ("scored", units):
                 self._quick = all(are_quick(outcomes) for _, outcomes in units)
                 for unit, outcomes in units:
@@ -254,11 +285,33 @@ class RewardClient:
         file = write_replay(self._replay_folder, reward, [self._items[other] for other in (group if batch else [key])], key, outcome)
         raise UserError(window.format_message(reward, key, self._items[key], outcome, file))
 
+    def _warn_of_growth(self, name: str, growth: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            self.warn(
+                f"rewards.{name} ({self._rewards[name].path}) leaves more and more behind: {growth}. Its worker was replaced, and will be "
+                "each time; end what a call starts, or keep one client or pool for all calls"
+            )
+
+    def _wait_for_message(self) -> None:
+        """Returns when there is a message. Raises RunFailed where the supervisor is stopped and stays so."""
+        polls = 0  # in a row that found it stopped; not the time: this process may have been stopped with it
+        while not self._connection.poll(POLL_SECONDS):
+            polls = polls + 1 if processes.is_stopped(self._supervisor.pid) else 0
+            if polls >= STOPPED_POLLS:
+                raise RunFailed(
+                    f"the reward supervisor {self._describe_supervisor()} has been stopped by a signal (SIGSTOP), from outside or by a "
+                    "reward function; the run can be resumed"
+                )
+
+    def _describe_supervisor(self) -> str:
+        return f"(process {self._supervisor.pid})"
+
     def _raise_supervisor_gone(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(1.0)
         raise RunFailed(
-            f"the reward supervisor (process {self._supervisor.pid}) is gone, exit status {self._supervisor.returncode}: "
+            f"the reward supervisor {self._describe_supervisor()} is gone, exit status {self._supervisor.returncode}: "
             "killed from outside, or the machine ran out of memory (see dmesg); the run can be resumed"
         )
 
@@ -274,6 +327,7 @@ def _validate(rewards: Mapping[str, RewardSpec], settings: RewardSettings) -> No
 
 def _start_supervisor(names: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))  # struct timeval
     environment = {name: os.environ[name] for name in (*ENVIRONMENT, *OFFLINE, *names) if name in os.environ} | FIXED_ENVIRONMENT
     with theirs:
         supervisor = subprocess.Popen(
@@ -290,13 +344,6 @@ def _start_supervisor(names: Sequence[str]) -> tuple[subprocess.Popen[bytes], Co
 def _build_import_path() -> list[str]:
     here = str(Path(__file__).resolve().parents[2])
     return list(dict.fromkeys([os.path.abspath(entry) for entry in sys.path] + [here]))
-
-
-def _pickle_item(key: Hashable, item: Mapping[str, Any]) -> bytes:
-    try:
-        return pickle.dumps(dict(item), protocol=pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # whatever the __reduce__ of a column raises
-        raise UserError(f"sample {key!r}: its columns cannot be sent to a reward worker ({error}); use plain values in the data") from error
 
 
 def _sort_keys(keys: list[Hashable]) -> list[Hashable]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from rlkit.rewarding.outcome import Outcome
+
 
 @dataclass(frozen=True)
 class WorkerReward:
@@ -29,8 +31,28 @@ class WorkerLimits:
 
 
 class FunctionKind(NamedTuple):
-    """What the workers found out about a reward function. settings: names of the parameters that no data column fills."""
+    """What the workers found out about a reward function.
+
+    settings: names of the parameters that no data column fills. from_trainer: names of what it gets and no data column holds.
+    """
 
     batch: bool
     is_async: bool
     settings: frozenset[str]
+    from_trainer: frozenset[str]
+
+
+class LoadResult(NamedTuple):
+    """What importing the reward files gave. message: for the user, where they cannot be used. pid: of the worker."""
+
+    kinds: list[FunctionKind]
+    message: str
+    pid: int
+
+
+class UnitResult(NamedTuple):
+    """outcomes: of the calls that were made. spent: the worker must be replaced, before the other calls. growth: why, for the user."""
+
+    outcomes: list[Outcome]
+    spent: bool
+    growth: str

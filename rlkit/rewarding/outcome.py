@@ -48,6 +48,12 @@ class SampleReward:
     metrics: Mapping[str, float]
 
 
+def to_plain_text(text: str) -> str:
+    """Exactly a str (no subclass), in which what does not print (terminal commands, NUL, lone surrogates) is written as its escape."""
+    plain = str.__str__(text)
+    return plain if plain.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in plain)
+
+
 def are_quick(outcomes: Iterable[Outcome]) -> bool:
     """Whether each call was so short that the next ones may wait and go together."""
     return all(outcome.seconds < QUICK_SECONDS for outcome in outcomes)

@@ -47,3 +47,22 @@ def has_children() -> bool:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return True
     return False
+
+
+def measure_memory(pid: int) -> int:
+    """Bytes of memory of a process that no file holds: its own and what it shares, in RAM or swapped out; 0 for one that is gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file if b":" in line)
+        return sum(int(fields[name].split()[0]) * 1024 for name in (b"RssAnon", b"RssShmem", b"VmSwap") if name in fields)
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal (SIGSTOP, SIGTSTP)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False

@@ -6,12 +6,14 @@ with the trainer, even when the trainer is killed: it watches both the connectio
 
 From the trainer:  (rewards, limits) first; then [(unit, reward index, [pickled items]) ...] again and again
 To the trainer:    ("ready", [FunctionKind ...]) or ("broken", message) first; then ("scored", [(unit, [Outcome ...]) ...])
+                   and ("replaced", reward index, what grew)
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import math
 import multiprocessing
 import os
 import queue
@@ -27,11 +29,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from rlkit.rewarding import processes, worker
-from rlkit.rewarding.job import FunctionKind, WorkerLimits, WorkerReward
+from rlkit.rewarding.job import LoadResult, WorkerLimits, WorkerReward
 from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, OutcomeKind, are_quick
-from rlkit.runtime.processes import list_children
+from rlkit.runtime.processes import list_children, list_descendants
 
 SWEEP_SECONDS = 1.0  # how often to look for orphans while nothing fails
+MEMORY_SECONDS = 0.2  # how often to measure the memory of workers: the kernel limits what they allocate, but not what they share
 KILL_SECONDS = 0.3  # between SIGTERM, which a worker cannot handle, and SIGKILL
 LOCK_SECONDS = 5.0  # to take the lock of a pool, which has one worker only: longer means that the pool is broken
 POLL_SECONDS = 0.05  # how often pebble checks timeouts and dead workers
@@ -105,16 +108,24 @@ class WorkerSlot(threading.Thread):
         self._loaded = self._stopped = False
         self._pool_lock = threading.Lock()
         self._pool = self._create_pool()
+        self._over_memory = False  # whether check_memory() killed the worker
+        self.worker = 0  # its process id, once it has imported the reward files
         self.calls = 0  # odd while a call is running: orphans seen meanwhile may belong to it
 
     def run(self) -> None:
-        kinds, message = self._load()
-        self._results.put(("broken", message) if message else ("ready", kinds))
-        while not message:
+        loaded = self._load()
+        self._results.put(("broken", loaded.message) if loaded.message else ("ready", loaded.kinds))
+        while not loaded.message:
             unit = self._work.take()
             self.calls += 1
             self._score(unit)
             self.calls += 1
+
+    def check_memory(self) -> None:
+        """Kill the worker where it uses more memory than it may, what it shares included."""
+        if self.worker and processes.measure_memory(self.worker) > self._limits.memory_gib * 2**30:
+            self._over_memory = True
+            processes.kill([self.worker])
 
     def stop(self) -> None:
         """End the worker and start no new one."""
@@ -134,11 +145,17 @@ class WorkerSlot(threading.Thread):
                 timeout = unit.timeout if unit.concurrent else self._rewards[unit.index].timeout * len(part[1])
                 self._score(replace(unit, parts=[part], timeout=timeout))
             return
-        left = iter(outcomes or [self._last_failure] * sum(map(len, unit.calls)))
-        self._results.put(("scored", [(number, [next(left) for _ in payloads]) for number, payloads in unit.parts]))
+        left = deque([self._last_failure] * sum(map(len, unit.calls)) if outcomes is None else outcomes)
+        made, parts = [], deque(unit.parts)
+        while parts and len(parts[0][1]) <= len(left):
+            number, payloads = parts.popleft()
+            made.append((number, [left.popleft() for _ in payloads]))
+        self._results.put(("scored", made))
+        if parts:
+            self._score(replace(unit, parts=list(parts)))  # in the next worker
 
     def _run_unit(self, unit: WorkUnit) -> list[Outcome] | None:
-        """Outcomes, or None with self._last_failure set where the worker was killed or died."""
+        """Outcomes, or None with self._last_failure set where the worker was killed or died; fewer where it had to be replaced."""
         deaths = 0
         hard_limit = unit.timeout + (1.0 if unit.concurrent else 0.0)  # an async worker enforces the timeouts itself
         for _ in range(MAX_BROKEN_POOLS):
@@ -146,45 +163,55 @@ class WorkerSlot(threading.Thread):
                 self._load()
             started = time.monotonic()
             try:
-                future = self._pool.schedule(worker.run_calls, args=(unit.index, unit.calls), timeout=hard_limit)
-                concurrent.futures.wait([future], timeout=hard_limit + GRACE_SECONDS)
-                if not future.done():
-                    raise RuntimeError("the pool did not enforce its timeout")
-                return future.result()  # type: ignore[no-any-return]
+                return self._call_worker(unit, hard_limit)
             except TimeoutError:
-                self._loaded = False
+                self._loaded, self.worker = False, 0
                 self._set_failure(OutcomeKind.TIMEOUT, f"no answer within {unit.timeout:g} s; its worker was killed and replaced", started)
                 return None
             except Exception as error:  # noqa: BLE001 - pebble: ProcessExpired for a dead worker, RuntimeError and others for a broken pool
                 self._loaded = False
                 code = getattr(error, "exitcode", None)
-                self._set_failure(OutcomeKind.ERROR, f"its worker process {_describe_exit(code)}", started)
+                limit = f"used more memory than rewarding.memory_gib={self._limits.memory_gib:g} allows"
+                self._set_failure(OutcomeKind.ERROR, f"its worker process {limit if self._over_memory else _describe_exit(code)}", started)
                 self._replace_pool()  # pebble would replace the worker, but not the locks that it may have held when it died
                 # Try once more: what killed the worker may have been left over from an earlier call.
                 if code is not None and ((deaths := deaths + 1) > 1 or len(unit.parts) > 1):
                     return None
         return None
 
+    def _call_worker(self, unit: WorkUnit, hard_limit: float) -> list[Outcome]:
+        """What the worker answers; raises what pebble raises where it does not. Replaces the worker where its calls have changed it."""
+        future = self._pool.schedule(worker.run_calls, args=(unit.index, unit.calls), timeout=hard_limit)
+        concurrent.futures.wait([future], timeout=hard_limit + GRACE_SECONDS)
+        if not future.done():
+            raise RuntimeError("the pool did not enforce its timeout")
+        result = future.result()
+        if result.spent:
+            self._replace_pool()
+        if result.growth:
+            self._results.put(("replaced", unit.index, result.growth))
+        return result.outcomes  # type: ignore[no-any-return]
+
     def _set_failure(self, kind: OutcomeKind, detail: str, started: float) -> None:
         self._last_failure = Outcome(kind, detail=detail, seconds=time.monotonic() - started)
 
-    def _load(self) -> tuple[list[FunctionKind], str]:
+    def _load(self) -> LoadResult:
         """Import the reward files in the worker: a call of its own, so that it does not count against the timeout of the first sample."""
         names = ", ".join(reward.path for reward in self._rewards)
         limit = self._limits.load_timeout
         for _ in range(MAX_BROKEN_POOLS):
             try:
                 future = self._pool.schedule(worker.load_rewards, timeout=limit)
-                answer = future.result(limit + 60)  # a process may take long to start on a busy machine
-                self._loaded = True
-                return answer  # type: ignore[no-any-return]
+                loaded: LoadResult = future.result(limit + 60)  # a process may take long to start on a busy machine
+                self._over_memory, self.worker, self._loaded = False, loaded.pid, True
+                return loaded
             except TimeoutError:
                 self._replace_pool()
-                return [], f"rewards: importing {names} took more than {limit:g} s (rewarding.load_timeout)"
+                return LoadResult([], f"rewards: importing {names} took more than {limit:g} s (rewarding.load_timeout)", 0)
             except Exception as error:  # noqa: BLE001 - as in _run_unit
                 message = f"rewards: the worker process {_describe_exit(getattr(error, 'exitcode', None))} while it imported {names}"
                 self._replace_pool()
-        return [], message
+        return LoadResult([], message, 0)
 
     def _create_pool(self) -> Any:
         from pebble import ProcessPool
@@ -196,22 +223,25 @@ class WorkerSlot(threading.Thread):
         with self._pool_lock:
             if self._stopped:
                 sys.exit()  # ends this thread: a stopped pool looks broken from here
-            old, self._pool, self._loaded = self._pool, self._create_pool(), False
+            old, self._pool, self._loaded, self.worker = self._pool, self._create_pool(), False, 0
         old.stop()
         threading.Thread(target=_join_silently, args=(old,), daemon=True).start()  # it may hang on what broke it
 
 
 class OrphanReaper:
-    """Kills processes that outlive the call that started them."""
+    """Kills processes that outlive the call that started them, or that use more memory than a worker may."""
 
-    def __init__(self, slots: Sequence[WorkerSlot]) -> None:
-        self._slots = slots
+    def __init__(self, slots: Sequence[WorkerSlot], memory_gib: float = math.inf) -> None:
+        self._slots, self._memory_gib = slots, memory_gib
         self._seen: dict[int, list[int]] = {}  # pid -> `calls` of each slot when the process was first seen
 
     def sweep(self) -> None:
         """Kill every orphan that cannot belong to a running call."""
         now, before = [slot.calls for slot in self._slots], self._seen
         self._seen = {pid: before.get(pid, now) for pid in self._list_orphans()}
+        workers = self._list_workers()
+        large = [pid for pid in list_descendants(os.getpid()) if processes.measure_memory(pid) > self._memory_gib * 2**30]
+        processes.kill(set(large) - workers)  # check_memory() of a slot looks after its worker
         over = [pid for pid, then in self._seen.items() if all(a % 2 == 0 or a != b for a, b in zip(then, now, strict=True))]
         processes.kill(over)
         processes.reap(over)
@@ -262,8 +292,9 @@ def _serve_connection(connection: Connection, trainer_handle: int) -> None:
     work = WorkQueue(rewards)
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     slots = [WorkerSlot(rewards, limits, work, results) for _ in range(limits.workers)]
-    orphans = OrphanReaper(slots)
+    orphans = OrphanReaper(slots, limits.memory_gib)
     threading.Thread(target=_send_results, args=(connection, results, work), daemon=True).start()
+    threading.Thread(target=_watch_memory, args=(slots,), daemon=True).start()
     for slot in slots:
         slot.start()
     _receive_work(connection, trainer_handle, work, orphans)
@@ -299,7 +330,7 @@ def _send_results(connection: Connection, results: queue.SimpleQueue[Any], work:
     started = False
     while True:
         message = results.get()
-        if message[0] != "scored":
+        if message[0] in ("ready", "broken"):
             if started:
                 continue
             started = True
@@ -308,6 +339,13 @@ def _send_results(connection: Connection, results: queue.SimpleQueue[Any], work:
             connection.send(message)
         except OSError:
             return  # the trainer closed it; _receive_work sees that too
+
+
+def _watch_memory(slots: Sequence[WorkerSlot]) -> None:
+    while True:
+        time.sleep(MEMORY_SECONDS)
+        for slot in slots:
+            slot.check_memory()
 
 
 def _join_silently(pool: Any) -> None:

@@ -14,22 +14,23 @@ import random
 import resource
 import signal
 import threading
-import time
 import traceback
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from time import monotonic, perf_counter, process_time  # by name: a function may replace those of the module
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from rlkit.errors import UserError
-from rlkit.rewarding import calling, processes
-from rlkit.rewarding.calling import Item, RewardFunction, Score
-from rlkit.rewarding.job import FunctionKind, WorkerLimits, WorkerReward
-from rlkit.rewarding.outcome import Outcome, OutcomeKind
-from rlkit.runtime.processes import list_descendants
+from rlkit.rewarding import processes
+from rlkit.rewarding.calling import RewardFunction, load_function
+from rlkit.rewarding.forms import CallLog, Item
+from rlkit.rewarding.job import FunctionKind, LoadResult, UnitResult, WorkerLimits, WorkerReward
+from rlkit.rewarding.outcome import Outcome, OutcomeKind, to_plain_text
+from rlkit.rewarding.restore import GrowthCheck, WorkerState
+from rlkit.rewarding.scores import InvalidScore
 
-MAX_CHILDREN = 16  # processes that calls may leave running in a worker: enough for a small pool
 THREAD_SECONDS = 0.05  # how long to wait for a thread that the call started: it may be about to raise
 DETAIL_CHARACTERS = 4000
 IMPORT_ERROR_LINES = 6
@@ -45,7 +46,20 @@ class _State:
     functions: list[RewardFunction] | None = None
     loop: asyncio.AbstractEventLoop | None = None
     thread_errors: tuple[str, ...] = ()
-    import_children: frozenset[int] = frozenset()  # processes that the reward files started while they were imported
+    calls = 0  # that have ended
+    intact: WorkerState | None = None  # None outside a worker: nothing is restored
+    growth: GrowthCheck | None = None
+
+
+class _Finished(NamedTuple):
+    """A call that has ended: by what it returned or by what it raised."""
+
+    samples: int
+    seconds: float
+    log: CallLog
+    returned: Any = None
+    error: BaseException | None = None
+    late: bool = False
 
 
 def init_worker(rewards: Sequence[WorkerReward], limits: WorkerLimits, supervisor: int) -> None:
@@ -62,93 +76,113 @@ def init_worker(rewards: Sequence[WorkerReward], limits: WorkerLimits, superviso
     threading.excepthook = _record_thread_error
 
 
-def load_rewards() -> tuple[list[FunctionKind], str]:
-    """Import all reward files. Returns the kind of each function, or a message for the user."""
+def load_rewards() -> LoadResult:
+    """Import all reward files."""
     try:
         if _State.functions is None:
             _State.functions = [_load_function(reward) for reward in _State.rewards]
-            _State.import_children = frozenset(list_descendants(os.getpid()))
+            _State.intact, _State.growth = WorkerState(), GrowthCheck()
     except UserError as error:
-        return [], str(error)
-    return [FunctionKind(function.batch, function.is_async, function.settings) for function in _State.functions], ""
+        return LoadResult([], str(error), os.getpid())
+    kinds = [FunctionKind(f.form.batch, f.is_async, f.settings, f.from_trainer) for f in _State.functions]
+    return LoadResult(kinds, "", os.getpid())
 
 
-def run_calls(index: int, calls: Sequence[Sequence[bytes]]) -> list[Outcome]:
-    """Several calls, one after the other. Returns their outcomes in one list."""
-    return [outcome for payloads in calls for outcome in run_call(index, payloads)]
+def run_calls(index: int, calls: Sequence[Sequence[bytes]]) -> UnitResult:
+    """Several calls, one after the other, until one leaves the worker in a state in which it must be replaced."""
+    outcomes: list[Outcome] = []
+    for payloads in calls:
+        finished, made, intact = _run_call(index, payloads)
+        _State.calls += 1
+        if _State.calls > 1 and any(isinstance(call.error, MemoryError) for call in finished):
+            return UnitResult(outcomes, True, "")  # earlier calls may have kept the memory: the next worker makes this call first
+        outcomes += made
+        growth = _State.growth.find_growth(_State.rewards[index].name) if _State.growth else ""
+        if growth or not intact:
+            return UnitResult(outcomes, True, growth)
+    return UnitResult(outcomes, False, "")
 
 
-def run_call(index: int, payloads: Sequence[bytes]) -> list[Outcome]:
-    """Call reward `index` with samples (pickled items): one, a group, or several for an async function. Never raises."""
+def _run_call(index: int, payloads: Sequence[bytes]) -> tuple[list[_Finished], list[Outcome], bool]:
+    """Call reward `index` with samples (pickled items): one, a group, or several for an async function. Never raises.
+
+    Returns also whether the worker is as it was before.
+    """
     threads_before = set(threading.enumerate())
     _State.thread_errors = ()
     _extend_cpu_limit(_State.rewards[index].cpu_seconds * len(payloads))
-    started = time.perf_counter()
+    started, finished = perf_counter(), list[_Finished]()
     try:
-        if _State.functions is None and (message := load_rewards()[1]):
+        if _State.functions is None and (message := load_rewards().message):
             raise UserError(message)
         assert _State.functions is not None
-        outcomes = _call_function(_State.functions[index], payloads)
-    except BaseException as error:  # noqa: BLE001 - SystemExit too: whatever a function raises is reported, and the worker goes on
-        outcomes = [_to_failure(error, started)] * len(payloads)
+        finished = _call_function(_State.functions[index], payloads)
+        intact = _State.intact is None or _State.intact.restore()
+        outcomes = _judge_calls(_State.functions[index], finished)
+    except BaseException as error:  # noqa: BLE001 - a trace or signal function that the call left behind raises outside the call
+        _ = _State.intact and _State.intact.restore()  # for what follows: the worker is replaced all the same
+        outcomes, intact = [_to_failure(error, perf_counter() - started)] * len(payloads), False
     if os.getpid() != _State.pid:
         os._exit(0)  # a fork made by the function returned through it; there is one worker only
-    deadline = time.monotonic() + THREAD_SECONDS
-    for thread in set(threading.enumerate()) - threads_before:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    _join_new_threads(threads_before)
     if _State.thread_errors:
         outcomes = [Outcome(OutcomeKind.ERROR, detail=_State.thread_errors[0], seconds=o.seconds) for o in outcomes]
-    _kill_excess_children()
-    return outcomes
+    return finished, outcomes, intact
+
+
+def _join_new_threads(before: set[threading.Thread]) -> None:
+    """Wait a moment for threads that a call started."""
+    deadline = monotonic() + THREAD_SECONDS
+    for thread in set(threading.enumerate()) - before:
+        thread.join(max(0.0, deadline - monotonic()))
 
 
 def run_without_worker(reward: WorkerReward, items: Sequence[Item]) -> list[Outcome]:
     """Call a reward in this process, without limits: it may print and start a debugger. Raises UserError if it cannot be imported."""
     function = _load_function(reward)
     payloads = [pickle.dumps(dict(item), protocol=pickle.HIGHEST_PROTOCOL) for item in items]
-    started = time.perf_counter()
-    try:
-        return _call_function(function, payloads)
-    except BaseException as error:  # noqa: BLE001 - as in run_call()
-        return [_to_failure(error, started)] * len(items)
+    return _judge_calls(function, _call_function(function, payloads))
 
 
-def _call_function(function: RewardFunction, payloads: Sequence[bytes]) -> list[Outcome]:
+def _call_function(function: RewardFunction, payloads: Sequence[bytes]) -> list[_Finished]:
+    """The calls for these samples, each of which has ended in some way."""
     if function.is_async:
         if _State.loop is None:
             _State.loop = asyncio.new_event_loop()  # one for the life of the worker: clients made in the first call belong to it
-        calls = [payloads] if function.batch else [[payload] for payload in payloads]
+        calls = [payloads] if function.form.batch else [[payload] for payload in payloads]
         return _State.loop.run_until_complete(_call_concurrently(function, calls))
-    items = [pickle.loads(payload) for payload in payloads]
-    random.seed(_hash_payloads(payloads))  # a reward that draws random numbers draws the same ones for the same sample
-    started = time.perf_counter()
-    CALL_DEADLINE.set(time.monotonic() + function.reward.timeout * len(items))
-    scores = calling.parse_scores(function, function.call(items), len(items))
-    return _to_outcomes(scores, started)
-
-
-async def _call_concurrently(function: RewardFunction, calls: Sequence[Sequence[bytes]]) -> list[Outcome]:
-    results = await asyncio.gather(*(_call_async(function, payloads) for payloads in calls))
-    return [outcome for outcomes in results for outcome in outcomes]
-
-
-async def _call_async(function: RewardFunction, payloads: Sequence[bytes]) -> list[Outcome]:
-    started = time.perf_counter()
-    timeout = function.reward.timeout * len(payloads)
-    CALL_DEADLINE.set(time.monotonic() + timeout)  # of this call alone: each call is a task with its own context
+    log, started = CallLog(len(payloads)), perf_counter()
     try:
-        returned = await asyncio.wait_for(_await_function(function, payloads), timeout)
-        return _to_outcomes(calling.parse_scores(function, returned, len(payloads)), started)
-    except BaseException as error:  # noqa: BLE001 - as in run_call(): the error of one sample must not fail the others
-        seconds = time.perf_counter() - started
-        if isinstance(error, TimeoutError) and seconds >= timeout:  # not one that the function itself raised earlier
-            return [Outcome(OutcomeKind.TIMEOUT, detail=f"no answer within {timeout:g} s", seconds=seconds)] * len(payloads)
-        return [_to_failure(error, started)] * len(payloads)
+        items = [pickle.loads(payload) for payload in payloads]
+        random.seed(_hash_payloads(payloads))  # a reward that draws random numbers draws the same ones for the same sample
+        CALL_DEADLINE.set(monotonic() + function.reward.timeout * len(items))
+        started = perf_counter()
+        returned = function.call(items, log)
+        return [_Finished(len(payloads), perf_counter() - started, log, returned)]
+    except BaseException as error:  # noqa: BLE001 - SystemExit too: whatever a function raises is reported, and the worker goes on
+        return [_Finished(len(payloads), perf_counter() - started, log, error=error)]
 
 
-async def _await_function(function: RewardFunction, payloads: Sequence[bytes]) -> Any:
+async def _call_concurrently(function: RewardFunction, calls: Sequence[Sequence[bytes]]) -> list[_Finished]:
+    return await asyncio.gather(*(_call_async(function, payloads) for payloads in calls))
+
+
+async def _call_async(function: RewardFunction, payloads: Sequence[bytes]) -> _Finished:
+    log, started = CallLog(len(payloads)), perf_counter()
+    timeout = function.reward.timeout * len(payloads)
+    CALL_DEADLINE.set(monotonic() + timeout)  # of this call alone: each call is a task with its own context
+    try:
+        returned = await asyncio.wait_for(_await_function(function, payloads, log), timeout)
+        return _Finished(len(payloads), perf_counter() - started, log, returned)
+    except BaseException as error:  # noqa: BLE001 - as in _call_function(): the error of one sample must not fail the others
+        seconds = perf_counter() - started
+        late = isinstance(error, TimeoutError) and seconds >= timeout  # not one that the function itself raised earlier
+        return _Finished(len(payloads), seconds, log, error=error, late=late)
+
+
+async def _await_function(function: RewardFunction, payloads: Sequence[bytes], log: CallLog) -> Any:
     async def call() -> Any:
-        return await function.call([pickle.loads(payload) for payload in payloads])
+        return await function.call([pickle.loads(payload) for payload in payloads], log)
 
     return await _isolate_random(call(), _hash_payloads(payloads))
 
@@ -176,27 +210,46 @@ def _hash_payloads(payloads: Sequence[bytes]) -> int:
     return crc32(b"".join(payloads))
 
 
-def _to_outcomes(scores: list[Score], started: float) -> list[Outcome]:
-    seconds = time.perf_counter() - started
+def _judge_calls(function: RewardFunction, finished: Sequence[_Finished]) -> list[Outcome]:
+    return [outcome for call in finished for outcome in _judge_call(function, call)]
+
+
+def _judge_call(function: RewardFunction, call: _Finished) -> list[Outcome]:
+    """The outcomes of the samples of a call."""
+    if call.late:
+        detail = f"no answer within {function.reward.timeout * call.samples:g} s"
+        return [Outcome(OutcomeKind.TIMEOUT, detail=detail, seconds=call.seconds)] * call.samples
+    if call.error is not None:
+        return [_to_failure(call.error, call.seconds)] * call.samples
+    try:
+        scores = function.parse(call.returned, call.log, call.samples)
+    except BaseException as error:  # noqa: BLE001 - methods of what the function returned may raise anything
+        return [_to_failure(error, call.seconds)] * call.samples
     return [
-        Outcome(OutcomeKind.NOT_APPLICABLE if value is None else OutcomeKind.SCORE, value, "", seconds, metrics)
+        Outcome(OutcomeKind.NOT_APPLICABLE if value is None else OutcomeKind.SCORE, value, "", call.seconds, metrics)
         for value, metrics in scores
     ]
 
 
-def _to_failure(error: BaseException, started: float) -> Outcome:
-    seconds = time.perf_counter() - started
-    if isinstance(error, (UserError, calling.InvalidScore)):
-        return Outcome(OutcomeKind.ERROR, detail=str(error), seconds=seconds)
+def _to_failure(error: BaseException, seconds: float) -> Outcome:
+    try:
+        text = to_plain_text(_truncate(str.__str__(_describe_error(error))))
+    except BaseException:  # noqa: BLE001 - methods of the error may raise anything
+        text = "an error that cannot be described: its own methods raise"
+    return Outcome(OutcomeKind.ERROR, detail=text, seconds=seconds)
+
+
+def _describe_error(error: BaseException) -> str:
+    if isinstance(error, (UserError, InvalidScore)):
+        return str(error)
     # without frames of this package: the first one left is in the function
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(os.path.dirname(__file__))]
-    text = "".join([*traceback.format_list(frames), *traceback.format_exception_only(type(error), error)])
-    return Outcome(OutcomeKind.ERROR, detail=_truncate(text), seconds=seconds)
+    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(type(error), error)])
 
 
 def _load_function(reward: WorkerReward) -> RewardFunction:
     try:
-        return calling.load_function(reward)
+        return load_function(reward)
     except UserError:
         raise
     except BaseException as error:  # noqa: BLE001 - a file that calls sys.exit while it is imported is a user error too
@@ -204,18 +257,9 @@ def _load_function(reward: WorkerReward) -> RewardFunction:
         raise UserError(f"rewards.{reward.name}: {reward.path} cannot be imported:\n" + "\n".join(lines)) from None
 
 
-def _kill_excess_children() -> None:
-    if not processes.has_children():
-        return
-    left = [pid for pid in list_descendants(_State.pid) if pid not in _State.import_children]
-    if len(left) > MAX_CHILDREN:
-        processes.kill(left)
-        processes.reap(left)
-
-
 def _record_thread_error(args: threading.ExceptHookArgs) -> None:
     text = "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
-    _State.thread_errors += (_truncate(f"raised in a thread: {text}"),)
+    _State.thread_errors += (to_plain_text(_truncate(f"raised in a thread: {text}")),)
 
 
 def _truncate(text: str) -> str:
@@ -239,5 +283,5 @@ def _set_limit(which: int, value: int) -> None:
 def _extend_cpu_limit(seconds: float) -> None:
     """Allow this call `seconds` of CPU time; after that the kernel ends the process (SIGXCPU)."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = int(time.process_time() + seconds) + 1
+    soft = int(process_time() + seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rlkit.rewarding.calling import load_function, needs_answer
+from rlkit.rewarding.forms import CallLog
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.job import WorkerReward
 from rlkit.rewarding.outcome import OutcomeKind
@@ -94,7 +95,7 @@ def test_no_column_changes_a_setting_of_a_shipped_reward(name: str) -> None:
     args = {setting: "mine" for setting in settings if parameters[setting].default is inspect.Parameter.empty}
     reward = replace(load_function(WorkerReward("r", name, args=args)), function=lambda **given: given)
     row = dict.fromkeys({*parameters, "level"} - {"columns"}, "row")
-    assert reward.call([row]) == dict.fromkeys(set(row) - settings, "row") | args
+    assert reward.call([row], CallLog(1)) == dict.fromkeys(set(row) - settings, "row") | args
 
 
 SETTINGS = """
