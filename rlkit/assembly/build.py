@@ -54,6 +54,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         if rewards is None:
             run = build_offline(context, train, test)
         else:
+            rewards.warn, rewards.steps = report.warn, require(recipe.steps)
             run = build_online(context, rewards, train, test, stack)
             rewards.wait_until_ready()
             for line in rewards.describe_ignored_columns(train.rows.list_columns().union(*(prompt.columns for prompt in test))):

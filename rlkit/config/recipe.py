@@ -11,10 +11,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError, model_validator
 
 from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
 from rlkit.algorithms.offline import COMPLETIONS_PER_ROW
+from rlkit.config.network import check_host, find_remote_urls
 from rlkit.config.renamed import refuse_old_names
 from rlkit.config.sections import (
     CheckpointSection,
@@ -100,6 +101,7 @@ class Recipe(Section):
     output_dir: str | None
     resume: Literal["auto", "never"]
     offline: bool
+    offline_hosts: tuple[Annotated[str, AfterValidator(check_host)], ...]
     debug: bool
     dry_run: bool
 
@@ -108,6 +110,11 @@ class Recipe(Section):
         """Checks across keys. Raises ValueError."""
         for reason in self.find_conflicts():
             raise ValueError(reason)
+        if self.offline and (remote := find_remote_urls(self.model_dump(), self.offline_hosts)):
+            raise ValueError(
+                f"offline=true, but {'; '.join(remote[:3])}; offline_hosts=[HOST, ...] lists the hosts that may be asked all the same "
+                "(those of this machine need no entry)"
+            )
         if self.updates_per_step % self.passes_per_step:
             raise ValueError(
                 f"updates_per_step={self.updates_per_step} counts the updates of all passes_per_step={self.passes_per_step} passes "
@@ -226,7 +233,19 @@ class Recipe(Section):
 
 # Keys that may change when a run is resumed: they change nothing that it computes, or only how it uses memory.
 IDENTITY_FREE = frozenset(
-    {"output_dir", "resume", "offline", "debug", "dry_run", "report", "launch", "hardware", "checkpoint.every", "checkpoint.keep"}
+    {
+        "output_dir",
+        "resume",
+        "offline",
+        "offline_hosts",
+        "debug",
+        "dry_run",
+        "report",
+        "launch",
+        "hardware",
+        "checkpoint.every",
+        "checkpoint.keep",
+    }
     | {"eval.every", "engine.gradient_checkpointing", "engine.memory", "engine.vllm"}
 )
 

@@ -21,7 +21,6 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +30,7 @@ from rlkit.errors import RunFailed, UserError
 from rlkit.metrics import Metrics
 from rlkit.rewarding import combining, processes
 from rlkit.rewarding.failures import FailureWindow
-from rlkit.rewarding.forms import TRAINER_NAMES, TrainerState
+from rlkit.rewarding.forms import TRAINER_NAMES
 from rlkit.rewarding.job import FunctionKind, WorkerLimits
 from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, SampleReward, are_quick
 from rlkit.rewarding.replay import write_replay
@@ -76,7 +75,7 @@ class RewardClient:
         self._worker_names = [name for name in rewards if name not in in_process_names]
         self.in_process: dict[str, InProcessReward] = {}
         self.warn: Callable[[str], None] = lambda text: print(f"rlkit: {text}", file=sys.stderr, flush=True)
-        self.progress = TrainerState()  # what functions of TRL's form get as trainer_state
+        self.steps, self.finished_steps = 0, 0  # of the run: what functions of TRL's form get as trainer_state
         self._warned: set[str] = set()  # names of rewards
         self._replay_folder = replay_folder or Path("replay")
         self._kinds: list[FunctionKind] | None = None  # of the rewards in workers; None until the workers are ready
@@ -104,6 +103,10 @@ class RewardClient:
         """Wait until the workers have imported the reward files. Raises UserError where they cannot."""
         while self._kinds is None:
             self._receive(None)
+
+    def asks_for(self, name: str) -> bool:
+        """Whether a reward gets this part of what only the trainer knows (TRAINER_NAMES). True as long as that is not known."""
+        return self._kinds is None or any(name in kind.from_trainer for kind in self._kinds)
 
     def describe_ignored_columns(self, columns: Collection[str]) -> list[str]:
         """One line for each reward that does not get some of these data columns, because its settings have their names. Once ready."""
@@ -231,15 +234,17 @@ class RewardClient:
             while True:  # its last message may hold the reason: _receive raises that, or that the supervisor is gone
                 self._receive(None)
 
-    def _pickle_item(self, index: int, key: Hashable) -> bytes:
+    def _select_item(self, index: int, key: Hashable) -> dict[str, Any]:
         """The item of a sample for one of the rewards in workers, which gets of what only the trainer knows what it asks for."""
         assert self._kinds is not None
         asked = self._kinds[index].from_trainer
         item = {name: value for name, value in self._items[key].items() if name not in TRAINER_NAMES or name in asked}
-        if "trainer_state" in asked:
-            item["trainer_state"] = asdict(self.progress)
+        state = {"trainer_state": {"global_step": self.finished_steps, "max_steps": self.steps}}
+        return item | (state if "trainer_state" in asked else {})
+
+    def _pickle_item(self, index: int, key: Hashable) -> bytes:
         try:
-            return pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
+            return pickle.dumps(self._select_item(index, key), protocol=pickle.HIGHEST_PROTOCOL)
         except Exception as error:  # whatever the __reduce__ of a column raises
             raise UserError(
                 f"sample {key!r}: its columns cannot be sent to a reward worker ({error}); use plain values in the data"
@@ -279,10 +284,13 @@ class RewardClient:
             return
         key, outcome = next((key, outcome) for key, outcome in outcomes.items() if outcome.kind.failed)
         assert self._kinds is not None
-        batch = name in self._worker_names and self._kinds[self._worker_names.index(name)].batch
-        group = _sort_keys([other for other in self._items if self._groups[other] == self._groups[key]])
         reward = self._rewards[name].for_worker(name, self._settings)
-        file = write_replay(self._replay_folder, reward, [self._items[other] for other in (group if batch else [key])], key, outcome)
+        items = [self._items[key]]
+        if name in self._worker_names:
+            index = self._worker_names.index(name)
+            group = _sort_keys([other for other in self._items if self._groups[other] == self._groups[key]])
+            items = [self._select_item(index, other) for other in (group if self._kinds[index].batch else [key])]
+        file = write_replay(self._replay_folder, reward, items, key, outcome)
         raise UserError(window.format_message(reward, key, self._items[key], outcome, file))
 
     def _warn_of_growth(self, name: str, growth: str) -> None:

@@ -2,7 +2,7 @@
 
 What calls may not change is restored: trace and profile functions, signal handlers, timers, the signal mask, the working directory, the
 umask, streams, limits, the decimal context, and the names in the modules that a worker itself relies on. What calls may leave is counted:
-threads, child processes and environment variables are how clients and pools work, as long as their number stops growing.
+threads, child processes, open files and environment variables are how clients and pools work, as long as their number stops growing.
 
 Left out: objects that are changed in place (sys.path, an entry of a list), which lazy imports do for good reasons.
 """
@@ -41,7 +41,7 @@ LIMITS = (resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_STACK, resou
 TRIES = 3  # a trace or signal function of the call may raise in here, once each
 FIRST_CALLS = 32  # of each reward: clients and pools are made in them
 SLACK = 32  # what may be added after the first calls: a pool of threads makes them one by one
-MOST = {"threads": 512, "child processes": 128, "environment variables": 1000}  # that the first calls may add
+MOST = {"threads": 512, "child processes": 128, "open files": 512, "environment variables": 1000}  # that the first calls may add
 
 
 class WorkerState:
@@ -50,7 +50,7 @@ class WorkerState:
     def __init__(self) -> None:
         self._namespaces = {module.__name__: (vars(module), dict(vars(module))) for module in MODULES}
         self._classes = [(kind, dict(vars(kind))) for kind in CLASSES]
-        self._modules = {module.__name__: module for module in MODULES}
+        self._modules = dict(sys.modules)
         self._get_handler = sys.modules["_signal"].getsignal  # that of `signal` makes an enum of each handler, which is slow
         self._handlers = {number: self._get_handler(number) for number in signal.valid_signals()}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -79,7 +79,8 @@ class WorkerState:
     def _restore_names(self) -> None:
         for namespace, before in self._namespaces.values():
             namespace.update(before)  # builtins first: nothing before this line may use one
-        sys.modules.update(self._modules)
+        sys.modules.update({name: self._modules[name] for name in self._modules.keys() - sys.modules.keys()})
+        sys.modules.update({module.__name__: module for module in MODULES})
         for kind, attributes in self._classes:
             current = vars(kind)
             for name, value in attributes.items():
@@ -135,10 +136,17 @@ class GrowthCheck:
 
 
 def count_leftovers() -> dict[str, int]:
-    """The threads, child processes and environment variables of this process."""
+    """The threads, child processes, open files and environment variables of this process."""
     children = _count_children() if processes.has_children() else 0
     threads = os.stat("/proc/self/task").st_nlink - 2  # a folder for each thread, those of C code too
-    return {"threads": threads, "child processes": children, "environment variables": len(os.environ)}
+    return {"threads": threads, "child processes": children, "open files": _count_files(), "environment variables": len(os.environ)}
+
+
+def _count_files() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:  # no file can be opened any more
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _count_children() -> int:

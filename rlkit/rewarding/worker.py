@@ -45,7 +45,8 @@ class _State:
     rewards: Sequence[WorkerReward] = ()
     functions: list[RewardFunction] | None = None
     loop: asyncio.AbstractEventLoop | None = None
-    thread_errors: tuple[str, ...] = ()
+    threads_before: frozenset[threading.Thread] = frozenset()  # the current call
+    thread_errors: tuple[str, ...] = ()  # of threads that the current call started
     calls = 0  # that have ended
     intact: WorkerState | None = None  # None outside a worker: nothing is restored
     growth: GrowthCheck | None = None
@@ -108,8 +109,7 @@ def _run_call(index: int, payloads: Sequence[bytes]) -> tuple[list[_Finished], l
 
     Returns also whether the worker is as it was before.
     """
-    threads_before = set(threading.enumerate())
-    _State.thread_errors = ()
+    _State.threads_before, _State.thread_errors = frozenset(threading.enumerate()), ()
     _extend_cpu_limit(_State.rewards[index].cpu_seconds * len(payloads))
     started, finished = perf_counter(), list[_Finished]()
     try:
@@ -124,16 +124,16 @@ def _run_call(index: int, payloads: Sequence[bytes]) -> tuple[list[_Finished], l
         outcomes, intact = [_to_failure(error, perf_counter() - started)] * len(payloads), False
     if os.getpid() != _State.pid:
         os._exit(0)  # a fork made by the function returned through it; there is one worker only
-    _join_new_threads(threads_before)
+    _join_new_threads()
     if _State.thread_errors:
         outcomes = [Outcome(OutcomeKind.ERROR, detail=_State.thread_errors[0], seconds=o.seconds) for o in outcomes]
     return finished, outcomes, intact
 
 
-def _join_new_threads(before: set[threading.Thread]) -> None:
+def _join_new_threads() -> None:
     """Wait a moment for threads that a call started."""
     deadline = monotonic() + THREAD_SECONDS
-    for thread in set(threading.enumerate()) - before:
+    for thread in set(threading.enumerate()) - _State.threads_before:
         thread.join(max(0.0, deadline - monotonic()))
 
 
@@ -151,16 +151,17 @@ def _call_function(function: RewardFunction, payloads: Sequence[bytes]) -> list[
             _State.loop = asyncio.new_event_loop()  # one for the life of the worker: clients made in the first call belong to it
         calls = [payloads] if function.form.batch else [[payload] for payload in payloads]
         return _State.loop.run_until_complete(_call_concurrently(function, calls))
-    log, started = CallLog(len(payloads)), perf_counter()
+    count, started = len(payloads), perf_counter()
+    log = CallLog(count)
     try:
         items = [pickle.loads(payload) for payload in payloads]
         random.seed(_hash_payloads(payloads))  # a reward that draws random numbers draws the same ones for the same sample
         CALL_DEADLINE.set(monotonic() + function.reward.timeout * len(items))
         started = perf_counter()
         returned = function.call(items, log)
-        return [_Finished(len(payloads), perf_counter() - started, log, returned)]
+        return [_Finished(count, perf_counter() - started, log, returned)]  # no builtin function here: they may be gone
     except BaseException as error:  # noqa: BLE001 - SystemExit too: whatever a function raises is reported, and the worker goes on
-        return [_Finished(len(payloads), perf_counter() - started, log, error=error)]
+        return [_Finished(count, perf_counter() - started, log, error=error)]
 
 
 async def _call_concurrently(function: RewardFunction, calls: Sequence[Sequence[bytes]]) -> list[_Finished]:
@@ -258,6 +259,8 @@ def _load_function(reward: WorkerReward) -> RewardFunction:
 
 
 def _record_thread_error(args: threading.ExceptHookArgs) -> None:
+    if args.thread in _State.threads_before:
+        return  # of an earlier call: the current one has no part in it
     text = "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
     _State.thread_errors += (to_plain_text(_truncate(f"raised in a thread: {text}")),)
 

@@ -49,7 +49,7 @@ class PromptRequest(RewardInput, Protocol):
 
 
 class Decoder(Protocol):
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str: ...
 
 
 @dataclass
@@ -95,13 +95,16 @@ class Sampler:
 
     def _submit(self, sample: Sample, prompt: PromptRequest, group_size: int) -> Sample:
         """The sample with its text, submitted to the rewards by the first rank of a tensor-parallel group."""
-        sample = replace(sample, text=self.decoder.decode(sample.tokens.tolist()))
+        tokens = sample.tokens.tolist()
+        sample = replace(sample, text=self.decoder.decode(tokens))
         if self.ranks.is_tp_leader:
             item = {
                 **build_reward_item(prompt),
                 "completion": sample.text,
-                "completion_length": len(sample.tokens),
+                "completion_length": len(tokens),
                 "stop": str(sample.stop),
+                **({"completion_ids": tokens} if self.rewards.asks_for("completion_ids") else {}),
+                **({"prompt_text": self.decoder.decode(prompt.tokens, special=True)} if self.rewards.asks_for("prompt_text") else {}),
             }
             self.rewards.submit(sample.key, item, group=sample.key.of_prompt, group_size=group_size)
         return sample

@@ -35,6 +35,7 @@ class OnlineTrainer:
 
     def step(self, number: int, count: UpdateCount) -> StepResult:
         """One rollout batch and the updates on it."""
+        self.collector.sampler.rewards.finished_steps = number - 1
         with self.placement.rollout(), self.timer("rollout"):
             rollout = self.collector.take()
         if rollout is None:

@@ -89,7 +89,9 @@ for first in (0, 2):  # the second resumes from step 1
 def test_wandb_offline_writes_to_the_folder_alone(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed: pip install rlkit[wandb]")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {
-        "PYTHONPATH": os.pathsep.join(sys.path)
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "WANDB_MODE": "online",
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
     }
     command = [sys.executable, "-c", WANDB_RUN, str(tmp_path), "judge.api_key=not-to-be-told"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)

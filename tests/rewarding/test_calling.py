@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from rlkit.errors import UserError
 from rlkit.rewarding.calling import load_function, needs_answer
-from rlkit.rewarding.forms import CallLog
 from rlkit.rewarding.client import RewardClient
+from rlkit.rewarding.forms import CallLog
 from rlkit.rewarding.job import WorkerReward
 from rlkit.rewarding.outcome import OutcomeKind
 from rlkit.rewarding.resolve import import_reward, list_shipped_rewards
@@ -53,25 +54,140 @@ async def slow_trl(completions, answer, **kwargs):
     return [float(said == right) for said, right in zip(completions, answer)]
 
 class Callable:
+    def __init__(self, unit=1.0):
+        self.unit = unit
+
     def __call__(self, completion, answer):
-        return completion == answer
+        return self.unit * (completion == answer)
 
 instance = Callable()
+
+class SwiftORM:
+    def __init__(self, args=None, **kwargs):
+        pass
+
+    async def __call__(self, completions, answer, **kwargs):
+        return [float(said == right) for said, right in zip(completions, answer)]
+
+def trl_all(prompts, completions, completion_ids, trainer_state, log_metric, log_extra, answer, **kwargs):
+    assert trainer_state.global_step == 4 and trainer_state.max_steps == 9 and not kwargs.keys() & {"completion", "prompt_text"}
+    assert completion_ids == [[int(said), 9] for said in completions]
+    log_metric("size", len(completions))
+    log_metric("size", 0)
+    log_extra("first", [int(said) for said in completions])
+    log_extra("text", completions)
+    return [float(said == right) for said, right in zip(completions, answer)]
+
+def trl_ids(completion_ids, answer, **kwargs):
+    assert "trainer_state" in kwargs and "log_extra" in kwargs and "completions" in kwargs
+    return [float(str(ids[0]) == right) for ids, right in zip(completion_ids, answer)]
+
+def openrlhf(queries, prompts, labels, **kwargs):
+    import numpy
+    assert prompts == ["<user>p"] * len(queries)
+    rewards = numpy.array([query[len(prompt):] == label for query, prompt, label in zip(queries, prompts, labels)], numpy.float32)
+    return {"rewards": rewards, "scores": rewards, "extra_logs": {"twice": 2 * rewards, "all": len(queries), "text": "x"}}
+
+def openrlhf_list(queries, prompts, labels):
+    return [float(query.endswith(label)) for query, label in zip(queries, labels)]
+
+def verl_batch(data_sources, solution_strs, ground_truths, extra_infos):
+    assert data_sources == ["sums"] * len(extra_infos) and all(info["level"] == 3 for info in extra_infos)
+    return [{"score": float(said == right), "n": 2} for said, right in zip(solution_strs, ground_truths)]
+
+def verl_both(data_sources=None, solution_strs=None, ground_truths=None, data_source=None, solution_str=None, ground_truth=None):
+    assert (solution_strs is None) != (solution_str is None)
+    return float(solution_str == ground_truth)
+
+def older_easyr1(predict: str, ground_truth: str, format_weight: float = 0.0) -> dict:
+    return {"overall": float(predict == ground_truth), "format": 0.0}
+
+def oldest_easyr1(predict_str, ground_truth):
+    return float(predict_str == ground_truth)
+
+def older_easyr1_batch(predicts, ground_truths, format_weight=0.0):
+    return [{"overall": float(said == right)} for said, right in zip(predicts, ground_truths)]
 """
-NAMES = ["ours", "as_dict", "compute_score", "trl", "easyr1", "easyr1_one", "slow", "slow_trl", "instance"]
-ROW = {"prompt": "p", "data_source": "sums", "level": 3, "completion_length": 7}
+NAMES = [
+    *("ours", "as_dict", "compute_score", "trl", "easyr1", "easyr1_one", "slow", "slow_trl", "instance", "Callable", "SwiftORM"),
+    *("trl_all", "trl_ids", "openrlhf", "openrlhf_list", "verl_batch", "verl_both"),
+    *("older_easyr1", "oldest_easyr1", "older_easyr1_batch"),
+]
+ROW = {"prompt": "p", "prompt_text": "<user>p", "data_source": "sums", "level": 3, "completion_length": 7}
 
 
 def test_same_reward_in_every_form_gives_the_same_verdicts(write_rewards: Callable[[str], str]) -> None:
     file = write_rewards(FORMS)
-    items = [ROW | {"completion": str(n % 3), "answer": str(n % 2)} for n in range(24)]
+    items = [ROW | {"completion": str(n % 3), "completion_ids": [n % 3, 9], "answer": str(n % 2)} for n in range(24)]
     expected = [float(n % 3 == n % 2) for n in range(24)]
     rewards = {name: RewardSpec(path=f"{file}:{name}") for name in NAMES}
-    together = score_all(rewards, items, group_size=4)
+    with RewardClient(rewards, make_settings()) as client:
+        client.steps, client.finished_steps = 9, 4
+        for number, item in enumerate(items):
+            client.submit(number, item, number // 4, 4)
+        together = list(client.collect(range(24)).values())
     for name in NAMES:
         assert [result.components[name].value for result in together] == expected, name
     assert [result.reward for result in together] == [len(NAMES) * value for value in expected]
-    assert together[0].metrics == {"as_dict/length": 1.0}
+    assert together[0].metrics == {
+        "as_dict/length": 1.0,
+        "trl_all/size": 2.0,
+        "trl_all/first": 0.0,
+        "openrlhf/twice": 2.0,
+        "openrlhf/all": 4.0,
+        "verl_batch/n": 2.0,
+        "older_easyr1/format": 0.0,
+    }
+
+
+def test_what_only_the_trainer_knows_is_no_column(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("""
+def ours(completion, **columns): return len(columns.keys() & {"completion_ids", "trainer_state", "prompt_text"})
+def asked(completion, completion_ids, trainer_state, **columns): return len(completion_ids) + trainer_state.max_steps
+def easyr1(reward_inputs): return [len(reward_inputs[0].keys() & {"completion_ids", "trainer_state", "prompt_text"})]
+def verl(solution_str, ground_truth, extra_info): return len(extra_info.keys() & {"completion_ids", "trainer_state", "prompt_text"})
+""")
+    rewards = {name: RewardSpec(path=f"{file}:{name}") for name in ("ours", "asked", "easyr1", "verl")}
+    item = {"prompt": "p", "completion": "c", "answer": "a", "completion_ids": [1, 2, 3], "prompt_text": "<p>"}
+    [result] = score_all(rewards, [item], group_size=1)
+    assert [result.components[name].value for name in rewards] == [0.0, 3.0, 0.0, 0.0], result.components
+
+
+def test_args_of_a_class_go_to_its_init_and_the_others_to_its_calls(write_rewards: Callable[[str], str]) -> None:
+    file = write_rewards("""
+class Scorer:
+    def __init__(self, path, scale=1.0): self.value = len(path) * scale
+    def __call__(self, completion, *, bonus=0.0): return self.value + bonus
+""")
+    [result] = score_all({"a": RewardSpec(path=f"{file}:Scorer", args={"path": "abc", "bonus": 10})}, [{"prompt": "p", "completion": ""}])
+    assert result.reward == 13.0, result.components
+
+
+REFUSED = {  # a function, the args of its recipe, and why it is refused
+    "def f(completion, answer, /): return 1.0": (
+        {},
+        "takes completion, answer by position only, and arguments are passed by name; remove",
+    ),
+    "f = len": ({}, "takes obj by position only"),
+    "def f(completion, threshold=1.0): return 1.0": (
+        {"treshold": 2},
+        "does not take 'treshold' of rewards.f.args (it takes:",
+    ),
+    "class f:\n    pass": ({}, "is a class without __call__; add one, or name a function"),
+    "class f:\n    def __init__(self, url): pass\n    def __call__(self, completion): pass": ({}, "needs 'url' of its __init__ in args"),
+    "def f(text): return 1.0": ({}, "one form is needed: completion (one sample), completions (a group, TRL)"),
+    "f = dict.fromkeys": ({}, "takes iterable, value by position only"),
+    "f = min": ({}, "does not show its parameters; wrap it in a function of your own"),
+}
+
+
+@pytest.mark.parametrize("source", REFUSED)
+def test_a_function_that_cannot_be_called_by_name_is_refused_at_load(write_rewards: Callable[[str], str], source: str) -> None:
+    args, reason = REFUSED[source]
+    file = write_rewards(source)
+    with pytest.raises(UserError) as caught:
+        load_function(WorkerReward("f", f"{file}:f", args=args))
+    assert reason in str(caught.value)
 
 
 def test_conversations_arrive_as_messages_and_args_by_name(write_rewards: Callable[[str], str]) -> None:
@@ -165,6 +281,8 @@ def test_missing_column_is_reported_with_the_columns_there_are(write_rewards: Ca
         ("f(completion, answer)", "answer", "completion, prompt"),
         ("f(solution_str, ground_truth)", "ground_truth", "data_source, extra_info, prompt, solution_str"),
         ("f(completions, answer)", "answer", "completions, prompts"),
+        ("f(queries, prompts, labels)", "labels", "prompts, queries"),
+        ("f(solution_strs, ground_truths)", "ground_truths", "data_sources, extra_infos, solution_strs"),
     ],
 )
 def test_a_missing_answer_is_missing_in_every_form(write_rewards: Callable[[str], str], function: str, name: str, has: str) -> None:
@@ -199,11 +317,17 @@ def free(completion, **columns): ...
 def may(completion, answer=None): ...
 def may_verl(solution_str, ground_truth=None): ...
 def columned(completion, ground_truth): ...
+class Asks:
+    def __call__(self, completion, answer): ...
+def labelled(queries, prompts, labels): ...
+def graded(data_sources, solution_strs, ground_truths, extra_infos): ...
+def predicted(predict, ground_truth): ...
 @decorated
 def wrapped(completion, answer): ...
 instance = object()
 """)
-    asked = {name: needs_answer(f"{file}:{name}", {}) for name in ("ours", "slow", "verl", "trl", "easyr1")}
+    names = ("ours", "slow", "verl", "trl", "easyr1", "Asks", "labelled", "graded", "predicted")
+    asked = {name: needs_answer(f"{file}:{name}", {}) for name in names}
     assert set(asked.values()) == {True}, asked
     free = {name: needs_answer(f"{file}:{name}", {}) for name in ("free", "may", "may_verl", "columned", "wrapped", "instance", "nowhere")}
     assert set(free.values()) == {False}, free

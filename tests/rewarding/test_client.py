@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from rlkit.errors import RunFailed, UserError
 from rlkit.metrics import metric_values
+from rlkit.rewarding import client as client_module
 from rlkit.rewarding import outcome
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.job import WorkerReward
@@ -254,6 +257,43 @@ def test_killed_supervisor_is_reported_and_its_workers_end(monkeypatch: pytest.M
         client.submit(1, items(1)[0])
         client.collect([1])
     client.close()
+
+
+@pytest.mark.usefixtures("nobody_left")
+def test_a_stopped_supervisor_is_reported_and_ends_with_all_it_started(
+    monkeypatch: pytest.MonkeyPatch, write_rewards: Callable[[str], str]
+) -> None:
+    monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
+    monkeypatch.setattr(client_module, "POLL_SECONDS", 0.1)
+    file = write_rewards("""
+import os, signal, subprocess
+def f(completion):
+    if completion == "stop":
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+        os.kill(os.getppid(), signal.SIGSTOP)
+    return 1.0
+""")
+    started = time.monotonic()
+    with RewardClient({"f": RewardSpec(path=f"{file}:f")}, make_settings(env=("RLKIT_TEST_MARK",))) as client:
+        client.submit(0, items(1)[0])
+        client.wait([0])
+        os.kill(client._supervisor.pid, signal.SIGSTOP)
+        threading.Timer(0.4, client._supervisor.send_signal, (signal.SIGCONT,)).start()  # stopped for a moment only
+        client.submit(1, items(1)[0])
+        assert client.wait([1])[1].reward == 1.0
+        client.submit(2, {"prompt": "p", "completion": "stop"})
+        with pytest.raises(RunFailed, match=r"the reward supervisor \(process \d+\) has been stopped by a signal \(SIGSTOP\)"):
+            client.wait([2])
+    assert time.monotonic() - started < 60
+
+
+def test_a_supervisor_that_takes_no_work_is_reported_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SEND_SECONDS", 1)
+    with RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings()) as client:
+        client.wait_until_ready()
+        os.kill(client._supervisor.pid, signal.SIGSTOP)
+        with pytest.raises(RunFailed, match="took no work for 1 s"):
+            client.submit(0, {"prompt": "p", "completion": "x" * 2**24, "answer": "1"})
 
 
 def test_close_ends_all_even_where_a_fork_holds_the_connection() -> None:

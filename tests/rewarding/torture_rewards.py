@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import ctypes
+import decimal
+import gc
+import json
 import os
+import pickle
+import random
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
+
+from rlkit.rewarding.scores import parse_scores
+from tests.rewarding.odd_returns import RETURNING
+from tests.rewarding.unclean_calls import UNCLEAN
 
 
 def score(completion: str, **columns: Any) -> Any:
     if completion in FAULTS:
         return FAULTS[completion]()
+    changed = [name for name, value in _get_state().items() if value != STATE[name]]
+    assert not changed, f"an earlier call changed {changed}"
     return float(len(completion))
 
 
@@ -24,6 +37,29 @@ def group(completions: list[str], **columns: Any) -> Any:
     if "a string" in completions:
         return "1" * len(completions)
     return [float(len(completion)) for completion in completions]
+
+
+def _get_state() -> dict[str, Any]:
+    """What a call must find as it was when this file was imported."""
+    umask = os.umask(0o22)
+    os.umask(umask)
+    return {
+        "hooks": (sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile()),
+        "handlers": [signal.getsignal(which) for which in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)],
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "timers": [signal.getitimer(which)[0] for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)],
+        "folder": os.getcwd(),
+        "umask": umask,
+        "streams": [(stream is not None and not stream.closed and stream.writable()) for stream in (sys.stdout, sys.stderr)],
+        "output": [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in (1, 2)],
+        "limits": (sys.getrecursionlimit(), resource.getrlimit(resource.RLIMIT_NOFILE), gc.isenabled(), sys.get_int_max_str_digits()),
+        "names": [len, float, isinstance, print, pickle.loads, pickle.dumps, json.dumps, time.monotonic, os.getpid, random.seed],
+        "patched": [parse_scores, ForkingPickler.dumps, json.JSONEncoder.default, sys.modules.get("json") is json, threading.excepthook],
+        "works": (pickle.loads(pickle.dumps(7)), json.loads(json.dumps({"a": [1]})), str(decimal.Decimal(1) / 3)),
+    }
+
+
+STATE = _get_state()
 
 
 def _hang() -> None:
@@ -144,4 +180,6 @@ FAULTS = {
     "none": lambda: None,
     "raise": _divide_by_zero,
     "interrupt": lambda: (_ for _ in ()).throw(KeyboardInterrupt),
+    **UNCLEAN,
+    **RETURNING,
 }
