@@ -201,7 +201,19 @@ def trl(prompts, completions): return [len(p) + len(c[0]["content"]) + (c[0]["ro
 
 
 # What a shipped reward takes from the row; all its other parameters are settings.
-FROM_THE_ROW = {"prompt", "completion", "completion_length", "answer", "tests", "entry_point", "schema", "nums", "numbers", "target"}
+FROM_THE_ROW = {
+    "prompt",
+    "completion",
+    "completion_length",
+    "answer",
+    "tests",
+    "entry_point",
+    "tolerance",
+    "schema",
+    "nums",
+    "numbers",
+    "target",
+}
 
 
 @pytest.mark.parametrize("name", list_shipped_rewards())
