@@ -6,8 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
+from rlkit.errors import UserError
 from rlkit.metrics import Metrics, Quantile, mean_of
 from rlkit.rewarding.outcome import RAW_REWARD, Outcome, OutcomeKind, SampleReward
+from rlkit.rewarding.scores import LARGEST_SCORE
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 
 Rewards = Mapping[str, RewardSpec]  # by name
@@ -37,13 +39,25 @@ def combine_rewards(
 
 
 def combine_sample(rewards: Rewards, settings: RewardSettings, values: Mapping[str, float | None], components: Components) -> float | None:
-    """The reward of one sample from its values by name. None where a reward that counts failed, or where none applies."""
+    """The reward of one sample from its values by name. None where a reward that counts failed, or where none applies.
+
+    Raises UserError where it is too large to compute with.
+    """
     if any(components[name].kind.failed for name, spec in rewards.items() if spec.counts):
         return None
     scored = [(spec, value) for name, spec in rewards.items() if (value := values[name]) is not None and spec.counts]
     # A gate looks at the original score: after normalisation half of a group is below 0.
     closed = any((components[name].value or 0.0) <= 0 for name, spec in rewards.items() if spec.gate and values[name] is not None)
-    return _COMBINE[settings.combine](scored, closed) if scored else None
+    if not scored:
+        return None
+    try:
+        reward = _COMBINE[settings.combine](scored, closed)
+    except OverflowError:  # of fsum
+        reward = math.inf
+    if not abs(reward) <= LARGEST_SCORE:
+        parts = ", ".join(f"{spec.weight:g} x {value:g}" for spec, value in scored)
+        raise UserError(f"rewarding.combine={settings.combine} of {parts} is larger than {LARGEST_SCORE:g}; make the weights smaller")
+    return reward
 
 
 def _combine_sum(scored: Scored, closed: bool) -> float:

@@ -50,7 +50,7 @@ class RewardSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    weight: Annotated[float, Field(strict=True)] = 1.0
+    weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] = 1.0
     args: dict[str, Any] = Field(default_factory=dict)
     timeout: PositiveFloat | None = None
     gate: bool = False

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from pydantic import ValidationError
 
+from rlkit.errors import UserError
 from rlkit.rewarding.combining import combine_rewards, combine_sample, standardise_scores
 from rlkit.rewarding.failures import FailureWindow
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
@@ -21,6 +25,20 @@ SPECS = {"right": RewardSpec(path="accuracy", weight=1.0), "form": RewardSpec(pa
 
 def outcome(value: float | None) -> Outcome:
     return Outcome(OutcomeKind.NOT_APPLICABLE if value is None else OutcomeKind.SCORE, value)
+
+
+@pytest.mark.parametrize(("how", "weight"), [("sum", 1e300), ("product", 2.0), ("gate", -1e300)])
+def test_a_reward_too_large_to_compute_with_stops_the_run_in_words(how: str, weight: float) -> None:
+    specs = {"a": RewardSpec(path="accuracy", weight=weight), "b": RewardSpec(path="accuracy", gate=True)}
+    values = {"a": 1e60, "b": 1e60}
+    with pytest.raises(UserError, match=rf"rewarding.combine={how} of .* is larger than 1e\+100; make the weights smaller"):
+        combine_sample(specs, make_settings(combine=how), values, {name: outcome(value) for name, value in values.items()})
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_weight_is_finite(weight: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        RewardSpec(path="accuracy", weight=weight)
 
 
 @pytest.mark.parametrize(
