@@ -9,6 +9,7 @@ Exit codes: 0 done; 2 a mistake in the recipe, the data or a reward; 75 stopped 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,10 +19,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from rlkit.config.compose import compose_config, expand_sweep, list_options, quote, to_yaml
+from rlkit.config.compose import compose_config, compose_recipe, expand_sweep, list_options, quote
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
 from rlkit.runtime.library_settings import configure_libraries
+from rlkit.runtime.redaction import redact_arguments, redact_message
 from rlkit.runtime.signals import SIGNALS, exit_on_signal
+
+MESSAGE_LINES = 10
+LINE_CHARACTERS = 1000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +45,10 @@ def handle_errors(action: Callable[[], int], arguments: list[str]) -> int:
         return report_error(error, EXIT_USER, debug)
     except RunFailed as error:
         return report_error(error, EXIT_FAILED, debug)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return report_error(UserError(f"a path of the recipe is longer than a file system takes: {error.filename}"), EXIT_USER, debug)
     except Stopped as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_STOPPED
@@ -49,8 +58,17 @@ def report_error(error: Exception, code: int, debug: bool) -> int:
     """Prints the error's message and returns `code`; with debug=true raises the error, for its traceback."""
     if debug:
         raise error
-    print(f"rlkit: {error}", file=sys.stderr, flush=True)
+    message = redact_message(str(error))
+    print(f"rlkit: {truncate_message(message) if code == EXIT_USER else message}", file=sys.stderr, flush=True)
     return code
+
+
+def truncate_message(message: str) -> str:
+    """A message with at most MESSAGE_LINES lines: a value that somebody wrote, shown in it, can have any length."""
+    lines = [line if len(line) <= LINE_CHARACTERS else f"{line[:LINE_CHARACTERS]} ..." for line in message.splitlines()]
+    if len(lines) > MESSAGE_LINES:
+        lines[MESSAGE_LINES - 1 :] = [f"... ({len(lines) - MESSAGE_LINES + 1} more lines; debug=true shows all)"]
+    return "\n".join(lines)
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -60,24 +78,24 @@ def dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     if "--multirun" in flags:
         return sweep(overrides, folder)
-    config = compose_config(overrides, folder)
+    composed = compose_recipe(overrides, folder)
     if "--cfg" in flags:
-        print(to_yaml(config), end="")
+        print(composed.text, end="")
         return EXIT_DONE
     from rlkit.config.recipe import read_recipe
 
-    recipe = read_recipe(config)
+    recipe = read_recipe(composed.config)
     from rlkit.assembly import plan
 
     if recipe.dry_run:
         for label, value in plan.describe_plan(recipe):
-            print(f"{label + ':':<14} {value}")
+            print(f"{label + ':':<14} {redact_message(value)}")
         return EXIT_DONE
     configure_libraries(offline=recipe.offline)
     from rlkit.assembly import build
     from rlkit.trainers import loop
 
-    with build.build_run(recipe, to_yaml(config)) as run:
+    with build.build_run(recipe, composed.text) as run:
         loop.train(run)
     return EXIT_DONE
 
@@ -115,15 +133,17 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
     from rlkit.config.recipe import read_recipe
 
     started = time.strftime("%Y-%m-%d_%H-%M-%S")
-    jobs = []
+    jobs: list[list[str]] = []
     for words, varied in expand_sweep(overrides):
         config = compose_config(words, folder)
         read_recipe(config)  # a mistake in one job is found before the first starts
         base = config["output_dir"] or f"runs/{config['recipe']}/{started}"
-        jobs.append([*words, f"output_dir={quote(Path(base) / varied.replace('/', '_'))}"])
+        name = redact_message(varied)
+        name = (name if name == varied else f"{len(jobs)},{name}").replace("/", "_")
+        jobs.append([*words, f"output_dir={quote(Path(base) / name)}"])
     codes = []
     for number, words in enumerate(jobs, start=1):
-        print(f"job {number}/{len(jobs)}: {' '.join(words)}", flush=True)
+        print(f"job {number}/{len(jobs)}: {' '.join(redact_arguments(words))}", flush=True)
         extra = ["--config-dir", str(folder)] if folder else []
         codes.append(run_and_forward_signals([sys.executable, "-m", "rlkit.run", *extra, *words]))
         if codes[-1] == EXIT_STOPPED:
@@ -161,7 +181,7 @@ def run_process(arguments: list[str] | None = None) -> None:
     try:
         code = main(arguments)
     except BaseException:  # noqa: BLE001  after any error the process ends here, not in the exit handlers of a library
-        traceback.print_exc()
+        print(redact_message(traceback.format_exc()), end="", file=sys.stderr)
         code = EXIT_FAILED
     exit_process(code)
 

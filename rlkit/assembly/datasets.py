@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from rlkit.config.sections import SourceSection
 from rlkit.data.columns import Columns, PromptReader, RowReader
 from rlkit.data.completions import DemonstrationReader, PairReader, RatedReader
 from rlkit.data.cursor import Cursor
+from rlkit.data.messages import read_tools
 from rlkit.data.offline_rows import DemonstrationSet, PairSet, RatedSet
 from rlkit.data.renderer import Renderer
 from rlkit.data.sources import open_rows
@@ -32,19 +33,23 @@ SETS: dict[Kind, Callable[..., RowSet[Any]]] = {
     "rated": RatedSet,
     "demonstrations": DemonstrationSet,
 }
+PROBED_ROWS = 100  # made into tokens before anything is written, so that what a chat template refuses is found at the start
 OF_SOURCE = ("chat", "system", "template", "answer_pattern")  # keys of `data` that a source may set for itself
 
 
 def build_datasets(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -> tuple[Stream[Any], list[Any], str | None]:
-    """The training stream, the held-out rows, and a note on rows that were left out, if any."""
+    """The training stream, the held-out rows, and a note on rows that were left out and on what is odd about the others, if any."""
     readers = build_readers(recipe, kind, "train", recipe.data.train)
     train = build_row_set(recipe, renderer, kind, readers)
-    stream, note = Stream(train, build_cursor(recipe, readers)), describe_repetition(recipe, train)
-    if not recipe.data.test:
-        return stream, [], note
-    held_out = build_row_set(recipe, renderer, kind, build_readers(recipe, kind, "test", recipe.data.test))
-    test, counts = held_out.read_all(recipe.eval.problems)
-    return stream, test, "\n".join(filter(None, (note, held_out.describe_skips(counts)))) or None
+    train.count_sample(PROBED_ROWS)
+    stream = Stream(train, build_cursor(recipe, readers))
+    notes = [describe_repetition(recipe, train), describe_labels(readers), describe_unread_tools(readers, renderer)]
+    test: list[Any] = []
+    if recipe.data.test:
+        held_out = build_row_set(recipe, renderer, kind, build_readers(recipe, kind, "test", recipe.data.test))
+        test, counts = held_out.read_all(recipe.eval.problems)
+        notes.append(held_out.describe_skips(counts))
+    return stream, test, "\n".join(filter(None, notes)) or None
 
 
 def describe_repetition(recipe: Recipe, train: RowSet[Any]) -> str | None:
@@ -57,6 +62,23 @@ def describe_repetition(recipe: Recipe, train: RowSet[Any]) -> str | None:
         return None
     epochs, passes = recipe.data.epochs, recipe.data.epochs * counts.looked_at / kept
     return f"data.epochs={epochs:g} counts all rows; those not left out come up about {passes:.2g} times. {train.describe_skips(counts)}"
+
+
+def describe_labels(readers: Sequence[RowReader[Any]]) -> str | None:
+    """A note where all rated completions have the same label, since nothing is learned from one side alone."""
+    labels = {label for reader in readers if isinstance(reader, RatedReader) for label in reader.find_labels()}
+    if len(labels) != 1:
+        return None
+    names = ", ".join(reader.rows.name for reader in readers)
+    return f"{names}: every row has the label {str(labels.pop()).lower()}; the algorithm compares rows of both labels"
+
+
+def describe_unread_tools(readers: Sequence[RowReader[Any]], renderer: Renderer) -> str | None:
+    """A note where rows have tool schemas that the model never sees."""
+    named = [reader.rows.name for reader in readers if read_tools(reader.first)]
+    if not named or renderer.reads_tools:
+        return None
+    return f"{', '.join(named)}: rows have schemas in the column tools, and the chat template of the model does not read them"
 
 
 def count_steps(recipe: Recipe, rows: int) -> Recipe:

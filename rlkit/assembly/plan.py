@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.config.recipe import Recipe
-from rlkit.config.sections import SourceSection
+from rlkit.config.sections import ShapeSection, SourceSection
 from rlkit.errors import UserError
 from rlkit.profiling import memory_estimate as sizes
 from rlkit.rewarding.code_packages import find_packages
 from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
 from rlkit.runtime.hardware import count_gpus, gpu_memory
 
+NO_TEST = "none (data.test is not set: evaluation is off)"
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -34,7 +35,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", describe_model(recipe)),
-        ("data", f"{describe_sources(recipe.data.train)}; held out: {describe_sources(test) if test else 'none'}"),
+        ("data", f"{describe_sources(recipe.data.train)}; held out: {describe_sources(test) if test else NO_TEST}"),
         *([("rewards", ", ".join(f"{name} ({text})" for name, text in rewards))] if rewards else []),
         *describe_sandbox(recipe),
         ("algorithm", recipe.algorithm.name),
@@ -199,22 +200,25 @@ def find_shape(recipe: Recipe) -> sizes.ModelShape | None:
         sides = (builtin.HIDDEN, builtin.INTERMEDIATE, builtin.LAYERS, heads, heads, builtin.HEAD, builtin.VOCABULARY)
         return sizes.ModelShape(*sides, tied=True, qk_norm=True)
     if recipe.model.shape is not None:
-        return sizes.ModelShape(**recipe.model.shape)  # type: ignore[arg-type]
+        return sizes.ModelShape(**recipe.model.shape.model_dump())
     file = Path(recipe.model.path) / "config.json"
     if not file.is_file():
         return None
-    config = json.loads(file.read_text())
-    return read_shape(config) if config.keys() >= SHAPE_KEYS else None  # of another family: known once it is loaded
+    try:
+        config = json.loads(file.read_text())
+        return read_shape(config) if config.keys() >= SHAPE_KEYS else None  # of another family: known once it is loaded
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:  # of a file that is damaged
+        raise UserError(f"{file} is not the configuration of a model: {error}; download the model again, or set model.path") from error
 
 
 SHAPE_KEYS = {"num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"}
 
 
 def read_shape(config: dict[str, Any]) -> sizes.ModelShape:
-    """The shape in a Hugging Face configuration."""
+    """The shape in a Hugging Face configuration. Raises ValueError where a number is none."""
     heads = config["num_attention_heads"]
     kind = str(config.get("model_type"))
-    return sizes.ModelShape(
+    shape = ShapeSection(
         hidden=config["hidden_size"],
         intermediate=config["intermediate_size"],
         layers=config["num_hidden_layers"],
@@ -226,6 +230,7 @@ def read_shape(config: dict[str, Any]) -> sizes.ModelShape:
         qkv_bias=kind.startswith("qwen2") or bool(config.get("attention_bias", False)),
         qk_norm=kind.startswith("qwen3"),
     )
+    return sizes.ModelShape(**shape.model_dump())
 
 
 def find_gpu_memory(recipe: Recipe) -> float | None:

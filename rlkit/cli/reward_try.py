@@ -16,6 +16,7 @@ from rlkit.errors import EXIT_DONE, UserError
 from rlkit.rewarding.trial import run_trial
 from rlkit.rollout.sampler import build_reward_item
 from rlkit.runtime.library_settings import configure_libraries
+from rlkit.runtime.redaction import redact_message
 
 OWN_KEYS = ("n", "samples")  # all other key=value are overrides of the recipe
 DEFAULT_ROWS = "20"
@@ -40,7 +41,7 @@ def print_trial(arguments: list[str]) -> int:
     if not recipe.rewards or recipe.rewarding is None:
         raise UserError("this recipe has no rewards to try; choose one with an algorithm that samples: recipe=grpo_math")
     items = read_sample_items(recipe, Path(own["samples"]), int(count)) if "samples" in own else build_row_items(recipe, int(count))
-    print(run_trial(recipe.rewards, recipe.rewarding, items))
+    print(redact_message(run_trial(recipe.rewards, recipe.rewarding, items)))
     return EXIT_DONE
 
 

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlkit.config.renamed import refuse_old_key, refuse_old_names
 from rlkit.errors import UserError
 from rlkit.runtime.paths import find_bundled_folder
+from rlkit.runtime.redaction import redact_config
 
 ASSIGNMENT = re.compile(r"^(?P<key>[A-Za-z_][\w.]*)=(?P<value>.*)$", re.DOTALL)
+MAX_NODES = 10_000
+MAX_DEPTH = 50
 DELETION = re.compile(r"^~(?P<key>[^=]+)")
 
 
@@ -25,17 +30,30 @@ def list_groups() -> dict[str, Path]:
 
 def list_options(group: str, folder: Path | None) -> list[str]:
     """The names that can be chosen for a group. A file whose name begins with _ is included by others and cannot be chosen."""
-    places = [find_bundled_folder("recipes") / group, *([folder / group] if folder else [])]
-    return sorted({p.stem for place in places if place.is_dir() for p in place.glob("[!_]*.yaml")})
+    return sorted({p.stem for place in list_places(group, folder) if place.is_dir() for p in place.glob("[!_]*.yaml")})
+
+
+def list_places(group: str, folder: Path | None) -> list[Path]:
+    """The folders of a group's files; a name that is in both is taken from the first."""
+    return [find_bundled_folder("recipes") / group, *([folder / group] if folder else [])]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """`config`: with every interpolation resolved. `text`: the same as YAML, without credentials."""
+
+    config: dict[str, Any]
+    text: str
 
 
 def compose_config(overrides: list[str], folder: Path | None) -> dict[str, Any]:
     """The resolved configuration. Raises UserError for a recipe or group that is not there, or for what Hydra cannot read."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    return compose_recipe(overrides, folder).config
+
+
+def compose_recipe(overrides: list[str], folder: Path | None) -> Composed:
+    """The resolved configuration and its text. Raises UserError as compose_config."""
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -43,25 +61,109 @@ def compose_config(overrides: list[str], folder: Path | None) -> dict[str, Any]:
     if not any(override.startswith("recipe=") for override in written):
         raise UserError(f"choose a recipe: recipe=NAME, one of {', '.join(list_options('recipe', folder))}")
     if folder:
+        refuse_bombs(folder)
         written.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(find_bundled_folder("recipes")), version_base="1.3"):
-            composed = hydra_compose("config", written, return_hydra_config=True)
-        chosen = composed.hydra.runtime.choices.recipe
-        OmegaConf.set_struct(composed, False)
-        del composed["hydra"]
-        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        composed = _compose(written, folder)
     except (HydraException, OmegaConfBaseException) as error:
         for match in filter(None, map(DELETION.match, written)):
             refuse_old_key(match["key"])
         raise UserError(summarise_error(error)) from error
     except YAMLError as error:
-        raise UserError(f"a recipe is not valid YAML: {error}") from error
+        raise UserError(f"a recipe is not valid YAML: {truncate_lines(str(error))}") from error
+    except UserError:
+        raise
+    except Exception as error:  # Hydra, ANTLR and OmegaConf fail in kinds of their own on what they did not expect
+        why = "it is nested too deep" if isinstance(error, RecursionError) else f"{type(error).__name__}: {truncate_lines(str(error))}"
+        raise UserError(f"the recipe or one of the words after it cannot be read: {why}") from error
+    refuse_old_names(composed.config)
+    return composed
+
+
+def _compose(overrides: list[str], folder: Path | None) -> Composed:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(find_bundled_folder("recipes")), version_base="1.3"):
+        composed = hydra_compose("config", overrides, return_hydra_config=True)
+    chosen = composed.hydra.runtime.choices.recipe
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    if leaves_test_behind(overrides, chosen, folder):
+        OmegaConf.update(composed, "data.test", None)
+    config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     named = {"recipe": chosen, **{str(key): value for key, value in config.items()}}
-    refuse_old_names(named)
-    return named
+    return Composed(named, to_yaml(redact_config(named, OmegaConf.to_container(composed))))
+
+
+def leaves_test_behind(overrides: list[str], recipe: str, folder: Path | None) -> bool:
+    """Whether data.train is set in a place that wins over the one that sets data.test: those rows would be held out of another task.
+
+    Places, the first wins: the command line, the recipe, the recipes that it is based on, the group `data`, which sets both.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    keys: set[str] = set()
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key, value = override.key_or_group, override.value()
+        keys |= {f"data.{name}" for name in value} if key == "data" and isinstance(value, dict) else {".".join(key.split(".")[:2])}
+    for place in (keys, *list_recipe_keys(recipe, folder)):
+        if not place.isdisjoint(("data.train", "data.test")):
+            return "data.test" not in place
+    return False
+
+
+def list_recipe_keys(recipe: str, folder: Path | None) -> Iterator[set[str]]:
+    """`data.KEY` for each key of the section `data` in a recipe's file, then in those of the recipes that it is based on."""
+    import yaml
+
+    file = next((place / f"{recipe}.yaml" for place in list_places("recipe", folder) if (place / f"{recipe}.yaml").is_file()), None)
+    content = yaml.safe_load(file.read_text()) if file else None
+    if not isinstance(content, dict):
+        return
+    yield {f"data.{key}" for key in content["data"]} if isinstance(content.get("data"), dict) else set()
+    for base in reversed(content.get("defaults") or []):  # the last one wins
+        if isinstance(base, str) and base != "_self_":
+            yield from list_recipe_keys(base, folder)
+
+
+def refuse_bombs(folder: Path) -> None:
+    """Raises UserError for a recipe in a user's folder that becomes too large or too deep once its aliases are written out."""
+    from yaml import YAMLError
+
+    for file in (file for group in list_groups() if (folder / group).is_dir() for file in (folder / group).rglob("*.yaml")):
+        try:
+            size, depth = measure_yaml(file)
+        except (YAMLError, ValueError, OSError, RecursionError):  # no YAML: an error once it is chosen
+            continue
+        if size > MAX_NODES or depth > MAX_DEPTH:
+            raise UserError(f"{file} holds {size:,} values, nested {depth} deep; a recipe has at most {MAX_NODES:,}, {MAX_DEPTH} deep")
+
+
+def measure_yaml(file: Path) -> tuple[int, int]:
+    """How many values a YAML file has, with those of its aliases as often as they are named, and how deep they are nested."""
+    import yaml
+
+    sizes: dict[str, tuple[int, int]] = {}  # of each anchor
+    open_nodes: list[list[Any]] = [[None, 0, 0]]  # anchor, values, depth
+    for event in yaml.parse(file.read_text(), Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append([event.anchor, 1, 0])
+            continue
+        size, depth = (1, 0) if isinstance(event, yaml.ScalarEvent) else (0, 0)
+        if isinstance(event, yaml.AliasEvent):
+            size, depth = sizes.get(event.anchor, (1, 0))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size, depth = open_nodes.pop()
+            sizes[anchor] = size, depth
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[event.anchor] = 1, 0
+        open_nodes[-1][1:] = open_nodes[-1][1] + size, max(open_nodes[-1][2], depth + 1)
+    return open_nodes[0][1], open_nodes[0][2]
 
 
 def summarise_error(error: Exception) -> str:
@@ -70,7 +172,11 @@ def summarise_error(error: Exception) -> str:
     if "Missing mandatory value" in text:
         key = getattr(error, "full_key", None) or text.partition("Missing mandatory value: ")[2].split()[0]
         return f"{key} is not set; it has no default: {key}=..."
-    return "\n".join(text.splitlines()[:6])
+    return truncate_lines(text)
+
+
+def truncate_lines(text: str) -> str:
+    return "\n".join(line[:300] for line in text.splitlines()[:6])
 
 
 def check_override(override: str, folder: Path | None) -> str:
@@ -99,7 +205,7 @@ def quote_value(value: str) -> str:
         return value
     try:
         OverridesParser.create().parse_override(f"key={value}")
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # ValueError: more digits than Python reads
         return quote(value)
     return value
 
@@ -122,7 +228,7 @@ def expand_sweep(overrides: list[str]) -> list[tuple[list[str], str]]:
 
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:
         raise UserError(summarise_error(error)) from error
     choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
     combinations = []

@@ -31,7 +31,9 @@ from rlkit.config.sections import (
     ReportSection,
     SamplingSection,
     Section,
+    Seed,
 )
+from rlkit.data.rows import show
 from rlkit.errors import UserError
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.runtime.plugins import import_file
@@ -40,13 +42,15 @@ from rlkit.runtime.plugins import import_file
 def parse_algorithm(value: Any) -> Any:
     """The section `algorithm` as the class of its `name`, or as the class in the user's file of its `path`."""
     if not isinstance(value, Mapping):
-        return value
+        raise ValueError(
+            f"algorithm={show(value)} is not valid: choose one by its name, algorithm=grpo, and set its keys: algorithm.clip_low=0.2"
+        )
     name = value.get("name")
     if name == "custom":
         keys = dict(value)
         return load_custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
     known: dict[str, type[BaseModel]] = {**ALGORITHMS, **OFFLINE}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"there is no algorithm {name!r}{suggest(str(name), [*known, 'custom'])}")
     return known[name].model_validate(dict(value))
 
@@ -75,7 +79,7 @@ class Recipe(Section):
     """All settings of a run."""
 
     recipe: str
-    seed: CountOrZero
+    seed: Seed
     steps: CountOrZero | None
     prompts_per_step: Count
     samples_per_prompt: Count | None  # None for an offline algorithm, as the next ones
@@ -253,11 +257,26 @@ IDENTITY_FREE = frozenset(
 def read_recipe(config: Mapping[str, Any]) -> Recipe:
     """The typed recipe of a resolved configuration. Raises UserError naming each key, its value and what is valid."""
     refuse_old_names(config)
+    refuse_odd_text(config)
     try:
         return Recipe.model_validate(dict(config))
     except ValidationError as error:
-        lines = [describe_error(entry, config) for entry in error.errors()[:6]]
+        found = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")  # a typo explains what is missing
+        lines = [describe_error(entry, config) for entry in found[:6]]
         raise UserError("\n".join(lines)) from error
+
+
+def refuse_odd_text(value: Any, key: str = "") -> None:
+    """Raises UserError for a key or a value that no file name, no file and no environment can hold."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            refuse_odd_text(str(name), f"a key of {key or 'the recipe'}")
+            refuse_odd_text(part, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            refuse_odd_text(part, f"{key}[{number}]")
+    elif isinstance(value, str) and ("\0" in value or (not value.isascii() and value.encode(errors="ignore").decode() != value)):
+        raise UserError(f"{key} holds a sign that is no text (NUL, or a byte that is not UTF-8): {show(value)}; write it without")
 
 
 def describe_error(error: Any, config: Mapping[str, Any]) -> str:
@@ -272,7 +291,7 @@ def describe_error(error: Any, config: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{key} is not set; it has no default"
     message = error["msg"].removeprefix("Input ")
-    return f"{key}={error['input']!r} is not valid: it {message}"
+    return f"{key}={show(error['input'])} is not valid: it {message}"
 
 
 def list_keys(sections: list[Any]) -> list[str]:

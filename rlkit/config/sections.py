@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+LARGEST_COUNT = 2**31 - 1  # what every library takes
+LARGEST_SEED = 2**63 - 1
+Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
+CountOrZero = Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 NonNegative = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
@@ -32,12 +35,27 @@ class LoraSection(Section):
     dora: bool
 
 
+class ShapeSection(Section):
+    """The numbers of an architecture; rlkit/profiling/memory_estimate.py explains them."""
+
+    hidden: Count
+    intermediate: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocab: Count
+    tied: bool
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+
 class ModelSection(Section):
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
     load_in_4bit: bool
     lora: LoraSection
-    shape: dict[str, int | bool] | None
+    shape: ShapeSection | None
     chat_template_kwargs: dict[str, Any]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.data.availability import is_hub_reachable
+from rlkit.data.json_rows import HEAD_BYTES, refuse_utf16
 from rlkit.data.rows import Row, Rows, truncate
 from rlkit.errors import UserError
 
@@ -54,6 +55,8 @@ def load_files(name: str, files: Sequence[Path]) -> Rows:
     # Every CSV value stays the text it is: "007" no number, "NA" no hole; only an empty cell is none.
     text = {column: datasets.Value("string") for column in columns[0]} if columns else {}
     extra = {"features": datasets.Features(text), "keep_default_na": False, "na_values": [""]} if columns else {}
+    if reader == "parquet":
+        extra["batch_size"] = SCAN_ROWS  # else it is taken from the first group of rows, and one without a row is an error
     try:
         table = datasets.load_dataset(
             reader,
@@ -124,6 +127,8 @@ def _read_csv_header(name: str, path: Path) -> list[str]:
     """The header. Raises UserError for a row with more or fewer fields, which pandas would shift under other columns without a word."""
     csv.field_size_limit(sys.maxsize)
     header: list[str] = []
+    with path.open("rb") as binary:
+        refuse_utf16(name, binary.read(HEAD_BYTES))
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader, line = csv.reader(file), 1
         for row in reader:

@@ -6,21 +6,19 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from rlkit.data.rows import BadRow, Row, Rows, truncate
+from rlkit.data.messages import Message, normalise_messages, read_tools, strip_replies
+from rlkit.data.rows import BadRow, Row, RowFault, Rows, check_text, check_values, show, truncate
 from rlkit.errors import UserError
-
-Message = dict[str, Any]  # role, content, and whatever else the chat template reads
 
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "problem")  # tried in this order, as are the next ones
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "reward_model.ground_truth")
-PLAIN_COLUMN = "prompt"  # text in it is what the model sees; text of any other column is a user's message
+PLAIN_COLUMN = "prompt"  # text in it is what the model sees; text of any other column is a user's message. Messages in it are no replies
 CHECKED_ROWS = 100_000  # checked at start (about a second); a fault in a later row is raised when the row is read
-ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # sharegpt's words, which has them as {from, value}
 MISSING = object()
 T = TypeVar("T")
 
@@ -49,6 +47,7 @@ class PromptRow:
     prompt: str | tuple[Message, ...]  # raw text, or a chat
     answer: Any  # as it is in the row: text, a number, a list of right ones, an object; None: there is none
     columns: Row  # the row as it is in the file
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), kw_only=True)  # schemas, for the chat template
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -65,10 +64,7 @@ class RowReader(ABC, Generic[T]):
         self._template = _compile_template(columns.template)
         if columns.system is not None and columns.chat is False:
             raise UserError("data.system needs a chat, and data.chat=false asks for raw text; set one of the two")
-        first = next((row for row in rows.scan() if not isinstance(row, BadRow)), None)
-        if first is None:
-            raise UserError(f"{rows.name} has no row that can be read\n{_find_first_fault(rows)}")
-        self.first = first
+        self.first = _find_first_row(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,11 +79,7 @@ class RowReader(ABC, Generic[T]):
 
     def read(self, index: int) -> T:
         """The item of row `index`. Raises BadRow, with file and row, where the row cannot be used."""
-        row = self.rows[index]
-        try:
-            return self._build_row(index, row)
-        except RowFault as fault:
-            raise BadRow(f"{self.rows.describe_row(index)} {fault}") from None
+        return self._read_row(index, self.rows[index])
 
     def check(self, limit: int = CHECKED_ROWS, *, stop: bool = True) -> list[BadRow]:
         """Looks at the first `limit` rows; returns the faults, or with `stop` raises the first."""
@@ -118,11 +110,18 @@ class RowReader(ABC, Generic[T]):
                 ) from None
         return numbers
 
+    def _read_row(self, index: int, row: Row) -> T:
+        try:
+            check_values(row)
+            return self._build_row(index, row)
+        except RowFault as fault:
+            raise BadRow(f"{self.rows.describe_row(index)} {fault}") from None
+
     def _find_fault(self, index: int, row: Row) -> BadRow | None:
         try:
-            self._build_row(index, row)
-        except RowFault as fault:
-            return BadRow(f"{self.rows.describe_row(index)} {fault}")
+            self._read_row(index, row)
+        except BadRow as fault:
+            return fault
         return None
 
     def _find_column(self, names: Sequence[str], what: str) -> str:
@@ -142,8 +141,13 @@ class RowReader(ABC, Generic[T]):
         if isinstance(value, Mapping):
             value = [value]
         if isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
-            return _normalise_messages(value, row.get("system"))
-        raise RowFault(f'has in column "{column}" neither text nor a list of messages: {truncate(repr(value))}')
+            return normalise_messages(value, row.get("system"))
+        raise RowFault(f'has in column "{column}" neither text nor a list of messages: {show(value)}')
+
+    def _read_chat(self, row: Row, column: str) -> str | list[Message]:
+        """A prompt: text, or messages without the replies of a whole conversation. In the column `prompt` they are a prompt as they are."""
+        raw = self._read_content(row, column, "prompt")
+        return raw if isinstance(raw, str) or column == PLAIN_COLUMN else strip_replies(raw)
 
     def _format_prompt(self, row: Row, raw: str | Sequence[Message], *, chat: bool) -> str | tuple[Message, ...]:
         """A prompt with the recipe's template and system message; `chat`: text is a user's message."""
@@ -154,6 +158,8 @@ class RowReader(ABC, Generic[T]):
                 raise RowFault("has no message of a user for data.template to write")
             text = self._render_template(row, user["content"])
             messages = [{**m, "content": text} if m is user else m for m in messages]
+        if not messages[-1]["content"].strip() and messages[-1]["role"] != "tool":
+            raise RowFault(f"has a blank prompt: {show(messages[-1]['content'])}; fill it in, or set data.on_bad_row=skip")
         if isinstance(raw, str) and not chat:
             return str(messages[0]["content"])
         if self._settings.system is not None:
@@ -165,15 +171,15 @@ class RowReader(ABC, Generic[T]):
         return (column != PLAIN_COLUMN if chat is None else chat) or self._settings.system is not None
 
     def _render_template(self, row: Row, user_text: Any) -> str:
-        import jinja2
-
         try:
-            return str(self._template.render({**row, "prompt": user_text}))
-        except jinja2.TemplateError as error:
+            text = str(self._template.render({**row, "prompt": user_text}))
+        except Exception as error:  # noqa: BLE001 - a template can divide by zero, add text to a number, or raise what it likes
             raise RowFault(
-                f"does not fit data.template: {error} ({_describe_columns(row)}); "
+                f"does not fit data.template: {truncate(str(error) or type(error).__name__)} ({_describe_columns(row)}); "
                 "set data.template=null for none, or a template over these columns and `prompt`, the user's text"
             ) from None
+        check_text("data.template", text)
+        return text
 
 
 class PromptReader(RowReader[PromptRow]):
@@ -196,9 +202,8 @@ class PromptReader(RowReader[PromptRow]):
         return [self._prompt, "system", *([self._answer] if self._answer else [])]
 
     def _build_row(self, index: int, row: Row) -> PromptRow:
-        raw = self._read_content(row, self._prompt, "prompt")
-        prompt = raw if isinstance(raw, str) else strip_replies(raw)
-        return PromptRow(index, self._format_prompt(row, prompt, chat=self._text_is_chat(self._prompt)), self._read_answer(row), row)
+        prompt = self._format_prompt(row, self._read_chat(row, self._prompt), chat=self._text_is_chat(self._prompt))
+        return PromptRow(index, prompt, self._read_answer(row), row, tools=read_tools(row))
 
     def _read_answer(self, row: Row) -> Any:
         if self._answer is None:
@@ -211,7 +216,7 @@ class PromptReader(RowReader[PromptRow]):
             return value
         pattern = self._settings.answer_pattern
         if not isinstance(value, (str, int, float)):
-            raise RowFault(f'has no text in column "{self._answer}" for data.answer_pattern "{pattern}" to search: {truncate(repr(value))}')
+            raise RowFault(f'has no text in column "{self._answer}" for data.answer_pattern "{pattern}" to search: {show(value)}')
         found = self._pattern.findall(str(value))
         if not found:
             where = f'in column "{self._answer}", which data.answer_pattern=null takes whole'
@@ -236,10 +241,6 @@ def has_column(row: Mapping[str, Any], column: str) -> bool:
     return get_column(row, column) is not MISSING
 
 
-class RowFault(Exception):
-    """What is wrong with a row; the caller adds file and row number."""
-
-
 def require_column(row: Row, column: str, what: str) -> Any:
     """The value of a column. Raises RowFault where there is none; `what` is the recipe's word for the column."""
     value = get_column(row, column)
@@ -250,28 +251,6 @@ def require_column(row: Row, column: str, what: str) -> Any:
             f'has nothing in column "{column}" ({_describe_columns(row)}); fill it in, set data.columns.{what}, or data.on_bad_row=skip'
         )
     return value
-
-
-def strip_replies(messages: Sequence[Message]) -> list[Message]:
-    """The chat without the assistant's messages at its end: what the policy answers."""
-    chat = list(messages)
-    while chat and chat[-1]["role"] == "assistant":
-        chat.pop()
-    if not chat:
-        raise RowFault(f"has only the assistant's messages: {truncate(repr(list(messages)))}")
-    return chat
-
-
-def _normalise_messages(value: Sequence[Mapping[str, Any]], system: Any) -> list[Message]:
-    """Messages with role and content; sharegpt's {from, value} too, which have their system message in a column of its own."""
-    messages = [{key: part for key, part in message.items() if part is not None} for message in value]
-    if all("from" in m and "value" in m for m in messages):
-        messages = [{"role": ROLES.get(str(m["from"]), str(m["from"])), "content": m["value"]} for m in messages]
-        if isinstance(system, str) and system and messages[0]["role"] == "user":
-            messages.insert(0, {"role": "system", "content": system})
-    if not all(isinstance(m.get("role"), str) and ("content" in m or "tool_calls" in m) for m in messages):
-        raise RowFault(f"has messages without role and content: {truncate(repr(list(value)))}")
-    return messages
 
 
 def _compile_pattern(pattern: str | None) -> re.Pattern[str] | None:
@@ -298,9 +277,21 @@ def _compile_template(text: str | None) -> Any:
         raise UserError(f"data.template line {error.lineno} is not a Jinja template: {error.message}") from None
 
 
-def _find_first_fault(rows: Rows) -> str:
-    return str(next(row for row in rows.scan() if isinstance(row, BadRow)))
+def _find_first_row(rows: Rows) -> Row:
+    """The first row that can be read. Raises UserError where there is none."""
+    first_fault = ""
+    for index, row in enumerate(rows.scan()):
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            check_values(row)
+            return row
+        except RowFault as fault:
+            first_fault = first_fault or f"{rows.describe_row(index)} {fault}"
+        except BadRow as bad:
+            first_fault = first_fault or str(bad)
+    raise UserError(f"{rows.name} has no row that can be read\n{first_fault}")
 
 
 def _describe_columns(row: Mapping[str, Any]) -> str:
-    return f"columns: {', '.join(map(str, row)) or 'none'}"
+    return f"columns: {truncate(', '.join(map(str, row)), 300) or 'none'}"

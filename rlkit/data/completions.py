@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from rlkit.data.columns import PROMPT_COLUMNS, Columns, Message, RowFault, RowReader, get_column, has_column, require_column, strip_replies
-from rlkit.data.rows import Row, Rows, truncate
+from rlkit.data.columns import PROMPT_COLUMNS, Columns, RowReader, get_column, has_column, require_column
+from rlkit.data.messages import ROLES, Message, read_tools
+from rlkit.data.rows import BadRow, Row, RowFault, Rows, show, truncate
 
 CONVERSATIONS = ("messages", "conversations")
 REJECTED_COLUMNS = ("rejected", "rejected_response")
@@ -35,6 +38,7 @@ class CompletionRow:
     prompt: str | tuple[Message, ...]
     completions: tuple[Message, ...]
     desirable: bool = True
+    tools: tuple[Mapping[str, Any], ...] = ()  # schemas, for the chat template
 
 
 class _CompletionReader(RowReader[CompletionRow]):
@@ -57,7 +61,7 @@ class _CompletionReader(RowReader[CompletionRow]):
         completions = tuple(_get_reply(self._completions[what], side) for what, side in sides.items())
         raw = self._read_prompt(row, sides)
         chat = self._text_is_chat(self._prompt) or not all(isinstance(side, str) for side in sides.values())
-        return CompletionRow(index, self._format_prompt(row, raw, chat=chat), completions, self._read_label(row))
+        return CompletionRow(index, self._format_prompt(row, raw, chat=chat), completions, self._read_label(row), read_tools(row))
 
     def _read_label(self, row: Row) -> bool:
         return True
@@ -73,13 +77,12 @@ class _CompletionReader(RowReader[CompletionRow]):
                 column = next(iter(self._completions.values()))
                 raise RowFault(f'has no prompt: column "{column}" holds only the reply; set data.columns.prompt')
             return shared
-        raw = self._read_content(row, self._prompt, "prompt")
-        prompt = raw if isinstance(raw, str) else strip_replies(raw)
+        prompt = self._read_chat(row, self._prompt)
         if shared is None:
             return prompt
         if prompt not in (shared, shared[-1].get("content")):
             raise RowFault(
-                f'has another prompt in column "{self._prompt}" than its {next(iter(brought))} answers: {truncate(repr(prompt))}; '
+                f'has another prompt in column "{self._prompt}" than its {next(iter(brought))} answers: {show(prompt)}; '
                 "leave the replies alone in their columns, or take the prompt's column away"
             )
         return shared
@@ -98,7 +101,7 @@ class _CompletionReader(RowReader[CompletionRow]):
         for name in CONVERSATIONS:
             value = get_column(self.first, name)
             last = value[-1] if isinstance(value, list) and len(value) > 1 else None
-            if isinstance(last, dict) and (last.get("role") == "assistant" or last.get("from") == "gpt"):
+            if isinstance(last, dict) and ROLES.get(str(last.get("role", last.get("from"))).lower()) == "assistant":
                 found.append(name)
         return found
 
@@ -124,6 +127,16 @@ class PairReader(_CompletionReader):
 class RatedReader(_CompletionReader):
     """One completion, and whether it is desirable."""
 
+    def find_labels(self) -> set[bool]:
+        """The labels of all rows that have one; stops as soon as both are found."""
+        found: set[bool] = set()
+        for row in self.rows.scan([self._label, self._label.split(".")[0]]):
+            with suppress(RowFault):
+                found |= set() if isinstance(row, BadRow) else {self._read_label(row)}
+            if len(found) == 2:
+                break
+        return found
+
     def __init__(self, rows: Rows, columns: Columns) -> None:
         super().__init__(rows, columns)
         self._label = columns.label or self._find_column(("label",), "label")
@@ -136,9 +149,9 @@ class RatedReader(_CompletionReader):
 
     def _read_label(self, row: Row) -> bool:
         value = require_column(row, self._label, "label")
-        label = LABELS.get(str(value).strip().lower())
+        label = LABELS.get(str(value).strip().lower()) if isinstance(value, (str, int, float)) else None
         if label is None:
-            raise RowFault(f'has in column "{self._label}" neither true nor false: {truncate(repr(value))}; {FIX}')
+            raise RowFault(f'has in column "{self._label}" neither true nor false: {show(value)}; {FIX}')
         return label
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,8 @@ from rlkit.errors import UserError
 
 CHUNK_BYTES = 1 << 24  # what is in memory at once while lines are counted
 BOM = b"\xef\xbb\xbf"
+STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+HEAD_BYTES = 8  # of a file, by which an encoding is recognised
 NEWLINE = 10
 SHORT_LINE = 8  # bytes; lines up to here are looked at one by one: a blank one is no row
 
@@ -30,6 +33,8 @@ class JsonRows(Rows):
         self.name = name
         self._path = path
         with path.open("rb") as file:
+            refuse_utf16(name, file.read(HEAD_BYTES))
+            file.seek(0)
             self._stamp = _read_stamp(file)
             self._is_list = _read_first_character(file) == b"["
             spans = _find_list_spans(name, file) if self._is_list else _find_line_spans(file)
@@ -66,7 +71,7 @@ class JsonRows(Rows):
         place = f"{self.name} row {index + 1}" if self._is_list else f"{self.name} line {int(self._lines[index])}"
         try:
             row = json.loads(data)
-        except ValueError as error:  # JSONDecodeError, and UnicodeDecodeError where it is not UTF-8
+        except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError where it is not UTF-8, too many digits
             why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             raise BadRow(f"{place} is not valid JSON ({why}): {_preview(data)}\nfix the line, or set data.on_bad_row=skip") from None
         if not isinstance(row, dict):
@@ -105,7 +110,8 @@ def _find_list_spans(name: str, file: BinaryIO) -> Spans:
     """Spans of a list's elements. Latin-1 keeps one character a byte, and JSON's own signs are ASCII, so positions are offsets."""
     file.seek(0)
     text = file.read().decode("latin-1")
-    skip, scan = json.decoder.WHITESPACE.match, json.JSONDecoder().raw_decode  # type: ignore[attr-defined]
+    scan = json.JSONDecoder(parse_int=str).raw_decode  # a number of 5,000 digits is a fault of its row, found when that is read
+    skip = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
     starts: list[int] = []
     ends: list[int] = []
     position = text.index("[") + 1
@@ -116,7 +122,10 @@ def _find_list_spans(name: str, file: BinaryIO) -> Spans:
                     raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
                 position = skip(text, position + 1).end()
             starts.append(position)
-            position = scan(text, position)[1]
+            try:
+                position = scan(text, position)[1]
+            except RecursionError:  # a bad row, once it is read
+                position = _find_closing_bracket(text, position)
             ends.append(position)
     except json.JSONDecodeError as error:
         raise UserError(f"{name} line {error.lineno} is not valid JSON ({error.msg}, column {error.colno}): row {len(starts)}") from None
@@ -129,6 +138,22 @@ def _find_list_spans(name: str, file: BinaryIO) -> Spans:
             f"{name} line {line} goes on after the closing ] of its list: {more}\nkeep one list in a file, or write one object a line"
         )
     return np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64), np.arange(1, len(starts) + 1)
+
+
+def _find_closing_bracket(text: str, position: int) -> int:
+    """The position after an object or list of any depth. Raises IndexError where it does not end."""
+    depth = 0
+    for sign in STRING_OR_BRACKET.finditer(text, position):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(sign[0], 0)
+        if depth == 0:
+            return sign.end()
+    raise IndexError(position)
+
+
+def refuse_utf16(name: str, head: bytes) -> None:
+    """Raises UserError where a file of text begins as UTF-16 or UTF-32 does: with a mark, or with NUL bytes among its first signs."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        raise UserError(f"{name} is not UTF-8 but UTF-16, UTF-32 or binary: it begins with {head!r}; save it as UTF-8")
 
 
 def _read_first_character(file: BinaryIO) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from rlkit.data.completions import CompletionRow, DemonstrationReader, PairReader, RatedReader
@@ -78,10 +79,11 @@ class CompletionSet(RowSet[T]):
     def _build_item(self, row: int, draw: int, prompt: Tokens, completions: Sequence[Tokens], desirable: bool, cut: bool) -> T: ...
 
     def _build_row(self, read: CompletionRow, row: int, draw: int) -> T | SkipReason:
-        kept = self._encode_prompt(read.prompt)
+        kept = self._encode_prompt(read)
         if kept is None:
             return SkipReason.TOO_LONG
-        completions = [tuple(self._renderer.encode_completion(read.prompt, reply)) for reply in read.completions]
+        encode = partial(self._renderer.encode_completion, read.prompt, tools=read.tools, limit=self.max_completion_tokens)
+        completions = [tuple(encode(reply)) for reply in read.completions]
         if max(map(len, completions)) > self.max_completion_tokens:
             return SkipReason.TOO_LONG
         return self._build_item(row, draw, kept[0], completions, read.desirable, kept[1])

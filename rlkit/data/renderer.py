@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rlkit.data.availability import is_hub_reachable, suggest_paths
+from rlkit.data.rows import show, truncate
 from rlkit.errors import UserError
+
+TextOrChat = str | Sequence[Mapping[str, Any]]  # raw text, or a chat
+Tools = Sequence[Mapping[str, Any]]
+
+
+class PromptRefused(UserError):
+    """A prompt that the chat template or the tokenizer cannot write."""
+
+
+class TextTooLong(Exception):
+    """Text with more bytes than the tokens that it may have."""
 
 
 class Renderer:
@@ -25,19 +38,29 @@ class Renderer:
         self._end = [int(end)] if end is not None else sorted(self.eos_ids)[:1]
         pad = self._tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else min(self.eos_ids, default=0)
+        self.reads_tools = _reads_variable(str(self._tokenizer.chat_template or ""), "tools")
 
-    def encode_prompt(self, prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_prompt(self, prompt: TextOrChat, tools: Tools = (), limit: int | None = None, cut: bool = False) -> list[int]:
         """Token ids of a chat (through the chat template, opened for the assistant's turn) or of raw text (BOS where the model has one).
 
-        Raises UserError for a chat where the model has no chat template, or one that refuses this chat.
+        A chat that ends with a message of the assistant's is opened within that message. tools: schemas for the chat template. limit:
+        raises TextTooLong for text that must have more tokens, before it is tokenized; with `cut` only its end is tokenized. Raises
+        PromptRefused where the chat template refuses this chat, UserError where there is none.
         """
-        if isinstance(prompt, str):
-            ids = self._tokenize(prompt)
-            return ids if ids[:1] == self._bos else self._bos + ids
-        return self._tokenize(self._apply_chat_template(prompt, opened=True))  # the template has written BOS already, where there is one
+        text = prompt if isinstance(prompt, str) else self._apply_chat_template(prompt, tools, opened=True)
+        if limit is not None and self._is_longer(text, limit):
+            if not cut:
+                raise TextTooLong
+            text = text[-2 * limit * self._longest_token :]  # twice as much as fits: tokens at its beginning may be others
+        ids = self._tokenize(text)
+        if not ids:
+            raise PromptRefused(f"is a prompt without a token: {text[:100]!r}")
+        return self._bos + ids if isinstance(prompt, str) and ids[:1] != self._bos else ids  # a template has written BOS already
 
-    def encode_completion(self, prompt: str | Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -> list[int]:
+    def encode_completion(self, prompt: TextOrChat, reply: Mapping[str, Any], tools: Tools = (), limit: int | None = None) -> list[int]:
         """Token ids that follow encode_prompt(prompt) where the assistant's message `reply` is written, up to and with the end of the turn.
+
+        limit: raises TextTooLong for a reply that must have more tokens, before it is tokenized.
 
         The prompt's tokens stay what they are when a completion is sampled: where a tokenizer joins the last sign of the prompt and the
         first of the reply, the reply is tokenized alone. Raises UserError where the template writes another prompt before a reply.
@@ -45,7 +68,8 @@ class Renderer:
         if isinstance(prompt, str):
             before, whole = prompt, prompt + str(reply["content"])
         else:
-            before, whole = self._apply_chat_template(prompt, opened=True), self._apply_chat_template([*prompt, reply], opened=False)
+            before = self._apply_chat_template(prompt, tools, opened=True)
+            whole = self._apply_chat_template(_append_reply(prompt, reply), tools, opened=False)
         if not whole.startswith(before):
             at = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
             raise UserError(
@@ -54,6 +78,8 @@ class Renderer:
                 f"replied: ...{whole[max(at - 40, 0) : at + 60]!r}\n"
                 "set model.chat_template_kwargs so that both agree (enable_thinking=false for many), or put another chat template there"
             )
+        if limit is not None and self._is_longer(whole[len(before) :], limit):
+            raise TextTooLong
         head, joint = self._tokenize(before), self._tokenize(whole)
         ids = joint[len(head) :] if joint[: len(head)] == head else self._tokenize(whole[len(before) :])
         last = next((i for i in reversed(range(len(ids))) if ids[i] in self.eos_ids), None)
@@ -69,24 +95,34 @@ class Renderer:
         """Writes tokenizer and chat template as a Hugging Face folder has them."""
         self._tokenizer.save_pretrained(str(folder))
 
+    @cached_property
+    def _longest_token(self) -> int:
+        """The bytes of the longest token."""
+        return max((len(token.encode()) for token in self._tokenizer.get_vocab()), default=1)
+
+    def _is_longer(self, text: str, tokens: int) -> bool:
+        """Whether text has more bytes than so many tokens can have: a tokenizer may need minutes for what is far too long."""
+        return len(text) > tokens * self._longest_token
+
     def _tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
-    def _apply_chat_template(self, chat: Sequence[Mapping[str, Any]], *, opened: bool) -> str:
-        """The chat template's text; opened: ready for the assistant's turn."""
+    def _apply_chat_template(self, chat: Sequence[Mapping[str, Any]], tools: Tools, *, opened: bool) -> str:
+        """The chat template's text; opened: ready for the assistant's turn, or within it where the last message is the assistant's."""
         if not self._tokenizer.chat_template:
             raise UserError(
                 f"model.path {self._path} has no chat template, and the prompts are messages\n"
                 "put a chat_template.jinja into its folder, take an instruct model, or set data.chat=false where rows hold text"
             )
-        import jinja2
-
         messages = [dict(m) for m in chat]
+        within = opened and bool(messages) and messages[-1].get("role") == "assistant"
+        turn = {"add_generation_prompt": opened and not within, **({"continue_final_message": True} if within else {})}
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **self._kwargs))
-        except jinja2.TemplateError as error:
-            raise UserError(
-                f"the chat template of model.path {self._path} refuses a prompt: {error}\nprompt: {str(messages)[:300]}"
+            return str(self._tokenizer.apply_chat_template(messages, tools=list(tools) or None, tokenize=False, **turn, **self._kwargs))
+        except Exception as error:  # templates add what cannot be added, and raise what their authors like
+            why = truncate(str(error) or type(error).__name__)
+            raise PromptRefused(
+                f"the chat template of model.path {self._path} refuses a prompt: {why}\nprompt: {show(messages, 300)}"
             ) from error
 
     def _find_eos_ids(self, offline: bool) -> frozenset[int]:
@@ -100,6 +136,23 @@ class Renderer:
         except OSError:  # a model need not have one
             more = None
         return frozenset(ids.union([more] if isinstance(more, int) else more or []))
+
+
+def _reads_variable(template: str, name: str) -> bool:
+    """Whether a chat template uses a variable: text alone in it, as "no tools", is no use."""
+    import jinja2.meta
+
+    try:
+        return name in jinja2.meta.find_undeclared_variables(jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
+    except jinja2.TemplateError:  # a tag of transformers' own
+        return name in template
+
+
+def _append_reply(chat: Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The chat with a reply, which goes on in the last message where that is the assistant's."""
+    if not chat or chat[-1].get("role") != "assistant":
+        return [*chat, reply]
+    return [*chat[:-1], {**chat[-1], **reply, "content": f"{chat[-1]['content']}{reply['content']}"}]
 
 
 def _load_tokenizer(path: str, offline: bool) -> Any:

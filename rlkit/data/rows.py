@@ -11,10 +11,15 @@ from typing import Any, overload
 from rlkit.errors import UserError
 
 Row = dict[str, Any]
+MAX_DEPTH = 100  # objects and lists inside one another; Python cannot print, pickle or compare what lies much deeper
 
 
 class BadRow(UserError):
     """One row that cannot be used, named by file and row; `data.on_bad_row` decides whether it stops the run."""
+
+
+class RowFault(Exception):
+    """What is wrong with a row; the caller adds file and row number."""
 
 
 class Rows(Sequence[Row]):
@@ -58,6 +63,42 @@ def truncate(text: str, width: int = 160, *, end: bool = False) -> str:
     if len(text) <= width:
         return text
     return "... " + text[-width:] if end else text[:width] + " ..."
+
+
+def show(value: object, width: int = 160) -> str:
+    """A value for an error, cut to `width` characters."""
+    try:
+        return truncate(repr(value), width)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deep to show"
+
+
+def check_values(row: Row) -> None:
+    """Raises RowFault for text that no encoding can write, and for objects or lists nested too deep."""
+    for column, value in row.items():
+        level, depth = [column, value], 0
+        while level:
+            if depth > MAX_DEPTH:
+                raise RowFault(f'has in column "{column}" objects or lists nested more than {MAX_DEPTH} deep')
+            texts = [part for part in level if isinstance(part, str) and not part.isascii()]
+            for text in texts:
+                check_text(column, text)
+            lists = [part for part in level if isinstance(part, list)]
+            objects = [part for part in level if isinstance(part, dict)]
+            level = [part for parts in lists for part in parts]
+            level += [part for parts in objects for pair in parts.items() for part in pair]
+            depth += 1
+
+
+def check_text(column: str, text: str) -> None:
+    """Raises RowFault for a half of a surrogate pair, which is no character: it is in no encoding, so no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        sign = f"U+{ord(text[error.start]):04X}"
+        raise RowFault(
+            f"has in column {column!r} half a surrogate pair ({sign} at character {error.start + 1}), which is no text"
+        ) from None
 
 
 class ListRows(Rows):

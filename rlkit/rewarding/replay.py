@@ -13,6 +13,7 @@ from rlkit.errors import UserError
 from rlkit.rewarding.job import WorkerReward
 from rlkit.rewarding.outcome import Outcome
 from rlkit.rewarding.typed_json import TypedJsonEncoder, decode
+from rlkit.runtime.redaction import hide_known, restore_environment
 
 FORMAT = "rlkit reward replay, version 1"
 
@@ -43,7 +44,7 @@ def write_replay(folder: Path, reward: WorkerReward, items: Sequence[Mapping[str
     }
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{reward.name}.json"
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    file.write_text(hide_known(json.dumps(content, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8", errors="backslashreplace")
     return file
 
 
@@ -56,13 +57,15 @@ def read_replay(file: Path) -> Replay:
         if content.get("format") != FORMAT:
             raise ValueError(f"its format is {content.get('format')!r}, not {FORMAT!r}")
         return Replay(
-            reward=WorkerReward(**decode(content["reward"])),
+            reward=WorkerReward(**restore_environment(decode(content["reward"]))),
             items=decode(content["items"]),
             working_directory=Path(content["working_directory"]),
             sample=str(content["sample"]),
             outcome=str(content["outcome"]["kind"]),
             inexact=[str(line) for line in content["inexact"]],
         )
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{file} is not a file that a run wrote for a failed reward: {reason}") from error

@@ -13,15 +13,22 @@ from rlkit.assembly.datasets import build_datasets, build_readers, count_steps
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config
 from rlkit.config.recipe import Recipe
+from rlkit.data.renderer import Renderer
 from rlkit.errors import UserError
 from rlkit.rollout.sampler import build_reward_item
 from tests.conftest import ROOT
+from tests.data.conftest import make_model
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 class Letters:
     """A renderer of one token a letter."""
 
-    def encode_prompt(self, prompt: Any) -> Sequence[int]:
+    def encode_prompt(self, prompt: Any, tools: Any, **limits: Any) -> Sequence[int]:
         return list(prompt[0]["content"].encode())
 
 
@@ -93,3 +100,33 @@ def test_shipped_recipes_still_ask_for_answers() -> None:
         if told.rewards:
             [reader] = build_readers(told, "prompts", "train", told.data.train)
             assert reader._answer_required  # type: ignore[attr-defined]
+
+
+def test_a_chat_template_that_refuses_a_row_is_found_before_the_run_begins(tmp_path: Path, model_folder: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "a"}]}, {"messages": [{"role": "tool", "content": "b"}]})
+    words = [f"data.train={file}", *LENGTH]
+    with pytest.raises(UserError, match=r"data\.train .*a\.jsonl row 2: the chat template .* refuses a prompt: no tools here"):
+        build_datasets(recipe(*words), Renderer(model_folder))
+    stream, _, _ = build_datasets(recipe(*words, "data.on_bad_row=skip"), Renderer(model_folder))
+    assert [prompt.row for prompt in stream.take(3)] == [0, 0, 0] and stream.counts.bad_row >= 2
+
+
+def test_rows_of_which_none_can_be_used_are_found_before_the_run_begins(tmp_path: Path, model_folder: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", *({"question": "x" * 99} for _ in range(3)))
+    with pytest.raises(UserError, match=r"no row can be used\. .* of 3 rows looked at, 3 left out: longer than 48 tokens"):
+        build_datasets(recipe(f"data.train={file}", *LENGTH), Renderer(model_folder))
+
+
+@pytest.mark.parametrize(("labels", "said"), [((True, True), True), ((False, False), True), ((True, False), False)])
+def test_rows_whose_labels_are_all_equal_are_reported(labels: tuple[bool, bool], said: bool, tmp_path: Path, model_folder: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", *({"question": "a", "completion": "2", "label": label} for label in labels))
+    told = recipes.read_recipe(compose_config(["recipe=kto_math", f"data.train={file}"], None))
+    note = build_datasets(told, Renderer(model_folder), "rated")[2]
+    text = f"data.train {file}: every row has the label {str(labels[0]).lower()}; the algorithm compares rows of both labels"
+    assert note == (text if said else None)
+
+
+def test_tools_that_the_chat_template_does_not_read_are_reported(tmp_path: Path, model_folder: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", {"question": "a", "tools": [{"type": "function"}]})
+    note = build_datasets(recipe(f"data.train={file}", *LENGTH), Renderer(model_folder))[2]
+    assert note == f"data.train {file}: rows have schemas in the column tools, and the chat template of the model does not read them"

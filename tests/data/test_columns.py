@@ -22,9 +22,8 @@ def read(row: dict[str, Any], **settings: Any) -> PromptRow:
     return reader([row], **settings).read(0)
 
 
-@pytest.mark.parametrize("column", ["messages", "prompt"])
-def test_messages_are_the_chat_up_to_the_answer(column: str) -> None:
-    row = {column: [SYSTEM, {**USER, "tool_calls": None}, {"role": "assistant", "content": "2"}], "answer": "2"}
+def test_messages_are_the_chat_up_to_the_answer() -> None:
+    row = {"messages": [SYSTEM, {**USER, "tool_calls": None}, {"role": "assistant", "content": "2"}], "answer": "2"}
     assert read(row).prompt == (SYSTEM, USER)
     assert read(row).columns == row  # a reward sees the row as it is
 
