@@ -13,7 +13,7 @@ from rlkit.grading.extraction import find_answer
 from rlkit.grading.references import list_references
 
 
-def accuracy(completion: str, answer: Any, prompt: str | Sequence[Mapping[str, Any]] = "", **columns: Any) -> float:
+def accuracy(completion: str, answer: Any, prompt: str | Sequence[Mapping[str, Any]] | None = None, **columns: Any) -> float:
     r"""1.0 where the final answer of the completion equals `answer` (or one of them, if it is a list), else 0.0.
 
     Raises ValueError where the reference is blank or of a kind that cannot be graded: an error in the data, not in the completion.
@@ -22,7 +22,7 @@ def accuracy(completion: str, answer: Any, prompt: str | Sequence[Mapping[str, A
     given = find_answer(completion)
     if given is None:
         return 0.0
-    question = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content")) for message in prompt)
+    question = prompt if isinstance(prompt, str) else "\n".join(str(message.get("content")) for message in prompt or ())
     return float(any(is_right(reference, text, question) for reference in references for text in given.texts))
 
 

@@ -16,6 +16,7 @@ from rlkit.grading.decoration import strip_decoration
 from rlkit.grading.evaluation import evaluate_exactly
 from rlkit.grading.expressions import Expression, parse_expression, walk
 from rlkit.grading.extraction import find_answer
+from rlkit.grading.sentences import NEGATION
 from rlkit.grading.tokens import NotUnderstood
 
 ALLOWED = frozenset({"number", "add", "mul", "div", "neg"})
@@ -35,7 +36,7 @@ def countdown(
 
 def _reaches(text: str, available: list[int], goal: Fraction) -> bool:
     """Whether one side of the text is the expression, and the others have its value."""
-    if len(text) > 2000:
+    if len(text) > 2000 or NEGATION.search(text):
         return False
     try:
         sides = [parse_expression(side) for side in re.sub(r"^[a-zA-Z\s:]+(?=[-\d(\\])", "", strip_decoration(text)).split("=")]

@@ -6,7 +6,8 @@ import string
 from typing import Any
 
 from rlkit.grading.choices import read_choice
-from rlkit.grading.extraction import cut_reasons, find_answer
+from rlkit.grading.extraction import find_answer
+from rlkit.grading.sentences import cut_reasons
 
 
 def multiple_choice(completion: str, answer: Any, **columns: Any) -> float:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 
 from rlkit.grading.answer_kinds import Collection, Interval, Labelled, ParsedAnswer, Quantity, Restricted
-from rlkit.grading.brackets import RELATION, closes_at_end, list_relations, split_outside_brackets
-from rlkit.grading.decoration import normalise_text, strip_decoration
+from rlkit.grading.brackets import RELATION, closes_at_end, count_levels, list_relations, split_outside_brackets
+from rlkit.grading.decoration import TEXT, normalise_text, strip_decoration
 from rlkit.grading.quantities import MODULUS, read_quantity
 
+MAX_LEVELS = 20  # of brackets in brackets
 SPACE_OF_THOUSANDS = r"(?:\{,\}|,?\\[,!; ]| |_)"
 GROUPED_DIGITS = re.compile(rf"(?<![\w.,])\d{{1,3}}(?:(?:,|{SPACE_OF_THOUSANDS})\d{{3}})+(?!\d|,\d|\s*/)")
 GROUPED_IN_A_LIST = re.compile(rf"(?<![\w.])\d{{1,3}}(?:{SPACE_OF_THOUSANDS}\d{{3}})+(?!\d)")
@@ -27,10 +28,11 @@ OTHER_RELATION = re.compile(
 LESS, GREATER = ("<", "<=", "=<", r"\le", r"\leq", r"\leqslant", r"\lt"), (">", ">=", r"\ge", r"\geq", r"\geqslant", r"\gt")
 STRICT = frozenset({"<", ">", r"\lt", r"\gt"})
 ENVIRONMENT = re.compile(
-    r"[\[(]?\s*\\begin\{(cases|array|[pbvBV]?matrix|aligned|smallmatrix|gathered)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL
+    r"(?:[\[(]|\\\{)?\s*\\begin\{(cases|array|[pbvBV]?matrix|aligned|smallmatrix|gathered)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]]?",
+    re.DOTALL,
 )
 DOMAIN = re.compile(
-    r"[\s,;]*[(（]?\s*(?:\\text\s*\{\s*(?:where|for|with|,)?[^{}]*\}|where|with|for|其中)?\s*\(?(?P<name>[a-zA-Z])\s*\\in\s*"
+    r"[\s,;]*[(（]?\s*(?:\\text\s*\{\s*,?\s*(?:where|for|with|and|其中)?\s*\}|where|with|for|其中)?\s*\(?(?P<name>[a-zA-Z])\s*\\in\s*"
     r"(?:[A-Z]|\\mathbb\s*[A-Z]|\\text\{[^{}]*\})(?:\s*[\^_]\s*(?:\{[^{}]*\}|[+*\w]))?\s*[)）]?\s*\Z"
 )
 IF = re.compile(r"\\text\{\s*(?:if|when|for)\s*\}|^\s*(?:if|when|for)\b")
@@ -39,6 +41,7 @@ SET_BUILDER = re.compile(
 )
 NAME = re.compile(
     r"""(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?'*|\\text\{[^{}]*\}|[^\W\d_]{2,}(?:\s[^\W\d_]+)*)(?:\s*\([^()=]*\)|\s*\\angle\s*[A-Z]+)?
+      | \\(?:sin|cos|tan|cot|log|ln|lg)\s*(?:\\?[a-zA-Z]+|\([^()]*\))
       | [SPVCnN](?:_\{[^{}]*\}|\([^()]*\)) | \\angle\s*\w+ | \|[^|]+\| | \\[lr]vert.* | \\(?:max|min)
       | \\frac\s*\{\s*d\w*.*\}\s*\{\s*d\w.*\} | \\(?:overline|vec|hat|bar)\s*\{[^{}]*\}
       | \\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\s*:\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?)+ | \\frac\s*\{\s*[A-Z]{1,2}\s*\}\s*\{\s*[A-Z]{1,2}\s*\}
@@ -56,6 +59,8 @@ CLOCK = re.compile(
 
 def read_answer(answer: str, comma_separates: bool = False) -> ParsedAnswer:
     """Reads an answer. comma_separates: 100,200 are two numbers, not one."""
+    if count_levels(answer) > MAX_LEVELS:
+        return ParsedAnswer(normalise_text(answer))
     return _read(_join_thousands(BRACKETED_BASE.sub(r"\1_", strip_decoration(answer)), comma_separates))
 
 
@@ -90,7 +95,7 @@ def _read_environment(text: str, whole: str) -> ParsedAnswer | None:
         return None if r"\begin{" not in text else ParsedAnswer(whole)
     rows = [row for row in re.split(r"\\\\(?:\[\d+(?:pt|em|ex)\])?", match[2]) if row.strip()]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)&", row)] for row in rows]
-    if match[1] in ("cases", "aligned", "gathered"):
+    if match[1] in ("cases", "aligned", "gathered") or text.startswith("\\{"):
         return _read_cases(cells, whole)
     if len(cells) == 1 and len(cells[0]) == 1:
         return _read(cells[0][0])
@@ -120,7 +125,7 @@ def _read_list(text: str, whole: str) -> ParsedAnswer | None:
         value, limits = _read(rest), normalise_text(domain[0].strip(" ,;()"))
         return ParsedAnswer(whole) if isinstance(value, Interval) else Restricted(whole, value, limits)
     if len(compound := COMPOUND.findall(text)) > 1 and "".join(compound) == text:  # 3 hours 20 minutes
-        return Collection(whole, "list", tuple(_read(re.sub(r"\b(?:and)\s*\}", "}", part)) for part in compound))
+        return Collection(whole, "compound", tuple(_read(re.sub(r"\b(?:and)\s*\}", "}", part)) for part in compound))
     rows = split_outside_brackets(text, re.compile(";"))
     if len(rows) > 1 and len(split_outside_brackets(rows[0], re.compile(","))) > 1:  # p = 5, q = 2; p = 7, q = 2
         return Collection(whole, "list", tuple(map(_read, rows))) if all(rows) else ParsedAnswer(whole)
@@ -130,11 +135,25 @@ def _read_list(text: str, whole: str) -> ParsedAnswer | None:
         return None
     if not all(parts) or any(ELLIPSIS.fullmatch(part) for part in parts):
         return ParsedAnswer(whole)
+    items = tuple(map(_read, parts))
+    if _is_contradictory(text, items):
+        return ParsedAnswer(whole)
     first = split_outside_brackets(parts[0], RELATION)
     if len(first) == 2 and not any(RELATION.search(part) for part in parts[1:]) and is_name(first[0]) and "=" in parts[0]:
         items = tuple(map(_read, [first[1], *parts[1:]]))
         return Labelled(whole, normalise_text(first[0]), Collection("", "list", items), True)
-    return Collection(whole, "list", tuple(map(_read, parts)))
+    return Collection(whole, "list", items)
+
+
+def _is_contradictory(text: str, items: tuple[ParsedAnswer, ...]) -> bool:
+    """Whether the words between the items make no list of them: A or B as choices, x = 1 or y = 2, x < 1 and x > 3."""
+    words = TEXT.sub(r" \1 ", text)
+    if re.search(r"(?<![a-zA-Z])or(?![a-zA-Z])|或", words):
+        lefts = {item.left for item in items if isinstance(item, Labelled)}
+        return len(lefts) > 1 or len({item.text for item in items if re.fullmatch("[A-Z]", item.text)}) > 1
+    return bool(re.search(r"(?<![a-zA-Z])and(?![a-zA-Z])|[且和]", words)) and any(
+        isinstance(item, Interval) and item.name for item in items
+    )
 
 
 def _read_relation(text: str, whole: str) -> ParsedAnswer | None:
@@ -166,7 +185,7 @@ def _read_equation(sides: list[str], whole: str) -> ParsedAnswer:
 
 def is_name(side: str) -> bool:
     """Whether a left side is a name, which may be absent: x, f(x), S_n, dy/dx, A \\cap B, words."""
-    return NAME.fullmatch(side.strip()) is not None
+    return NAME.fullmatch(side.strip()) is not None and not re.search(r"\b(?:not|wrong|incorrect|false)\b", side, re.IGNORECASE)
 
 
 def _read_inequality(sides: list[str], signs: list[str], whole: str) -> ParsedAnswer | None:

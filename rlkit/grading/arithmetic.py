@@ -10,6 +10,7 @@ from typing import Any
 import mpmath  # type: ignore[import-untyped]
 
 MAX_DIGITS = 20_000  # of an exact number
+LOG10_OF_2 = 0.30103
 MAX_LOG10 = 1e6  # of a number that is not rational
 
 
@@ -31,7 +32,7 @@ def check_size(value: Any) -> Any:
     if mpmath.isnan(value):
         raise NoValue("not a number")
     size = abs(value)
-    if not mpmath.isinf(size) and size and abs(mpmath.log10(size)) > MAX_LOG10:
+    if not mpmath.isinf(size) and size and abs(mpmath.mag(size)) * LOG10_OF_2 > MAX_LOG10:
         raise TooLarge("too large or too small")
     return value
 
@@ -53,7 +54,9 @@ def _power_exactly(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def _find_root(number: int, degree: int) -> int | None:
-    """The whole root of a whole number, or None."""
+    """The whole root of a whole number, or None; of a large one only a square root is looked for."""
+    if degree != 2 and number.bit_length() > 4096:
+        return None
     if degree == 2:
         root = math.isqrt(number)
     else:
@@ -74,7 +77,8 @@ def _log_exactly(value: Fraction, base: Fraction = Fraction(10)) -> Fraction | N
     """The whole logarithm, or None."""
     if value <= 0 or base <= 0 or base == 1:
         raise NoValue("no logarithm")
-    guess = round((math.log(value.numerator) - math.log(value.denominator)) / (math.log(base.numerator) - math.log(base.denominator)))
+    step = math.log(base.numerator) - math.log(base.denominator)
+    guess = round((math.log(value.numerator) - math.log(value.denominator)) / step) if abs(step) > 1e-9 else MAX_DIGITS
     return Fraction(guess) if abs(guess) < MAX_DIGITS and _power_exactly(base, Fraction(guess)) == value else None
 
 
@@ -109,8 +113,8 @@ EXACT_CALLS: dict[str, Callable[..., Fraction | None]] = {
     "abs": abs,
     "floor": lambda value: Fraction(math.floor(value)),
     "ceil": lambda value: Fraction(math.ceil(value)),
-    "max": max,
-    "min": min,
+    "max": lambda *values: max(values),
+    "min": lambda *values: min(values),
     "log": _log_exactly,
     "lg": _log_exactly,
 }
@@ -166,8 +170,8 @@ NUMERIC_CALLS: dict[str, Callable[..., Any]] = {
     "abs": abs,
     "floor": mpmath.floor,
     "ceil": mpmath.ceil,
-    "max": max,
-    "min": min,
+    "max": lambda *values: max(values),
+    "min": lambda *values: min(values),
     "binomial": _choose,
     **{name: _periodic(getattr(mpmath, name)) for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
     **{f"arc{name}": getattr(mpmath, f"a{name}") for name in ("sin", "cos", "tan")},

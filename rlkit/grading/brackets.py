@@ -53,3 +53,12 @@ def closes_at_end(text: str, opening: str, closing: str) -> bool:
         if depth == 0 and bracket.end() < len(text):
             return False
     return depth == 0
+
+
+def count_levels(text: str) -> int:
+    """The depth of the brackets in a text."""
+    depth = deepest = 0
+    for bracket in BRACKET.finditer(text):
+        depth += 1 if bracket[0] in OPENINGS else -1
+        deepest = max(deepest, depth)
+    return deepest

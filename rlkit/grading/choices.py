@@ -13,6 +13,7 @@ CHOICES = "ABCDEFGHIJ"
 NO_OPTION = r"[\^_=/!'|&∪∩,;]|\*(?!\*)|[+-](?!\d)|\\(?:cup|cap|times|cdot|in|to|subset)\b|(?:and|or)\b|[或和]"
 ABBREVIATED = re.compile(r"[A-Z]\.(?:\s*[a-z]{3,}\.?\Z|[A-Za-z])")  # E. coli, B.Sc.
 INITIAL = re.compile(r"[F-J]\. [A-Z][a-z]+")  # G. Cantor
+NO_OPTION_TEXT = re.compile(r"\b(?:[Ww]rong|[Ii]ncorrect|[Nn]ot|[Dd]on['’]t)\b|[A-Z]\s*(?:或|or\b)", re.DOTALL)
 NO_LETTERS = frozenset("i")  # of a choice in lower case: the imaginary unit
 LABEL = re.compile(r"(?<![\w\\)}])(?:\(([A-Ja-j]|[IVXivx]{2,4})\)[.:]?|(?<!\()([A-Ja-j]|[IVXivx]{2,4})(?:\)|[.:](?=\s)))\s*")
 LABELS = tuple("abcdefghij"), ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
@@ -36,11 +37,17 @@ def _compile_choice(letters: str) -> re.Pattern[str]:
 
 def read_choice(answer: str, letters: str = CHOICES) -> tuple[str, str] | None:
     """The letter of a choice, and the text of its option or an empty text; None where the whole answer is not a choice."""
-    answer = TEXT.sub(r"\1", strip_decoration(answer)).strip()
-    match = None if split_parts(answer) else _compile_choice(letters).fullmatch(answer)
-    if match is None or match["letter"] in NO_LETTERS:
+    raw, answer = answer, TEXT.sub(r"\1", strip_decoration(answer)).strip()
+    if re.search(r"\\mathbb|[ℂ]", raw):
         return None
-    return match["letter"].upper(), match["option"] or ""
+    if re.fullmatch(rf"A:\s*\(?[{letters}]\)?\.?", answer):  # a dialogue of Q: and A:
+        answer = answer[2:].strip()
+    match = None if split_parts(answer) else _compile_choice(letters).fullmatch(answer)
+    if match is None or match["letter"] in NO_LETTERS or NO_OPTION_TEXT.search(match["option"] or ""):
+        return None
+    letter, option = match["letter"].upper(), match["option"] or ""
+    is_list = re.search(rf"(?<!\w)\(?{chr(ord(letter) + 1)}[).:]\s", option)  # B) 1 C) 2
+    return None if is_list else (letter, option)
 
 
 def read_reference_choice(reference: str) -> tuple[str, str] | None:
@@ -49,6 +56,14 @@ def read_reference_choice(reference: str) -> tuple[str, str] | None:
     if ABBREVIATED.match(text) or INITIAL.fullmatch(text) or re.fullmatch("[a-j]", text):
         return None
     return read_choice(reference)
+
+
+def match_choices(reference: str, given: str) -> bool:
+    """Whether an answer has the letters of a reference such as ABD, joined or one by one."""
+    if not re.fullmatch(r"[A-J]{2,}", reference.strip()) or list(reference.strip()) != sorted(set(reference.strip())):
+        return False
+    letters = re.fullmatch(r"([A-J])((?:(?:\s*[,;和及]\s*|\s*(?:,\s*)?and\s+|\s+)[A-J])+)", TEXT.sub(r"\1", strip_decoration(given)))
+    return letters is not None and re.findall("[A-J]", letters[0]) == list(reference.strip())
 
 
 def match_choice(choice: tuple[str, str], given: str, is_right: IsRight) -> bool:

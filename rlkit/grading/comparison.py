@@ -12,15 +12,18 @@ from functools import lru_cache
 
 from rlkit.grading.answer_kinds import Collection, Interval, Labelled, ParsedAnswer, Quantity, Restricted
 from rlkit.grading.answers import is_ambiguous, is_name, read_answer
-from rlkit.grading.choices import match_choice, match_parts, read_reference_choice, split_parts
-from rlkit.grading.decoration import normalise_text, strip_decoration
+from rlkit.grading.choices import match_choice, match_choices, match_parts, read_reference_choice, split_parts
+from rlkit.grading.decoration import normalise_text
+from rlkit.grading.echo import is_echo
 from rlkit.grading.evaluation import find_symbols, is_equal, is_proportional
-from rlkit.grading.expressions import Expression, parse_expression, walk
+from rlkit.grading.expressions import Expression, parse_expression
 from rlkit.grading.extraction import MAX_ANSWER_CHARACTERS
 from rlkit.grading.tokens import NotUnderstood
 from rlkit.grading.undone import leaves_work
+from rlkit.grading.units import is_usual
 
-OPERATIONS = frozenset({"add", "mul", "div", "pow", "factorial", "call", "sum"})
+EVERYTHING = frozenset({r"(-\infty,\infty)", r"(-\infty,+\infty)"})
+MAX_ELEMENTS = 40  # of a list or a set that are compared each with each
 ORDERED = frozenset({"tuple", "matrix"})
 REAL_NUMBERS = frozenset({"R", r"\mathbbR", "allrealnumbers", "allreals"})
 
@@ -34,9 +37,11 @@ def is_right(reference: str, given: str, prompt: str = "") -> bool:
         return match_parts(parts, split_parts(given), is_right)
     if choice := read_reference_choice(reference):
         return match_choice(choice, given, is_right)
-    if normalise_text(reference) == normalise_text(given):
+    if normalise_text(reference) == normalise_text(given) or match_choices(reference, given):
         return True
-    if prompt and _stands_in(given, reference, prompt):
+    if prompt and is_echo(given, reference, prompt):
+        return False
+    if prompt and not _are_units_known(given, f"{prompt} {reference}"):
         return False
     ambiguous = is_ambiguous(reference), is_ambiguous(given)
     if is_same(read_answer(reference), read_answer(given)):
@@ -44,26 +49,12 @@ def is_right(reference: str, given: str, prompt: str = "") -> bool:
     return ambiguous[0] != ambiguous[1] and is_same(read_answer(reference, ambiguous[0]), read_answer(given, ambiguous[1]))
 
 
-def _stands_in(given: str, reference: str, prompt: str) -> bool:
-    """Whether an answer is an expression of the prompt, and is not the reference in other words."""
-    text = normalise_text(given)
-    if text not in _normalise_prompt(prompt):
-        return False
-    try:
-        tree = parse_expression(strip_decoration(given))
-    except NotUnderstood:
-        return False
-    if not any(node.kind in OPERATIONS for node in walk(tree)):
-        return False
-    try:
-        return tree != parse_expression(strip_decoration(reference))
-    except NotUnderstood:
-        return True
-
-
-@lru_cache(maxsize=64)
-def _normalise_prompt(prompt: str) -> str:
-    return re.sub(r"[\s$]|\\[()\[\]]|\\(?:left|right)(?![a-zA-Z])", "", prompt)
+def _are_units_known(given: str, context: str) -> bool:
+    """Whether each unit of an answer is a usual one, or a word of the prompt: 72 clips, where clips are asked for."""
+    answer = read_answer(given)
+    items = answer.items if isinstance(answer, Collection) else (answer.value if isinstance(answer, Labelled) else answer,)
+    units = {item.unit for item in items if isinstance(item, Quantity) and item.unit and not is_usual(item.unit)}
+    return all(word.casefold()[:4] in context.casefold() for unit in units for word in re.findall(r"[^\W\d_]+", unit))
 
 
 def is_same(reference: ParsedAnswer, given: ParsedAnswer) -> bool:
@@ -73,7 +64,8 @@ def is_same(reference: ParsedAnswer, given: ParsedAnswer) -> bool:
     if isinstance(reference, Restricted) or isinstance(given, Restricted):
         domains = {one.domain for one in (reference, given) if isinstance(one, Restricted)}
         values = [one.value if isinstance(one, Restricted) else one for one in (reference, given)]
-        return len(domains) == 1 and is_same(*values)
+        alone = not isinstance(reference, Restricted) and not all(re.search(r"\\in ?Z$", domain) for domain in domains)
+        return len(domains) == 1 and not alone and is_same(*values)
     if isinstance(reference, Labelled) or isinstance(given, Labelled):
         return _is_same_labelled(reference, given)
     match reference, given:
@@ -82,6 +74,10 @@ def is_same(reference: ParsedAnswer, given: ParsedAnswer) -> bool:
         case Interval(), Interval():
             named = reference.name and given.name and reference.name != given.name
             return not named and reference.closed == given.closed and all(map(is_same, reference.bounds, given.bounds))
+        case (Collection(kind="tuple", text=text), _) if given.text in REAL_NUMBERS:
+            return text in EVERYTHING
+        case (_, Collection(kind="tuple", text=text)) if reference.text in REAL_NUMBERS:
+            return text in EVERYTHING
         case (Interval(), Collection(kind="tuple", items=items)) | (Collection(kind="tuple", items=items), Interval()):
             interval = reference if isinstance(reference, Interval) else given
             assert isinstance(interval, Interval)
@@ -109,16 +105,33 @@ def _is_same_labelled(reference: ParsedAnswer, given: ParsedAnswer) -> bool:
             return is_same(reference.value, given.value)
         return not (reference.named and given.named) and _is_same_equation(reference, given)
     if isinstance(reference, Labelled):
-        return reference.named and is_same(reference.value, given)
+        return reference.named and _is_in_order(reference.left) and is_same(reference.value, given)
     assert isinstance(given, Labelled)
-    return is_same(reference, given.value)
+    return (given.named or not _has_symbols(given.steps)) and _is_in_order(given.left) and is_same(reference, given.value)
+
+
+def _has_symbols(sides: Sequence[str]) -> bool:
+    """Whether one of the sides is more than arithmetic: 2x of 2x = 42."""
+    for side in sides:
+        try:
+            if find_symbols(parse_expression(side)):
+                return True
+        except NotUnderstood:
+            return not isinstance(read_answer(side), Collection)
+    return False
+
+
+def _is_in_order(left: str) -> bool:
+    """Whether the names of a left side stand in their usual order: (x, y) and not (y, x)."""
+    names = re.findall("[a-zA-Z]", left) if left.startswith("(") else []
+    return names == sorted(names)
 
 
 def _are_steps_true(given: Labelled) -> bool:
     """Whether the sides before the last, as far as they have no symbols, have its value: 27 + 18 = 45, not 5 = 7."""
     for step in (read_answer(side) for side in given.steps if not is_name(side)):
         if isinstance(step, Quantity) and isinstance(given.value, Quantity):
-            if not find_symbols(step.node) and not is_equal(step.node, given.value.node):
+            if not find_symbols(step.node) | find_symbols(given.value.node) and not is_equal(step.node, given.value.node):
                 return False
         elif not is_same(step, given.value):
             return False
@@ -128,6 +141,8 @@ def _are_steps_true(given: Labelled) -> bool:
 def _is_same_equation(reference: Labelled, given: Labelled) -> bool:
     """Whether two equations are the same up to a factor: 2x + 3y = 5 and 6y + 4x - 10 = 0."""
     if not isinstance(reference.value, Quantity) or not isinstance(given.value, Quantity):
+        return False
+    if reference.steps[1:] or given.steps[1:]:
         return False
     try:
         sides = [(parse_expression(_restore_text(one)), one.value.node) for one in (reference, given)]  # type: ignore[attr-defined]
@@ -148,8 +163,14 @@ def _is_same_group(reference: Collection, given: Collection) -> bool:
     if kinds == {"list", "tuple"}:  # x = 1, y = 2 is the point (1, 2)
         named = reference if reference.kind == "list" else given
         lefts = [item.left for item in named.items if isinstance(item, Labelled)]
-        return len(lefts) == len(named.items) == len(set(lefts)) and _match_in_order(reference.items, given.items)
-    if not (len(kinds) == 1 or kinds <= {"list", "set", "union"}):
+        in_order = len(lefts) == len(named.items) and lefts == sorted(set(lefts))
+        return in_order and _match_in_order(reference.items, given.items)
+    if "compound" in kinds:  # 3 hours 20 minutes, 3 hours and 20 minutes
+        units = [[item.unit for item in group.items if isinstance(item, Quantity)] for group in (reference, given)]
+        return kinds <= {"compound", "list"} and units[0] == units[1] and _match_in_order(reference.items, given.items)
+    if kinds == {"list", "union"} and any(isinstance(item, Quantity | Labelled) for item in (*reference.items, *given.items)):
+        return False
+    if not (len(kinds) == 1 or kinds <= {"list", "set"} or kinds == {"list", "union"}):
         return False
     if kinds == {"ratio"}:
         return _is_same_ratio(reference, given)
@@ -173,7 +194,16 @@ def _match_in_any_order(reference: Sequence[ParsedAnswer], given: Sequence[Parse
     if len(reference) != len(given):
         return False
     left = list(given)
-    for item in reference:
+    rest = []
+    for item in reference:  # first those that are written alike
+        same = next((at for at, other in enumerate(left) if item.text and other.text == item.text), None)
+        if same is None:
+            rest.append(item)
+        else:
+            del left[same]
+    if len(rest) > MAX_ELEMENTS:
+        return False
+    for item in rest:
         found = next((at for at, other in enumerate(left) if is_same(item, other)), None)
         if found is None:
             return False
@@ -183,8 +213,8 @@ def _match_in_any_order(reference: Sequence[ParsedAnswer], given: Sequence[Parse
 
 def _drop_repeated(items: Sequence[ParsedAnswer]) -> list[ParsedAnswer]:
     kept: list[ParsedAnswer] = []
-    for item in items:
-        if not any(is_same(other, item) for other in kept):
+    for item in {item.text or str(at): item for at, item in enumerate(items)}.values():
+        if len(kept) > MAX_ELEMENTS or not any(is_same(other, item) for other in kept):
             kept.append(item)
     return kept
 
@@ -206,18 +236,26 @@ def _is_same_ratio(reference: Collection, given: Collection) -> bool:
 def _is_same_quantity(reference: Quantity, given: Quantity) -> bool:
     if reference.unit and given.unit and reference.unit != given.unit:
         return False
+    if find_symbols(given.node) and not find_symbols(reference.node):
+        return False
     if reference.modulus and given.modulus and reference.modulus != given.modulus:
         return False
-    if not find_symbols(reference.node) and (find_symbols(given.node) or leaves_work(reference.node, given.node)):
+    if leaves_work(reference.node, given.node):
         return False
     expected, found = reference.node, given.node
     if expected.kind == "base" or found.kind == "base":
         return _is_same_in_base(expected, found)
     if found.kind == "percent" and expected.kind != "percent":
-        return is_equal(expected, found.args[0]) or is_equal(expected, found)
+        whole = reference.unit is None and _is_one_or_more(expected) and is_equal(expected, found.args[0])
+        return whole or (reference.unit is None and is_equal(expected, found))
     if expected.kind == "percent" and found.kind != "percent":
-        return is_equal(expected.args[0], found) or is_equal(expected, found)
+        return given.unit is None and (is_equal(expected.args[0], found) or is_equal(expected, found))
     return is_equal(expected, found)
+
+
+def _is_one_or_more(node: Expression) -> bool:
+    """Whether a number may be meant in percent: 50, not 0.5."""
+    return node.kind in ("number", "decimal") and node.value >= 1
 
 
 def _is_same_in_base(reference: Expression, given: Expression) -> bool:

@@ -50,14 +50,17 @@ MATHEMATICS = re.compile(
 DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|centering|hfill)(?![a-zA-Z])\s*\.?(?=\W|\w|\Z)")
 BARS = re.compile(r"\\(left|right)\s*\|")
-SPACES = re.compile(r"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])|\\(?:hspace|vspace|phantom|hphantom)\*?\{[^{}]*\}")
+SPACES = re.compile(r"(?<!\\)\\[,;:! ]|(?<![~\s])~(?![~\s\d])|\\q?quad(?![a-zA-Z])|\\(?:hspace|vspace|phantom|hphantom)\*?\{[^{}]*\}")
 UNWRAPPED = re.compile(
-    r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|mathnormal|mathcal|underline|boxed|fbox|bold|emph|uline|cancel|ensuremath|operatorname\*?)"
+    r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|mathnormal|mathcal|underline|boxed|fbox|bold|emph|uline|ensuremath|operatorname\*?)"
     r"\s*\{"
 )
 TEXTS = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)|mbox|hbox)\s*\{")
-ROMAN = re.compile(r"\\math(?:rm|bb)\s*\{\s*([A-Za-z])\s*\}|\\mathbb\s*([A-Z])")
+ROMAN = re.compile(r"\\math(?:rm\s*\{\s*([eidRNZQCAPEVDT])|bb\s*\{\s*([A-Za-z]))\s*\}|\\mathbb\s*([A-Z])")
 ROMAN_FUNCTION = re.compile(r"\\math(?:rm|sf)\s*\{\s*(sin|cos|tan|cot|sec|csc|ln|log|lg|exp|max|min|gcd|lcm|arcsin|arccos|arctan)\s*\}")
+OHM = re.compile(r"(?<=\d)\s*\\Omega(?![a-zA-Z])")
+NOT_EQUAL = re.compile(r"!=|\\not\s*=")
+OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
 THOUSANDS = re.compile(r",\\!\s*(?=\d{3})")
 CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
 ROMAN_WORD = re.compile(r"\\mathrm\s*\{")
@@ -67,8 +70,9 @@ LABEL = re.compile(
     r"\s*(?:\\text\s*\{)?\s*(?:the\s+)?(?:(?:final|correct)\s+)*(?:answer|ans|答案|答)(?:\s+is)?\s*:\s*(?P<text>\})?", re.IGNORECASE
 )
 NUMBER_IN_TEXT = re.compile(r"\\text\s*\{\s*(-?\.?\d[^{}]*)\}")
+MAX_LAYERS = 10  # of quotes and brackets around an answer
 FENCE = re.compile(r"```[a-zA-Z]*\n(.*?)\n?```", re.DOTALL)
-QUOTES = (("`", "`"), ("*", "*"), ('"', '"'), ("'", "'"), ("``", "''"), ("「", "」"), ("《", "》"), ("【", "】"))
+QUOTES = (("`", "`"), ("_", "_"), ("*", "*"), ('"', '"'), ("'", "'"), ("``", "''"), ("「", "」"), ("《", "》"), ("【", "】"))
 SAME_COMMANDS = dict(
     pair.split(":")
     for pair in list_words(
@@ -80,25 +84,31 @@ SAME_COMMANDS = dict(
 )
 COMMAND = re.compile(r"\\([a-zA-Z]+)")
 GROUP_OF_ONE = re.compile(r"\{(\\?[a-zA-Z]+|[^{}\\])\}")
+SHORT_ANSWERS = frozenset({"yes", "no", "am", "pm", "true", "false"})
+SAME_TEXTS = {"all real numbers": "R", "all reals": "R", "空集": r"\emptyset", "empty set": r"\emptyset"}
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 def strip_decoration(text: str) -> str:
     """The answer with its symbols as LaTeX, without what surrounds it and without what has no meaning."""
-    text = MATHEMATICS.sub(lambda match: match[1] or match[2] or match[3] or "", text.strip())
+    text = MATHEMATICS.sub(lambda match: match[1] or match[2] or match[3] or "", re.sub(r"[^\S\n]+", " ", text.strip()))
     text = RAISED_RUN.sub(lambda run: f"^{{{run[0].translate(RAISED)}}}", text)
     text = LOWERED_RUN.sub(lambda run: f"_{{{run[0].translate(LOWERED)}}}", text)
     text = ROOT.sub(_write_root, text).translate(TRANSLATION)
-    text = THOUSANDS.sub(",", text.replace("!=", r"\neq "))
+    text = THOUSANDS.sub(",", NOT_EQUAL.sub(r"\\neq ", text))
+    text = OHM.sub(r"\\text{ ohm}", text.replace("...", r"\ldots "))
+    text = OVER.sub(r"\\frac{\1}{\2}", text)
     text = CHOOSE.sub(r"\\binom{\1}{\2}", DELIMITERS.sub(" ", text))
     text = SPACES.sub(" ", SIZES.sub("", BARS.sub(lambda match: rf"\{match[1][0]}vert ", text)))
-    text = ROMAN_FUNCTION.sub(r"\\\1 ", ROMAN.sub(lambda match: f" {match[1] or match[2]}", text))
+    text = ROMAN_FUNCTION.sub(r"\\\1 ", ROMAN.sub(lambda match: f" {match[1] or match[2] or match[3]}", text))
     for pattern, replacement in ((COLOURED, ""), (UNWRAPPED, ""), (TEXTS, r"\text{"), (ROMAN_WORD, r"\text{")):
         text = _replace_wrappers(text, pattern, replacement)
     text = NUMBER_IN_TEXT.sub(r"\1", EMPHASIS.sub(r"\2", text))
     if (label := LABEL.match(text)) and bool(label["text"]) == (r"\text" in label[0]):
         text = text[label.end() :]
-    while (inner := _strip_ends(text)) != text:
+    for _ in range(MAX_LAYERS):
+        if (inner := _strip_ends(text)) == text:
+            break
         text = inner
     return text
 
@@ -167,12 +177,20 @@ def normalise_text(text: str) -> str:
     """A text for comparison as a whole: without spaces and text commands, with one name for each symbol; words without case."""
     text = strip_decoration(text)
     if re.search(r"[^\W\d_]{2}", TEXT.sub(r"\1", text)) and "\\" not in TEXT.sub("", text):
-        text = TEXT.sub(r"\1", text).casefold()
-        text = re.sub(r"^(?:the|an?)\s+", "", text.strip()).rstrip(".")
+        text = re.sub(r"[^\W\d_]+", _fold_case, TEXT.sub(r"\1", text).strip()).rstrip(".")
+        text = re.sub(r"^(?:the|an?)\s+(?=[a-z]{2})", "", text)
+        text = SAME_TEXTS.get(text, text)
     text = COMMAND.sub(lambda match: "\\" + SAME_COMMANDS.get(match[1], match[1]) + " ", TEXT.sub(r"\1", text))
     text = re.sub(r"\\([^a-zA-Z{}\\])", r"\1", text)  # \| and \<, from the table
     text = re.sub(r"(?<=\d)\s+(?=\d)", "\0", re.sub(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])", "\\1\0", text))
     text = re.sub(r"\s+", "", text)
-    while (inner := GROUP_OF_ONE.sub(r"\1", text)) != text:
-        text = inner
+    for _ in range(MAX_LAYERS):
+        text = GROUP_OF_ONE.sub(r"\1", text)
     return text.replace("\0", " ")
+
+
+def _fold_case(match: re.Match[str]) -> str:
+    """A word in lower case, unless its capitals may have a meaning: AB, CO, MW, NaCl."""
+    word = match[0]
+    usual = word.istitle() or word.islower() or (word.isupper() and len(word) > 3)
+    return word.casefold() if (usual and len(word) > 2) or word.casefold() in SHORT_ANSWERS else word

@@ -6,26 +6,41 @@ The cost of every step is bounded before it is taken: what is larger is TooLarge
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 
-from rlkit.grading.arithmetic import EXACT, EXACT_CALLS, NUMERIC, NUMERIC_CALLS, NoValue, TooLarge, check_digits, check_size
+from rlkit.grading.arithmetic import (
+    EXACT,
+    EXACT_CALLS,
+    LOG10_OF_2,
+    MAX_DIGITS,
+    NUMERIC,
+    NUMERIC_CALLS,
+    NoValue,
+    TooLarge,
+    check_digits,
+    check_size,
+)
 from rlkit.grading.expressions import Expression, walk
+from rlkit.grading.tokens import SYMMETRIC
 
-MAX_STEPS = 5_000  # evaluated nodes, terms of sums included; of numbers that are not rational
+MAX_STEPS = 2_000  # evaluated nodes, terms of sums included; of numbers that are not rational
 MAX_EXACT_STEPS = 20_000
 BITS_OF_A_STEP = 500  # of an exact result: a large one counts as many steps
 DIGITS, POINT_DIGITS = 300, 60  # of constants, and of expressions with symbols
 MORE = 1.2  # a value that changes when it is computed with more digits is a computed zero
 DECIMAL_PLACES, SIGNIFICANT_DIGITS = 6, 3  # the fewest of a rounded decimal that stands for an exact value
 INTEGER_SYMBOLS = frozenset("nkmNKM")
-INTEGER_POINTS = (7, 2, 11, 4, 3, 9, 5, 13)
+INTEGER_POINTS = {True: (7, 2, 11, 4, 3, 9, 5, 13), False: (7, -2, 11, -4, 3, -9, 5, -13)}  # of n, N and of others
 REAL_POINTS = ("1.3717", "0.4142", "-0.7236", "2.6458", "-1.9021", "0.1933", "-3.3166", "5.2915")
 FEWEST_POINTS = 3  # at which two expressions with symbols must agree
+EXACT_FIRST = frozenset({"number", "decimal", "mixed", "base", "factorial"})
+EXACT_CALLS_FIRST = frozenset({"gcd", "lcm", "permutations", "binomial"})
+UNORDERED = frozenset({"add", "mul"})
 Values = Mapping[str, Any]
 
 
@@ -33,6 +48,21 @@ def find_symbols(tree: Expression) -> frozenset[str]:
     """The names in an expression, without e and i and without the variables of its sums."""
     bound = {node.value[1] for node in walk(tree) if node.kind == "sum"}
     return frozenset(node.value for node in walk(tree) if node.kind == "name") - bound - {"e", "i"}
+
+
+def sort_terms(node: Expression, bound: tuple[str, ...] = ()) -> Expression:
+    """The expression with its sums and products flat and sorted, and its bound variables without names."""
+    if node.kind == "sum":
+        bound = (*bound, node.value[1])
+        return Expression("sum", tuple(sort_terms(part, bound) for part in node.args), node.value[0])
+    if node.kind == "name" and node.value in bound:
+        return Expression("name", (), len(bound) - bound.index(node.value))
+    args = [sort_terms(part, bound) for part in node.args]
+    if node.kind in UNORDERED:
+        args = [inner for part in args for inner in (part.args if part.kind == node.kind else (part,))]
+    if node.kind in UNORDERED or (node.kind == "call" and node.value in SYMMETRIC):
+        args.sort(key=repr)
+    return Expression("number" if node.kind == "decimal" else node.kind, tuple(args), None if node.kind == "div" else node.value)
 
 
 def evaluate_exactly(tree: Expression) -> Fraction | None:
@@ -43,7 +73,7 @@ def evaluate_exactly(tree: Expression) -> Fraction | None:
 
 def is_equal(first: Expression, second: Expression) -> bool:
     """Whether two expressions have the same value, for all values of their symbols. What is too large equals only itself."""
-    if first == second:
+    if sort_terms(first) == sort_terms(second):
         return True
     try:
         if find_symbols(first) | find_symbols(second):
@@ -51,18 +81,21 @@ def is_equal(first: Expression, second: Expression) -> bool:
         one, other = evaluate_exactly(first), evaluate_exactly(second)
         if one is not None and other is not None:
             return one == other or _is_rounded(first, second, one, other) or _is_rounded(second, first, other, one)
-        values = _evaluate_stably(first, {}, DIGITS), _evaluate_stably(second, {}, DIGITS)
-        return _is_close(*values, DIGITS)
+        digits = DIGITS + _count_digits((first, second), {})
+        return _is_close(_evaluate_stably(first, {}, digits), _evaluate_stably(second, {}, digits), digits)
     except (TooLarge, NoValue):
         return False
 
 
 def count_decimals(tree: Expression) -> int | None:
     """Decimal places of a literal decimal number, also of a negative one; None for all else."""
-    tree = tree.args[0] if tree.kind == "neg" else tree
+    tree = tree.args[0] if tree.kind == "neg" and tree.args[0].kind == "decimal" else tree
     if tree.kind != "decimal":
         return None
-    return next(places for places in itertools.count() if (tree.value * 10**places).denominator == 1)
+    denominator = tree.value.denominator  # 2^a 5^b
+    twos = (denominator & -denominator).bit_length() - 1
+    fives = round(math.log(denominator >> twos, 5)) if denominator >> twos > 1 else 0
+    return int(max(twos, fives))
 
 
 def _is_rounded(decimal: Expression, other: Expression, value: Fraction, exact: Fraction) -> bool:
@@ -84,17 +117,19 @@ def _is_close(first: Any, second: Any, digits: int) -> bool:
 
 def _is_equal_at_points(first: Expression, second: Expression) -> bool:
     symbols = sorted(find_symbols(first) | find_symbols(second))
+    rounded = [{node.value for node in walk(tree) if node.kind == "call"} & {"abs", "floor", "ceil"} for tree in (first, second)]
     agreed = 0
     for number in range(len(REAL_POINTS)):
-        point = {name: _choose_value(name, number + 3 * at) for at, name in enumerate(symbols)}
+        point = {name: _choose_value(name, number + 3 * at, whole=rounded[0] == rounded[1]) for at, name in enumerate(symbols)}
         try:
-            values = _evaluate_stably(first, point, POINT_DIGITS), _evaluate_stably(second, point, POINT_DIGITS)
+            digits = POINT_DIGITS + _count_digits((first, second), point)
+            values = _evaluate_stably(first, point, digits), _evaluate_stably(second, point, digits)
         except (TooLarge, NoValue):
             continue
         imaginary = [isinstance(value, mpmath.mpc) for value in values]
         if imaginary[0] != imaginary[1]:
             continue  # a point at which one of them is not defined as a real function: ln x^2 and 2 ln x
-        if not _is_close(*values, POINT_DIGITS):
+        if not _is_close(*values, digits):
             return False
         agreed += 1
     return agreed >= FEWEST_POINTS
@@ -113,9 +148,10 @@ def is_proportional(first: Expression, second: Expression) -> bool:
     return len(ratios) >= FEWEST_POINTS and all(_is_close(ratios[0], ratio, POINT_DIGITS) for ratio in ratios)
 
 
-def _choose_value(name: str, number: int) -> Fraction:
-    if name[0] in INTEGER_SYMBOLS:
-        return Fraction(INTEGER_POINTS[number % len(INTEGER_POINTS)])
+def _choose_value(name: str, number: int, whole: bool) -> Fraction:
+    if whole and name[0] in INTEGER_SYMBOLS:
+        points = INTEGER_POINTS[name[0] in "nN"]
+        return Fraction(points[number % len(points)])
     return Fraction(REAL_POINTS[number % len(REAL_POINTS)])
 
 
@@ -130,6 +166,20 @@ def _evaluate_stably(tree: Expression, values: Values, digits: int) -> Any:
     with mpmath.workdps(digits):
         real, imaginary = (_drop_noise(getattr(results[0], part), getattr(results[1], part), digits) for part in ("real", "imag"))
         return mpmath.mpc(real, imaginary) if imaginary else real
+
+
+def _count_digits(trees: tuple[Expression, Expression], values: Values) -> int:
+    """The digits that are needed so that no part of two expressions is lost beside a larger one: of 1 - e^-1000 over 434."""
+    sizes = [0.0]
+    for tree in trees:
+        with mpmath.workdps(30):
+            evaluator = _Numeric(values)
+            evaluator.evaluate(tree)
+            sizes += evaluator.sizes
+    range_of_sizes = int(max(sizes) - min(sizes))
+    if range_of_sizes > MAX_DIGITS:
+        raise TooLarge("too many digits")
+    return range_of_sizes
 
 
 def _drop_noise(value: Any, again: Any, digits: int) -> Any:
@@ -150,7 +200,7 @@ class _Evaluator:
         self.values, self.steps = dict(values), 0
 
     def evaluate(self, node: Expression) -> Any:
-        self.steps += 1
+        self.steps += 3 if node.kind == "call" else 1
         if self.steps > self.max_steps:
             raise TooLarge("too many steps")
         if node.kind == "sum":
@@ -212,14 +262,24 @@ class _Exact(_Evaluator):
 
 
 class _Numeric(_Evaluator):
-    """Arithmetic of real and complex numbers at the working precision of mpmath."""
+    """Arithmetic of real and complex numbers at the working precision of mpmath. sizes: the decimal logarithms of all values."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__(values)
+        self.sizes: list[float] = []
+
+    def evaluate(self, node: Expression) -> Any:
+        value = super().evaluate(node)
+        size = abs(_to_float(value))
+        if size and not mpmath.isinf(size):
+            self.sizes.append(mpmath.mag(size) * LOG10_OF_2)
+        return value
 
     def compute(self, node: Expression) -> Any:
-        if node.kind in ("number", "decimal", "mixed", "base") or (node.kind == "call" and node.value in ("gcd", "lcm", "permutations")):
+        if node.kind in EXACT_FIRST or (node.kind == "call" and node.value in EXACT_CALLS_FIRST):
             exact = _Exact(self.values).evaluate(node)
-            if exact is None:
-                raise NoValue(node.value)
-            return _to_float(exact)
+            if exact is not None:
+                return _to_float(exact)
         if node.kind in ("name", "constant"):
             return self._look_up(node.value)
         values = [_to_float(self.evaluate(part)) for part in node.args]

@@ -13,7 +13,9 @@ from typing import Any
 from rlkit.grading.tokens import CONSTANTS, FUNCTIONS, GREEK, SAME_FUNCTION, SYMMETRIC, NotUnderstood, Token, tokenize
 
 MAX_CHARACTERS = 2000
-MAX_DEPTH = 30  # of brackets, fractions and powers
+MAX_DEPTH = 30  # of brackets, fractions, powers and functions
+MAX_NODE_DEPTH = 80  # of what was read: 1/2/3/4 nests to the left
+MAX_EXPONENT = 4000  # of a number such as 5e3
 
 OPENING = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\lvert": r"\rvert", "|": "|"}
 OPENING_OF_LIST = {"(": ")", "{": "}", r"\{": r"\}"}
@@ -42,7 +44,12 @@ def parse_expression(text: str) -> Expression:
     tree = parser.read_sum()
     if parser.peek():
         raise NotUnderstood(f"left over: {parser.peek()}")
-    return tree
+    level = [tree]
+    for _ in range(MAX_NODE_DEPTH):
+        level = [part for node in level for part in node.args]
+        if not level:
+            return tree
+    raise NotUnderstood("too deep")
 
 
 def walk(tree: Expression) -> list[Expression]:
@@ -64,13 +71,9 @@ class _Parser:
         return self._tokens[at].text if at < len(self._tokens) else ""
 
     def read_sum(self) -> Expression:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise NotUnderstood("too deep")
         terms = [self._read_signed(first=True)]
         while self.peek() in ("+", "-", r"\pm", r"\mp"):
             terms.append(self._read_signed(first=False))
-        self._depth -= 1
         return terms[0] if len(terms) == 1 else Expression("add", tuple(terms))
 
     def _read_signed(self, first: bool) -> Expression:
@@ -143,6 +146,14 @@ class _Parser:
         return Expression("degrees", (degrees,))
 
     def _read_atom(self) -> Expression:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise NotUnderstood("too deep")
+        atom = self._read_atom_inside()
+        self._depth -= 1
+        return atom
+
+    def _read_atom_inside(self) -> Expression:
         kind, text = self._kind(), self.peek()
         if kind == "number":
             return self._read_number()
@@ -158,6 +169,9 @@ class _Parser:
 
     def _read_number(self) -> Expression:
         text = self._take()
+        exponent = re.search(r"[eE][+-]?(\d+)", text)
+        if exponent and (len(exponent[1]) > 4 or int(exponent[1]) > MAX_EXPONENT):
+            raise NotUnderstood("a large exponent")
         value = Fraction(text.rstrip(".") if text.endswith(".") else text)
         decimal = "." in text.rstrip(".") or "e" in text.lower()
         number = Expression("decimal" if decimal else "number", (), value)
@@ -313,8 +327,8 @@ class _Parser:
     def _read_group(self, whole_number: bool = False) -> Expression:
         r"""What an argument of LaTeX is: {...}, or one token. Of 12 in \frac12 it is 1, after a power it is the whole number."""
         if self.peek() in ("{", "("):
-            return self._read_bracket(self._take())
-        if self.peek() == "-" and whole_number:
+            return self._read_atom()
+        if self.peek() == "-" and whole_number and self.peek(1) != "-":
             self._take()
             return Expression("neg", (self._read_group(whole_number),))
         if self._kind() == "number":

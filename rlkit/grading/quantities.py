@@ -11,7 +11,7 @@ from rlkit.grading.expressions import Expression, parse_expression, walk
 from rlkit.grading.tokens import NotUnderstood
 from rlkit.grading.units import CURRENCY, MAGNITUDE, MAGNITUDES, SAME_UNITS, read_unit
 
-MODULUS = re.compile(r"\s*\(?\s*\\?(?:pmod|bmod|mod|text\s*\{\s*\(?mod)\b\s*\}?\s*\{?\s*(\d+)\s*\}?\s*\)?\}?\s*\Z")
+MODULUS = re.compile(r"\s*\(?\s*\\?(?:pmod|bmod|mod|text\s*\{\s*\(?mod)(?![a-zA-Z])\s*\}?\s*\{?\s*(\d+)\s*\}?\s*\)?\}?\s*\Z")
 
 
 def read_quantity(text: str, whole: str) -> ParsedAnswer | None:
@@ -20,7 +20,7 @@ def read_quantity(text: str, whole: str) -> ParsedAnswer | None:
         return Quantity(whole, found.node, found.unit, int(modulus[1])) if isinstance(found, Quantity) else None
     currency = CURRENCY.match(text)
     number = (currency[1] + text[currency.end() :]).strip() if currency else text
-    if currency is None and re.fullmatch(r"-?[\d.]+\s*[€£¥$]", text):
+    if currency is None and re.fullmatch(r"-?[\d.]+\s*[€£¥$¢]", text):
         return _with_unit(text[:-1].strip(), text[-1], whole)
     if currency and number == text:
         return None
@@ -47,11 +47,11 @@ def _with_unit(text: str, unit: str | None, whole: str) -> ParsedAnswer | None:
 
 def _read_with_words(text: str, unit: str | None, whole: str) -> ParsedAnswer | None:
     """A number and its magnitude or unit: 5 million, 12 cm, 72 clips."""
-    match = re.match(r"(?P<number>.*?[\d})!%])(?P<words>\s*(?:\\text\s*\{|\^\s*\{?\s*\\circ|[^\W\d_]|\().*)", text, re.DOTALL)
+    match = re.match(r"(?P<number>.*?(?:[\d})!%]|\\pi))(?P<words>\s*(?:\\text\s*\{|\^\s*\{?\s*\\circ|[^\W\d_]|\().*)", text, re.DOTALL)
     starts = (
         []
         if match is None
-        else [number.end() for number in re.finditer(r"[\d})!%πe](?=\s*(?:\\text|\^\s*\{?\s*\\circ|\(?[^\W\d_]))", text)]
+        else [number.end() for number in re.finditer(r"(?:[\d})!%πe]|\\pi)(?=\s*(?:\\text|\^\s*\{?\s*\\circ|\(?[^\W\d_]))", text)]
     )
     for start in dict.fromkeys(starts[:8]):
         number, words = text[:start], text[start:]

@@ -36,6 +36,9 @@ SAME_UNITS = {
         "km/h kph kmh",
         "mph",
         "° degree degrees 度",
+        "°C ℃ celsius",
+        "°F fahrenheit",
+        "Ω ohm ohms \\Omega",
         "$ dollar dollars usd USD 美元 buck bucks",
         "€ euro euros eur EUR 欧元",
         "£ gbp GBP",
@@ -48,7 +51,10 @@ SAME_UNITS = {
     for name in (group.split() if not group.startswith("N ") else ())
 }
 LETTER_UNITS = frozenset("mgshL")  # after a space; others of one letter are symbols
-SI = frozenset(list_words("N J W V A K Hz kHz MHz Pa kPa mol eV keV kJ kW mA kV nm pm rpm sq"))
+SI = frozenset(list_words("N J W V A Hz kHz MHz Pa kPa mol eV keV kJ kW mA kV nm pm rpm sq"))
+KOREAN_COUNTERS = frozenset(
+    list_words("개 명 원 권 마리 살 세 시간 분 초 일 번 도 장 대 그루 송이 자루 미터 센티미터 킬로미터 그램 킬로그램 리터")
+)
 CURRENCY = re.compile(r"^(-?)\s*(?:\\?([$€£¥])|(?:USD|US\s*\\?\$|RMB|EUR)\s*)\s*(?=[-\d.(\\])")
 MAGNITUDES = {
     "hundred": 10**2, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9, "trillion": 10**12,
@@ -61,15 +67,16 @@ FRACTIONS = re.compile(
 NO_UNIT = re.compile(
     r"\b(?:is|are|was|were|not|no|nor|or|and|but|if|then|than|because|maybe|perhaps|either|to|plus|minus|times|divided|over|by|more|less|most|least|"
     r"about|approximately|around|roughly|almost|percent|pct|squared|cubed|pi|wrong|incorrect|false|mod|modulo|base|half|halves|root|of|times|different|"
-    r"from|except|without|instead|versus|vs|would|could|should|might|may)\b|[=<>?+*!\\]|[不或和\u3040-\u30ff]",
+    r"from|except|without|instead|versus|vs|would|could|should|might|may|factorial|doubled|tripled|reciprocal|inverse|hex|binary|octal|tens|ppm|"
+    r"negative|remainder|power|infinite|undefined|nan|for|when|as|at|of|sin|cos|tan|log|above|below|fewer|assuming|some|quarter|score|gross|basis|mille)\b|[=<>?+*!\\\d~]|[不或和約约]|以上|以下|未満|以内|左右|倍|이상|이하|미만|보다|[\u3040-\u30ff]",
     re.IGNORECASE,
 )
 WORDS = r"[^\W\d_][^\W\d_'’.-]*(?:[ /·-][^\W\d_][^\W\d_'’.-]*){0,4}"
-EXPONENT = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
+EXPONENT = r"(?:\^\ ?\{?\ ?-?\d\ ?\}?)?"
 UNIT = re.compile(
-    rf"""(?P<temperature>\^\s*\{{?\s*\\circ\s*\}}?\s*(?:\\text\{{\s*)?[CFK]\s*\}}?)
-      | (?:\s*\\text\s*\{{(?P<text>[^{{}}]*)\}}(?P<power>{EXPONENT})(?P<rest>(?:\s*/?\s*\\text\s*\{{[^{{}}]*\}}{EXPONENT})*))
-      | (?P<space>\s*)\(?(?P<words>{WORDS})(?P<exponent>{EXPONENT})\)?""",
+    rf"""(?P<temperature>\ ?\^\ ?\{{?\ ?\\circ\ ?\}}?\ ?(?:\\text\{{\ ?)?[CFK]\ ?\}}?)
+      | (?:\ ?\\text\ ?\{{(?P<text>[^{{}}]*)\}}(?P<power>{EXPONENT})(?P<rest>(?:\ ?(?:(?:/|\\cdot)\ ?)?\\text\ ?\{{[^{{}}]*\}}{EXPONENT})*))
+      | (?P<space>\ ?)\(?(?P<words>{WORDS})(?P<exponent>{EXPONENT})\)?""",
     re.VERBOSE,
 )
 
@@ -84,11 +91,23 @@ def read_unit(text: str) -> str | None:
     if match["text"] is not None:
         rest = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", match["rest"])
         found = match["text"].strip() + _read_exponent(match["power"]) + re.sub(r"[\s^{}]", "", rest)
-        return _name_unit(found) if not NO_UNIT.search(match["text"]) and not FRACTIONS.search(match["text"]) else None
-    words = match["words"]
+        one_letter = len(match["text"].strip()) == 1 and not match["rest"] and match["text"].strip() not in LETTER_UNITS | SI
+        named = match["text"].strip() in SAME_UNITS
+        return None if NO_UNIT.search(match["text"]) or FRACTIONS.search(match["text"]) or (one_letter and not named) else _name_unit(found)
+    words = re.sub(r"^degrees?\s+(?=Celsius|Fahrenheit)", "", match["words"])
+    if len(words.split()) > 1 and "in" in words.split():
+        return None
+    if re.search("[가-힣]", words) and words not in KOREAN_COUNTERS:
+        return None
     if NO_UNIT.search(words) or FRACTIONS.search(words) or _is_symbol(words, bool(match["space"])):
         return None
     return _name_unit(words + _read_exponent(match["exponent"]))
+
+
+def is_usual(unit: str) -> bool:
+    """Whether a unit is of the table, with a power or in a quotient too."""
+    stems = [re.sub(r"-?\d$", "", part) for part in unit.split("/")]
+    return all(stem in SAME_UNITS.values() or stem in SI or stem.startswith("°") for stem in stems)
 
 
 def _is_symbol(words: str, spaced: bool) -> bool:
@@ -114,7 +133,10 @@ def _name_unit(unit: str) -> str:
     if stem in SAME_UNITS or stem.casefold() in SAME_UNITS:
         return SAME_UNITS.get(stem, SAME_UNITS.get(stem.casefold(), stem)) + power
     per = re.sub(r"\s*(?:/|\bper\b)\s*", "/", stem)
-    parts = [SAME_UNITS.get(part, SAME_UNITS.get(part.casefold(), _singular(part.casefold()))) for part in per.split("/")]
+    parts = [
+        SAME_UNITS.get(part, SAME_UNITS.get(part.casefold(), _singular(part.casefold() if len(part) > 2 else part)))
+        for part in per.split("/")
+    ]
     return "/".join(parts) + power
 
 

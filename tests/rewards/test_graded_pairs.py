@@ -1,4 +1,4 @@
-"""Completions with their right score: kinds of faults that users of graders report, and a set by somebody who has not seen it."""
+"""Completions with their right score: kinds of faults that users of graders report, a set by somebody who had not seen it, and attacks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ def read_pairs(name: str) -> list[dict[str, Any]]:
 
 def score(pair: dict[str, Any]) -> float:
     columns = pair["answer"] if pair["reward"] == "countdown" else {"answer": pair["answer"]}
-    result: float = import_reward(pair["reward"])(completion=pair["completion"], **columns)
+    prompt = {"prompt": pair["prompt"]} if "prompt" in pair else {}
+    result: float = import_reward(pair["reward"])(completion=pair["completion"], **columns, **prompt)
     return result
 
 
-@pytest.mark.parametrize("name", ["graded.jsonl", "independent.jsonl"])
+@pytest.mark.parametrize("name", ["graded.jsonl", "independent.jsonl", "attacks.jsonl"])
 def test_every_pair_has_its_score(name: str) -> None:
     assert [pair for pair in read_pairs(name) if score(pair) != pair["want"]] == []
+
+
+SEPARATORS = r"\s*(?:,|;|\\text\s*\{\s*(?:or|and)\s*\}|\b(?:or|and)\b|或|和|、)\s*"
 
 
 def change_digit(text: str, draw: random.Random) -> str:
@@ -57,11 +61,10 @@ def test_no_reference_accepts_itself_with_a_digit_changed_or_two_numbers_swapped
     for reference in numeric:
         for given in {change_digit(reference, draw), change_digit(reference, draw), swap_numbers(reference, draw)} - {None}:
             tried += 1
-            elements = [sorted(re.findall(r"[^,{}\s\\]+", text)) for text in (reference, str(given))]
-            if import_reward("accuracy")(completion=rf"\boxed{{{given}}}", answer=reference) != float(
-                elements[0] == elements[1] and "dots" not in reference and reference[0] != "("
-            ):
-                wrong.append((reference, given))
+            elements = [sorted(re.split(SEPARATORS, re.sub(r"^\$?\\\{|\\\}\$?$|\$", "", text))) for text in (reference, str(given))]
+            want = float(elements[0] == elements[1] and "dots" not in reference and reference[0] not in "([")
+            if import_reward("accuracy")(completion=rf"\boxed{{{given}}}", answer=reference) != want:
+                wrong.append((reference, given, want))
     assert tried > 500 and wrong == []
 
 
@@ -93,6 +96,17 @@ def test_the_table_of_the_readme_is_true() -> None:
         "1/3" + "^9" * 60,
         r"\sqrt{" * 60 + "2" + "}" * 60,
         "9" * 1900 + "^{1999}",
+        "1e999999999",
+        "5e-8000",
+        r"\frac{\pi}{2}-\frac{1}{2023!}",
+        r"\sqrt[63]{10^{19990}+1}",
+        r"\sum_{k=1}^{2000}\sin\sqrt{k}",
+        "5" + r" \text{a}" * 60 + " x",
+        r"\sin " * 330 + "1",
+        "1" + "/1" * 990,
+        "1" + "!" * 1900,
+        "[" * 900 + "1" + "]" * 900,
+        ", ".join(f"x/{k}" for k in range(2, 200)),
     ],
 )
 def test_the_cost_of_an_answer_is_bounded_before_it_is_computed(given: str) -> None:
