@@ -18,6 +18,7 @@ from rlkit.data.renderer import Renderer
 from rlkit.data.sources import open_rows
 from rlkit.data.stream import PromptSet, RowSet, Stream
 from rlkit.errors import UserError
+from rlkit.grading.references import REFERENCE_CHECKS
 from rlkit.rewarding.calling import needs_answer
 
 Kind = Literal["prompts", "pairs", "rated", "demonstrations"]
@@ -98,7 +99,9 @@ def build_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, 
     """A reader of each source."""
     data, readers = recipe.data, []
     rewards = (recipe.rewards or {}).values()
-    needs = {"needs_answer": any(needs_answer(reward.path, reward.args) for reward in rewards)} if kind == "prompts" else {}
+    checks = [REFERENCE_CHECKS[reward.path] for reward in rewards if reward.path in REFERENCE_CHECKS]
+    asked = any(needs_answer(reward.path, reward.args) for reward in rewards)
+    needs: dict[str, Any] = {"needs_answer": asked, "checks": checks} if kind == "prompts" else {}
     for name, source in sources.items():
         own = {key: value if (value := getattr(source, key)) is not None else getattr(data, key) for key in OF_SOURCE}
         columns = Columns(**(source.columns or data.columns).model_dump(), **own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -185,11 +185,13 @@ class RowReader(ABC, Generic[T]):
 class PromptReader(RowReader[PromptRow]):
     """Prompts, and their answers where there are any.
 
-    needs_answer: a row without an answer is a BadRow even where the recipe names no column of answers.
+    needs_answer: a row without an answer is a BadRow even where the recipe names no column of answers. checks: what the rewards of the run
+    ask of an answer; each raises ValueError where it cannot be graded, which makes a BadRow too.
     """
 
-    def __init__(self, rows: Rows, columns: Columns, *, needs_answer: bool = True) -> None:
+    def __init__(self, rows: Rows, columns: Columns, *, needs_answer: bool = True, checks: Sequence[Callable[[Any], object]] = ()) -> None:
         super().__init__(rows, columns)
+        self._checks = checks
         self._pattern = _compile_pattern(columns.answer_pattern)
         self._prompt = columns.prompt or self._find_column(PROMPT_COLUMNS, "prompt")
         answers = (
@@ -203,7 +205,13 @@ class PromptReader(RowReader[PromptRow]):
 
     def _build_row(self, index: int, row: Row) -> PromptRow:
         prompt = self._format_prompt(row, self._read_chat(row, self._prompt), chat=self._text_is_chat(self._prompt))
-        return PromptRow(index, prompt, self._read_answer(row), row, tools=read_tools(row))
+        answer = self._read_answer(row)
+        for check in self._checks:
+            try:
+                check(answer)
+            except ValueError as error:
+                raise RowFault(f'has in column "{self._answer}" what its reward cannot grade: {error}') from None
+        return PromptRow(index, prompt, answer, row, tools=read_tools(row))
 
     def _read_answer(self, row: Row) -> Any:
         if self._answer is None:

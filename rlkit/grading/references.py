@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+import string
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from rlkit.grading.choices import read_choice
 from rlkit.grading.extraction import read_boxes
 
 TAGGED = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
@@ -40,3 +43,23 @@ def _read_reference(answer: Any) -> str:
     if not text.strip(" \n\t$"):
         raise ValueError(f"the reference answer is empty: {answer!r:.200}")
     return text
+
+
+def list_letters(answer: Any) -> set[str]:
+    """The letters of a reference to a choice: a letter, also with its option, a number with 0 for A, or a list of right ones.
+
+    Raises ValueError where one is none of these.
+    """
+    return {_read_letter(one) for one in (answer if isinstance(answer, (list, tuple)) and answer else [answer])}
+
+
+def _read_letter(answer: Any) -> str:
+    if isinstance(answer, int) and 0 <= answer < len(string.ascii_uppercase):
+        return string.ascii_uppercase[answer]
+    choice = read_choice(str(answer), string.ascii_uppercase)
+    if choice is None:
+        raise ValueError(f"the reference answer must be one letter, also with its option, or a number from 0 to 25, it is {answer!r:.200}")
+    return choice[0]
+
+
+REFERENCE_CHECKS: Mapping[str, Callable[[Any], object]] = {"accuracy": list_references, "multiple_choice": list_letters}

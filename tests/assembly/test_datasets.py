@@ -76,8 +76,29 @@ def test_a_reward_that_asks_for_an_answer_has_a_missing_one_refused_at_the_start
 def test_answers_reach_rewards_as_they_are_in_the_row(tmp_path: Path) -> None:
     truth = {"target": 98, "numbers": [44, 19, 35]}
     rows = [{"question": "a", "answer": ["0.5", "1/2"]}, {"question": "b", "answer": 7}, {"question": "c", "answer": truth}]
-    [reader] = build_readers(told := recipe(f"data.train={lines(tmp_path / 'a.jsonl', *rows)}"), "prompts", "train", told.data.train)
+    same = [*WITHOUT, "rewards.same.path=exact_match"]
+    [reader] = build_readers(told := recipe(f"data.train={lines(tmp_path / 'a.jsonl', *rows)}", *same), "prompts", "train", told.data.train)
     assert [build_reward_item(reader.read(number))["answer"] for number in range(3)] == [["0.5", "1/2"], 7, truth]
+
+
+CHOICE = [*WITHOUT, "rewards.choice.path=multiple_choice"]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "answer", "reason"),
+    [
+        ([], {"value": 1}, "the reference answer is of type dict"),
+        ([], [], "the reference answer is empty"),
+        ([], r"\boxed{1} so \boxed{2}", "the reference answer has several boxes"),
+        (CHOICE, "both", "the reference answer must be one letter"),
+    ],
+)
+def test_a_reference_that_a_shipped_grader_cannot_grade_is_a_bad_row(tmp_path: Path, rewards: list[str], answer: Any, reason: str) -> None:
+    file = lines(tmp_path / "a.jsonl", {"question": "a", "answer": "1" if not rewards else "B"}, {"question": "b", "answer": answer})
+    with pytest.raises(UserError, match=rf"a\.jsonl row 2 has in column \"answer\" what its reward cannot grade: {reason}"):
+        build_datasets(recipe(f"data.train={file}", *rewards), Letters())  # type: ignore[arg-type]
+    stream, _, _ = build_datasets(recipe(f"data.train={file}", "data.on_bad_row=skip", *rewards), Letters())  # type: ignore[arg-type]
+    assert [prompt.row for prompt in stream.take(2)] == [0, 0]
 
 
 def test_epochs_count_rows_that_are_left_out_and_say_so(tmp_path: Path) -> None:
