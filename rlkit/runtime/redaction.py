@@ -17,6 +17,7 @@ REDACTED = "***"
 SHORTEST = 6  # characters of a credential that is looked for in messages; a shorter one is part of many words
 _WORDS = {"secret", "password", "passwd", "pwd", "passphrase", "credential", "credentials", "auth", "authorization", "apikey", "bearer"}
 _LAST_WORDS = _WORDS | {"token", "key"}  # not tokens_per_micro_batch, key_index or tokenizer
+_SETTINGS = {"mode", "path", "file", "method", "scheme", "type"}  # auth_mode and token_path say how and where, not what
 _API_KEY = re.compile(r"(api|access|private|secret|auth)[^a-z]*key$")
 _TOKENS_OF_TEXT = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "start", "end", "stop", "think", "image", "special"}  # before "token"
 _VALUES = re.compile(
@@ -61,7 +62,7 @@ def is_secret_name(name: str) -> bool:
     """Whether a value under this name is a credential: by whole words, so that tokenizer and max_tokens are not."""
     words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     words = [word for word in words if word]
-    if not words or (words[-1] == "token" and len(words) > 1 and words[-2] in _TOKENS_OF_TEXT):
+    if not words or words[-1] in _SETTINGS or (words[-1] == "token" and len(words) > 1 and words[-2] in _TOKENS_OF_TEXT):
         return False
     return words[-1] in _LAST_WORDS or not _WORDS.isdisjoint(words)
 

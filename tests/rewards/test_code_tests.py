@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from rlkit import run
-from rlkit.assembly import plan
 from rlkit.rewarding import code_cases, code_names, code_values, sandbox
 from rlkit.rewarding.code_cases import CodeCase
 from rlkit.rewarding.resolve import import_reward
-from rlkit.rewarding.sandbox import SandboxUnavailable
 from rlkit.rewarding.spec import RewardSpec
+from tests.conftest import run as start
 from tests.rewarding.conftest import explain_no_sandbox, score_all
 
 code_tests = import_reward("code_tests")
@@ -192,21 +191,15 @@ def test_expected_values_of_asserts_stay_outside() -> None:
     assert "assert f(2) is None and True" in sources[2]  # no comparison with one literal: it stays as it is
 
 
-def test_the_header_names_the_sandbox_and_a_run_without_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_header_names_the_sandbox_and_a_run_without_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["recipe=grpo_math", "~rewards.accuracy", "+rewards.code.path=code_tests", f"output_dir={tmp_path / 'run'}"]
     assert run.main([*words, "dry_run=true"]) == 0
     assert f"sandbox:       {sandbox.choose_sandbox().describe()}\n" in capsys.readouterr().out
     assert run.main([*words, "+rewards.code.args.packages=[numpie]", "dry_run=true"]) == 2
     assert "no package 'numpie' is installed here" in capsys.readouterr().err
 
-    def refuse() -> None:
-        raise SandboxUnavailable("this kernel does not allow the sandbox (unshare: no; Landlock: no); allow unprivileged user namespaces")
-
-    monkeypatch.setattr(plan, "choose_sandbox", refuse)
     for more in ([], ["dry_run=true"]):
-        assert run.main([*words, *more]) == 2
-        said = capsys.readouterr().err
-        assert "rewards.code (code_tests): this kernel does not allow the sandbox (unshare: no" in said and "Traceback" not in said
+        ended = start(*words, *more, program="no_sandbox.py")
+        assert ended.code == 2 and "Traceback" not in ended.err
+        assert "rewards.code (code_tests): this kernel does not allow the sandbox (unshare: no" in ended.err
     assert not (tmp_path / "run").exists()

@@ -58,7 +58,21 @@ def test_names_of_credentials(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["eos_token", "pad_token", "max_tokens", "tokenizer", "token_ids", "key_column", "keys", "author", "monkey", ""]
+    "name",
+    [
+        "eos_token",
+        "pad_token",
+        "max_tokens",
+        "tokenizer",
+        "token_ids",
+        "key_column",
+        "keys",
+        "author",
+        "monkey",
+        "RAY_AUTH_MODE",
+        "token_path",
+        "",
+    ],
 )
 def test_names_of_other_things(name: str) -> None:
     assert not is_secret_name(name)
