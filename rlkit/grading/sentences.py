@@ -57,6 +57,9 @@ CANDIDATE = re.compile(r"\d|(?<![A-Za-z])[A-HJ-Z](?![A-Za-z])|[½⅓¼¾]|\\(?:p
 BOLD = re.compile(r"\*\*(?=\S)([^*\n]{1,200}?)(?<=\S)\*\*")
 IN_MATHEMATICS = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 ONE_NUMBER = re.compile(r"[-−]?[$€£¥]?(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?%?(?![\w,./*^+=-]*\d)")
+EQUATION = re.compile(
+    r"(?:[:,]\s*|[a-z]\s+)((?:-?\d+(?:\.\d+)?\s*[-+*/×÷]\s*){1,20}-?\d+(?:\.\d+)?\s*=\s*-?\d+(?:[.,]\d+)*)\s*[.!]?\s*\Z"
+)  # add them: 4 + 2 = 6
 YES_OR_NO = re.compile(r"(yes|no|true|false)\s*[,.;:]", re.IGNORECASE)
 
 
@@ -146,6 +149,8 @@ def _find_marked(sentence: str) -> list[str]:
         return [formulas[0]]
     numbers = [str(number) for number in ONE_NUMBER.findall(sentence)]
     alone = numbers if len(numbers) == 1 and len(re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", sentence)) == 1 else []
+    if equation := EQUATION.search(sentence):
+        return [equation[1]]
     if not verbs or re.search(r"\d", sentence[verbs[0].end() : verbs[-1].start()]):
         return alone
     return [sentence[verbs[-1].end() :], *alone]
