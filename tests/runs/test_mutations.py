@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import run
+from tests.conftest import Ended, run
 from tests.mutations import Case, list_keys, mutate_data, mutate_recipe
 
 FEW, ALL = 50, 500
@@ -30,10 +31,16 @@ def run_cases(kind: str, count: int, model: Path, cache: Path) -> list[dict[str,
 
 def run_step(seed: int, case: Case, model: Path, folder: Path) -> dict[str, Any]:
     """What became of one step of a case through the door."""
+    folder.mkdir(parents=True, exist_ok=True)
     case.write(folder)
     before = set(folder.rglob("*"))
-    small = [*SMALL, f"model.path={model}", *([] if any(word in OFFLINE for word in case.words) else ONLINE)]
-    done = run(*case.words, *small, cwd=folder, timeout=120, HF_DATASETS_CACHE=str(folder.parent / "cache"))
+    online = [] if any(word in OFFLINE for word in case.words) else ONLINE
+    short = ["max_completion_tokens=16"] if case.files.keys() & {"conf/recipe/mine.yaml"} else []  # the default is 1024
+    small = [*SMALL, f"model.path={model}", *online, *short]
+    try:
+        done = run(*case.words, *small, cwd=folder, timeout=120, HF_DATASETS_CACHE=str(folder.parent / "cache"))
+    except subprocess.TimeoutExpired:
+        done = Ended(-1, "", "it hangs")
     written = sorted(str(path.relative_to(folder)) for path in set(folder.rglob("*")) - before)
     return {"seed": seed, "words": [*case.words, *small], "code": done.code, "err": done.err, "written": written[:9]}
 
