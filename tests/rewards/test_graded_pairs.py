@@ -29,7 +29,7 @@ def score(pair: dict[str, Any]) -> float:
     return result
 
 
-@pytest.mark.parametrize("name", ["graded.jsonl", "independent.jsonl", "attacks.jsonl"])
+@pytest.mark.parametrize("name", ["graded.jsonl", "independent.jsonl", "attacks.jsonl", "unseen.jsonl"])
 def test_every_pair_has_its_score(name: str) -> None:
     assert [pair for pair in read_pairs(name) if score(pair) != pair["want"]] == []
 
