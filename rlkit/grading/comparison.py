@@ -145,17 +145,13 @@ def _is_same_equation(reference: Labelled, given: Labelled) -> bool:
     if reference.steps[1:] or given.steps[1:]:
         return False
     try:
-        sides = [(parse_expression(_restore_text(one)), one.value.node) for one in (reference, given)]  # type: ignore[attr-defined]
+        sides = [(parse_expression(one.left), one.value.node) for one in (reference, given)]  # type: ignore[attr-defined]
     except NotUnderstood:
         return False
     differences = [Expression("add", (left, Expression("neg", (right,)))) for left, right in sides]
     if len(find_symbols(differences[0])) < 2 or find_symbols(differences[0]) != find_symbols(differences[1]):
         return is_equal(sides[0][0], sides[1][0]) and is_equal(sides[0][1], sides[1][1])
     return is_proportional(*differences)
-
-
-def _restore_text(equation: Labelled) -> str:
-    return equation.left
 
 
 def _is_same_group(reference: Collection, given: Collection) -> bool:

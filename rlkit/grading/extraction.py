@@ -28,10 +28,9 @@ BARE = re.compile(r"[-\d.,/ ]{1,20}|\*\*[A-Z]\*\*.*|\W{0,4}[A-Z]\W{0,4}|\W{0,4}[
 
 @dataclass(frozen=True)
 class Answer:
-    """A final answer: its readings, the strictest first, of which one is compared after the other; where it was found."""
+    """A final answer: its readings, the strictest first, of which one is compared after the other."""
 
     texts: tuple[str, ...]
-    place: str  # box, tag, cue, line
 
 
 def find_answer(completion: str) -> Answer | None:
@@ -45,7 +44,7 @@ def find_answer(completion: str) -> Answer | None:
     if (tagged := _find_tagged(text)) is not None:
         tagged = squeeze_spaces(tagged)
         fits = tagged.strip() and len(tagged) <= MAX_ANSWER_CHARACTERS
-        return Answer(tuple(list_readings(find_cued(tagged) or tagged, with_cue=True)), "tag") if fits else None
+        return Answer(tuple(list_readings(find_cued(tagged) or tagged, with_cue=True))) if fits else None
     return _find_in_prose(squeeze_spaces(text[-SEARCHED_CHARACTERS:]))
 
 
@@ -91,14 +90,14 @@ def _find_boxes(text: str) -> Answer | None:
     """The last box, with those before it that are separated from it by nothing but separators. Without texts: the last box stays open."""
     boxes, unclosed = _list_boxes(text)
     if unclosed is not None and (not boxes or unclosed > boxes[-1][0]):
-        return Answer((), "box")
+        return Answer(())
     if not boxes:
         return None
     if QUESTION.match(text, boxes[-1][2] + 1) or DENIED.search(text[max(0, boxes[-1][0] - 40) : boxes[-1][0]]):
-        return Answer((), "box")
+        return Answer(())
     content = read_boxes(text)[0]
     assert content is not None
-    return Answer((content,) if len(content) <= MAX_ANSWER_CHARACTERS else (), "box")
+    return Answer((content,) if len(content) <= MAX_ANSWER_CHARACTERS else ())
 
 
 def _is_separator(between: str) -> bool:
@@ -115,17 +114,17 @@ def _find_tagged(text: str) -> str | None:
 
 def _find_in_prose(text: str) -> Answer | None:
     if (value := _read_json(text)) is not None:
-        return Answer((value,), "cue")
+        return Answer((value,))
     text = EXPLANATION.split(text, maxsplit=1)[0]
     if (given := find_cued(text)) is not None:
-        return Answer(tuple(list_readings(given, with_cue=True)), "cue") if given.strip(" *.:$") else None
+        return Answer(tuple(list_readings(given, with_cue=True))) if given.strip(" *.:$") else None
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if not lines or QUESTION.search(lines[-1]) or NEGATION.search(cut_reasons(lines[-1])):
         return None
     if len(lines) > 1 and all(BARE.fullmatch(line) for line in lines[-2:]):
         return None  # candidates, one in a line
     last = " ".join(lines[-3:]) if lines[-1] in ("$$", r"\]") else lines[-1]
-    return Answer(tuple(list_readings(last, with_cue=False)), "line")
+    return Answer(tuple(list_readings(last, with_cue=False)))
 
 
 def squeeze_spaces(text: str) -> str:
