@@ -18,6 +18,7 @@ import traceback
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from time import monotonic, perf_counter, process_time  # by name: a function may replace those of the module
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -124,17 +125,20 @@ def _run_call(index: int, payloads: Sequence[bytes]) -> tuple[list[_Finished], l
         outcomes, intact = [_to_failure(error, perf_counter() - started)] * len(payloads), False
     if os.getpid() != _State.pid:
         os._exit(0)  # a fork made by the function returned through it; there is one worker only
-    _join_new_threads()
+    waited = _join_new_threads()
     if _State.thread_errors:
         outcomes = [Outcome(OutcomeKind.ERROR, detail=_State.thread_errors[0], seconds=o.seconds) for o in outcomes]
+    if waited:  # a part of the call: calls that take this long do not go together
+        outcomes = [replace(outcome, seconds=outcome.seconds + waited) for outcome in outcomes]
     return finished, outcomes, intact
 
 
-def _join_new_threads() -> None:
-    """Wait a moment for threads that a call started."""
-    deadline = monotonic() + THREAD_SECONDS
-    for thread in set(threading.enumerate()) - _State.threads_before:
-        thread.join(max(0.0, deadline - monotonic()))
+def _join_new_threads() -> float:
+    """Wait a moment for threads that a call started, and return the seconds that it took; 0 where there are none."""
+    started, new = monotonic(), set(threading.enumerate()) - _State.threads_before
+    for thread in new:
+        thread.join(max(0.0, started + THREAD_SECONDS - monotonic()))
+    return monotonic() - started if new else 0.0
 
 
 def run_without_worker(reward: WorkerReward, items: Sequence[Item]) -> list[Outcome]:
