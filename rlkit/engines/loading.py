@@ -1,4 +1,4 @@
-"""Loads a checkpoint with transformers, whole or not at all, and puts a model in training shape.
+"""Loads a checkpoint with transformers, whole or not at all, in training shape.
 
 Transformers' from_pretrained gives random values to tensors that the files lack. Left out here: how 4 bits (quantization.py) and ZeRO 3
 (deepspeed_config.py) load, which are settings of the same call.
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rlkit.engines import quantization
+from rlkit.engines.training_shape import set_training_shape
 from rlkit.errors import UserError
 
 KINDS = {"causal language model": "AutoModelForCausalLM", "sequence classifier": "AutoModelForSequenceClassification"}
@@ -34,10 +35,7 @@ def load_causal_lm(path: str, dtype: torch.dtype, *, offline: bool, checkpoint_e
     if four_bits:
         quantization.restore_config(model)
     model.config.use_cache = False
-    disable_dropout(model)
-    if checkpoint_every:
-        checkpoint_layers(model, checkpoint_every)
-    return model.train()
+    return set_training_shape(model, checkpoint_every)
 
 
 def load_classifier(path: str, dtype: torch.dtype, pad: int, *, offline: bool, checkpoint_every: int = 0) -> Any:
@@ -51,37 +49,7 @@ def load_classifier(path: str, dtype: torch.dtype, pad: int, *, offline: bool, c
         raise UserError(f"model.path {path}: {type(model).__name__} has no linear head `score`; take a causal language model such as Qwen3")
     nn.init.zeros_(model.score.weight)
     model.config.pad_token_id = pad
-    disable_dropout(model)
-    if checkpoint_every:
-        checkpoint_layers(model, checkpoint_every)
-    return model.train()
-
-
-def checkpoint_layers(model: Any, every: int) -> None:
-    """Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) of each `every`-th layer.
-
-    No random state is kept, since there is no dropout. Shapes are not compared with those of the first pass: under ZeRO 3 the weights are
-    no longer whole by then.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    settings = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-    try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
-    except ValueError as error:
-        raise UserError(f"engine.gradient_checkpointing: {first_line(error)}; set it to 0") from error
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for i, layer in enumerate(layers):
-        layer.gradient_checkpointing = i % every == 0
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Sampler and trainer must be one function of the weights."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010  mypy
+    return set_training_shape(model, checkpoint_every)
 
 
 def checkpoint_names(model: Any) -> list[str]:

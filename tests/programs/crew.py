@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rlkit import run
 from rlkit.engines.heads import TokenScorer, compute_logprobs
-from rlkit.engines.loading import checkpoint_layers
 from rlkit.engines.sequence_parallel import SequenceParallelGroup
+from rlkit.engines.training_shape import checkpoint_layers
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sample
 from tests.engines.test_packing import CPU, TEMPERATURE, alone, apart, model_of, samples_of
