@@ -15,6 +15,7 @@ from rlkit.data.cursor import Cursor
 from rlkit.data.messages import read_tools
 from rlkit.data.offline_rows import DemonstrationSet, PairSet, RatedSet
 from rlkit.data.renderer import Renderer
+from rlkit.data.row_check import check_once
 from rlkit.data.sources import open_rows
 from rlkit.data.stream import PromptSet, RowSet, Stream
 from rlkit.errors import UserError
@@ -98,7 +99,7 @@ def count_steps(recipe: Recipe, rows: int) -> Recipe:
 def build_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
     """A reader of each source."""
     data, readers = recipe.data, []
-    rewards = (recipe.rewards or {}).values()
+    rewards = list((recipe.rewards or {}).values())
     checks = [REFERENCE_CHECKS[reward.path] for reward in rewards if reward.path in REFERENCE_CHECKS]
     asked = any(needs_answer(reward.path, reward.args) for reward in rewards)
     needs: dict[str, Any] = {"needs_answer": asked, "checks": checks} if kind == "prompts" else {}
@@ -108,7 +109,8 @@ def build_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, 
         place = {key: getattr(source, key) for key in ("path", "config", "split", "revision")}
         rows = open_rows(place, split_default=split, offline=recipe.offline, key=f"data.{split}" + (f".{name}" if name else ""))
         reader = READERS[kind](rows, columns, **needs)
-        reader.check(stop=data.on_bad_row == "stop")
+        if data.on_bad_row == "stop":
+            check_once(reader, (kind, place, columns, asked, [reward.path for reward in rewards]))
         readers.append(reader)
     return readers
 

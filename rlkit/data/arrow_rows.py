@@ -27,6 +27,11 @@ class ArrowRows(Rows):
         self.name = name
         self._table = table
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The Arrow files from which the table is mapped, in the cache of `datasets` or in a saved folder."""
+        return [Path(file["filename"]) for file in self._table.cache_files]
+
     def __len__(self) -> int:
         return len(self._table)
 

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -18,7 +19,6 @@ from rlkit.errors import UserError
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "question", "problem")  # tried in this order, as are the next ones
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth", "reward_model.ground_truth")
 PLAIN_COLUMN = "prompt"  # text in it is what the model sees; text of any other column is a user's message. Messages in it are no replies
-CHECKED_ROWS = 100_000  # checked at start (about a second); a fault in a later row is raised when the row is read
 MISSING = object()
 T = TypeVar("T")
 
@@ -81,11 +81,11 @@ class RowReader(ABC, Generic[T]):
         """The item of row `index`. Raises BadRow, with file and row, where the row cannot be used."""
         return self._read_row(index, self.rows[index])
 
-    def check(self, limit: int = CHECKED_ROWS, *, stop: bool = True) -> list[BadRow]:
-        """Looks at the first `limit` rows; returns the faults, or with `stop` raises the first."""
+    def check(self, limit: int | None = None, *, stop: bool = True) -> list[BadRow]:
+        """Looks at the first `limit` rows, or at all; returns the faults, or with `stop` raises the first."""
         bad: list[BadRow] = []
         wanted = None if self._template else [name for column in self._list_columns() for name in (column, column.split(".")[0])]
-        for index, row in zip(range(limit), self.rows.scan(wanted), strict=False):
+        for index, row in enumerate(islice(self.rows.scan(wanted), limit)):
             fault = row if isinstance(row, BadRow) else self._find_fault(index, row)
             if fault and stop:
                 self.read(index)  # raises the same fault with all columns of the row; a scan may leave some out

@@ -44,6 +44,10 @@ class JsonRows(Rows):
         if len(self._starts) > 1 and not self._is_list:
             self._refuse_one_object_over_many_lines()
 
+    @property
+    def files(self) -> Sequence[Path]:
+        return [self._path]
+
     def __len__(self) -> int:
         return len(self._starts)
 

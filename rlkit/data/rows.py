@@ -6,6 +6,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, overload
 
 from rlkit.errors import UserError
@@ -26,6 +27,11 @@ class Rows(Sequence[Row]):
     """Rows by index, read on access. `name` is how errors call the table: `data.train gsm8k/train.jsonl`."""
 
     name: str
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that hold the rows; empty where there are none."""
+        return ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -122,6 +128,10 @@ class JoinedRows(Rows):
         self.name = name
         self._tables = tables
         self._ends = list(accumulate(len(table) for table in tables))
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return [file for table in self._tables for file in table.files]
 
     def __len__(self) -> int:
         return self._ends[-1]
