@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ from rlkit.profiling import memory_estimate
 from rlkit.types import Request, Sample, Stop
 
 SEGMENT = "rlkit-tp-"  # names of shared memory begin with it and the id of the process that made them
+HEAD_BIAS = "lm_head.bias"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # valid values of max_lora_rank
 
 
@@ -57,11 +59,14 @@ class VLLMEngine:
         if adapter_rank is not None:
             settings |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": find_max_lora_rank(adapter_rank)}
             patch_adapted_layers()
+        keep_model_classes()
         settings.update(extra)
         try:
             self.llm = LLM(**settings)
         except TypeError as error:
             raise UserError(f"engine.vllm holds a setting that vLLM does not know: {error}") from error
+        if HEAD_BIAS in names:
+            self.llm.apply_model(register_head_bias)
         self.engine = self.llm.llm_engine
         self.names, self.eos, self.sleeps = list(names), eos, sleeps
         self.version: int | None = None
@@ -230,6 +235,56 @@ def patch_adapted_layers() -> None:
 
     if not hasattr(BaseLayerWithLoRA, "load_weights"):
         BaseLayerWithLoRA.load_weights = load  # type: ignore[method-assign, assignment]
+
+
+def keep_model_classes() -> None:
+    """Lets models of this process stay as transformers made them, whether they are built before the engine or after it.
+
+    For families that it has no code of its own for, vLLM runs transformers' model, and for torch.compile it replaces `__init__` and
+    `__call__` of that class: the trainer's models lack what its `__init__` would set, and none can be built outside of the engine. Here the
+    replacements apply to the engine's instances alone.
+    """
+    from transformers import PreTrainedModel
+    from vllm.compilation import decorators
+    from vllm.config import get_current_vllm_config_or_none
+
+    decorate = decorators._support_torch_compile
+    if hasattr(decorate, "__wrapped__"):
+        return
+
+    @wraps(decorate)
+    def decorate_instances_of_engine(cls: Any, *arguments: Any, **keywords: Any) -> Any:
+        own_init, own_call = cls.__init__, cls.__call__
+        decorated = decorate(cls, *arguments, **keywords)
+        engine_init, engine_call = cls.__init__, cls.__call__
+        if not issubclass(cls, PreTrainedModel) or engine_init is own_init:  # vLLM's own class, or one of an earlier engine
+            return decorated
+
+        @wraps(own_init)
+        def init(self: Any, *arguments: Any, **keywords: Any) -> None:
+            (own_init if get_current_vllm_config_or_none() is None else engine_init)(self, *arguments, **keywords)
+
+        @wraps(own_call)
+        def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            return (engine_call if "vllm_config" in vars(self) else own_call)(self, *arguments, **keywords)
+
+        cls.__init__, cls.__call__ = init, call
+        return decorated
+
+    decorators._support_torch_compile = decorate_instances_of_engine
+
+
+def register_head_bias(model: Any) -> None:
+    """Gives the head of transformers' model in vLLM its bias, which vLLM registers while a checkpoint is loaded, and loses in a reload."""
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+    head: Any = getattr(model, "lm_head", None)
+    if getattr(head, "bias", None) is not None or not hasattr(head, "_register_bias"):
+        return
+    with head.weight.device:
+        head._register_bias()
+    record_metadata_for_reloading(head)
+    head._register_bias = lambda: None
 
 
 def find_max_lora_rank(rank: int) -> int:
