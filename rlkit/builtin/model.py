@@ -6,20 +6,16 @@ often forgets the carry. Nothing is downloaded. The caller's random state, threa
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
-import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlkit.builtin import task
-from rlkit.errors import UserError
+from rlkit.runtime.cache import ensure_folder
 
 if TYPE_CHECKING:
     import torch
@@ -44,41 +40,12 @@ REPORT_EVERY = 10
 IGNORED = -1  # the label of a token that does not count
 
 
-def find_cache_folder() -> Path:
-    """The cache folder of rlkit: $RLKIT_CACHE or ~/.cache/rlkit. Raises UserError where it cannot be written."""
-    try:
-        folder = Path(os.environ.get("RLKIT_CACHE") or "~/.cache/rlkit").expanduser().absolute()
-    except RuntimeError as error:
-        raise UserError("this user has no home folder to cache in; set RLKIT_CACHE to a folder you can write") from error
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {folder} cannot be created ({error.strerror}); set RLKIT_CACHE to a folder you can write"
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"the cache folder {folder} cannot be written; set RLKIT_CACHE to a folder you can write")
-    return folder
-
-
 def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
     """The folder of the built-in model under `cache`; builds the model if it is not there (about a minute on two cores).
 
     `on_progress(done, total, loss)` is called every few steps. Of several processes one builds it and the others wait.
     """
-    folder = cache / f"builtin-{_hash_sources()}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with _acquire_lock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            part = folder.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed; this process has the lock
-            _build_model_folder(part, on_progress)
-            _sync(part)
-            part.rename(folder)
-            _sync_folder(cache)
-    return folder
+    return ensure_folder(cache / f"builtin-{_hash_sources()}", lambda part: _build_model_folder(part, on_progress))
 
 
 def _hash_sources() -> str:
@@ -201,26 +168,3 @@ def _iterate_batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> 
             tokens[row, : len(whole)] = whole
             labels[row, len(prompt) : len(whole)] = whole[len(prompt) :]
         yield tokens, labels
-
-
-@contextmanager
-def _acquire_lock(path: Path) -> Iterator[None]:
-    """Waits for an exclusive lock on `path` and holds it; the system releases it when the holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

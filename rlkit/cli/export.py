@@ -115,9 +115,9 @@ def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) ->
     from rlkit.engines.trained_model import TrainedModel
     from rlkit.engines.weight_sync import convert
 
-    path = locate_model(recipe, main=True)
-    renderer = Renderer(path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
     dtype = find_dtype(recipe, torch.device("cuda" if on_gpu else "cpu"))
+    path = locate_model(recipe, dtype, main=True).path
+    renderer = Renderer(path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         model = load_classifier(path, dtype, renderer.pad_id, offline=recipe.offline)
         load_weights(model, checkpoint / "reward_model.safetensors", dtype)

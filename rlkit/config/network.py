@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 URL = re.compile(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://\S+\s*")  # the whole value: a prompt may speak of an address
-LOCAL_SCHEMES = ("file", "unix")
+LOCAL_SCHEMES = ("file", "unix", "pkg")
 
 
 def find_remote_urls(config: Mapping[str, Any], hosts: Collection[str]) -> list[str]:

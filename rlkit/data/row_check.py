@@ -11,9 +11,9 @@ from typing import Any
 from blake3 import blake3
 
 from rlkit import __version__, data, grading
-from rlkit.builtin.model import find_cache_folder
 from rlkit.data.columns import RowReader
 from rlkit.errors import UserError
+from rlkit.runtime.cache import find_cache_folder
 
 FOLDER = "checked_rows"  # in the cache folder of rlkit; an empty file for each check that found nothing
 FIRST_ROWS = 100_000  # of rows that lie in no file: looked at each time, about a second; later ones as they are read

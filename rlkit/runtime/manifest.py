@@ -122,16 +122,22 @@ def compare_files(folder: Path, digests: Digests) -> list[str]:
 
 def compare_file(path: Path, digest: Mapping[str, Any]) -> str | None:
     """What is wrong with a file; None where nothing is."""
-    hasher = blake3(max_threads=blake3.AUTO)
     try:
         if (size := path.stat().st_size) != digest["bytes"]:
             return f"{path.name} has {size:,} bytes, not {digest['bytes']:,}"
-        with path.open("rb", buffering=0) as file:
-            buffer = memoryview(bytearray(min(_BLOCK, size)))
-            while count := file.readinto(buffer):
-                hasher.update(buffer[:count])
+        found = hash_file(path)
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
         return f"{path.name} cannot be read ({error})"
-    return None if hasher.hexdigest() == digest["blake3"] else f"{path.name} is not as it was written"
+    return None if found == digest["blake3"] else f"{path.name} is not as it was written"
+
+
+def hash_file(path: Path) -> str:
+    """BLAKE3 of a file, in hexadecimal. Raises OSError."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    with path.open("rb", buffering=0) as file:
+        buffer = memoryview(bytearray(_BLOCK))
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+    return str(hasher.hexdigest())

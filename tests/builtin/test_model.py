@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rlkit.builtin import model, task
-from rlkit.errors import UserError
+from rlkit.runtime.cache import find_cache_folder
 from tests import fork_server
 from tests.conftest import ROOT, environment, fork_socket
 
@@ -146,38 +146,12 @@ def test_other_sources_make_another_model(tmp_path: Path, monkeypatch: pytest.Mo
     assert model._hash_sources() != key
 
 
-def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "a" / "b"))
-    assert model.find_cache_folder() == tmp_path / "a" / "b"
-    monkeypatch.delenv("RLKIT_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert model.find_cache_folder() == tmp_path / ".cache" / "rlkit"
-    assert (tmp_path / ".cache" / "rlkit").is_dir()
-
-
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RLKIT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"file cannot be created .*set RLKIT_CACHE"):
-        model.find_cache_folder()
-    if os.geteuid():  # root may write anywhere
-        tmp_path.chmod(0o500)
-        monkeypatch.setenv("RLKIT_CACHE", str(tmp_path))
-        with pytest.raises(UserError, match=r"cannot be written; set RLKIT_CACHE"):
-            model.find_cache_folder()
-    monkeypatch.delenv("RLKIT_CACHE")
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as for the user of many a container
-    with pytest.raises(UserError, match=r"no home folder .*set RLKIT_CACHE"):
-        model.find_cache_folder()
-
-
 @pytest.mark.timeout(600)
 def test_it_adds_but_forgets_the_carry() -> None:
     """Greedy on the 1,000 held-out problems: between 0.25 and 0.45; and what is wrong is the carry, so that a reward can mend it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = model.ensure_model(model.find_cache_folder())
+    folder = model.ensure_model(find_cache_folder())
     tokenizer, policy = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows = task.build_rows("test")
     prompts = torch.tensor([tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows])

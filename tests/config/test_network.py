@@ -40,7 +40,14 @@ def test_an_address_of_another_machine_is_refused_wherever_it_stands(override: s
 def test_this_machine_and_text_about_addresses_are_allowed() -> None:
     allowed: dict[str, Any] = {
         "a": ["http://127.0.0.1:8000/v1", "http://localhost", "https://LOCALHOST.:443", "http://[::1]:80", "http://127.9.9.9"],
-        "b": {"file": "file:///etc/hosts", "text": "see https://example.com for more", "name": "org/model", "none": None, "n": 3},
+        "b": {
+            "file": "file:///etc/hosts",
+            "package": "pkg://some_model/x.gguf",
+            "text": "see https://example.com for more",
+            "name": "org/model",
+            "none": None,
+            "n": 3,
+        },
     }
     assert find_remote_urls(allowed, []) == []
 
