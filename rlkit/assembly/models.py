@@ -10,11 +10,14 @@ import torch
 from rlkit.assembly import plan
 from rlkit.assembly.base_model import build_lora
 from rlkit.assembly.context import BuildContext, require
+from rlkit.builtin.model import find_cache_folder
 from rlkit.config.recipe import Recipe
 from rlkit.engines.base import BackendFactory, Offloadable, RolloutEngine
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.placement import Colocated
+from rlkit.engines.rope import fix_dynamic, pin_rope
 from rlkit.engines.weight_sync import send_adapter, send_merged
+from rlkit.errors import UserError
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sampling
 
@@ -45,10 +48,12 @@ def build_backend(recipe: Recipe, ranks: Ranks) -> BackendFactory:
 
 
 def build_policy(context: BuildContext) -> PolicyLearner:
+    """The policy, of a model that was shown to be trained exactly."""
     from rlkit.engines.learners import PolicyLearner
 
     recipe = context.recipe
-    return PolicyLearner(
+    certify_model(context, "causal language model")
+    policy = PolicyLearner(
         context.model_path,
         context.dtype,
         backend=build_backend(recipe, context.ranks),
@@ -59,13 +64,50 @@ def build_policy(context: BuildContext) -> PolicyLearner:
         sp_group=build_sp_group(context.ranks),
         four_bits=recipe.model.load_in_4bit,
     )
+    pin_rope(policy.model, plan.longest_sample(recipe))
+    verify_weights(context, policy)
+    return policy
+
+
+def certify_model(context: BuildContext, kind: str) -> None:
+    """Raises UserError where models of this configuration are not trained exactly."""
+    from rlkit.engines.certificate import certify
+
+    certify(
+        load_config(context),
+        kind,
+        where=f"model.path {context.model_path}",
+        cache=find_cache_folder() / "certificates",
+        checkpoint_every=context.recipe.engine.gradient_checkpointing,
+        device=context.ranks.device,
+    )
+
+
+def load_config(context: BuildContext) -> Any:
+    """The configuration of the model, as transformers has it."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(context.model_path, local_files_only=context.recipe.offline)
+
+
+def verify_weights(context: BuildContext, policy: PolicyLearner) -> None:
+    """Raises UserError where the policy with its own weights is not the model that transformers loads."""
+    from rlkit.engines.certificate import WEIGHTS_LIMIT, compare_weights
+
+    difference = compare_weights(policy.model, policy.backend.module, policy.device, policy.sp_group)
+    limit = WEIGHTS_LIMIT[context.dtype]
+    if context.ranks.any_rank(not difference <= limit):
+        raise UserError(
+            f"model.path {context.model_path}: log-probs of two short samples, packed, differ by {difference:.2g} in the mean from those "
+            f"of transformers, and at most {limit:.2g} is taken for rounding; choose another model.path or model.dtype=float32"
+        )
 
 
 def build_critic(context: BuildContext) -> CriticLearner:
     from rlkit.engines.learners import CriticLearner
 
     recipe = context.recipe
-    return CriticLearner(
+    critic = CriticLearner(
         context.model_path,
         context.dtype,
         backend=build_backend(recipe, context.ranks),
@@ -73,13 +115,16 @@ def build_critic(context: BuildContext) -> CriticLearner:
         checkpoint_every=recipe.engine.gradient_checkpointing,
         sp_group=build_sp_group(context.ranks),
     )
+    pin_rope(critic.backend.module, plan.longest_sample(recipe))
+    return critic
 
 
 def build_reward_model(context: BuildContext) -> RewardModelLearner:
     from rlkit.engines.learners import RewardModelLearner
 
     recipe = context.recipe
-    return RewardModelLearner(
+    certify_model(context, "sequence classifier")
+    model = RewardModelLearner(
         context.model_path,
         context.dtype,
         backend=build_backend(recipe, context.ranks),
@@ -87,6 +132,8 @@ def build_reward_model(context: BuildContext) -> RewardModelLearner:
         offline=recipe.offline,
         checkpoint_every=recipe.engine.gradient_checkpointing,
     )
+    pin_rope(model.model, plan.longest_sample(recipe))
+    return model
 
 
 def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
@@ -95,7 +142,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
     if recipe.engine.rollout == "hf":
         from rlkit.engines.hf_generate import HFEngine
 
-        return HFEngine(
+        engine = HFEngine(
             context.model_path,
             context.dtype,
             device=ranks.device,
@@ -103,6 +150,8 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
             pad=renderer.pad_id,
             offline=recipe.offline,
         )
+        pin_rope(engine.model, plan.longest_sample(recipe))
+        return engine
     from rlkit.engines.vllm import VLLMEngine
 
     return VLLMEngine(
@@ -115,7 +164,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         tensor_parallel=recipe.engine.tensor_parallel,
         gpu=ranks.device.type == "cuda",
         sleeps=ranks.device.type == "cuda" and plan.choose_mode(recipe) != "resident",
-        extra={**plan.vllm_memory_share(recipe), **recipe.engine.vllm},
+        extra={**plan.vllm_memory_share(recipe), "hf_overrides": fix_dynamic(load_config(context)), **recipe.engine.vllm},
         adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
     )
 
@@ -127,7 +176,7 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
     if policy.adapters is not None:
         return BaseOfPolicy(policy)
     recipe, ranks = context.recipe, context.ranks
-    return ReferenceModel(
+    reference = ReferenceModel(
         context.model_path,
         context.dtype,
         temperature=require(recipe.sampling).temperature,
@@ -135,6 +184,8 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
         offline=recipe.offline,
         sp_group=build_sp_group(ranks),
     )
+    pin_rope(reference.scorer, plan.longest_sample(recipe))
+    return reference
 
 
 def build_logprob_check(context: BuildContext, policy: PolicyLearner, engine: RolloutEngine, sampling: Sampling) -> LogprobCheck:

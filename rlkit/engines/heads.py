@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlkit.engines import liger, packing
-from rlkit.engines.packing import PackedRow, SeqLens
+from rlkit.engines.packing import PackedRow, SeqLens, TokenizedSample
 from rlkit.engines.sequence_parallel import SequenceParallelGroup
 from rlkit.ops import logprobs as ops_logprobs
 from rlkit.types import Sample
@@ -30,7 +30,9 @@ class TokenScorer(nn.Module):
         super().__init__()
         packing.set_packed_attention(model, sp_group.wrap_attention if sp_group else None)
         self.model = model
-        self.head_returns_logprobs = add_logprobs_to_head(model.get_output_embeddings())
+        self.scale, cap = find_logit_changes(model.config.get_text_config())
+        self.cap = cap and cap / self.scale  # cap tanh(s z / cap) / T = (cap / s) tanh(z / (cap / s)) / (T / s)
+        self.head_returns_logprobs = add_logprobs_to_head(model.get_output_embeddings(), self.cap)
 
     def forward(
         self, ids: Tensor, positions: Tensor, seq_lens: SeqLens, predict_index: Tensor, tokens: Tensor, temperature: float
@@ -41,22 +43,30 @@ class TokenScorer(nn.Module):
         chosen = hidden[0].index_select(0, predict_index)  # [n, H]
         head = self.model.get_output_embeddings()
         if self.head_returns_logprobs:
-            both: Tensor = head(chosen, tokens, temperature)
+            both: Tensor = head(chosen, tokens, temperature / self.scale)
             return both
-        return torch.stack(ops_logprobs.logprobs_from_logits(head(chosen), tokens, temperature))
+        return torch.stack(ops_logprobs.logprobs_from_logits(head(chosen), tokens, temperature / self.scale, self.cap))
 
 
-def add_logprobs_to_head(head: nn.Module) -> bool:
-    """Makes a linear head return the log-probs and entropy [2, n] of the given tokens; False for other heads, which stay as they are."""
+def find_logit_changes(config: Any) -> tuple[float, float | None]:
+    """What a causal LM with this configuration does to logits after its head: the factor (of Cohere and Granite), which comes first, and
+    the cap of a soft cap (of Gemma 2), None where there is none. That they are all is shown by the certificate."""
+    scale, scaling = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return (scale or 1.0) / (scaling or 1.0), getattr(config, "final_logit_softcapping", None)
+
+
+def add_logprobs_to_head(head: nn.Module, cap: float | None = None) -> bool:
+    """Makes a linear head return the log-probs and entropy [2, n] of the given tokens, with a soft cap of logits or without; False for
+    other heads, which stay as they are."""
     if type(head) is not nn.Linear:
         return False
 
     def forward(hidden: Tensor, tokens: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         if tokens is None:
             return nn.functional.linear(hidden, head.weight, head.bias)
-        if liger.supports(hidden, head.bias):
+        if cap is None and liger.supports(hidden, head.bias):
             return torch.stack(liger.liger_logprobs(hidden, head.weight, tokens, temperature))
-        return torch.stack(ops_logprobs.logprobs_from_hidden(hidden, head.weight, head.bias, tokens, temperature))
+        return torch.stack(ops_logprobs.logprobs_from_hidden(hidden, head.weight, head.bias, tokens, temperature, cap))
 
     head.forward = forward  # type: ignore[method-assign, assignment]
     return True
@@ -96,7 +106,7 @@ class LastTokenScorer(nn.Module):
 
 def compute_logprobs(
     scorer: nn.Module,
-    samples: Sequence[Sample],
+    samples: Sequence[Sample | TokenizedSample],
     width: int,
     temperature: float,
     device: torch.device,
@@ -125,7 +135,7 @@ def compute_scores(scorer: nn.Module, samples: Sequence[Sample], pad: int, devic
 
 def run_on_grid(
     forward: Callable[[PackedRow], tuple[Tensor, ...]],
-    samples: Sequence[Sample],
+    samples: Sequence[Sample | TokenizedSample],
     width: int,
     device: torch.device,
     sp_group: SequenceParallelGroup | None,

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rlkit.engines import quantization
+from rlkit.engines.packing import restore_soft_cap
 from rlkit.engines.training_shape import set_training_shape
 from rlkit.errors import UserError
 
@@ -72,6 +73,7 @@ def load_pretrained(kind: str, path: str, what: str, *, offline: bool, unused: t
             path, local_files_only=offline, output_loading_info=True, ignore_mismatched_sizes=True, **settings, **more
         )
         check_tensors(f"{what} {path}", type(model).__name__, info, unused)
+        restore_soft_cap(model)
         return model
 
     disable_progress_bar()

@@ -12,6 +12,7 @@ for each run that attends to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from inspect import signature
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from rlkit.types import Key, Sample
 
 NAME = "rlkit_packed"  # of the attention, as transformers knows it
 KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
-LATE_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # keys of configurations that change logits after the head
+REMEDY = "set engine.sequence_parallel=1"
 
 
 class TokenizedSample(NamedTuple):
@@ -141,23 +142,33 @@ AttentionWrapper = Callable[[Attention, Any], tuple[str, Attention]]  # attentio
 def set_packed_attention(model: Any, wrap: AttentionWrapper | None = None) -> None:
     """Gives a model the attention that separates packed samples; `wrap` (SequenceParallelGroup.wrap_attention) makes it one over rows that
     ranks share. Raises UserError where the result would not be the same model."""
-    config = model.config.get_text_config()
-    foreign = sorted(set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS)
+    check_attention(type(model), model.config)
+    if wrap is not None and any(name.endswith("sinks") for name, _ in model.named_parameters()):
+        raise UserError(f"models of type {model.config.model_type} have sinks in their attention, whose heads cannot be shared: {REMEDY}")
+    from transformers import AttentionInterface
+
+    name, function = (NAME, attention) if wrap is None else wrap(attention, model.config.get_text_config())
+    AttentionInterface.register(name, function)
+    model.set_attn_implementation(name)
+
+
+def restore_soft_cap(model: Any) -> None:
+    """Takes the attention that a model has of its own where it caps scores: transformers' other attention leaves the cap out."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+
+
+def check_attention(model_class: Any, config: Any) -> None:
+    """Raises UserError where the attention of models of a class of transformers cannot be replaced."""
+    text = config.get_text_config()
+    foreign = sorted(set(getattr(text, "layer_types", None) or ()) - KNOWN_LAYERS)
     found = [
         (foreign, f"samples packed into one row would mix in layers of {', '.join(foreign)}"),
-        (not model._supports_attention_backend, "transformers does not let their attention be replaced"),
-        (getattr(config, "attn_logit_softcapping", None), "their attention has soft caps"),
-        (any(name.endswith("sinks") for name, _ in model.named_parameters()), "their attention has sinks"),
-        *((getattr(config, name, None) not in (None, 1.0), f"{name} changes logits after the head") for name in LATE_CHANGES),
+        (not model_class._supports_attention_backend, "transformers does not let their attention be replaced"),
     ]
     reasons = [reason for applies, reason in found if applies]
     if reasons:
-        raise UserError(f"models of type {config.model_type} cannot be trained here: {'; '.join(reasons)}; choose another model.path")
-    from transformers import AttentionInterface
-
-    name, function = (NAME, attention) if wrap is None else wrap(attention, config)
-    AttentionInterface.register(name, function)
-    model.set_attn_implementation(name)
+        raise UserError(f"models of type {text.model_type} cannot be trained here: {'; '.join(reasons)}; choose another model.path")
 
 
 def attention(
@@ -174,13 +185,21 @@ def attention(
     max_length_k: int,
     key_index: Tensor | None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, h, S, d], key and value [1, k, S, d] -> [1, S, h, d]; each run attends to its keys, `sliding_window` tokens back."""
+    """query [1, h, S, d], key and value [1, k, S, d] -> [1, S, h, d]; each run attends to its keys, `sliding_window` tokens back.
+
+    softcap: scores become softcap tanh(scores / softcap); s_aux [h]: sinks, the score of a further key without a value.
+    """
     window = sliding_window if sliding_window and sliding_window < max_length_k else None
     seq_lens = SeqLens(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, key_index)
     if key_index is not None:
         key, value = (x.index_select(2, key_index) for x in (key, value))  # [1, k, K, d]
+    if softcap or s_aux is not None:
+        attend = partial(attend_in_steps, softcap=softcap, sinks=s_aux)
+        return attend_per_run(query, key, value, seq_lens, scaling, window, attend), None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return attend_varlen(query, key, value, seq_lens, scaling, window), None
     return attend_per_run(query, key, value, seq_lens, scaling, window), None
@@ -202,8 +221,16 @@ def attend_varlen(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens, 
     return output[None]
 
 
-def attend_per_run(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens, scaling: float, window: int | None) -> Tensor:
-    """One call for each run."""
+def attend_per_run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seq_lens: SeqLens,
+    scaling: float,
+    window: int | None,
+    attend: Attention = scaled_dot_product_attention,
+) -> Tensor:
+    """One call of `attend` for each run."""
     queries, keys = seq_lens.cu_seqlens_q.diff().tolist(), seq_lens.cu_seqlens_k.diff().tolist()
     many = query.shape[1] != key.shape[1]
     outputs = []
@@ -212,5 +239,33 @@ def attend_per_run(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens,
         if before or (window is not None and window < k.shape[2]):
             back = torch.arange(before, k.shape[2], device=q.device)[:, None] - torch.arange(k.shape[2], device=q.device)  # [Lq, Lk]
             near = (back >= 0) & (back < (window or k.shape[2]))
-        outputs.append(scaled_dot_product_attention(q, k, v, near, is_causal=near is None, scale=scaling, enable_gqa=many))
-    return torch.cat(outputs, dim=2).transpose(1, 2)  # [1, S, h, d]
+        outputs.append(attend(q, k, v, near, is_causal=near is None, scale=scaling, enable_gqa=many).transpose(1, 2))
+    return torch.cat(outputs, dim=1)  # [1, S, h, d]
+
+
+def attend_in_steps(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    near: Tensor | None,
+    *,
+    is_causal: bool,
+    scale: float,
+    enable_gqa: bool,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """As scaled_dot_product_attention, of one run, with a soft cap of its scores or sinks [h], which no fast kernel has. Its scores are in
+    memory, [1, h, Lq, Lk] in float32."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = (query @ key.transpose(2, 3)).float() * scale  # [1, h, Lq, Lk]
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if near is None:
+        near = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+    scores = scores.masked_fill(~near, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=3)
+    shares = scores.softmax(dim=3)[..., : key.shape[2]]
+    return shares.to(value.dtype) @ value

@@ -20,12 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlkit.engines.packing import PackedRow, SeqLens, TokenizedSample, grid_indices, pack_samples
+from rlkit.engines.packing import REMEDY, PackedRow, SeqLens, TokenizedSample, grid_indices, pack_samples
 from rlkit.errors import UserError
 from rlkit.types import Sample
 
 CPU = torch.device("cpu")
-REMEDY = "set engine.sequence_parallel=1"
 
 
 class SequenceParallelGroup:

@@ -70,7 +70,7 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
 HELD = {"all": 2**25, "blocks of 5, the last of 2": 5 * 20, "one column": 1}  # of 20 x 17 logits
 
 
-def both_ways(dtype: torch.dtype, bias: bool, entropy: bool, size: float = 1.0) -> list[list[torch.Tensor]]:
+def both_ways(dtype: torch.dtype, bias: bool, entropy: bool, size: float = 1.0, cap: float | None = None) -> list[list[torch.Tensor]]:
     """Values, and gradients by hidden, weight and bias, of the plain way and of ours."""
     random = torch.Generator().manual_seed(2)
     found = []
@@ -81,9 +81,9 @@ def both_ways(dtype: torch.dtype, bias: bool, entropy: bool, size: float = 1.0) 
         hidden, weight, offset = ((leaf * size).to(dtype).requires_grad_() for leaf in leaves)
         given = offset if bias else None
         if ours:
-            said = logprobs_from_hidden(hidden, weight, given, tokens, 0.7)
+            said = logprobs_from_hidden(hidden, weight, given, tokens, 0.7, cap)
         else:
-            said = logprobs_from_logits(torch.nn.functional.linear(hidden, weight, given), tokens, 0.7)
+            said = logprobs_from_logits(torch.nn.functional.linear(hidden, weight, given), tokens, 0.7, cap)
         loss = (said[0] * slopes[0]).sum() + (said[1] * slopes[1]).sum() * float(entropy)
         wanted = [hidden, weight, *([offset] if bias else [])]
         found.append([*(s.detach() for s in said), *torch.autograd.grad(loss if entropy else (said[0] * slopes[0]).sum(), wanted)])
@@ -94,14 +94,21 @@ def both_ways(dtype: torch.dtype, bias: bool, entropy: bool, size: float = 1.0) 
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.0])
 def test_in_blocks_it_is_the_plain_way(
-    held: str, dtype: torch.dtype, off: float, bias: bool, entropy: bool, monkeypatch: pytest.MonkeyPatch
+    held: str, dtype: torch.dtype, off: float, bias: bool, entropy: bool, cap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logprobs, "BLOCK", HELD[held])
-    plain, ours = both_ways(dtype, bias, entropy)
+    plain, ours = both_ways(dtype, bias, entropy, cap=cap)
     assert len(ours) == 4 + bias
     for one, other in zip(plain, ours, strict=True):
         assert one.norm() > 1e-2 and (one - other).norm() < off * one.norm()
+
+
+def test_a_soft_cap_bounds_logits_before_the_temperature() -> None:
+    """Of 2 tanh(z / 2) / 0.5 at z = 0 and 2 artanh(1/2), which are 0 and 2."""
+    chosen, _ = logprobs_from_logits(torch.tensor([[0.0, math.log(3)]]), torch.tensor([1]), 0.5, 2.0)
+    assert chosen.item() == pytest.approx(2 - math.log(1 + math.e**2), abs=1e-6)
 
 
 def test_in_blocks_it_stands_logits_of_ten_thousand(monkeypatch: pytest.MonkeyPatch) -> None:
