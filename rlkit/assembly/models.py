@@ -10,7 +10,6 @@ import torch
 from rlkit.assembly import plan
 from rlkit.assembly.base_model import build_lora
 from rlkit.assembly.context import BuildContext, require
-from rlkit.builtin.model import find_cache_folder
 from rlkit.config.recipe import Recipe
 from rlkit.engines.base import BackendFactory, Offloadable, RolloutEngine
 from rlkit.engines.logprob_check import LogprobCheck
@@ -18,6 +17,7 @@ from rlkit.engines.placement import Colocated
 from rlkit.engines.rope import fix_dynamic, pin_rope
 from rlkit.engines.weight_sync import send_adapter, send_merged
 from rlkit.errors import UserError
+from rlkit.runtime.cache import find_cache_folder
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sampling
 
