@@ -90,6 +90,7 @@ def dispatch(arguments: list[str]) -> int:
     if recipe.dry_run:
         for label, value in plan.describe_plan(recipe):
             print(f"{label + ':':<14} {redact_message(value)}")
+        plan.check_memory(recipe)
         return EXIT_DONE
     configure_libraries(offline=recipe.offline)
     from rlkit.assembly import build

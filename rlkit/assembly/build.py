@@ -20,6 +20,7 @@ from rlkit.errors import RunFailed
 from rlkit.report import Report
 from rlkit.rewarding.client import RewardClient
 from rlkit.runtime import heartbeat
+from rlkit.runtime.library_settings import return_freed_memory
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
@@ -30,10 +31,12 @@ from rlkit.updates import micro_batch_fit
 @contextmanager
 def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text`: the resolved recipe as it is written into the folder. On leaving, all that was started is closed."""
+    return_freed_memory()
     stopping = StopRequest()
     stopping.install()
     heartbeat.start_heartbeat()
     with ExitStack() as stack:
+        plan.check_memory(recipe)  # before the processes meet: none has taken memory yet
         ranks = Ranks(recipe.engine.tensor_parallel, recipe.engine.sequence_parallel)
         plan.describe_sandbox(recipe)  # refused before anything is written or started
         folder = choose_folder(recipe, text, ranks)

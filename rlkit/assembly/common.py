@@ -35,9 +35,7 @@ def fit_micro_batch(context: BuildContext, learners: Sequence[Learner]) -> int:
 
 def largest_share(recipe: Recipe, groups: int, size: int) -> micro_batch_fit.StepShape:
     """The most that a rank can get of a step, with so many sequence-parallel groups of so many ranks."""
-    samples, together = -(-recipe.samples_per_step // groups), recipe.samples_of_a_prompt
-    prompts = min(samples, -(-samples // together) + (groups > 1))  # several groups may share a prompt
-    share = (prompts * recipe.max_prompt_tokens + samples * recipe.max_completion_tokens) // size
+    together, share = recipe.samples_of_a_prompt, plan.count_share(recipe, groups, size)
     return micro_batch_fit.StepShape(recipe.max_prompt_tokens, recipe.max_completion_tokens, together, share, recipe.least_budget)
 
 

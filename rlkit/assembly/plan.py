@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
+from rlkit.assembly.capacity import explain_gpu_excess, explain_host_excess, explain_offload_excess, format_gib
+from rlkit.assembly.shapes import find_folder, find_shape
 from rlkit.config.recipe import Recipe
-from rlkit.config.sections import ShapeSection, SourceSection
+from rlkit.config.sections import SourceSection
 from rlkit.errors import UserError
 from rlkit.profiling import memory_estimate as sizes
+from rlkit.profiling.host_estimate import estimate_host_peaks
+from rlkit.profiling.model_shape import ModelShape
 from rlkit.rewarding.code_packages import find_packages
 from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
-from rlkit.runtime.hardware import count_gpus, gpu_memory
+from rlkit.runtime.hardware import count_gpus, gpu_memory, host_memory, resident_memory
 
 NO_TEST = "none (data.test is not set: evaluation is off)"
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -107,27 +108,62 @@ def describe_device() -> str:
 
 def describe_model(recipe: Recipe) -> str:
     shape, rank = find_shape(recipe), recipe.model.lora.rank
-    size = f", {shape.parameters / 1e6:,.1f} M parameters" if shape else ""
     trained = "" if rank is None else f", LoRA of rank {rank}" + (f": {shape.adapters(rank) / 1e6:,.1f} M" if shape else "")
-    return f"{recipe.model.path}{size}{trained}, {recipe.model.dtype}"
+    return f"{recipe.model.path}{describe_size(shape) if shape else ''}{trained}, {recipe.model.dtype}"
+
+
+def describe_size(shape: ModelShape) -> str:
+    """Where the numbers of the shape do not give the number of weights, both are told."""
+    size = f", {shape.parameters / 1e6:,.1f} M parameters"
+    if not shape.counted:
+        return f"{size} in its files (as a Llama its config.json would have {(shape.parameters - shape.others) / 1e6:,.1f} M)"
+    return f"{size}, {shape.active_parameters / 1e6:,.1f} M of them for a token" if shape.experts else size
 
 
 def describe_memory(recipe: Recipe) -> list[tuple[str, str]]:
     """Memory of a process at the peak of each phase, and what makes it fit where it does not."""
     job = build_job(recipe)
     if job is None:
-        return [("memory", "known once the model is on this disk, or with model.shape")]
-    gpu = find_gpu_memory(recipe)
+        known = (find_folder(recipe.model.path) / "config.json").is_file()
+        return [("memory", f"not known {'of models of this family' if known else 'until the model is on this disk'}; model.shape tells it")]
+    gpu, excess = find_gpu_memory(recipe), find_excess(recipe)
     if gpu is None:
-        peaks = ", ".join(f"{phase} {format_gib(size)}" for phase, size in sizes.estimate_host_peaks(job).items())
-        return [("memory", f"{peaks} a process, beside what the libraries take")]
+        lines = [("memory", f"{describe_peaks(estimate_host_peaks(job))} a process, libraries included")]
+    else:
+        plan = sizes.plan_memory(job, gpu, recipe.engine.memory)
+        fits = "; it fits" if excess is None else ""
+        size = f"{describe_peaks(plan.peaks)} of {format_gib(gpu)} a GPU; host {format_gib(plan.host)} a process"
+        lines = [("memory", f"{plan.mode}: {size}{fits}")]
+    forced = "; it starts all the same, by hardware.force=true" if recipe.hardware.force else ""
+    return [*lines, *([("too large", f"{excess}{forced}")] if excess else [])]
+
+
+def describe_peaks(peaks: Mapping[str, float]) -> str:
+    return ", ".join(f"{phase} {format_gib(size)}" for phase, size in peaks.items())
+
+
+def find_excess(recipe: Recipe) -> str | None:
+    """Why the plan does not fit the machine, or the one that the recipe is meant for; None where it does, or where that is not known."""
+    job, gpu, host = build_job(recipe), find_gpu_memory(recipe), host_memory()
+    if job is None:
+        return None
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", job.world))
+    free = host and host._replace(free=min(host.total, host.free + processes * resident_memory()))  # what they hold already counts
+    if gpu is None:
+        return free and explain_host_excess(job, processes, free)
     plan = sizes.plan_memory(job, gpu, recipe.engine.memory)
-    peaks = ", ".join(f"{phase} {format_gib(size)}" for phase, size in plan.peaks.items())
-    lines = [("memory", f"{plan.mode}: {peaks} of {format_gib(gpu)} a GPU; host {format_gib(plan.host)} a process")]
-    if not plan.fits:
-        remedy = f"{plan.change} makes it fit" if plan.change else "nothing here makes it fit"
-        lines.append(("too large", f"the phase {plan.largest_phase} does not fit; {remedy}"))
-    return lines
+    excess = explain_gpu_excess(plan, gpu)
+    if excess or free is None or gpu_memory() is None:
+        return excess
+    return explain_offload_excess(plan, min(processes, count_gpus()), free)
+
+
+def check_memory(recipe: Recipe) -> None:
+    """Raises UserError where the plan does not fit this machine, unless hardware.force is set."""
+    elsewhere = find_gpu_memory(recipe) is not None and gpu_memory() is None
+    excess = None if recipe.hardware.force or elsewhere else find_excess(recipe)
+    if excess:
+        raise UserError(f"the plan does not fit into memory: {excess}; hardware.force=true starts it all the same")
 
 
 def choose_mode(recipe: Recipe) -> str:
@@ -141,11 +177,11 @@ def choose_mode(recipe: Recipe) -> str:
 
 
 def predict_peaks(recipe: Recipe) -> dict[str, float]:
-    """Bytes at the peak of each phase: of a GPU, or of this process beside what the libraries take."""
+    """Bytes at the peak of each phase: of a GPU, or of this process."""
     job, gpu = build_job(recipe), gpu_memory()
     if job is None:
         return {}
-    return sizes.estimate_host_peaks(job) if gpu is None else sizes.estimate_gpu_peaks(job, choose_mode(recipe))
+    return estimate_host_peaks(job) if gpu is None else sizes.estimate_gpu_peaks(job, choose_mode(recipe))
 
 
 def vllm_memory_share(recipe: Recipe) -> dict[str, float]:
@@ -166,6 +202,9 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
     needs = None if offline else recipe.algorithm.needs(recipe.updates_per_step)
     together = recipe.samples_of_a_prompt
     family = recipe.max_prompt_tokens + together * recipe.max_completion_tokens
+    size = recipe.engine.sequence_parallel
+    share = count_share(recipe, world // size, size)
+    tokens = max(min(recipe.tokens_per_micro_batch, share), recipe.least_budget)
     return sizes.Job(
         shape=shape,
         width=BYTES[name_dtype(recipe)],
@@ -173,9 +212,9 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
         world=world,
         stage=sizes.resolve_zero_stage(recipe.engine.zero_stage, world),
         tensor_parallel=recipe.engine.tensor_parallel,
-        tokens=recipe.tokens_per_micro_batch,
-        completions=recipe.tokens_per_micro_batch * together * recipe.max_completion_tokens // family,
-        keys=recipe.tokens_per_micro_batch * together * longest_sample(recipe) // family,
+        tokens=tokens,
+        completions=tokens * together * recipe.max_completion_tokens // family,
+        keys=tokens * together * longest_sample(recipe) // family,
         longest=longest_sample(recipe),
         rows=-(-recipe.samples_per_step * recipe.engine.tensor_parallel // world),
         reference=needs is not None and needs.reference,  # offline it is gone before the first step
@@ -184,59 +223,24 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
         four_bits=recipe.model.load_in_4bit,
         offload=recipe.engine.offload == "optimizer",
         checkpointing=recipe.engine.gradient_checkpointing,
+        accumulates=share > recipe.minibatches * tokens,
+        engine=recipe.engine.rollout,
+        new_tokens=recipe.max_completion_tokens,
     )
+
+
+def count_share(recipe: Recipe, groups: int, size: int) -> int:
+    """The most tokens that a process can get of a step, with so many sequence-parallel groups of so many processes."""
+    samples, together = -(-recipe.samples_per_step // max(groups, 1)), recipe.samples_of_a_prompt
+    prompts = min(samples, -(-samples // together) + (groups > 1))  # several groups may share a prompt
+    return (prompts * recipe.max_prompt_tokens + samples * recipe.max_completion_tokens) // size
 
 
 def name_dtype(recipe: Recipe) -> str:
     return recipe.model.dtype if recipe.model.dtype != "auto" else ("float32" if find_gpu_memory(recipe) is None else "bfloat16")
 
 
-def find_shape(recipe: Recipe) -> sizes.ModelShape | None:
-    """From model.shape, the built-in model, or the config.json of a folder."""
-    if recipe.model.path == "builtin":
-        from rlkit.builtin import model as builtin
-
-        heads = builtin.HIDDEN // builtin.HEAD
-        sides = (builtin.HIDDEN, builtin.INTERMEDIATE, builtin.LAYERS, heads, heads, builtin.HEAD, builtin.VOCABULARY)
-        return sizes.ModelShape(*sides, tied=True, qk_norm=True)
-    if recipe.model.shape is not None:
-        return sizes.ModelShape(**recipe.model.shape.model_dump())
-    file = Path(recipe.model.path) / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        config = json.loads(file.read_text())
-        return read_shape(config) if config.keys() >= SHAPE_KEYS else None  # of another family: known once it is loaded
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:  # of a file that is damaged
-        raise UserError(f"{file} is not the configuration of a model: {error}; download the model again, or set model.path") from error
-
-
-SHAPE_KEYS = {"num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"}
-
-
-def read_shape(config: dict[str, Any]) -> sizes.ModelShape:
-    """The shape in a Hugging Face configuration. Raises ValueError where a number is none."""
-    heads = config["num_attention_heads"]
-    kind = str(config.get("model_type"))
-    shape = ShapeSection(
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=kind.startswith("qwen2") or bool(config.get("attention_bias", False)),
-        qk_norm=kind.startswith("qwen3"),
-    )
-    return sizes.ModelShape(**shape.model_dump())
-
-
 def find_gpu_memory(recipe: Recipe) -> float | None:
-    """Of one GPU: this machine's, or the one that the recipe is meant for; None: a run without."""
-    return gpu_memory() or (recipe.hardware.gpu_gib * 2**30 if recipe.hardware.gpu_gib else None)
-
-
-def format_gib(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.0f} MiB"
+    """Of one GPU: this machine's, or in a dry run the one that the recipe is meant for; None: a run without."""
+    planned = recipe.hardware.gpu_gib if recipe.dry_run else None
+    return gpu_memory() or (planned * 2**30 if planned else None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 LARGEST_COUNT = 2**31 - 1  # what every library takes
 LARGEST_SEED = 2**63 - 1
@@ -36,7 +36,7 @@ class LoraSection(Section):
 
 
 class ShapeSection(Section):
-    """The numbers of an architecture; rlkit/profiling/memory_estimate.py explains them."""
+    """The numbers of an architecture; rlkit/profiling/model_shape.py explains them."""
 
     hidden: Count
     intermediate: Count
@@ -48,6 +48,29 @@ class ShapeSection(Section):
     tied: bool
     qkv_bias: bool = False
     qk_norm: bool = False
+    experts: CountOrZero = 0
+    experts_per_token: CountOrZero = 0
+    expert_intermediate: CountOrZero = 0
+    shared_intermediate: CountOrZero = 0
+    dense_layers: CountOrZero = 0
+    query_rank: CountOrZero = 0
+    key_rank: CountOrZero = 0
+    rope_dim: CountOrZero = 0
+    value_dim: CountOrZero = 0
+    others: CountOrZero = 0
+
+    @model_validator(mode="after")
+    def check_experts(self) -> Self:
+        """Raises ValueError where the numbers of a mixture of experts do not fit together."""
+        if not self.experts:
+            return self
+        if not 1 <= self.experts_per_token <= self.experts:
+            raise ValueError(f"experts_per_token is {self.experts_per_token}; with experts={self.experts} it is 1 to {self.experts}")
+        if not self.expert_intermediate:
+            raise ValueError(f"experts={self.experts} needs expert_intermediate, the intermediate size of one of them")
+        if self.dense_layers > self.layers:
+            raise ValueError(f"dense_layers is {self.dense_layers}, and there are {self.layers} layers")
+        return self
 
 
 class ModelSection(Section):
@@ -98,6 +121,7 @@ Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidat
 class HardwareSection(Section):
     gpus: Count | None
     gpu_gib: Positive | None
+    force: bool
 
 
 class DataSection(Section):

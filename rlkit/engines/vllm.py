@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlkit.engines.base import check_names, checksum, make_sample
 from rlkit.errors import RunFailed, UserError
-from rlkit.profiling import memory_estimate
+from rlkit.profiling import host_estimate, memory_estimate
 from rlkit.types import Request, Sample, Stop
 
 SEGMENT = "rlkit-tp-"  # names of shared memory begin with it and the id of the process that made them
@@ -200,7 +200,7 @@ def build_engine_settings(path: str, dtype: str, max_model_len: int, *, gpu: boo
         "seed": 0,
     }
     if not gpu:  # see the docstring of the module on partial prefills
-        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(memory_estimate.HOST_BATCH, max_model_len)}
+        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(host_estimate.BATCH_TOKENS, max_model_len)}
     return settings
 
 
@@ -301,7 +301,7 @@ def set_vllm_environment(world: int) -> None:
     """Sets the environment variables of vLLM, before it is imported; a value that is set already stays."""
     defaults = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": str(memory_estimate.HOST_KV_CACHE // memory_estimate.GIB),
+        "VLLM_CPU_KVCACHE_SPACE": str(host_estimate.KV_CACHE // memory_estimate.GIB),
     }
     if world > 1:
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

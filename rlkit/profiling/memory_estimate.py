@@ -6,14 +6,16 @@ Counted: weights P b, over W with z = 3, but not less than one gathered bucket. 
 keeps masters beside float32 weights too). Gradients T b, over W from z = 2 on. In a backward pass the bucket in which they are reduced, and
 the activations: of all layers (`estimate_activations`), or of one layer and the inputs of all with checkpointing; and LOGIT_COPIES floats
 for each logit. Then the buffers of the optimizer's step (`estimate_optimizer_step`). A reference (weights) and a critic (as the policy,
-with all parameters trained). The rollout engine: P b over its processes, its KV cache, and ENGINE_OVERHEAD (on a CPU `estimate_prefill`).
-Not counted: the memory of libraries, which is measured (on a CPU) or a constant (CUDA_CONTEXT on a GPU).
+with all parameters trained). The rollout engine: P b over its processes, its KV cache, and ENGINE_OVERHEAD. Of libraries a constant,
+CUDA_CONTEXT. What differs in a process without a GPU is in host_estimate.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+from rlkit.profiling.model_shape import ModelShape, count_weights
 
 GIB = 2**30
 CUDA_CONTEXT = 1.5 * GIB  # CUDA, its kernels, and NCCL
@@ -27,47 +29,7 @@ FOUR_BIT_BYTES = (
 REDUCE_BUCKET = 500_000_000  # gradients in the bucket in which DeepSpeed reduces them, at most
 OPTIMIZER_BLOCK = 2**28  # weights that the optimizer updates at a time, unless one tensor has more
 GATHER_BUFFER = 1 * GIB  # of weights in a sync, twice: gathered and copied
-HOST_KV_CACHE = 1 * GIB  # of the rollout engine on a CPU (VLLM_CPU_KVCACHE_SPACE)
-HOST_BATCH = 8192  # tokens of one forward pass of the rollout engine
 MIN_COMPLETIONS = 32  # completions that should be sampled at the same time
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A decoder of the Llama and Qwen families: grouped attention, gated MLP, RMSNorm."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool  # the output head is the embedding
-    qkv_bias: bool = False
-    qk_norm: bool = False
-
-    @property
-    def linears(self) -> list[tuple[int, int]]:
-        """(in, out) of a layer's linear maps: q, k, v, o, gate, up, down."""
-        h, q, kv, i = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
-        return [(h, q), (h, kv), (h, kv), (q, h), (h, i), (h, i), (i, h)]
-
-    @property
-    def parameters(self) -> int:
-        """The number of weights."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        layer = sum(into * out for into, out in self.linears) + 2 * self.hidden
-        layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
-        return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
-
-    def adapters(self, rank: int) -> int:
-        """The number of weights of LoRA adapters on all linear layers but the head."""
-        return self.layers * rank * sum(into + out for into, out in self.linears)
-
-    def cache(self, width: int) -> int:
-        """Bytes of the keys and values of one token."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * width
 
 
 @dataclass(frozen=True)
@@ -91,6 +53,9 @@ class Job:
     checkpointing: int  # every n-th layer is recomputed; 0: none
     four_bits: bool = False  # the linear layers under adapters have 4 bits
     samples: bool = True  # there is a rollout engine beside the trainer
+    accumulates: bool = True  # an update has several micro-batches
+    engine: str = "vllm"  # of rollouts
+    new_tokens: int = 0  # of the longest completion
 
     @property
     def trained(self) -> int:
@@ -103,11 +68,11 @@ class Job:
 
 def estimate_weights(job: Job) -> float:
     """P b; with z = 3 a part of it, and the gathered weights of one layer."""
-    linears = job.shape.layers * sum(a * b for a, b in job.shape.linears) if job.four_bits else 0
+    linears = count_weights(job.shape.linears) if job.four_bits else 0
     full = job.parameters * job.width - linears * (job.width - FOUR_BIT_BYTES)
     if job.stage < 3:
         return full
-    return min(full, full / job.world + 2 * sum(a * b for a, b in job.shape.linears) * job.width)
+    return min(full, full / job.world + 2 * job.shape.largest_layer * job.width)
 
 
 def estimate_optimizer_state(job: Job) -> float:
@@ -146,25 +111,38 @@ def resolve_zero_stage(zero_stage: int, world: int) -> int:
     return max(1, zero_stage if world > 1 or zero_stage == 3 else 1)
 
 
-def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None = None) -> int:
-    """Bytes that a layer keeps of each token for its backward pass; letters b = width, h, i, q = heads x head_dim, kv.
+def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None = None, sparse: bool = False) -> int:
+    """Bytes that a layer keeps of each token for its backward pass; letters b = width, h, i, and q, k, v, o of all heads.
 
-    Two norms: the input in float32, the normalised input and the output, h (4 + 2 b) each; with norms of queries and keys also
-    (q + kv)(4 + b). Queries, keys, values, the output of attention and its log-sums, (2 q + 2 kv) b and 4 for each head. Gate, up, the
-    activated gate and its product with up, 4 i b. Adapters: the output of each A, 7 rank b.
+    Two norms: the input in float32, the output, and the normalised input where the norm's weights are trained, h (4 + 2 b) each; of
+    compressed queries, keys and values as much of each; with norms of queries and keys also (q + k)(4 + b). Queries, keys, values, the
+    output of attention and its log-sums, (q + k + v + o) b and 4 for each head. Gate, up, the activated gate and its product with up,
+    4 i b. Adapters: the output of each A, 7 rank b. In a sparse layer instead of the MLP: of each expert of a token its own 4 i b, its
+    input and output, 2 h b, and four numbers of 8 bytes; of the router E (4 + b); and the shared experts as an MLP.
     """
-    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * shape.hidden * (4 + 2 * width) + (q + kv) * (4 + width) * shape.qk_norm
-    return norms + (2 * q + 2 * kv + 4 * shape.intermediate + 7 * (rank or 0)) * width + 4 * shape.heads
+    heads = shape.heads * shape.head_dim
+    q, k, v, o = heads, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.head_dim, heads
+    if shape.key_rank:
+        k, v, o = heads, shape.heads * shape.value_dim, shape.heads * shape.value_dim
+    normalised = width if rank is None else 0
+    norms = (2 * shape.hidden + shape.query_rank + shape.key_rank) * (4 + width + normalised) + (q + k) * (4 + normalised) * shape.qk_norm
+    mlp = 4 * (shape.shared_intermediate if sparse else shape.intermediate) * width
+    if sparse:
+        mlp += shape.experts_per_token * ((4 * shape.expert_intermediate + 2 * shape.hidden) * width + 32) + shape.experts * (4 + width)
+    return norms + (q + k + v + o + 7 * (rank or 0)) * width + mlp + 4 * shape.heads
 
 
-def estimate_activations(job: Job) -> float:
-    """Of all layers; of recomputed layers only the input, and one complete layer at a time."""
-    layers, each = job.shape.layers, estimate_layer_activations(job.shape, job.width, job.rank)
+def estimate_activations(job: Job, more: float = 0.0) -> float:
+    """Of all layers; of recomputed layers only the input, and one complete layer at a time. `more`: bytes of a token in each layer."""
+    shape, layers = job.shape, job.shape.layers
+    dense, sparse = (estimate_layer_activations(shape, job.width, job.rank, kind) + more for kind in (False, True))
+    mean = dense + (sparse - dense) * shape.sparse_layers / layers
+    largest = max(dense if shape.sparse_layers < layers else 0.0, sparse if shape.sparse_layers else 0.0)
     recomputed = -(-layers // job.checkpointing) if job.checkpointing else 0
-    inputs = recomputed * job.shape.hidden * job.width
-    shared = (job.keys - job.tokens) * job.shape.cache(job.width) / layers  # keys and values of shared prompts
-    return (layers - recomputed + bool(recomputed)) * (job.tokens * each + shared) + job.tokens * inputs
+    whole = (layers - recomputed) * mean + bool(recomputed) * largest
+    inputs = recomputed * shape.hidden * job.width
+    repeated = (job.keys - job.tokens) * 2 * shape.kv_heads * shape.head_dim * job.width  # keys and values of shared prompts
+    return (layers - recomputed + bool(recomputed)) * repeated + job.tokens * (whole + inputs)
 
 
 def estimate_logits(job: Job) -> float:
@@ -187,13 +165,6 @@ def estimate_engine_weights(job: Job) -> float:
 def estimate_kv_cache(job: Job, rows: int) -> float:
     """Keys and values of so many samples of the maximal length."""
     return rows * job.longest * job.shape.cache(job.width) / job.tensor_parallel
-
-
-def estimate_prefill(job: Job) -> float:
-    """The largest tensors of a forward pass of the rollout engine on a CPU: the residual and its norm, gate, up and their product."""
-    if not job.samples:
-        return 0.0
-    return min(HOST_BATCH, job.rows * job.longest) * (2 * job.shape.hidden + 3 * job.shape.intermediate) * job.width
 
 
 def estimate_parts(job: Job) -> dict[str, float]:
@@ -245,14 +216,6 @@ def compute_rollout_budget(job: Job, mode: str, gpu: float) -> float:
     return USABLE_SHARE * gpu - stays - (p["gradients"] + p["update"] if mode == "resident" else 0.0)
 
 
-def estimate_host_peaks(job: Job) -> dict[str, float]:
-    """Bytes of host memory at the peak of each phase of a process without a GPU, where nothing moves, without the libraries."""
-    p = estimate_parts(job)
-    resident = p["weights"] + p["training state"] + p["engine weights"] + (HOST_KV_CACHE if job.samples else 0.0)
-    train = {"train": resident + p["gradients"] + p["update"]}
-    return {"rollout": resident + estimate_prefill(job), **train} if job.samples else train
-
-
 @dataclass(frozen=True)
 class MemoryPlan:
     """A memory mode (one of MODES) and the bytes that it takes."""
@@ -284,28 +247,40 @@ def fits_gpu(job: Job, mode: str, gpu: float) -> bool:
     return max(estimate_gpu_peaks(job, mode).values()) <= USABLE_SHARE * gpu
 
 
-def suggest_changes(job: Job, mode: str) -> Iterator[tuple[str, Job, str]]:
-    """Changes that may make it fit, the mildest first: (settings, job, mode). Each one includes those before it."""
+def suggest_changes(job: Job, mode: str, host: bool = False) -> Iterator[tuple[str, Job, str]]:
+    """Changes that may make it fit, the mildest first: (settings, job, mode). Each one includes those before it, but for the size of a
+    micro-batch, which is halved. host: of a run without a GPU, where nothing can leave the memory."""
     settings: list[str] = []
 
     def add(setting: str) -> str:
         settings.append(setting)
         return " ".join(settings)
 
-    if mode != "sleep_and_offload":
+    if mode != "sleep_and_offload" and not host:
         mode = "sleep_and_offload"
         yield add("engine.memory=sleep_and_offload"), job, mode
-    if job.tokens > job.longest:
-        job = replace(job, tokens=job.longest, completions=min(job.completions, job.longest), keys=job.longest)
-        yield add(f"tokens_per_micro_batch={job.longest}"), job, mode
+    before = list(settings)
+    while job.tokens > job.longest:
+        job = shrink_micro_batch(job, max(job.tokens // 2, job.longest))
+        settings[:] = before
+        yield add(f"tokens_per_micro_batch={job.tokens}"), job, mode
     if job.stage < 3 and job.world > 1:
         job = replace(job, stage=3)
         yield add("engine.zero_stage=3"), job, mode
-    if not job.offload:
+    if job.checkpointing != 1:
+        job = replace(job, checkpointing=1)
+        yield add("engine.gradient_checkpointing=1"), job, mode
+    if not (job.offload or host):
         job = replace(job, offload=True)
         yield add("engine.offload=optimizer"), job, mode
     if job.rank is None:
         job = replace(job, rank=32)
         yield add("model.lora.rank=32"), job, mode
-    for gpus in (2 * job.world, 4 * job.world, 8 * job.world):
+    for gpus in () if host else (2 * job.world, 4 * job.world, 8 * job.world):
         yield f"{' '.join(settings)} and {gpus} GPUs", replace(job, world=gpus, stage=3, tensor_parallel=min(8, gpus)), mode
+
+
+def shrink_micro_batch(job: Job, tokens: int) -> Job:
+    """With micro-batches of so many tokens, of which as large a part goes through the head; one sample shares its prompt with no other."""
+    keys = max(tokens, job.keys * tokens // job.tokens) if tokens > job.longest else tokens
+    return replace(job, tokens=tokens, completions=min(tokens, -(-job.completions * tokens // job.tokens)), keys=keys, accumulates=True)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rlkit.profiling.memory_estimate import Job, ModelShape, estimate_optimizer_state
+from rlkit.profiling.memory_estimate import Job, estimate_optimizer_state
+from rlkit.profiling.model_shape import ModelShape
 
 PromptLengths = tuple[int, Sequence[int]]  # P of a prompt, and L of each of its completions
 
@@ -76,12 +77,12 @@ def measure_shortest(work: Callable[[], object], device: torch.device) -> float:
 def count_flops(shape: ModelShape, inputs: Sequence[int], outputs: int) -> float:
     """Operations of a forward pass over samples of so many `inputs`, with `outputs` tokens through the head.
 
-    2 for each weight and token; in attention 4 for each layer, number of a query, and pair of tokens where one attends to the other.
+    2 for each weight and token, of experts only those that it goes through; in attention 2 for each layer, number of a query and of a
+    value, and pair of tokens where one attends to the other.
     """
-    layer = sum(into * out for into, out in shape.linears)
     pairs = sum(n * (n + 1) // 2 for n in inputs)
-    linear = 2.0 * (shape.layers * layer * sum(inputs) + shape.hidden * shape.vocab * outputs)
-    return linear + 4.0 * shape.layers * shape.heads * shape.head_dim * pairs
+    linear = 2.0 * (shape.active_linear * sum(inputs) + shape.hidden * shape.vocab * outputs)
+    return linear + 2.0 * shape.layers * shape.heads * (shape.head_dim + (shape.value_dim or shape.head_dim)) * pairs
 
 
 def count_forward_flops(shape: ModelShape, requests: Sequence[PromptLengths], head: bool = True) -> float:
@@ -114,8 +115,9 @@ class Roofline:
     def rollout(self, rounds: Sequence[Sequence[PromptLengths]]) -> float:
         """Sampling in rounds; a round starts when the one before has ended.
 
-        A round has as many steps as its longest completion has tokens. Each step reads all weights but the embedding; the step after token
-        t of a completion reads the keys and values of P + t tokens. A prompt is computed once for all its completions.
+        A round has as many steps as its longest completion has tokens. Each step reads all weights but the embedding, of experts as many as
+        its tokens can choose; the step after token t of a completion reads the keys and values of P + t tokens. A prompt is computed once
+        for all its completions.
         """
         return sum(
             max(self._count_bytes(requests) / self.machine.bandwidth, self._count_operations(requests) / self.machine.operations)
@@ -124,7 +126,8 @@ class Roofline:
 
     def _count_bytes(self, requests: Sequence[PromptLengths]) -> float:
         shape, job = self.job.shape, self.job
-        weights = shape.layers * sum(into * out for into, out in shape.linears) + shape.hidden * shape.vocab
+        rows = sum(n > 0 for _, lengths in requests for n in lengths)
+        weights = shape.count_linear(rows * shape.experts_per_token) + shape.hidden * shape.vocab
         steps = max((n for _, lengths in requests for n in lengths), default=0)
         keys = sum(max(n - 1, 0) * p + n * (n - 1) / 2 for p, lengths in requests for n in lengths)  # 1 + .. + (L - 1) = L (L - 1) / 2
         return (steps * weights * job.width + keys * shape.cache(job.width)) / job.tensor_parallel

@@ -1,13 +1,17 @@
-"""The GPUs of this machine, counted and measured without CUDA: a process that only reads a recipe must not start it."""
+"""The GPUs and the memory of this machine, measured without CUDA: a process that only reads a recipe must not start it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 DRIVER, DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 TIMEOUT = 20.0  # seconds for nvidia-smi, which hangs on a broken driver
 
 
@@ -36,3 +40,67 @@ def gpu_memory() -> float | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return float(answer.split()[0]) * 2**20
+
+
+class HostMemory(NamedTuple):
+    """Bytes of this machine, or of the control group in which this process runs where that allows less."""
+
+    total: float
+    free: float  # or reclaimable
+
+
+class ControlGroup(NamedTuple):
+    """Files of a control group's memory controller, and the line of memory.stat with the bytes that can be reclaimed."""
+
+    limit: str
+    usage: str
+    reclaimable: str
+
+
+CONTROL_GROUPS = {  # by version; /proc/self/cgroup names the controllers of version 1, and none of version 2
+    1: ControlGroup("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ControlGroup("memory.max", "memory.current", "inactive_file"),
+}
+
+
+def host_memory() -> HostMemory | None:
+    """The memory of this machine; None where the system does not tell it (Linux does)."""
+    try:
+        lines = (line.split() for line in (PROC / "meminfo").read_text().splitlines())
+        found = {words[0]: float(words[1]) * 1024 for words in lines if len(words) > 1}
+        parts = [HostMemory(found["MemTotal:"], found["MemAvailable:"]), *read_control_groups()]
+    except (OSError, KeyError, ValueError):
+        return None
+    return HostMemory(min(part.total for part in parts), max(0.0, min(part.free for part in parts)))
+
+
+def read_control_groups() -> Iterator[HostMemory]:
+    """The limits of this process's control group and of those around it, of either version."""
+    with suppress(OSError):
+        for line in (PROC / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if "memory" in controllers.split(","):
+                yield from read_limits(CGROUPS / "memory", path, CONTROL_GROUPS[1])
+            elif not controllers:
+                yield from read_limits(CGROUPS, path, CONTROL_GROUPS[2])
+
+
+def read_limits(root: Path, path: str, files: ControlGroup) -> Iterator[HostMemory]:
+    """Of a control group and of those around it up to `root`. In a container `root` may be its own, whatever `path` is."""
+    folder = root / path.lstrip("/")
+    for group in (folder, *folder.parents):
+        with suppress(OSError, ValueError):  # it has no limit, or is not in this container
+            limit, usage = (float((group / name).read_text()) for name in (files.limit, files.usage))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            yield HostMemory(limit, limit - usage + float(stat.get(files.reclaimable, 0)))
+        if group == root:
+            return
+
+
+def resident_memory() -> float:
+    """Bytes that this process has in memory now; 0 where the system does not tell it."""
+    with suppress(OSError):
+        for line in (PROC / "self" / "status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return float(line.split()[1]) * 1024
+    return 0.0

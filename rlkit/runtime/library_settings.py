@@ -1,11 +1,16 @@
-"""Environment variables of libraries, set before the first import of them. Values that are set already stay, except for `offline`."""
+"""Environment variables of libraries, set before the first import of them, and how the C library keeps freed memory. Values that are set
+already stay, except for `offline`."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import warnings
 from pathlib import Path
+
+MMAP_THRESHOLD = -3  # of mallopt, as malloc.h numbers it
+LARGE_BLOCK = 2**20  # bytes; activations of a real model are larger, what Python allocates is smaller
 
 
 def configure_libraries(*, offline: bool) -> None:
@@ -28,3 +33,16 @@ def configure_libraries(*, offline: bool) -> None:
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(logging.ERROR)  # it prints before it reads its own setting
     warnings.filterwarnings("ignore", category=FutureWarning)  # from one library about another
+
+
+def return_freed_memory() -> None:
+    """Makes the C library map blocks of LARGE_BLOCK bytes and more one by one, so that each goes back to the system when it is freed.
+
+    By itself glibc raises this size up to 32 MiB as such blocks are freed, and keeps smaller ones in a heap: after an update of a model of
+    135 million weights on a CPU 2 to 4 GiB that nobody uses stayed with the process, and its peak was up to 1.8 GiB higher.
+    """
+    if {"MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys():
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library has none
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, LARGE_BLOCK)

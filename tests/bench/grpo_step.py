@@ -138,11 +138,11 @@ def make_model(folder: Path, name: str | None) -> None:
 
 def sides(name: str) -> dict[str, Any]:
     """The configuration of a model of recipes/model."""
-    from rlkit.assembly import plan
+    from rlkit.assembly import shapes
     from rlkit.config import recipe
     from rlkit.config.compose import compose_config
 
-    shape = plan.find_shape(recipe.read_recipe(compose_config(["recipe=grpo_gsm8k", f"model={name}"], None)))
+    shape = shapes.find_shape(recipe.read_recipe(compose_config(["recipe=grpo_gsm8k", f"model={name}"], None)))
     assert shape is not None and shape.qkv_bias and not shape.qk_norm, "the Qwen2 family"
     return {
         "hidden_size": shape.hidden,

@@ -17,7 +17,7 @@ def table() -> str:
         for rank in ("null", "32"):
             for gpus in (1, 4, 8):
                 words = ["recipe=grpo_gsm8k", f"model=qwen2_5_{name}", f"model.lora.rank={rank}", "tokens_per_micro_batch=8192"]
-                words += [f"hardware.gpus={gpus}", "hardware.gpu_gib=80", "engine.gradient_checkpointing=1"]
+                words += [f"hardware.gpus={gpus}", "hardware.gpu_gib=80", "dry_run=true", "engine.gradient_checkpointing=1"]
                 words += [f"engine.zero_stage={2 if gpus == 1 else 3}", f"engine.tensor_parallel={gpus if name == '32b' else 1}"]
                 recipe = read_recipe(compose_config(words, None))
                 job, gpu = plan.build_job(recipe), plan.find_gpu_memory(recipe)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rlkit.assembly import common, plan
+from rlkit.assembly import common, shapes
 from rlkit.profiling import roofline
 from rlkit.profiling.roofline import GEN4, DeviceLimits, Roofline
 from rlkit.report.names import format_roofline
@@ -76,7 +76,7 @@ def test_torch_counts_as_many_operations_in_the_real_model(tiny_model: Path) -> 
     """Of attention torch counts all pairs, also those that the causal mask leaves out."""
     from transformers import AutoModelForCausalLM
 
-    shape, n = plan.find_shape(composed("recipe=grpo_math", f"model.path={tiny_model}")), 12
+    shape, n = shapes.find_shape(composed("recipe=grpo_math", f"model.path={tiny_model}")), 12
     assert shape is not None
     model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager")
     with FlopCounterMode(display=False) as counted:

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from rlkit.assembly import plan
+from rlkit.assembly.shapes import read_shape
 from rlkit.engines.learners import PolicyLearner
-from rlkit.profiling import memory_estimate
+from rlkit.profiling import host_estimate, memory_estimate
 from rlkit.profiling.memory_peak import read_peak, reset_peak
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
@@ -60,7 +60,7 @@ settle()
 update(policy, 3)
 peak = read_peak() - before
 job = memory_estimate.Job(
-    shape=plan.read_shape(json.loads((Path(model) / "config.json").read_text())),
+    shape=read_shape(json.loads((Path(model) / "config.json").read_text())),
     width=2,
     rank=None,
     world=ranks.world,
@@ -78,8 +78,7 @@ job = memory_estimate.Job(
     samples=False,
 )
 if ranks.main:
-    out.write_text(
-        json.dumps({"peak": peak, "parameters": job.shape.parameters, "predicted": memory_estimate.estimate_host_peaks(job)["train"]})
-    )
+    predicted = host_estimate.estimate_host_peaks(job)["train"] - host_estimate.LIBRARIES["none"]
+    out.write_text(json.dumps({"peak": peak, "parameters": job.shape.parameters, "predicted": predicted}))
 dist.barrier()
 exit_process(0)
