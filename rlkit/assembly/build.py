@@ -43,6 +43,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
         model = locate_model(recipe, find_dtype(recipe, ranks.device), ranks.main)
         recipe, model_path = replace_path(recipe, model), model.path
+        if model.origin:
+            plan.check_memory(recipe)  # of a file in GGUF the shape is known now
         renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
         check_length(recipe, model_path)
         train, test, note = build_datasets(recipe, renderer, "prompts" if rewards else recipe.algorithm.reads)

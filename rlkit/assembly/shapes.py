@@ -239,18 +239,18 @@ def count_stored_weights(folder: Path, config: Config, tied: bool) -> int | None
     index = folder / "model.safetensors.index.json"
     try:
         if not index.is_file():
-            return count_header(read_header(folder / "model.safetensors"), tied)
+            return count_header(read_safetensors_header(folder / "model.safetensors"), tied)
         content = json.loads(index.read_text())
         files = {folder / name for name in content["weight_map"].values()}
         if all(file.is_file() for file in files):
-            return sum(count_header(read_header(file), tied) for file in files)
+            return sum(count_header(read_safetensors_header(file), tied) for file in files)
         total = content["metadata"]
         return int(total.get("total_parameters") or total["total_size"] // BYTES[str(config.get("dtype") or config.get("torch_dtype"))])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a damaged file is refused in words where it is loaded
         return None
 
 
-def read_header(file: Path) -> dict[str, Any]:
+def read_safetensors_header(file: Path) -> dict[str, Any]:
     """Of a safetensors file: dtype and shape by the name of a tensor."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
