@@ -14,7 +14,7 @@ from rlkit.config.recipe import Recipe
 from rlkit.engines.base import BackendFactory, Offloadable, RolloutEngine
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.placement import Colocated
-from rlkit.engines.rope import fix_dynamic, pin_rope
+from rlkit.engines.rope import pin_rope
 from rlkit.engines.weight_sync import send_adapter, send_merged
 from rlkit.errors import UserError
 from rlkit.runtime.cache import find_cache_folder
@@ -153,6 +153,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         pin_rope(engine.model, plan.longest_sample(recipe))
         return engine
     from rlkit.engines.vllm import VLLMEngine
+    from rlkit.engines.vllm_overrides import build_overrides
 
     return VLLMEngine(
         context.model_path,
@@ -164,7 +165,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         tensor_parallel=recipe.engine.tensor_parallel,
         gpu=ranks.device.type == "cuda",
         sleeps=ranks.device.type == "cuda" and plan.choose_mode(recipe) != "resident",
-        extra={**plan.vllm_memory_share(recipe), "hf_overrides": fix_dynamic(load_config(context)), **recipe.engine.vllm},
+        extra={**plan.vllm_memory_share(recipe), "hf_overrides": build_overrides(load_config(context)), **recipe.engine.vllm},
         adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
     )
 

@@ -29,15 +29,6 @@ def pin_rope(model: nn.Module, longest: int) -> None:
             module.rope_type[layer_type] = FIXED
 
 
-def fix_dynamic(config: Any) -> dict[str, Any]:
-    """Settings of a configuration that stand for dynamic NTK where no sample is longer than the model's context: for vLLM, which chooses
-    frequencies for the longest context that such a model can be stretched to. Empty where they are not needed."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if DYNAMIC not in str(rope.get("rope_type")) or rope.get("alpha"):
-        return {}
-    return {"rope_parameters": {**{name: value for name, value in rope.items() if name != "factor"}, "rope_type": FIXED}}
-
-
 def find_changing(model: nn.Module) -> Iterator[tuple[Any, str | None]]:
     """Modules whose frequencies depend on the row, each with the type of layers that it is for, None where it is for all."""
     for module in model.modules():

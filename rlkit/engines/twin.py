@@ -16,9 +16,11 @@ MOST_LAYERS = 4  # if two layers do not show every kind of layer
 LARGEST = 60_000_000  # weights of a twin that keeps its sizes
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers", "num_decoder_layers")
+OWN, SHARED = "per_layer_config", "num_kv_shared_layers"  # settings of single layers, and how many have the keys of others
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 WIDTHS = ("hidden_size", "n_embd", "d_model", "embed_dim", "dim", "word_embed_proj_dim")
+VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input")
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx", "max_seq_len")
 LIMITS = {  # largest value of other sizes, by a pattern of their names
     r".*intermediate_size|n_inner|.*ffn_dim|ffn_hidden_size|d_ff": 64,
@@ -28,7 +30,7 @@ LIMITS = {  # largest value of other sizes, by a pattern of their names
     r"n_group": 4,
     r"topk_group": 2,
     r"first_k_dense_replace|num_dense_layers": 1,
-    r"(hidden|vocab)_size_per_layer_input": 64,
+    r"hidden_size_per_layer_input": 64,
 }
 THRESHOLDS = r".*window(_size)?|original_max_position_embeddings|.*chunk_size|floor_scale|index_topk|attention_window|local_attention"
 SPECIAL = r".*token_(id|index)"
@@ -91,13 +93,13 @@ def shrink(settings: Mapping[str, Any], narrow: bool) -> dict[str, Any]:
             small[name] = THRESHOLD
         elif whole and name in CONTEXTS:
             small[name] = min(value, THRESHOLD if is_dynamic(small) else CONTEXT)
-        elif name == "vocab_size" and whole:
+        elif name in VOCABULARIES and whole:
             small[name] = VOCABULARY
         elif re.fullmatch(SPECIAL, name) and value is not None and value != -1:
             small[name] = 0 if name == "pad_token_id" else specials
             specials += name != "pad_token_id"
-        elif narrow and whole and (limit := find_limit(name)):
-            small[name] = min(value, limit)
+        elif narrow and (limit := find_limit(name)):
+            small[name] = min(value, limit) if whole else [min(size, limit) for size in value] if isinstance(value, list) else value
     return small
 
 
@@ -116,32 +118,32 @@ def is_dynamic(settings: Mapping[str, Any]) -> bool:
 
 
 def shrink_layers(small: dict[str, Any]) -> None:
-    """Two layers, or as many as show every kind of layer, in their order."""
+    """Two layers, or as many as show every kind of layer, in their order; half of them share keys where the model's do."""
     found = [name for name in LAYERS if isinstance(small.get(name), int) and small[name] > 2]
     if not found:
         return
     count = small[found[0]]
     lists = [name for name, value in small.items() if isinstance(value, list | tuple) and len(value) == count]
-    chosen = choose_layers([[repr(small[name][i]) for name in lists] for i in range(count)])
+    own = {int(i): settings for i, settings in (small.get(OWN) or {}).items()}
+    chosen = choose_layers([(*(repr(small[name][i]) for name in lists), repr(own.get(i))) for i in range(count)])
+    if small.get(SHARED):
+        chosen = chosen if len(chosen) > 2 else [*chosen, *chosen]
+        small[SHARED] = len(chosen) // 2
     for name in lists:
         small[name] = [small[name][i] for i in chosen]
+    if own:
+        small[OWN] = {str(new): own[i] for new, i in enumerate(chosen) if i in own}
     for name in found:
         small[name] = len(chosen)
 
 
-def choose_layers(kinds: list[list[str]]) -> list[int]:
-    """The first layer of each kind and the first other, at least two."""
+def choose_layers(kinds: list[tuple[str, ...]]) -> list[int]:
+    """The first layer of each kind, and a second layer where there is but one."""
     first: dict[tuple[str, ...], int] = {}
     for i, kind in enumerate(kinds):
-        first.setdefault(tuple(kind), i)
+        first.setdefault(kind, i)
     chosen = sorted(first.values())[:MOST_LAYERS]
-    return sorted({*chosen, *next_to(chosen, len(kinds))})
-
-
-def next_to(chosen: Iterable[int], count: int) -> list[int]:
-    """A second layer where there is but one."""
-    chosen = list(chosen)
-    return [i for i in range(count) if i not in chosen][: 2 - len(chosen)] if len(chosen) < 2 else []
+    return chosen if len(chosen) > 1 else [0, 1]
 
 
 def narrow_layers(small: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from rlkit.profiling import host_estimate, memory_estimate
 from rlkit.types import Request, Sample, Stop
 
 SEGMENT = "rlkit-tp-"  # names of shared memory begin with it and the id of the process that made them
-HEAD_BIAS = "lm_head.bias"
+HEAD, HEAD_BIAS = "lm_head.weight", "lm_head.bias"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # valid values of max_lora_rank
 
 
@@ -65,6 +65,9 @@ class VLLMEngine:
             self.llm = LLM(**settings)
         except TypeError as error:
             raise UserError(f"engine.vllm holds a setting that vLLM does not know: {error}") from error
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"vLLM cannot serve model.path {path} with these settings: {reason}; set engine.rollout=hf") from error
         if HEAD_BIAS in names:
             self.llm.apply_model(register_head_bias)
         self.engine = self.llm.llm_engine
@@ -140,9 +143,11 @@ class VLLMEngine:
         self.version = version
 
     def _record_checksums(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        headless = not any(self.llm.apply_model(lambda model: hasattr(model, "lm_head")))  # Gemma 2, whose head is its embedding
         for name, tensor in weights:
             self._checksums[name] = checksum(tensor)
-            yield name, tensor
+            if not (headless and name == HEAD):
+                yield name, tensor
 
     def load_adapter(
         self, tensors: Iterator[tuple[str, Tensor]], write: Callable[[Path, Mapping[str, Tensor]], None], version: int

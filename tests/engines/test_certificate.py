@@ -14,11 +14,14 @@ import torch
 from rlkit.engines import certificate, heads, packing, rope, training_shape, twin
 from rlkit.engines.certificate import WEIGHTS_LIMIT, certify, compare_weights
 from rlkit.engines.learners import PolicyLearner
+from rlkit.engines.loading import load_causal_lm
 from rlkit.engines.lora import LoraSettings
+from rlkit.engines.vllm_overrides import build_overrides
 from rlkit.errors import UserError
 from rlkit.runtime.ranks import Ranks
 from tests.backends import deepspeed
 from tests.conftest import run
+from tests.random_models import save_random_model
 
 CPU, CAUSAL, SCORE = torch.device("cpu"), "causal language model", "sequence classifier"
 LONG_ROPE = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16, "original_max_position_embeddings": 4096}
@@ -173,6 +176,35 @@ def test_a_model_with_its_own_weights_is_compared_before_the_first_step(
     assert policy.model.config._attn_implementation == attention == packing.NAME
     monkeypatch.setattr(packing, "attend_per_run", lambda query, *_: query.transpose(1, 2))
     assert compare_weights(policy.model, policy.backend.module, CPU) > WEIGHTS_LIMIT[torch.float32]
+
+
+def test_a_sampler_with_soft_caps_takes_the_attention_that_has_them(tmp_path: Path) -> None:
+    """transformers' default leaves them out."""
+    model = load_causal_lm(str(save_random_model(tmp_path / "model", "gemma2", attn_logit_softcapping=0.01)), torch.float32, offline=True)
+    assert model.config._attn_implementation == "eager"
+    plain = load_causal_lm(str(save_random_model(tmp_path / "other", "gemma2", attn_logit_softcapping=None)), torch.float32, offline=True)
+    assert plain.config._attn_implementation == "sdpa"
+
+
+def test_vllm_is_told_where_it_would_compute_another_model() -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("llama", **SMALL, rope_parameters=DYNAMIC_ROPE)
+    assert build_overrides(config) == {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    assert build_overrides(AutoConfig.for_model("llama", **SMALL)) == {}
+    assert build_overrides(AutoConfig.for_model("llama", **SMALL, rope_parameters={**DYNAMIC_ROPE, "alpha": 1000.0})) == {}
+    assert build_overrides(AutoConfig.for_model("cohere2", sliding_window=4096)) == {"sliding_window": 4095}
+
+
+def test_settings_of_single_layers_go_with_them_into_the_twin() -> None:
+    """In Gemma 4 full attention has wider heads, and in Gemma 3n later layers have the keys of earlier ones."""
+    from transformers import AutoConfig
+
+    small = twin.build_twin_config(AutoConfig.for_model("gemma4_text"))
+    assert small.layer_types == ["sliding_attention", "full_attention"] and small.to_dict()["per_layer_config"] == {"1": {"head_dim": 512}}
+    shared = twin.build_twin_config(AutoConfig.for_model("gemma3n_text"))
+    assert (shared.num_hidden_layers, shared.num_kv_shared_layers) == (4, 2)
+    assert shared.layer_types[2:] == shared.layer_types[:2] == ["sliding_attention", "full_attention"]
 
 
 @pytest.mark.slow
