@@ -165,7 +165,11 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         tensor_parallel=recipe.engine.tensor_parallel,
         gpu=ranks.device.type == "cuda",
         sleeps=ranks.device.type == "cuda" and plan.choose_mode(recipe) != "resident",
-        extra={**plan.vllm_memory_share(recipe), "hf_overrides": build_overrides(load_config(context)), **recipe.engine.vllm},
+        extra={
+            **plan.vllm_memory_share(recipe),
+            "hf_overrides": build_overrides(load_config(context), context.dtype),
+            **recipe.engine.vllm,
+        },
         adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
     )
 

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from rlkit.engines.rope import DYNAMIC, FIXED
+from rlkit.errors import UserError
+
+HALF_ACTIVATIONS = ("xielu",)  # whose parameters vLLM holds in bfloat16 (Apertus): log-probs were 1.5e-3 nats off in float32
 
 
-def build_overrides(config: Any) -> dict[str, Any]:
-    """vLLM's `hf_overrides` for a model with this configuration, none of whose samples is longer than its context; mostly empty."""
+def build_overrides(config: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """vLLM's `hf_overrides` for a model with this configuration, none of whose samples is longer than its context; mostly empty.
+
+    Raises UserError where no setting makes it the same.
+    """
+    activation = getattr(config, "hidden_act", None)
+    if activation in HALF_ACTIVATIONS and dtype == torch.float32:
+        raise UserError(
+            f"models of type {config.model_type}: vLLM holds parameters of their activation {activation} in bfloat16, and samples from "
+            "another policy than one in float32; set engine.rollout=hf or model.dtype=bfloat16"
+        )
     return fix_dynamic(config) | narrow_window(config)
 
 

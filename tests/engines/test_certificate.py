@@ -190,10 +190,14 @@ def test_vllm_is_told_where_it_would_compute_another_model() -> None:
     from transformers import AutoConfig
 
     config = AutoConfig.for_model("llama", **SMALL, rope_parameters=DYNAMIC_ROPE)
-    assert build_overrides(config) == {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
-    assert build_overrides(AutoConfig.for_model("llama", **SMALL)) == {}
-    assert build_overrides(AutoConfig.for_model("llama", **SMALL, rope_parameters={**DYNAMIC_ROPE, "alpha": 1000.0})) == {}
-    assert build_overrides(AutoConfig.for_model("cohere2", sliding_window=4096)) == {"sliding_window": 4095}
+    assert build_overrides(config, torch.float32) == {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    assert build_overrides(AutoConfig.for_model("llama", **SMALL), torch.float32) == {}
+    assert build_overrides(AutoConfig.for_model("llama", **SMALL, rope_parameters={**DYNAMIC_ROPE, "alpha": 1000.0}), torch.float32) == {}
+    assert build_overrides(AutoConfig.for_model("cohere2", sliding_window=4096), torch.float32) == {"sliding_window": 4095}
+    apertus = AutoConfig.for_model("apertus")
+    assert build_overrides(apertus, torch.bfloat16) == {}
+    with pytest.raises(UserError, match=r"vLLM holds parameters of their activation xielu in bfloat16.*set engine.rollout=hf"):
+        build_overrides(apertus, torch.float32)
 
 
 def test_settings_of_single_layers_go_with_them_into_the_twin() -> None:
