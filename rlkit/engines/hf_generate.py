@@ -25,6 +25,7 @@ class HFEngine:
         self, path: str, dtype: torch.dtype, *, device: torch.device, eos: frozenset[int], pad: int, offline: bool, rows: int = 256
     ) -> None:
         self.model = load_causal_lm(path, dtype, offline=offline).eval().requires_grad_(False).to(device)
+        self.model.config.output_router_logits = False  # which would have it compute the auxiliary loss of a mixture of experts
         self.device, self.eos, self.pad, self.rows = device, eos, pad, rows
         self.version: int | None = None
         self._waiting: list[Request] = []
