@@ -85,10 +85,12 @@ def dispatch(arguments: list[str]) -> int:
     from rlkit.config.recipe import read_recipe
 
     recipe = read_recipe(composed.config)
-    from rlkit.assembly import experts, plan
+    from rlkit.assembly import plan
 
-    experts.check_experts(recipe)
     if recipe.dry_run:
+        from rlkit.assembly.base_model import check_base_model
+
+        check_base_model(recipe)
         for label, value in plan.describe_plan(recipe):
             print(f"{label + ':':<14} {redact_message(value)}")
         plan.check_memory(recipe)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rlkit.assembly import plan
+from rlkit.assembly.model_files import CAUSAL_LM, CLASSIFIER, check_config, check_model_folder, read_config
 from rlkit.builtin.model import ensure_model
 from rlkit.config.recipe import Recipe
 from rlkit.data.availability import is_hub_reachable, suggest_paths
+from rlkit.data.renderer import Renderer
 from rlkit.engines.gguf_file import convert_gguf
 from rlkit.engines.lora import LoraSettings
 from rlkit.errors import UserError
@@ -19,10 +22,12 @@ from rlkit.runtime.cache import ensure_folder, find_cache_folder
 from rlkit.runtime.manifest import hash_file
 from rlkit.runtime.model_path import GGUF, ModelPlace, parse_model_path
 
+NOT_NEEDED = ["*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.ot", f"*{GGUF}", "original/*"]  # weights for other programs
+
 
 @dataclass(frozen=True)
 class LocatedModel:
-    """`path`: a folder, or a name of the hub; `origin`: the file that the folder was made of and its digest, where there is one."""
+    """`path`: a folder, or a name of the hub; `origin`: what is in the folder, where model.path does not name it."""
 
     path: str
     origin: str | None = None
@@ -37,7 +42,10 @@ def locate_model(recipe: Recipe, dtype: torch.dtype, main: bool) -> LocatedModel
         return LocatedModel(str(ensure_model(find_cache_folder(), print_progress if main else None)))
     place = parse_model_path(recipe.model.path)
     if place.gguf is None:
-        return LocatedModel(place.place)
+        if recipe.model.revision is None:
+            return LocatedModel(place.place)
+        snapshot = find_snapshot(place, recipe)
+        return LocatedModel(snapshot, f"{place.place}, revision {recipe.model.revision}, commit {Path(snapshot).name}")
     file = find_gguf(place, recipe)
     digest = hash_file(file)
     folder = find_cache_folder() / f"gguf-{digest[:32]}-{str(dtype).removeprefix('torch.')}"
@@ -47,7 +55,7 @@ def locate_model(recipe: Recipe, dtype: torch.dtype, main: bool) -> LocatedModel
 
 
 def replace_path(recipe: Recipe, model: LocatedModel) -> Recipe:
-    """The recipe with the folder in place of the file that it was made of, so that the plan reads its config.json."""
+    """The recipe with the folder in place of what it was made of, so that the plan reads its config.json."""
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model.path})}) if model.origin else recipe
 
 
@@ -64,14 +72,78 @@ def find_gguf(place: ModelPlace, recipe: Recipe) -> Path:
             raise UserError(f"model.path {file} does not exist{suggest_paths(file, lambda path: path.suffix == GGUF, 'file in GGUF')}")
         return file
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    offline = recipe.offline or not is_hub_reachable()
+    return Path(fetch(recipe, lambda **settings: hf_hub_download(place.place, str(place.gguf), **settings)))
+
+
+def find_snapshot(place: ModelPlace, recipe: Recipe) -> str:
+    """The folder of one revision of a hub name, so that all that is loaded is of this revision. Raises UserError where there is none."""
+    from huggingface_hub import snapshot_download
+
+    return fetch(recipe, lambda **settings: snapshot_download(place.place, ignore_patterns=NOT_NEEDED, **settings))
+
+
+def fetch(recipe: Recipe, download: Callable[..., str]) -> str:
+    """What a download of the hub returns, without a network from its cache. Raises UserError."""
+    offline, revision = recipe.offline or not is_hub_reachable(), recipe.model.revision
     try:
-        return Path(hf_hub_download(place.place, str(place.gguf), local_files_only=offline))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        return download(revision=revision, local_files_only=offline)
+    except (OSError, ValueError) as error:  # the hub's own errors are of both kinds
         why = "the hub cannot be asked (offline=true, or no network) and it is not in the cache" if offline else str(error).splitlines()[0]
-        raise UserError(f"model.path {recipe.model.path}: {place.gguf} of the hub's {place.place} cannot be loaded: {why}") from error
+        what = f"model.path {recipe.model.path}" + (f" with model.revision={revision}" if revision else "")
+        raise UserError(f"{what} cannot be loaded: {why}") from error
+
+
+def check_base_model(recipe: Recipe) -> None:
+    """Raises UserError for all that files on this disk tell of a model that cannot be trained; a hub name is not asked for."""
+    if recipe.model.path == "builtin":
+        return
+    place = parse_model_path(recipe.model.path)
+    folder = Path(place.place).expanduser()
+    if recipe.model.revision and (place.file or folder.is_dir()):
+        raise UserError(
+            f"model.revision={recipe.model.revision} is of a name of the hub, and model.path {recipe.model.path} is on this disk; "
+            "set model.revision=null"
+        )
+    if place.file and place.file.parent.is_dir():
+        find_gguf(place, recipe)
+    elif not place.gguf and folder.is_dir():
+        check_length(recipe, place.place, check_folder(recipe, folder))
+
+
+def check_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The content of the config.json of a folder with the recipe's model. Raises UserError."""
+    kind, trust = choose_auto_class(recipe), recipe.model.trust_remote_code
+    return check_model_folder(folder, f"model.path {folder}", auto_class=kind, trust_remote_code=trust)
+
+
+def check_hub_config(recipe: Recipe, name: str) -> dict[str, Any]:
+    """As check_folder, of a model of the hub whose other files may not be here yet."""
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(fetch(recipe, lambda **settings: hf_hub_download(name, "config.json", **settings))).parent
+    config = read_config(folder, f"model.path {name}")
+    check_config(config, f"model.path {name}", auto_class=choose_auto_class(recipe), trust_remote_code=recipe.model.trust_remote_code)
+    return config
+
+
+def choose_auto_class(recipe: Recipe) -> str:
+    """The class of transformers that loads the recipe's model."""
+    return CLASSIFIER if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model" else CAUSAL_LM
+
+
+def build_renderer(recipe: Recipe, path: str) -> Renderer:
+    """Tokenizer and chat template of the model. Raises UserError where tokenizer, model and longest sample do not fit together."""
+    model = recipe.model
+    renderer = Renderer(
+        path, chat_template_kwargs=model.chat_template_kwargs, offline=recipe.offline, trust_remote_code=model.trust_remote_code
+    )
+    config = check_folder(recipe, Path(path).expanduser()) if Path(path).expanduser().is_dir() else check_hub_config(recipe, path)
+    check_length(recipe, path, config)
+    size = read_text_config(config).get("vocab_size")
+    if isinstance(size, int):
+        renderer.check_vocabulary(size)
+    return renderer
 
 
 def find_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -84,18 +156,22 @@ def find_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 def build_lora(recipe: Recipe) -> LoraSettings | None:
     """None where all weights are trained."""
     lora = recipe.model.lora
-    if lora.rank is None:
-        return None
-    return LoraSettings(lora.rank, lora.alpha, lora.targets, lora.dora, recipe.seed, lora.rslora, lora.modules_to_save)
+    return LoraSettings(lora.rank, lora.alpha, lora.targets, lora.dora, recipe.seed) if lora.rank else None
 
 
-def check_length(recipe: Recipe, path: str) -> None:
+def check_length(recipe: Recipe, path: str, config: dict[str, Any]) -> None:
     """Raises UserError where the longest sample does not fit into the model's context."""
-    config = Path(path) / "config.json"
-    context = json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None
+    text = read_text_config(config)
+    context = text.get("max_position_embeddings", text.get("n_positions"))
     longest = plan.longest_sample(recipe)
-    if context and longest > context:
+    if isinstance(context, int) and longest > context:
         raise UserError(
             f"max_prompt_tokens + max_completion_tokens = {longest} is more than the {context} tokens that model.path {path} "
             "can hold; lower one of them"
         )
+
+
+def read_text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json that is about text."""
+    text = config.get("text_config")
+    return config | (text if isinstance(text, dict) else {})

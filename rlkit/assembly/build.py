@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlkit.assembly import plan
-from rlkit.assembly.base_model import check_length, find_dtype, locate_model, replace_path
+from rlkit.assembly.base_model import build_renderer, check_base_model, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, count_steps
 from rlkit.assembly.offline import build_offline
@@ -15,7 +15,6 @@ from rlkit.assembly.online import build_online
 from rlkit.assembly.rewards import build_reward_settings, list_in_process_rewards
 from rlkit.assembly.run_folder import choose_folder
 from rlkit.config.recipe import Recipe
-from rlkit.data.renderer import Renderer
 from rlkit.errors import RunFailed
 from rlkit.report import Report
 from rlkit.rewarding.client import RewardClient
@@ -36,6 +35,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     stopping.install()
     heartbeat.start_heartbeat()
     with ExitStack() as stack:
+        check_base_model(recipe)
         plan.check_memory(recipe)  # before the processes meet: none has taken memory yet
         ranks = Ranks(recipe.engine.tensor_parallel, recipe.engine.sequence_parallel)
         plan.describe_sandbox(recipe)  # refused before anything is written or started
@@ -45,8 +45,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         recipe, model_path = replace_path(recipe, model), model.path
         if model.origin:
             plan.check_memory(recipe)  # of a file in GGUF the shape is known now
-        renderer = Renderer(model_path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
-        check_length(recipe, model_path)
+        renderer = build_renderer(recipe, model_path)
         train, test, note = build_datasets(recipe, renderer, "prompts" if rewards else recipe.algorithm.reads)
         recipe = count_steps(recipe, len(train.rows))
         report = stack.enter_context(create_report(recipe, folder, ranks, model.origin))
@@ -88,10 +87,10 @@ def explain_memory(context: BuildContext, run: Run, sampling: bool) -> str:
 
 
 def create_report(recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None) -> Report:
-    """`origin`: the file that the model was made of, where there is one."""
+    """`origin`: what the folder of the model was made of, where it is not named by model.path."""
     return Report(
         folder,
-        plan=[*plan.describe_plan(recipe), *([("made of", origin)] if origin else []), ("folder", str(folder))],
+        plan=[*plan.describe_plan(recipe), *([("origin", origin)] if origin else []), ("folder", str(folder))],
         title=recipe.recipe,
         steps=require(recipe.steps),
         main=ranks.main,

@@ -12,10 +12,11 @@ from rlkit.assembly.base_model import build_lora
 from rlkit.assembly.context import BuildContext, require
 from rlkit.config.recipe import Recipe
 from rlkit.engines.base import BackendFactory, Offloadable, RolloutEngine
+from rlkit.engines.loading import first_line
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.placement import Colocated
 from rlkit.engines.rope import pin_rope
-from rlkit.engines.weight_sync import send_adapter, send_merged, send_to_module
+from rlkit.engines.weight_sync import send_adapter, send_merged
 from rlkit.errors import UserError
 from rlkit.runtime.cache import find_cache_folder
 from rlkit.runtime.ranks import Ranks
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # these import transformers or deepspeed, which a dry run doe
     from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
-SENDS: dict[str, Callable[[Any, Any, int], None]] = {"merged": send_merged, "adapter": send_adapter, "hf": send_to_module}
+SENDS: dict[str, Callable[[Any, Any, int], None]] = {"merged": send_merged, "adapter": send_adapter}
 MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # mean |difference of log-probs|, nats
 
 
@@ -59,13 +60,12 @@ def build_policy(context: BuildContext) -> PolicyLearner:
         backend=build_backend(recipe, context.ranks),
         temperature=recipe.sampling.temperature if recipe.sampling else 1.0,
         offline=recipe.offline,
+        trust_remote_code=recipe.model.trust_remote_code,
         checkpoint_every=recipe.engine.gradient_checkpointing,
         lora=build_lora(recipe),
         sp_group=build_sp_group(context.ranks),
         four_bits=recipe.model.load_in_4bit,
     )
-    if policy.adapters and recipe.checkpoint.export == "adapter":
-        policy.adapters.check_files()
     pin_rope(policy.model, plan.longest_sample(recipe))
     verify_weights(context, policy)
     return policy
@@ -86,10 +86,14 @@ def certify_model(context: BuildContext, kind: str) -> None:
 
 
 def load_config(context: BuildContext) -> Any:
-    """The configuration of the model, as transformers has it."""
+    """The configuration of the model, as transformers has it. Raises UserError where a value is not valid."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(context.model_path, local_files_only=context.recipe.offline)
+    settings = {"local_files_only": context.recipe.offline, "trust_remote_code": context.recipe.model.trust_remote_code}
+    try:
+        return AutoConfig.from_pretrained(context.model_path, **settings)
+    except Exception as error:  # each configuration checks its values in its own way
+        raise UserError(f"model.path {context.model_path}: its config.json is not valid: {first_line(error)}") from error
 
 
 def verify_weights(context: BuildContext, policy: PolicyLearner) -> None:
@@ -114,6 +118,7 @@ def build_critic(context: BuildContext) -> CriticLearner:
         context.dtype,
         backend=build_backend(recipe, context.ranks),
         offline=recipe.offline,
+        trust_remote_code=recipe.model.trust_remote_code,
         checkpoint_every=recipe.engine.gradient_checkpointing,
         sp_group=build_sp_group(context.ranks),
     )
@@ -132,6 +137,7 @@ def build_reward_model(context: BuildContext) -> RewardModelLearner:
         backend=build_backend(recipe, context.ranks),
         pad=context.renderer.pad_id,
         offline=recipe.offline,
+        trust_remote_code=recipe.model.trust_remote_code,
         checkpoint_every=recipe.engine.gradient_checkpointing,
     )
     pin_rope(model.model, plan.longest_sample(recipe))
@@ -151,6 +157,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
             eos=renderer.eos_ids,
             pad=renderer.pad_id,
             offline=recipe.offline,
+            trust_remote_code=recipe.model.trust_remote_code,
         )
         pin_rope(engine.model, plan.longest_sample(recipe))
         return engine
@@ -168,8 +175,9 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         gpu=ranks.device.type == "cuda",
         sleeps=ranks.device.type == "cuda" and plan.choose_mode(recipe) != "resident",
         extra={
-            **plan.vllm_memory_share(recipe),
+            "trust_remote_code": recipe.model.trust_remote_code,
             "hf_overrides": build_overrides(load_config(context), context.dtype),
+            **plan.vllm_memory_share(recipe),
             **recipe.engine.vllm,
         },
         adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
@@ -177,10 +185,10 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
 
 
 def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceModel | BaseOfPolicy:
-    """The frozen reference: the policy without its adapters, or a second model where more is trained than adapters."""
+    """The frozen reference: the policy without its adapters, or a second model."""
     from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
 
-    if policy.adapters is not None and not policy.adapters.whole:
+    if policy.adapters is not None:
         return BaseOfPolicy(policy)
     recipe, ranks = context.recipe, context.ranks
     reference = ReferenceModel(
@@ -189,6 +197,7 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
         temperature=require(recipe.sampling).temperature,
         device=ranks.device,
         offline=recipe.offline,
+        trust_remote_code=recipe.model.trust_remote_code,
         sp_group=build_sp_group(ranks),
     )
     pin_rope(reference.scorer, plan.longest_sample(recipe))
@@ -198,14 +207,8 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
 def build_logprob_check(context: BuildContext, policy: PolicyLearner, engine: RolloutEngine, sampling: Sampling) -> LogprobCheck:
     engine_settings = context.recipe.engine
     limit = MISMATCH_LIMIT[context.dtype] if engine_settings.mismatch_limit == "auto" else engine_settings.mismatch_limit
-    sent = {"merged": policy.weights, "adapter": policy.base_and_adapter_weights, "hf": policy.module_weights}
-    weights = sent[choose_send(context.recipe)]
+    weights = policy.base_and_adapter_weights if engine_settings.lora_sync == "adapter" else policy.weights
     return LogprobCheck(engine, weights, None if sampling.truncated else limit)
-
-
-def choose_send(recipe: Recipe) -> str:
-    """The key in SENDS."""
-    return "hf" if recipe.engine.rollout == "hf" else recipe.engine.lora_sync
 
 
 def build_placement(
@@ -214,5 +217,5 @@ def build_placement(
     """others: models beside policy and engine, where there are any."""
     recipe = context.recipe
     movables = tuple(other for other in others if other)
-    send, mode = SENDS[choose_send(recipe)], plan.choose_mode(recipe)
+    send, mode = SENDS[recipe.engine.lora_sync], plan.choose_mode(recipe)
     return Colocated(policy, engine, movables, context.timer, send, mode, predicted=plan.predict_peaks(recipe))

@@ -109,21 +109,21 @@ def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) ->
     """Write the model of a checkpoint, with its tokenizer, to a folder."""
     import torch
 
-    from rlkit.assembly.base_model import build_lora, find_dtype, locate_model
-    from rlkit.data.renderer import Renderer
+    from rlkit.assembly.base_model import build_lora, build_renderer, find_dtype, locate_model
     from rlkit.engines.loading import load_causal_lm, load_classifier
     from rlkit.engines.trained_model import TrainedModel
     from rlkit.engines.weight_sync import convert
 
     dtype = find_dtype(recipe, torch.device("cuda" if on_gpu else "cpu"))
     path = locate_model(recipe, dtype, main=True).path
-    renderer = Renderer(path, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=recipe.offline)
+    code = {"offline": recipe.offline, "trust_remote_code": recipe.model.trust_remote_code}
+    renderer = build_renderer(recipe, path)
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
-        model = load_classifier(path, dtype, renderer.pad_id, offline=recipe.offline)
+        model = load_classifier(path, dtype, renderer.pad_id, **code)
         load_weights(model, checkpoint / "reward_model.safetensors", dtype)
         model.save_pretrained(folder)
     else:
-        model = load_causal_lm(path, dtype, offline=recipe.offline, four_bits=recipe.model.load_in_4bit)
+        model = load_causal_lm(path, dtype, four_bits=recipe.model.load_in_4bit, **code)
         trained, adapter = TrainedModel(model, path, dtype, build_lora(recipe)), recipe.checkpoint.export == "adapter"
         load_weights(model, checkpoint / "policy.safetensors", dtype)
         names, build = trained.adapter_parts() if adapter else trained.checkpoint_parts()

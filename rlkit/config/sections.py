@@ -33,8 +33,6 @@ class LoraSection(Section):
     alpha: Positive
     targets: str | Annotated[tuple[str, ...], Field(min_length=1)]
     dora: bool
-    rslora: bool
-    modules_to_save: tuple[str, ...]
 
 
 class ShapeSection(Section):
@@ -77,6 +75,8 @@ class ShapeSection(Section):
 
 class ModelSection(Section):
     path: str
+    revision: str | None
+    trust_remote_code: Annotated[bool, Field(strict=True)]
     dtype: Literal["auto", "float32", "bfloat16"]
     load_in_4bit: bool
     lora: LoraSection

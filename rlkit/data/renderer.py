@@ -10,6 +10,7 @@ from typing import Any
 from rlkit.data.availability import is_hub_reachable, suggest_paths
 from rlkit.data.rows import show, truncate
 from rlkit.errors import UserError
+from rlkit.runtime.model_path import is_hub_name
 
 TextOrChat = str | Sequence[Mapping[str, Any]]  # raw text, or a chat
 Tools = Sequence[Mapping[str, Any]]
@@ -26,12 +27,20 @@ class TextTooLong(Exception):
 class Renderer:
     """Tokenizer of the model at `model_path` (folder or hub name). Raises UserError where it is missing or cannot be read."""
 
-    def __init__(self, model_path: str | Path, *, chat_template_kwargs: Mapping[str, Any] | None = None, offline: bool = False) -> None:
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        offline: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
         self._path = str(model_path)
         offline = offline or (not Path(self._path).expanduser().is_dir() and not is_hub_reachable())
         self._kwargs = dict(chat_template_kwargs or {})
-        self._tokenizer = _load_tokenizer(self._path, offline)
+        self._tokenizer = _load_tokenizer(self._path, offline, trust_remote_code)
         starts = self._tokenizer("").input_ids
+        self.vocabulary: int | None = None  # tokens that the model knows, where that is known
         self._bos = [starts[0]] if starts and starts[0] == self._tokenizer.bos_token_id else []
         self.eos_ids = self._find_eos_ids(offline)
         end = self._tokenizer.eos_token_id
@@ -87,6 +96,22 @@ class Renderer:
             return ids + self._end
         return ids[: last + 1] if not self.decode(ids[last + 1 :], special=True).strip() else ids + self._end
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raises UserError where tokens of the tokenizer are not among the `size` that the model knows.
+
+        Special tokens beyond them, as for images that the model cannot see, may stand in the tokenizer; a text that holds one is refused.
+        """
+        special = set(self._tokenizer.added_tokens_decoder)
+        ids = set(self._tokenizer.get_vocab().values())
+        ends = self.eos_ids | {self.pad_id, *self._bos}
+        for what, found in (("tokens up to the id", ids - special), ("a special token (EOS, BOS or padding) of the id", ends)):
+            if found and max(found) >= size:
+                raise UserError(
+                    f"model.path {self._path}: its tokenizer has {what} {max(found)}, and its config.json (vocab_size) a model that knows "
+                    f"{size} tokens, 0 to {size - 1}; take the tokenizer that belongs to the model, or resize its embedding"
+                )
+        self.vocabulary = size
+
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids, special tokens left out or, with `special`, shown."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
@@ -105,7 +130,11 @@ class Renderer:
         return len(text) > tokens * self._longest_token
 
     def _tokenize(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        ids = list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        if self.vocabulary is not None and (largest := max(ids, default=0)) >= self.vocabulary:
+            token = self._tokenizer.convert_ids_to_tokens(largest)
+            raise PromptRefused(f"holds the token {largest} ({token!r}), and the model of model.path {self._path} knows {self.vocabulary}")
+        return ids
 
     def _apply_chat_template(self, chat: Sequence[Mapping[str, Any]], tools: Tools, *, opened: bool) -> str:
         """The chat template's text; opened: ready for the assistant's turn, or within it where the last message is the assistant's."""
@@ -155,16 +184,17 @@ def _append_reply(chat: Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -
     return [*chat[:-1], {**chat[-1], **reply, "content": f"{chat[-1]['content']}{reply['content']}"}]
 
 
-def _load_tokenizer(path: str, offline: bool) -> Any:
+def _load_tokenizer(path: str, offline: bool, trust_remote_code: bool) -> Any:
     folder = Path(path).expanduser()
     is_folder = folder.is_dir()
     beside = "" if is_folder else suggest_paths(folder, Path.is_dir, "folder")
-    if not is_folder and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+    if not is_folder and not is_hub_name(path):
         raise UserError(f"model.path {path} does not exist{beside}")
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if is_folder else path, local_files_only=offline or is_folder)
+        settings = {"local_files_only": offline or is_folder, "trust_remote_code": trust_remote_code}  # None would ask on stdin
+        return AutoTokenizer.from_pretrained(str(folder) if is_folder else path, **settings)
     except Exception as error:  # transformers, tokenizers and the hub each raise their own kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         if is_folder:

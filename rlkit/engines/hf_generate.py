@@ -22,10 +22,19 @@ class HFEngine:
     """Samples `rows` requests at a time, each to its end."""
 
     def __init__(
-        self, path: str, dtype: torch.dtype, *, device: torch.device, eos: frozenset[int], pad: int, offline: bool, rows: int = 256
+        self,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        device: torch.device,
+        eos: frozenset[int],
+        pad: int,
+        offline: bool,
+        trust_remote_code: bool = False,
+        rows: int = 256,
     ) -> None:
-        self.model = load_causal_lm(path, dtype, offline=offline).eval().requires_grad_(False).to(device)
-        self.model.config.output_router_logits = False  # which would have it compute the auxiliary loss of a mixture of experts
+        model = load_causal_lm(path, dtype, offline=offline, trust_remote_code=trust_remote_code)
+        self.model = model.eval().requires_grad_(False).to(device)
         self.device, self.eos, self.pad, self.rows = device, eos, pad, rows
         self.version: int | None = None
         self._waiting: list[Request] = []

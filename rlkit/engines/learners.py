@@ -82,16 +82,18 @@ class PolicyLearner(ModuleLearner):
         backend: BackendFactory,
         temperature: float,
         offline: bool,
+        trust_remote_code: bool = False,
         checkpoint_every: int = 0,
         lora: LoraSettings | None = None,
         sp_group: SequenceParallelGroup | None = None,
         four_bits: bool = False,
     ) -> None:
         self.temperature, self.sp_group, self.device = temperature, sp_group, backend.device
+        code = {"offline": offline, "trust_remote_code": trust_remote_code}
         with nullcontext() if four_bits else backend.shard_on_load(dtype):  # 4-bit weights are sharded later, by the backend
-            model = load_causal_lm(path, dtype, offline=offline, checkpoint_every=checkpoint_every, four_bits=four_bits)
+            model = load_causal_lm(path, dtype, checkpoint_every=checkpoint_every, four_bits=four_bits, **code)
             self.trained = TrainedModel(model, path, dtype, lora)
-        self.model, self.names, self.adapters = model, self.trained.format.names, self.trained.adapters
+        self.model, self.names, self.adapters = model, self.trained.names, self.trained.adapters
         self.backend = backend.build(TokenScorer(model, sp_group), dtype)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
@@ -107,16 +109,12 @@ class PolicyLearner(ModuleLearner):
         return self.adapters.disable()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """As of Source, adapters merged in; sharded tensors are gathered in buckets."""
-        return self.trained.format.revert(self.module_weights())
-
-    def module_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """As of Source, adapters merged in."""
+        """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
         return self._stream(self.trained.checkpoint_parts())
 
     def base_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint before training, where only adapters are trained."""
-        return self.trained.format.revert(self._stream(self.trained.base_parts()))
+        return self._stream(self.trained.base_parts())
 
     def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The adapters' tensors by the names of peft's files."""
@@ -138,7 +136,7 @@ class PolicyLearner(ModuleLearner):
         """A Hugging Face folder of the model with its adapters merged, or a peft folder of the adapters alone."""
         state: dict[str, Tensor] = {}
         tied = self.trained.find_tied()
-        for name, tensor in self.adapter_weights() if adapter else self.module_weights():  # on every rank: shards are gathered
+        for name, tensor in self.adapter_weights() if adapter else self.weights():  # on every rank: sharded weights are gathered on all
             if dist.get_rank() == 0 and name not in tied:
                 state[name] = tensor.cpu().clone()
         if dist.get_rank() == 0:
@@ -158,12 +156,14 @@ class CriticLearner(ModuleLearner):
         *,
         backend: BackendFactory,
         offline: bool,
+        trust_remote_code: bool = False,
         checkpoint_every: int = 0,
         sp_group: SequenceParallelGroup | None = None,
     ) -> None:
         self.sp_group, self.device = sp_group, backend.device
         with backend.shard_on_load(dtype):
-            valuer = TokenValuer(load_causal_lm(path, dtype, offline=offline, checkpoint_every=checkpoint_every), sp_group)
+            code = {"offline": offline, "trust_remote_code": trust_remote_code}
+            valuer = TokenValuer(load_causal_lm(path, dtype, checkpoint_every=checkpoint_every, **code), sp_group)
         self.backend = backend.build(valuer, dtype)
 
     def values(self, samples: Sequence[Sample], width: int) -> Tensor:
@@ -184,9 +184,18 @@ class RewardModelLearner(ModuleLearner):
     name = "reward_model"
 
     def __init__(
-        self, path: str, dtype: torch.dtype, *, backend: BackendFactory, pad: int, offline: bool, checkpoint_every: int = 0
+        self,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        backend: BackendFactory,
+        pad: int,
+        offline: bool,
+        trust_remote_code: bool = False,
+        checkpoint_every: int = 0,
     ) -> None:
-        self.model = load_classifier(path, dtype, pad, offline=offline, checkpoint_every=checkpoint_every)
+        code = {"offline": offline, "trust_remote_code": trust_remote_code}
+        self.model = load_classifier(path, dtype, pad, checkpoint_every=checkpoint_every, **code)
         self.pad, self.device = pad, backend.device
         self.backend = backend.build(LastTokenScorer(self.model), dtype)
 

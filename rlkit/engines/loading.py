@@ -17,7 +17,6 @@ from torch import nn
 
 from rlkit.engines import quantization
 from rlkit.engines.packing import restore_soft_cap
-from rlkit.engines.routers import compute_routers_in_float32
 from rlkit.engines.training_shape import set_training_shape
 from rlkit.errors import UserError
 
@@ -27,27 +26,38 @@ LANGUAGE_HEAD, SCORE_HEAD = "lm_head.", "score."  # how the names of a head's te
 NAMED = 3  # tensors in a message
 
 
-def load_causal_lm(path: str, dtype: torch.dtype, *, offline: bool, checkpoint_every: int = 0, four_bits: bool = False) -> Any:
+def load_causal_lm(
+    path: str,
+    dtype: torch.dtype,
+    *,
+    offline: bool,
+    trust_remote_code: bool = False,
+    checkpoint_every: int = 0,
+    four_bits: bool = False,
+) -> Any:
     """A causal LM in training shape: no dropout, no cache, and gradient checkpointing of every `checkpoint_every`-th layer (0: none).
 
     Raises UserError where `path` does not hold all of such a model.
     """
     settings = quantization.build_settings(dtype) if four_bits else {}
-    model = load_pretrained("causal language model", path, "model.path", offline=offline, dtype=dtype, **settings)
+    code: dict[str, Any] = {"offline": offline, "trust_remote_code": trust_remote_code}
+    model = load_pretrained("causal language model", path, "model.path", dtype=dtype, **code, **settings)
     if four_bits:
         quantization.restore_config(model)
     model.config.use_cache = False
-    compute_routers_in_float32(model)
     return set_training_shape(model, checkpoint_every)
 
 
-def load_classifier(path: str, dtype: torch.dtype, pad: int, *, offline: bool, checkpoint_every: int = 0) -> Any:
+def load_classifier(
+    path: str, dtype: torch.dtype, pad: int, *, offline: bool, trust_remote_code: bool = False, checkpoint_every: int = 0
+) -> Any:
     """The body of the model at `path` with a new head of one label that returns 0, in training shape; for a reward model.
 
     Raises UserError where there is no such model.
     """
-    heads, settings = (LANGUAGE_HEAD, SCORE_HEAD), {"num_labels": 1, "dtype": dtype, "pad_token_id": pad}
-    model = load_pretrained("sequence classifier", path, "model.path", offline=offline, unused=heads, **settings)
+    heads, code = (LANGUAGE_HEAD, SCORE_HEAD), {"offline": offline, "trust_remote_code": trust_remote_code}
+    settings: dict[str, Any] = {"num_labels": 1, "dtype": dtype, "pad_token_id": pad}
+    model = load_pretrained("sequence classifier", path, "model.path", unused=heads, **code, **settings)
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise UserError(f"model.path {path}: {type(model).__name__} has no linear head `score`; take a causal language model such as Qwen3")
     nn.init.zeros_(model.score.weight)
@@ -60,7 +70,9 @@ def checkpoint_names(model: Any) -> list[str]:
     return [name for name in model.state_dict() if ".weight." not in name]
 
 
-def load_pretrained(kind: str, path: str, what: str, *, offline: bool, unused: tuple[str, ...] = (), **settings: Any) -> Any:
+def load_pretrained(
+    kind: str, path: str, what: str, *, offline: bool, trust_remote_code: bool = False, unused: tuple[str, ...] = (), **settings: Any
+) -> Any:
     """A model of one of KINDS with each tensor from its files; `settings` go to from_pretrained, `what` is the model's name in messages.
 
     A tensor whose name starts with one of `unused` may be missing, unexpected or of another shape. Raises UserError where `path` holds no
@@ -70,28 +82,42 @@ def load_pretrained(kind: str, path: str, what: str, *, offline: bool, unused: t
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
+    settings |= {"local_files_only": offline, "trust_remote_code": trust_remote_code}  # None would ask on stdin
+
     def load(**more: Any) -> Any:
         model, info = getattr(transformers, KINDS[kind]).from_pretrained(
-            path, local_files_only=offline, output_loading_info=True, ignore_mismatched_sizes=True, **settings, **more
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **(settings | more)
         )
         check_tensors(f"{what} {path}", type(model).__name__, info, unused)
+        check_finite(f"{what} {path}", model)
         restore_soft_cap(model)
         return model
+
+    def load_names() -> None:
+        """Names and shapes alone, without memory for the weights."""
+        with without_zero3():
+            load(device_map="meta")
 
     disable_progress_bar()
     verbosity = get_verbosity()
     set_verbosity_error()  # its warnings are about what is refused here, and about a new head
     try:
         if is_deepspeed_zero3_enabled():  # then transformers does not look for unexpected tensors, and only rank 0 checks shapes
-            with without_zero3():
-                load(device_map="meta")  # names and shapes alone
+            load_names()
         return load()
-    except (OSError, ValueError, RuntimeError, *DAMAGED) as error:
-        damaged = isinstance(error, DAMAGED) or "PytorchStreamReader" in str(error)
-        if isinstance(error, RuntimeError) and not damaged:
-            raise  # an error of the device or of another process
-        remedy = "; a file of it is damaged or incomplete, download or copy it again" if damaged else ""
-        raise UserError(f"{what} {path} cannot be loaded as a {kind}: {first_line(error)}{remedy}") from error
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises what its parts raise; what is not about the files is raised again
+        where = f"{what} {path} cannot be loaded as a {kind}"
+        if isinstance(error, DAMAGED) or "PytorchStreamReader" in str(error):
+            raise UserError(f"{where}: {first_line(error)}; a file of it is damaged or incomplete, download or copy it again") from error
+        try:
+            load_names()
+        except UserError:
+            raise
+        except Exception as reason:  # noqa: BLE001  of the same kinds, and of the files, since no device was used
+            raise UserError(f"{where}: {first_line(reason)}; its config.json or its files are not those of such a model") from error
+        raise  # an error of the device or of another process
     finally:
         set_verbosity(verbosity)
 
@@ -117,6 +143,15 @@ def check_tensors(where: str, model: str, info: dict[str, Any], unused: tuple[st
     raise UserError(f"{where}: its files do not hold the tensors of {model} that its config.json asks for: {', '.join(faults)}; {remedy}")
 
 
+def check_finite(where: str, model: nn.Module) -> None:
+    """Raises UserError where a weight is NaN or infinite. One pass over what this process holds: nothing yet under ZeRO 3, or on `meta`."""
+    for name, tensor in model.named_parameters():
+        if not tensor.is_floating_point() or tensor.is_meta or tensor.sum(dtype=torch.float32).isfinite():
+            continue
+        if not tensor.isfinite().all():  # the sum of large numbers may be infinite too
+            raise UserError(f"{where}: {name} holds NaN or infinity; download or copy it again, or take an earlier checkpoint")
+
+
 def find_prefix(unexpected: Iterable[str], missing: set[str]) -> str | None:
     """The prefix of an unexpected name that ends with the name of a missing tensor."""
     for name in unexpected:
@@ -132,13 +167,18 @@ def without_zero3() -> Iterator[None]:
     """Inside it transformers loads without ZeRO 3."""
     from transformers.integrations import deepspeed
 
-    config = deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    config = reference() if reference is not None else None
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        deepspeed.set_hf_deepspeed_config(config)
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Of its message; the next one too where the first only announces it."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    line = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
+    return f"{type(error).__name__}: {line}" if isinstance(error, LookupError | ArithmeticError) else line

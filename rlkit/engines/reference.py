@@ -28,9 +28,10 @@ class ReferenceModel:
         temperature: float,
         device: torch.device,
         offline: bool,
+        trust_remote_code: bool = False,
         sp_group: SequenceParallelGroup | None = None,
     ) -> None:
-        model = load_causal_lm(path, dtype, offline=offline).eval().requires_grad_(False)
+        model = load_causal_lm(path, dtype, offline=offline, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
         self.scorer = TokenScorer(model, sp_group).to(device)
         self.temperature, self.device, self.sp_group = temperature, device, sp_group
         self._offload = CpuOffload(self.scorer.parameters if device.type == "cuda" else tuple)

@@ -108,6 +108,8 @@ def test_offline_holds_whatever_the_environment_says() -> None:
 
 def test_a_model_of_an_unknown_shape_is_planned_once_it_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 2, "vocab_size": 50}')
+    for name in ("tokenizer.json", "pytorch_model.bin"):
+        (tmp_path / name).touch()
     assert run.main(["recipe=grpo_gsm8k", f"model.path={tmp_path}", "dry_run=true"]) == 0
     assert "Traceback" not in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.data.renderer import Renderer
+from rlkit.data.renderer import PromptRefused, Renderer
 from rlkit.errors import UserError
 
 from .conftest import make_model
@@ -74,3 +74,31 @@ def test_a_missing_model_is_told_with_its_neighbours(model_folder: Path, tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty holds no tokenizer that can be read \(in it: nothing\)"):
         Renderer(tmp_path / "empty")
+
+
+def test_tokens_that_the_model_does_not_know_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    renderer = Renderer(make_model(tmp_path / "model"))
+    assert renderer.vocabulary is None
+    renderer.check_vocabulary(260)
+    assert renderer.encode_prompt(CHAT)
+    with pytest.raises(
+        UserError, match=r"has a special token .* of the id 259, and its config\.json \(vocab_size\) .* knows 259 tokens, 0 to"
+    ):
+        renderer.check_vocabulary(259)  # <pad>
+    with pytest.raises(UserError, match=r"has tokens up to the id 255, .* knows 200 tokens, 0 to 199; take the tokenizer that belongs to"):
+        renderer.check_vocabulary(200)
+
+
+def test_an_added_token_beyond_the_model_is_refused_in_the_text_that_holds_it(tmp_path: Path) -> None:
+    """As Gemma's tokenizer has one for images, which its small models of text do not know."""
+    from transformers import AutoTokenizer
+
+    folder = make_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    renderer = Renderer(folder)
+    renderer.check_vocabulary(260)
+    assert renderer.encode_prompt("an image")
+    with pytest.raises(PromptRefused, match=r"holds the token 260 \('<image>'\), and the model of model\.path .* knows 260"):
+        renderer.encode_prompt("an <image>")

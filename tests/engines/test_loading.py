@@ -53,12 +53,16 @@ FAULTS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     ),
     "layer missing": (lambda tensors: without(".layers.1.", tensors), r"11 missing \(model\.layers\.1\.input_layernorm\.weight, "),
     "layer more": (layer_more, r"11 unexpected \(model\.layers\.2\.input_layernorm\.weight, .*; take a complete checkpoint"),
+    "nan": (lambda tensors: tensors | {NORM: torch.full((48,), float("nan"))}, r"model\.norm\.weight holds NaN or infinity;"),
+    "infinity": (lambda tensors: tensors | {NORM: tensors[NORM] / 0}, r"model\.norm\.weight holds NaN or infinity;"),
     "shape": (lambda tensors: tensors | {NORM: torch.ones(47)}, r"1 of another shape \(model\.norm\.weight \[47\] instead of \[48\]\);"),
 }
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-@pytest.mark.parametrize("fault", FAULTS)
+UNSEEN = {("nan", 3), ("infinity", 3)}  # each process of ZeRO 3 holds a part of a tensor
+
+
+@pytest.mark.parametrize(("fault", "stage"), [(fault, stage) for fault in FAULTS for stage in (1, 3) if (fault, stage) not in UNSEEN])
 def test_no_tensor_is_left_random_or_left_over(fault: str, stage: int, tiny_model: Path, tmp_path: Path, ranks: Ranks) -> None:
     """transformers warns of it, and of left-over tensors not at all under ZeRO 3."""
     change, message = FAULTS[fault]
@@ -111,6 +115,32 @@ def test_a_file_that_was_cut_off_is_refused_in_words(file: str, kept: int, tiny_
     (tmp_path / "model" / file).write_bytes(whole.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"cannot be loaded as a causal language model: .*; a file of it is damaged or incomplete"):
         load_causal_lm(str(tmp_path / "model"), FLOAT, offline=True)
+
+
+SETTINGS = {
+    "num_hidden_layers": ("two", "Validation error for field 'num_hidden_layers': TypeError: .* expected int, got str"),
+    "num_attention_heads": (0, "ZeroDivisionError: .*; its config.json or its files are not those of such a model"),
+    "hidden_act": ("nope", "KeyError: 'nope'; its config.json or its files"),
+    "vocab_size": (10**12, r"1 of another shape \(model\.embed_tokens\.weight \[259, 48\] instead of \[1000000000000, 48\]\)"),
+}
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_a_setting_that_makes_no_model_is_refused_in_words(key: str, tiny_model: Path, tmp_path: Path) -> None:
+    value, message = SETTINGS[key]
+    path = change_model(tiny_model, tmp_path / "model", dict, **{key: value})
+    with pytest.raises(UserError, match=f"model.path {path}.*: {message}"):
+        load_causal_lm(path, FLOAT, offline=True)
+
+
+def test_an_error_of_the_device_is_none_of_the_files(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str, model: torch.nn.Module) -> None:
+        if not next(model.parameters()).is_meta:
+            raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr("rlkit.engines.loading.check_finite", fail)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        load_causal_lm(str(tiny_model), FLOAT, offline=True)
 
 
 def test_a_prefix_is_found_by_a_name_that_it_stands_before() -> None:

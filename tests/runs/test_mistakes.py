@@ -60,6 +60,19 @@ def weights_of_a_wrapper(folder: Path, model: Path) -> list[str]:
     return [f"model.path={folder / 'wrapped'}"]
 
 
+def weights_cut_off(folder: Path, model: Path) -> list[str]:
+    shutil.copytree(model, folder / "short")
+    (folder / "short" / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-1000])
+    return [f"model.path={folder / 'short'}"]
+
+
+def layer_that_is_missing(folder: Path, model: Path) -> list[str]:
+    shutil.copytree(model, folder / "short")
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}, folder / "short" / "model.safetensors")
+    return [f"model.path={folder / 'short'}"]
+
+
 def unknown_reward(folder: Path, model: Path) -> list[str]:
     return ["rewards.accuracy.path=acuracy"]
 
@@ -81,6 +94,8 @@ CASES: list[tuple[Callable[[Path, Path], list[str]], list[str]]] = [
     (folder_that_cannot_be_written, ["output folder", "output_dir="]),
     (no_chat_template, ["no chat template", "chat_template.jinja"]),
     (weights_of_a_wrapper, ["25 missing", "24 unexpected", "names in the files start with 'module.'"]),
+    (weights_cut_off, ["model.safetensors is damaged or incomplete", "download or copy it again"]),
+    (layer_that_is_missing, ["11 missing (model.layers.1.input_layernorm.weight, ", "take a complete checkpoint"]),
     (unknown_reward, ["acuracy", "accuracy"]),
     (too_long, ["max_completion_tokens", "2048 tokens"]),
     (no_step_for_the_policy, ["critic_warmup_steps=2", "steps=2"]),

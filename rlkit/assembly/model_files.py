@@ -1,0 +1,159 @@
+"""What the files of a model tell before a weight is read: at the start of every run, and for `dry_run=true`.
+
+Only JSON is read, of safetensors the header. transformers, whose import takes seconds, is not imported: which models it has stands in a
+table of its source. Left out: whether the tensors are those of the model, which engines/loading.py compares.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rlkit.config.recipe import suggest
+from rlkit.errors import UserError
+from rlkit.runtime.model_path import GGUF
+
+CAUSAL_LM, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+TABLES = {CAUSAL_LM: "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", CLASSIFIER: "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"}
+ALL_MODELS = "MODEL_MAPPING_NAMES"
+KIND = {CAUSAL_LM: "causal language model", CLASSIFIER: "sequence classifier"}
+ENCODERS = {  # types among the causal ones that see the tokens after a token too, unless their config.json says is_decoder
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roberta"),
+    *("roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod", "xlm", "xlnet"),
+}
+TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.tiktoken", "tekken.json", "spiece.model", "sentencepiece*")  # one of them is needed
+WEIGHTS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))  # whole, or shards
+NAMED = 3  # files in a message
+
+
+def check_model_folder(folder: Path, where: str, *, auto_class: str, trust_remote_code: bool) -> dict[str, Any]:
+    """The content of config.json. `where`: the model's name in messages; `auto_class`: one of TABLES.
+
+    Raises UserError where a file is missing or damaged, and where the model cannot be trained.
+    """
+    config = read_config(folder, where)
+    check_config(config, where, auto_class=auto_class, trust_remote_code=trust_remote_code)
+    check_weight_files(folder, where)
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
+        raise UserError(f"{where} has no tokenizer ({describe_content(folder)}); copy tokenizer.json and tokenizer_config.json there too")
+    return config
+
+
+def read_config(folder: Path, where: str) -> dict[str, Any]:
+    """Raises UserError where the folder has no config.json, or one that is damaged."""
+    file = folder / "config.json"
+    if not file.is_file():
+        remedy = "download or copy the whole model"
+        if packed := sorted(folder.glob(f"*{GGUF}")):
+            remedy = f"a file in GGUF is named by model.path={packed[0]}"
+        elif (folder / "adapter_config.json").is_file():
+            remedy = "it holds LoRA adapters: merge them into their base model, and name that folder"
+        raise UserError(f"{where} has no config.json ({describe_content(folder)}); {remedy}")
+    try:
+        config = json.loads(file.read_bytes())
+        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+            raise ValueError("it names no model_type")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not the configuration of a model: {error}; download the model again, or set model.path") from error
+    return config
+
+
+def describe_content(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"in it: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "it is empty"
+
+
+def check_config(config: Mapping[str, Any], where: str, *, auto_class: str, trust_remote_code: bool) -> None:
+    """Raises UserError for a model that transformers does not know, that is not causal, or whose weights are quantised."""
+    kind, known, written = str(config["model_type"]), list_model_types(TABLES[auto_class]), config.get("auto_map") or {}
+    code = written.get(auto_class) if isinstance(written, dict) else None
+    article = "causal language model" if auto_class == CAUSAL_LM else "sequence classifier"
+    library = f"transformers {version('transformers')}"
+    if config.get("is_encoder_decoder") or (kind in ENCODERS and not config.get("is_decoder") and auto_class == CAUSAL_LM):
+        side = "an encoder and a decoder" if config.get("is_encoder_decoder") else "an encoder"
+        raise UserError(f"{where} (model_type {kind}) is {side} and no causal language model; take one such as Qwen3 or Llama")
+    if known and kind not in known and not (code and trust_remote_code):
+        if code:
+            raise UserError(
+                f"{where} (model_type {kind}) is defined by code of its own ({code}), which would run here; read it, "
+                "and allow it with model.trust_remote_code=true"
+            )
+        if kind in list_model_types(ALL_MODELS):
+            raise UserError(f"{where} (model_type {kind}) is no {article} of {library}; take one such as Qwen3 or Llama")
+        raise UserError(f"{where}: {library} knows no model_type {kind!r}{suggest(kind, known, '')}; update it, or take another model")
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        settings = part.get("quantization_config") or part.get("compression_config")
+        if isinstance(settings, dict):
+            method = settings.get("quant_method", "a method of its own")
+            raise UserError(
+                f"{where} holds weights quantised by {method}, which cannot be trained; take the model that they were made of "
+                "(model.load_in_4bit=true puts it in 4 bits under adapters)"
+            )
+
+
+@cache
+def list_model_types(table: str) -> frozenset[str]:
+    """The model types in a table of transformers' modeling_auto.py; empty where the table is not there."""
+    spec = find_spec("transformers")
+    file = Path(str(spec.origin)).parent / "models" / "auto" / "modeling_auto.py" if spec else Path()
+    for node in ast.parse(file.read_text()).body if file.is_file() else []:
+        if isinstance(node, ast.Assign) and any(isinstance(name, ast.Name) and name.id == table for name in node.targets):
+            pairs = node.value.args[0] if isinstance(node.value, ast.Call) and node.value.args else node.value  # of an OrderedDict
+            return frozenset(dict(ast.literal_eval(pairs)))
+    return frozenset()
+
+
+def check_weight_files(folder: Path, where: str) -> None:
+    """Raises UserError where there are no weights, a file is cut off, or an index names files or tensors that are not there."""
+    for whole, index in WEIGHTS:
+        if (folder / whole).exists():
+            read_tensor_names(folder / whole, where)
+            return
+        if (folder / index).exists():
+            check_shards(folder, index, where)
+            return
+    raise UserError(f"{where} has no weights ({describe_content(folder)}); download or copy {WEIGHTS[0][0]} or its shards")
+
+
+def check_shards(folder: Path, index: str, where: str) -> None:
+    """Raises UserError where files or tensors that an index names are not there."""
+    try:
+        shards = {str(tensor): str(name) for tensor, name in json.loads((folder / index).read_bytes())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where}: {index} is damaged ({type(error).__name__}: {error}); download or copy it again") from error
+    files = sorted(set(shards.values()))
+    if absent := [name for name in files if not (folder / name).is_file()]:
+        raise UserError(f"{where}: {len(absent)} of {len(files)} files that {index} names are missing ({list_some(absent)}); copy them too")
+    names = [read_tensor_names(folder / name, where) for name in files]
+    if None not in names and (lost := sorted(shards.keys() - set().union(*(part or () for part in names)))):
+        raise UserError(f"{where}: {index} names {len(lost)} tensors that no file holds ({list_some(lost)}); download or copy all again")
+
+
+def read_tensor_names(file: Path, where: str) -> set[str] | None:
+    """Of a file in safetensors, by its header; None for another file. Raises UserError where the file is not whole."""
+    if file.suffix != ".safetensors":
+        return None
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > size:
+                raise ValueError("its header is cut off")
+            header = {name: entry for name, entry in json.loads(opened.read(length)).items() if name != "__metadata__"}
+        whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if whole != size:
+            raise ValueError(f"it has {size:,} bytes, by its header {whole:,}")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise UserError(f"{where}: {file.name} is damaged or incomplete ({error}); download or copy it again") from error
+    return set(header)
+
+
+def list_some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}"

@@ -1,0 +1,121 @@
+"""What is refused before a weight is read, at start and by dry_run: in words, with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlkit import run as door
+from rlkit.assembly.model_files import ALL_MODELS, CAUSAL_LM, CLASSIFIER, ENCODERS, TABLES, check_config, list_model_types
+from rlkit.errors import UserError
+
+Config = dict[str, Any]
+
+
+def write_config(change: Callable[[Config], Config]) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+    return write
+
+
+def shard(*names: str) -> Callable[[Path], object]:
+    """The weights in another file, and an index of these files."""
+
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "a.safetensors")
+        index = {"weight_map": {f"tensor{i}": name for i, name in enumerate(names)} | {"model.norm.weight": "a.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return write
+
+
+def remove(*patterns: str) -> Callable[[Path], object]:
+    return lambda folder: [file.unlink() for pattern in patterns for file in folder.glob(pattern)]
+
+
+def cut(kept: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:kept])
+
+
+def quantise(method: str) -> Callable[[Path], object]:
+    return write_config(lambda config: config | {"quantization_config": {"quant_method": method, "bits": 4}})
+
+
+CODE = {"AutoConfig": "my.MyConfig", "AutoModelForCausalLM": "my.MyModel"}
+ENCODER = "is an encoder and no causal language model"
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "unknown type": (write_config(lambda config: config | {"model_type": "qwne3"}), "knows no model_type 'qwne3' (did you mean qwen3"),
+    "no type": (write_config(lambda config: {}), "config.json is not the configuration of a model: it names no model_type"),
+    "broken json": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": '),
+        "config.json is not the configuration of a model",
+    ),
+    "empty json": (lambda folder: (folder / "config.json").write_text(""), "config.json is not the configuration of a model"),
+    "no config": (remove("config.json"), "has no config.json (in it: chat_template.jinja, generation_config.json, model.safetensors,"),
+    "adapters": (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "it holds LoRA adapters: merge them"),
+    "gguf beside": (lambda folder: (folder / "config.json").rename(folder / "x.gguf"), "a file in GGUF is named by model.path="),
+    "nothing": (remove("*"), "has no config.json (it is empty)"),
+    "t5": (write_config(lambda config: {"model_type": "t5", "is_encoder_decoder": True}), "is an encoder and a decoder and no causal"),
+    "bert": (write_config(lambda config: {"model_type": "bert"}), ENCODER),
+    "vision": (write_config(lambda config: {"model_type": "vit"}), "(model_type vit) is no causal language model of transformers"),
+    "gptq": (quantise("gptq"), "holds weights quantised by gptq, which cannot be trained; take the model that they were made of"),
+    "awq": (quantise("awq"), "holds weights quantised by awq"),
+    "fp8": (quantise("fp8"), "holds weights quantised by fp8"),
+    "in 4 bits": (quantise("bitsandbytes"), "holds weights quantised by bitsandbytes"),
+    "code": (
+        write_config(lambda config: config | {"model_type": "mine", "auto_map": CODE}),
+        "code of its own (my.MyModel), which would run",
+    ),
+    "short": (write_config(lambda config: config | {"max_position_embeddings": 40}), "= 80 is more than the 40 tokens that model.path"),
+    "no tokenizer": (remove("tokenizer*"), "has no tokenizer (in it: chat_template.jinja, config.json, generation_config.json, model.safe"),
+    "no weights": (remove("model.safetensors"), "has no weights (in it: chat_template.jinja, config.json"),
+    "absent shard": (shard("a.safetensors", "b.safetensors"), "1 of 2 files that model.safetensors.index.json names are missing (b.safe"),
+    "lost tensor": (shard("a.safetensors"), "model.safetensors.index.json names 1 tensors that no file holds (tensor0)"),
+    "cut off": (cut(-1), "model.safetensors is damaged or incomplete (it has "),
+    "header cut off": (cut(100), "model.safetensors is damaged or incomplete (its header is cut off)"),
+    "empty file": (cut(0), "model.safetensors is damaged or incomplete (its header is cut off)"),
+    "broken index": (lambda folder: (shard()(folder), (folder / "model.safetensors.index.json").write_text("[]")), "index.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_dry_run_refuses_what_the_json_tells(fault: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, message = FAULTS[fault]
+    shutil.copytree(tiny_model, folder := tmp_path / "model")
+    words = ["recipe=grpo_math", f"model.path={folder}", "max_prompt_tokens=48", "max_completion_tokens=32", "dry_run=true"]
+    assert door.main(words) == 0
+    capsys.readouterr()
+    damage(folder)
+    assert door.main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and message in said.err and str(folder) in said.err and "Traceback" not in said.err, said.err
+
+
+@pytest.mark.parametrize(("kind", "more"), [("qwen3", {}), ("gpt2", {}), ("bert", {"is_decoder": True}), ("mine", {"auto_map": CODE})])
+def test_a_causal_model_and_trusted_code_are_taken(kind: str, more: Config) -> None:
+    check_config({"model_type": kind, **more}, "model.path x", auto_class=CAUSAL_LM, trust_remote_code=True)
+
+
+def test_code_for_another_class_is_none_for_this_one() -> None:
+    with pytest.raises(UserError, match="knows no model_type 'mine'"):
+        check_config({"model_type": "mine", "auto_map": CODE}, "model.path x", auto_class=CLASSIFIER, trust_remote_code=True)
+
+
+def test_the_tables_read_from_the_source_are_those_of_transformers() -> None:
+    from transformers.models.auto import modeling_auto
+
+    for table in (*TABLES.values(), ALL_MODELS):
+        assert list_model_types(table) == set(getattr(modeling_auto, table))
+    assert list_model_types(TABLES[CAUSAL_LM]) > ENCODERS
+
+
+def test_a_revision_is_of_the_hub(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert door.main(["recipe=grpo_math", f"model.path={tiny_model}", "model.revision=v2", "dry_run=true"]) == 2
+    assert f"model.revision=v2 is of a name of the hub, and model.path {tiny_model} is on this disk" in capsys.readouterr().err
