@@ -85,8 +85,9 @@ def dispatch(arguments: list[str]) -> int:
     from rlkit.config.recipe import read_recipe
 
     recipe = read_recipe(composed.config)
-    from rlkit.assembly import plan
+    from rlkit.assembly import experts, plan
 
+    experts.check_experts(recipe)
     if recipe.dry_run:
         from rlkit.assembly.base_model import check_base_model
 

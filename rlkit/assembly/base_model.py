@@ -156,7 +156,9 @@ def find_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 def build_lora(recipe: Recipe) -> LoraSettings | None:
     """None where all weights are trained."""
     lora = recipe.model.lora
-    return LoraSettings(lora.rank, lora.alpha, lora.targets, lora.dora, recipe.seed) if lora.rank else None
+    if lora.rank is None:
+        return None
+    return LoraSettings(lora.rank, lora.alpha, lora.targets, lora.dora, recipe.seed, lora.rslora, lora.modules_to_save)
 
 
 def check_length(recipe: Recipe, path: str, config: dict[str, Any]) -> None:

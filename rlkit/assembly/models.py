@@ -16,7 +16,7 @@ from rlkit.engines.loading import first_line
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.placement import Colocated
 from rlkit.engines.rope import pin_rope
-from rlkit.engines.weight_sync import send_adapter, send_merged
+from rlkit.engines.weight_sync import send_adapter, send_merged, send_to_module
 from rlkit.errors import UserError
 from rlkit.runtime.cache import find_cache_folder
 from rlkit.runtime.ranks import Ranks
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # these import transformers or deepspeed, which a dry run doe
     from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
-SENDS: dict[str, Callable[[Any, Any, int], None]] = {"merged": send_merged, "adapter": send_adapter}
+SENDS: dict[str, Callable[[Any, Any, int], None]] = {"merged": send_merged, "adapter": send_adapter, "hf": send_to_module}
 MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # mean |difference of log-probs|, nats
 
 
@@ -66,6 +66,8 @@ def build_policy(context: BuildContext) -> PolicyLearner:
         sp_group=build_sp_group(context.ranks),
         four_bits=recipe.model.load_in_4bit,
     )
+    if policy.adapters and recipe.checkpoint.export == "adapter":
+        policy.adapters.check_files()
     pin_rope(policy.model, plan.longest_sample(recipe))
     verify_weights(context, policy)
     return policy
@@ -185,10 +187,10 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
 
 
 def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceModel | BaseOfPolicy:
-    """The frozen reference: the policy without its adapters, or a second model."""
+    """The frozen reference: the policy without its adapters, or a second model where more is trained than adapters."""
     from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
 
-    if policy.adapters is not None:
+    if policy.adapters is not None and not policy.adapters.whole:
         return BaseOfPolicy(policy)
     recipe, ranks = context.recipe, context.ranks
     reference = ReferenceModel(
@@ -207,8 +209,14 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
 def build_logprob_check(context: BuildContext, policy: PolicyLearner, engine: RolloutEngine, sampling: Sampling) -> LogprobCheck:
     engine_settings = context.recipe.engine
     limit = MISMATCH_LIMIT[context.dtype] if engine_settings.mismatch_limit == "auto" else engine_settings.mismatch_limit
-    weights = policy.base_and_adapter_weights if engine_settings.lora_sync == "adapter" else policy.weights
+    sent = {"merged": policy.weights, "adapter": policy.base_and_adapter_weights, "hf": policy.module_weights}
+    weights = sent[choose_send(context.recipe)]
     return LogprobCheck(engine, weights, None if sampling.truncated else limit)
+
+
+def choose_send(recipe: Recipe) -> str:
+    """The key in SENDS."""
+    return "hf" if recipe.engine.rollout == "hf" else recipe.engine.lora_sync
 
 
 def build_placement(
@@ -217,5 +225,5 @@ def build_placement(
     """others: models beside policy and engine, where there are any."""
     recipe = context.recipe
     movables = tuple(other for other in others if other)
-    send, mode = SENDS[recipe.engine.lora_sync], plan.choose_mode(recipe)
+    send, mode = SENDS[choose_send(recipe)], plan.choose_mode(recipe)
     return Colocated(policy, engine, movables, context.timer, send, mode, predicted=plan.predict_peaks(recipe))

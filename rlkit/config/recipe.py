@@ -204,6 +204,8 @@ class Recipe(Section):
             yield f"{key}=adapter needs an adapter, and this recipe trains all weights; set model.lora.rank, or {key}=merged"
         if sent and lora.dora:
             yield "engine.lora_sync=adapter with model.lora.dora=true: vLLM does not support DoRA adapters; set engine.lora_sync=merged"
+        if sent and lora.modules_to_save:
+            yield "engine.lora_sync=adapter with model.lora.modules_to_save: vLLM takes no whole modules in an adapter; set it to merged"
         if self.model.load_in_4bit and lora.rank is None:
             yield "model.load_in_4bit=true: weights in 4 bits cannot be trained, only adapters on them; set model.lora.rank"
         if sent and self.engine.rollout != "vllm":

@@ -33,6 +33,8 @@ class LoraSection(Section):
     alpha: Positive
     targets: str | Annotated[tuple[str, ...], Field(min_length=1)]
     dora: bool
+    rslora: bool
+    modules_to_save: tuple[str, ...]
 
 
 class ShapeSection(Section):

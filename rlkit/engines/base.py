@@ -118,7 +118,11 @@ class Source(Protocol):
     """Where weights come from."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the checkpoint by its Hugging Face name, tied ones and buffers too, on every rank in the same order."""
+        """Every tensor of the checkpoint by its name in the files, tied ones and buffers too, on every rank in the same order."""
+        ...
+
+    def module_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors as transformers' model has them, which may hold several in one, by its names."""
         ...
 
 

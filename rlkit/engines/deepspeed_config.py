@@ -57,6 +57,9 @@ def build_config(settings: DeepSpeedSettings, dtype: torch.dtype, trained: int =
             "stage": find_stage(settings),
             "overlap_comm": False,
             "reduce_bucket_size": min(trained, memory_estimate.REDUCE_BUCKET),  # allocated whole
+            # By default a block of experts is whole or not at all, its gradients come at the end, and no pass can be tried. That is for
+            # experts that are modules, which may get no token; they are one tensor now.
+            "leaf_module": {"classes": []},
         },
         "bf16": {"enabled": dtype == torch.bfloat16},
     }

@@ -35,6 +35,7 @@ class HFEngine:
     ) -> None:
         model = load_causal_lm(path, dtype, offline=offline, trust_remote_code=trust_remote_code)
         self.model = model.eval().requires_grad_(False).to(device)
+        self.model.config.output_router_logits = False  # which would have it compute the auxiliary loss of a mixture of experts
         self.device, self.eos, self.pad, self.rows = device, eos, pad, rows
         self.version: int | None = None
         self._waiting: list[Request] = []

@@ -93,7 +93,7 @@ class PolicyLearner(ModuleLearner):
         with nullcontext() if four_bits else backend.shard_on_load(dtype):  # 4-bit weights are sharded later, by the backend
             model = load_causal_lm(path, dtype, checkpoint_every=checkpoint_every, four_bits=four_bits, **code)
             self.trained = TrainedModel(model, path, dtype, lora)
-        self.model, self.names, self.adapters = model, self.trained.names, self.trained.adapters
+        self.model, self.names, self.adapters = model, self.trained.format.names, self.trained.adapters
         self.backend = backend.build(TokenScorer(model, sp_group), dtype)
 
     def logprobs(self, samples: Sequence[Sample], width: int) -> tuple[Tensor, Tensor]:
@@ -109,12 +109,16 @@ class PolicyLearner(ModuleLearner):
         return self.adapters.disable()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The checkpoint tensor by tensor, adapters merged into it; sharded tensors are gathered in buckets."""
+        """As of Source, adapters merged in; sharded tensors are gathered in buckets."""
+        return self.trained.format.revert(self.module_weights())
+
+    def module_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """As of Source, adapters merged in."""
         return self._stream(self.trained.checkpoint_parts())
 
     def base_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The checkpoint before training, where only adapters are trained."""
-        return self._stream(self.trained.base_parts())
+        return self.trained.format.revert(self._stream(self.trained.base_parts()))
 
     def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The adapters' tensors by the names of peft's files."""
@@ -136,7 +140,7 @@ class PolicyLearner(ModuleLearner):
         """A Hugging Face folder of the model with its adapters merged, or a peft folder of the adapters alone."""
         state: dict[str, Tensor] = {}
         tied = self.trained.find_tied()
-        for name, tensor in self.adapter_weights() if adapter else self.weights():  # on every rank: sharded weights are gathered on all
+        for name, tensor in self.adapter_weights() if adapter else self.module_weights():  # on every rank: shards are gathered
             if dist.get_rank() == 0 and name not in tied:
                 state[name] = tensor.cpu().clone()
         if dist.get_rank() == 0:

@@ -17,6 +17,7 @@ from torch import nn
 
 from rlkit.engines import quantization
 from rlkit.engines.packing import restore_soft_cap
+from rlkit.engines.routers import compute_routers_in_float32
 from rlkit.engines.training_shape import set_training_shape
 from rlkit.errors import UserError
 
@@ -45,6 +46,7 @@ def load_causal_lm(
     if four_bits:
         quantization.restore_config(model)
     model.config.use_cache = False
+    compute_routers_in_float32(model)
     return set_training_shape(model, checkpoint_every)
 
 

@@ -1,8 +1,9 @@
 """LoRA adapters inside a causal LM (Hu et al. 2021, arXiv:2106.09685), DoRA's too (Liu et al. 2024, arXiv:2402.09353).
 
-The only file that imports peft. An adapted linear layer returns W x + s B A x with s = alpha / rank. Letters: W [out, in] base weight,
-A [rank, in], B [out, rank], m [out] DoRA's magnitude. Only A, B and m are trained. Dropout between A and x is left out: sampler and
-trainer must be one function of the weights.
+The only file that imports peft. An adapted linear layer returns W x + s B A x with s = alpha / rank, or alpha / sqrt(rank) with rsLoRA
+(Kalajdzievski 2023, arXiv:2312.03732). Letters: W [out, in] base weight, A [rank, in], B [out, rank], m [out] DoRA's magnitude. Trained
+are A, B, m, and all weights of the modules that are chosen to be trained whole. Dropout between A and x is left out: sampler and trainer
+must be one function of the weights.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rlkit.engines.lora_targets import find_adapted_layers, find_whole_modules, format_names, join
 from rlkit.errors import UserError
 
 ADAPTER = "default"  # peft's name for the one adapter
@@ -31,10 +35,12 @@ class LoraSettings:
     targets: str | tuple[str, ...]  # names of linear layers, or "all-linear": all but the head
     dora: bool
     seed: int = 0  # of A; B starts at 0, so that the model starts as its base
+    rslora: bool = False
+    modules_to_save: tuple[str, ...] = ()  # names of modules that are trained whole
 
     @property
     def scaling(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (sqrt(self.rank) if self.rslora else self.rank)
 
 
 class Adapters:
@@ -45,23 +51,32 @@ class Adapters:
         from peft.tuners.lora import LoraLayer
 
         self.settings = settings
-        targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
+        targets = find_adapted_layers(model, settings.targets)
+        self.whole = find_whole_modules(model, settings.modules_to_save, targets)
         alpha: Any = settings.alpha  # annotated as int, and used as a float
-        self.config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=targets, use_dora=settings.dora, task_type="CAUSAL_LM")
+        self.config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=alpha,
+            target_modules=targets,
+            use_dora=settings.dora,
+            use_rslora=settings.rslora,
+            task_type="CAUSAL_LM",
+        )
+        self.taken_for_experts = find_taken_for_experts(model, self.config)
         model.requires_grad_(False)
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with torch.random.fork_rng(), warnings.catch_warnings(), without_conversion():
             warnings.simplefilter("ignore")  # peft warns of quantisation libraries that are not installed
             torch.manual_seed(settings.seed)
             try:
                 inject_adapter_in_model(self.config, model, adapter_name=ADAPTER)
             except ValueError as error:
-                raise UserError(f"model.lora.targets={settings.targets!r} does not fit this model: {error}") from error
+                raise UserError(f"model.lora.targets={format_names(settings.targets)} does not fit this model: {error}") from error
         self.layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-        other = [name for name, layer in self.layers.items() if not isinstance(layer.get_base_layer(), nn.Linear)]
-        if other:
-            raise UserError(f"model.lora.targets={settings.targets!r} names layers that are not linear: {', '.join(other[:4])}")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+        if left := [name for name in targets if name not in self.layers]:
+            raise UserError(f"model.lora.targets={format_names(settings.targets)}: peft puts no adapter on {join(left)}; leave them out")
+        model.requires_grad_(False)
+        for trained in (*self.name_tensors().values(), *(p for module in self.whole.values() for p in module.parameters())):
+            trained.requires_grad_(True)
 
     def name_in_model(self, name: str) -> str:
         """The name in the model of a tensor of the checkpoint."""
@@ -88,8 +103,10 @@ class Adapters:
         return whole.to(base.dtype)
 
     def name_tensors(self) -> dict[str, Tensor]:
-        """The adapters' tensors by the names of peft's files."""
-        return {f"base_model.model.{layer}.{kind}": t for layer, module in self.layers.items() for kind, t in list_tensors(module).items()}
+        """All that is trained, by the names of peft's files."""
+        adapters = {f"{layer}.{kind}": tensor for layer, module in self.layers.items() for kind, tensor in list_tensors(module).items()}
+        whole = {f"{name}.{kind}": tensor for name, module in self.whole.items() for kind, tensor in module.named_parameters()}
+        return {f"base_model.model.{name}": tensor for name, tensor in (adapters | whole).items()}
 
     @contextmanager
     def disable(self) -> Iterator[None]:
@@ -102,14 +119,49 @@ class Adapters:
             for layer in self.layers.values():
                 layer._disable_adapters = False
 
+    def check_files(self) -> None:
+        """Raises UserError where peft could not read a file of these adapters."""
+        if self.taken_for_experts:
+            raise UserError(
+                f"checkpoint.export=adapter: peft takes {join(self.taken_for_experts)} of this model for experts as it reads a file; set "
+                "checkpoint.export=merged, or model.lora.targets to layers of attention alone"
+            )
+
     def write(self, folder: Path, tensors: Mapping[str, Tensor], base: str) -> None:
         """A folder that peft and vLLM load as an adapter of the model `base`."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-        config = {**self.config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+        whole = list(self.whole) or None  # in full: peft takes every name that ends with one of these, norm for input_layernorm too
+        config = {**self.config.to_dict(), "modules_to_save": whole, "base_model_name_or_path": base, "inference_mode": True}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, default=to_json))
+
+
+@contextmanager
+def without_conversion() -> Iterator[None]:
+    """Inside it peft adapts the layers that it is given. Otherwise it takes gate_proj and others in a mixture of experts for what they were
+    called in transformers 4, and adapts the experts."""
+    from peft.utils import transformers_weight_conversion as conversion
+
+    convert = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *arguments, **keywords: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = convert
+
+
+def find_taken_for_experts(model: Any, config: Any) -> list[str]:
+    """The adapted layers that peft takes for experts when it reads a file; see without_conversion."""
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    read = deepcopy(config)
+    try:
+        convert_peft_config_for_transformers(read, model=model, conversions=None)
+    except ValueError:  # one of two that would be put together
+        return sorted(config.target_modules)
+    return sorted(set(config.target_modules) - set(read.target_modules))
 
 
 def list_tensors(layer: Any) -> dict[str, Tensor]:

@@ -41,6 +41,9 @@ def restore_config(model: Any) -> None:
             f"model.load_in_4bit=true on a CPU needs linear layers whose inputs are multiples of {BLOCK}, and this model has "
             f"{', '.join(map(str, uneven))}; set it to false"
         )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # or it packs its weights anew in evaluation mode, and what is sent is another weight
     del model.config.quantization_config
     model.hf_quantizer = None
 

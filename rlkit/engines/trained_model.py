@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlkit.engines import quantization
+from rlkit.engines.checkpoint_format import CheckpointFormat
 from rlkit.engines.loading import checkpoint_names
 from rlkit.engines.lora import Adapters, LoraSettings
 
@@ -18,21 +19,23 @@ Parts = tuple[dict[str, list[Tensor]], Callable[[str], Tensor]]
 
 
 class TrainedModel:
-    """`names`: every tensor of the checkpoint at `path`. `dtype`: of what is sent and written."""
+    """`names`: every tensor of the model, as it was before adapters; `format`: how a checkpoint has them. `dtype`: of what is sent and
+    written."""
 
     def __init__(self, model: Any, path: str, dtype: torch.dtype, lora: LoraSettings | None) -> None:
         self.model, self.path, self.dtype = model, path, dtype
         self.names = checkpoint_names(model)
+        self.format = CheckpointFormat(model, self.names)
         self.adapters = Adapters(model, lora) if lora else None
 
     def base_parts(self) -> Parts:
-        """The checkpoint; where only adapters are trained, without them."""
+        """The model; where only adapters are trained, without them."""
         state = self.model.state_dict(keep_vars=True)
         tensors = {name: state[self.adapters.name_in_model(name) if self.adapters else name] for name in self.names}
         return {name: [tensor] for name, tensor in tensors.items()}, lambda name: quantization.dequantize(tensors[name])
 
     def checkpoint_parts(self) -> Parts:
-        """The checkpoint, adapters merged into it."""
+        """The model, adapters merged into it."""
         parts, build = self.base_parts()
         adapters = self.adapters
         if adapters is None:

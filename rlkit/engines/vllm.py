@@ -68,6 +68,10 @@ class VLLMEngine:
         except (AssertionError, NotImplementedError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"vLLM cannot serve model.path {path} with these settings: {reason}; set engine.rollout=hf") from error
+        if not gpu and self.llm.llm_engine.model_config.get_num_experts() > 1:
+            raise UserError(
+                f"engine.rollout=vllm: {path} is a mixture of experts, of which vLLM takes new weights wrongly without a GPU; set it to hf"
+            )
         if HEAD_BIAS in names:
             self.llm.apply_model(register_head_bias)
         self.engine = self.llm.llm_engine

@@ -73,6 +73,11 @@ def send_merged(policy: Source, engine: RolloutEngine, version: int) -> None:
     engine.load(policy.weights(), version)
 
 
+def send_to_module(policy: Source, engine: RolloutEngine, version: int) -> None:
+    """Sends all weights, adapters merged into them, to an engine that samples with the same module."""
+    engine.load(policy.module_weights(), version)
+
+
 def send_adapter(policy: AdapterSource, engine: AdapterEngine, version: int) -> None:
     """Sends the adapter alone; before it the base, where the engine has none."""
     if engine.version is None:

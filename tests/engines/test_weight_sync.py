@@ -98,7 +98,9 @@ def test_a_merge_by_hand() -> None:
 
 
 def test_targets_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.lora\.targets=\('elsewhere',\) does not fit this model"):
+    with pytest.raises(
+        UserError, match=r"model\.lora\.targets=\[elsewhere\] names 'elsewhere', and no layer of this model is called that; it has 0"
+    ):
         Adapters(nn.Sequential(nn.Linear(2, 2)), LoraSettings(rank=1, alpha=1.0, targets=("elsewhere",), dora=False))
     with pytest.raises(UserError, match="not linear: 0"):
         Adapters(nn.Sequential(nn.Embedding(2, 2)), LoraSettings(rank=1, alpha=1.0, targets=("0",), dora=False))

@@ -18,6 +18,7 @@ from rlkit.engines import weight_sync
 from rlkit.engines.learners import PolicyLearner
 from rlkit.engines.lora import LoraSettings
 from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
+from rlkit.engines.trained_model import TrainedModel
 from rlkit.engines.vllm import VLLMEngine
 from rlkit.engines.weight_sync import send_adapter, send_merged
 from rlkit.ops.masking import pad_rows
@@ -105,9 +106,9 @@ def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
 
 def engine_of(kind: str) -> VLLMEngine:
     from rlkit.data.renderer import Renderer
-    from rlkit.engines.loading import checkpoint_names, load_causal_lm
+    from rlkit.engines.loading import load_causal_lm
 
-    names = checkpoint_names(load_causal_lm(model, torch.float32, offline=True))
+    names = TrainedModel(load_causal_lm(model, torch.float32, offline=True), model, torch.float32, None).format.names
     eos = Renderer(Path(model), offline=True).eos_ids
     rank = 4 if kind == "adapter" else None
     return VLLMEngine(
