@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.assembly import plan
+from rlkit.assembly.shapes import EXPERTS
 from rlkit.config.recipe import Recipe
 from rlkit.errors import UserError
-
-COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # the names of families of models
 
 
 def check_experts(recipe: Recipe) -> None:
@@ -36,4 +35,6 @@ def read_settings(recipe: Recipe) -> Mapping[str, Any]:
 def count_experts(config: Mapping[str, Any]) -> int:
     """Experts of a layer; 0 for a dense model."""
     parts = [config, config.get("text_config")]
-    return max((part[name] for part in parts if isinstance(part, Mapping) for name in COUNTS if isinstance(part.get(name), int)), default=0)
+    return max(
+        (part[name] for part in parts if isinstance(part, Mapping) for name in EXPERTS if isinstance(part.get(name), int)), default=0
+    )

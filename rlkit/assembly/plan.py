@@ -107,9 +107,19 @@ def describe_device() -> str:
 
 
 def describe_model(recipe: Recipe) -> str:
-    shape, rank = find_shape(recipe), recipe.model.lora.rank
-    trained = "" if rank is None else f", LoRA of rank {rank}" + (f": {shape.adapters(rank) / 1e6:,.1f} M" if shape else "")
-    return f"{recipe.model.path}{describe_size(shape) if shape else ''}{trained}, {recipe.model.dtype}"
+    shape = find_shape(recipe)
+    return f"{recipe.model.path}{describe_size(shape) if shape else ''}{describe_adapters(recipe, shape)}, {recipe.model.dtype}"
+
+
+def describe_adapters(recipe: Recipe, shape: ModelShape | None) -> str:
+    """Empty where all weights are trained."""
+    lora = recipe.model.lora
+    if lora.rank is None:
+        return ""
+    place = " on attention and dense layers, not on experts" if shape and shape.experts and lora.targets == "all-linear" else ""
+    size = f": {shape.adapters(lora.rank) / 1e6:,.1f} M" if shape else ""
+    whole = f", and {', '.join(lora.modules_to_save)} whole" if lora.modules_to_save else ""
+    return f", LoRA of rank {lora.rank}{place}{size}{whole}"
 
 
 def describe_size(shape: ModelShape) -> str:

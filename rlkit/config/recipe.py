@@ -208,6 +208,8 @@ class Recipe(Section):
             yield "engine.lora_sync=adapter with model.lora.modules_to_save: vLLM takes no whole modules in an adapter; set it to merged"
         if self.model.load_in_4bit and lora.rank is None:
             yield "model.load_in_4bit=true: weights in 4 bits cannot be trained, only adapters on them; set model.lora.rank"
+        if self.model.load_in_4bit and lora.dora and self.engine.zero_stage == 3:
+            yield "model.lora.dora=true on weights in 4 bits does not work under engine.zero_stage=3; set that to 2, or dora=false"
         if sent and self.engine.rollout != "vllm":
             yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
 

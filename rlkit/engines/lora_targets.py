@@ -17,6 +17,7 @@ from rlkit.engines.routers import find_routers
 from rlkit.errors import UserError
 
 ALL_LINEAR = "all-linear"
+PLAIN = ("FalconLinear",)  # subclasses that multiply in another order
 NAMED = 4  # layers in a message
 
 
@@ -28,12 +29,10 @@ def find_adapted_layers(model: nn.Module, targets: str | Sequence[str]) -> list[
             raise UserError(f"model.lora.targets={targets!r} is neither {ALL_LINEAR} nor a list of names; write [{targets}]")
         head = getattr(model, "get_output_embeddings", lambda: None)()
         left_out = {id(head), *map(id, routers.values())}
-        targets = chosen = [name for name, module in modules.items() if isinstance(module, nn.Linear) and id(module) not in left_out]
+        chosen = [name for name, module in modules.items() if is_plain_linear(module) and id(module) not in left_out]
     else:
-        chosen = match_names(where, targets, modules, [name for name, module in modules.items() if isinstance(module, nn.Linear)])
-    other = [
-        name for name in chosen if not isinstance(modules[name], nn.Linear) or (name in routers and type(modules[name]) is not nn.Linear)
-    ]
+        chosen = match_names(where, targets, modules, [name for name, module in modules.items() if is_plain_linear(module)])
+    other = [name for name in chosen if not is_plain_linear(modules[name])]
     if other or not chosen:
         experts = "; experts of a mixture of experts are one tensor and get no adapters" if any("expert" in name for name in other) else ""
         what = f"layers that are not linear: {join(other)}" if other else "no layer, since the model has no linear ones"
@@ -81,6 +80,12 @@ def match_names(where: str, wanted: Sequence[str], modules: Mapping[str, Any], k
 
 def matches(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether its outputs are x W + b; those of a router and of a grouped layer are not, though both are subclasses of a linear layer."""
+    kind = type(module)
+    return kind is nn.Linear or (isinstance(module, nn.Linear) and (kind.__module__.startswith("bitsandbytes") or kind.__name__ in PLAIN))
 
 
 def refuse_shared(where: str, model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:

@@ -17,7 +17,10 @@ from torch import nn
 
 
 def find_routers(model: nn.Module) -> dict[str, nn.Module]:
-    """The routers by their names, as transformers declares them where it records their logits; empty for a dense model."""
+    """The routers by their names, as transformers declares them where it records their logits; empty for a dense model.
+
+    JetMoE records some from the attention around a router: the innermost is the router.
+    """
     found: dict[str, nn.Module] = {}
     for prefix, part in model.named_modules():
         recorders = getattr(part, "_can_record_outputs", None)
@@ -28,7 +31,7 @@ def find_routers(model: nn.Module) -> dict[str, nn.Module]:
                 continue
             inside = part.named_modules(prefix=prefix)
             found |= {name: module for name, module in inside if isinstance(module, kind) and (place is None or place in name)}
-    return found
+    return {name: module for name, module in found.items() if not any(other.startswith(f"{name}.") for other in found)}
 
 
 def compute_routers_in_float32(model: nn.Module) -> None:

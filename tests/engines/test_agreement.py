@@ -13,10 +13,10 @@ from tests.conftest import run
 ALONE, TWO, SHARED = ["full-1", "lora-3", "dora-1"], ["full-3", "lora-2", "dora-3", "adapter-3"], ["full-3"]
 EVERY = {  # processes: every kind under every stage that differs there (0 is run as 1, and in one process 2 too)
     1: [f"{kind}-{stage}" for kind in ("full", "lora", "dora") for stage in (1, 3)],
-    2: [f"{kind}-{stage}" for kind in ("full", "lora", "dora", "adapter") for stage in (1, 2, 3)],
+    2: [*(f"{kind}-{stage}" for kind in ("full", "lora", "dora", "adapter") for stage in (1, 2, 3)), "rsadapter-1"],
 }
 NIGHTLY = pytest.mark.nightly(part="matrices")
-TRAINED = {"full": 58_880, "lora": 6_528, "dora": 7_360, "adapter": 6_528, "qlora": 8_192}
+TRAINED = {"full": 58_880, "lora": 6_528, "dora": 7_360, "adapter": 6_528, "rsadapter": 6_528, "qlora": 8_192}
 # rank 4 on 7 layers of each of 2 blocks: 4 x (in + out) = 4 x (112 + 80 + 80 + 112 + 144 + 144 + 144) = 3,264 a block;
 # 4 x (128 + 96 + 96 + 128 + 192 + 192 + 192) = 4,096 where rows are 64 and 128 long;
 # DoRA adds the outputs: 64 + 32 + 32 + 48 + 96 + 96 + 48 = 416 a block

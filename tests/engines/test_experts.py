@@ -164,6 +164,23 @@ def test_routers_compute_in_float32(family: str, tmp_path: Path) -> None:
         assert router.weight.grad is not None and router.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("jetmoe", {"model.layers.0.self_attention.experts.router", "model.layers.0.mlp.router"}),
+        ("jamba", {"model.layers.0.feed_forward.router"}),
+        ("phimoe", {"model.layers.0.mlp.router"}),
+        ("qwen3", set()),
+    ],
+)
+def test_routers_are_found(family: str, names: set[str], tmp_path: Path) -> None:
+    """In bfloat16 all families compute; JetMoE declares a whole attention, Jamba every linear layer of a name."""
+    more = {"expert_layer_offset": 0, "attn_layer_offset": 0, "num_experts": 4} if family == "jamba" else {}
+    model = load_causal_lm(str(save_random_model(tmp_path / "model", family, **more)), torch.bfloat16, offline=True)
+    assert {name for name in find_routers(model) if ".0." in name} == names
+    assert model(IDS).logits.isfinite().all()
+
+
 def test_routers_compute_in_float32_under_zero_3(sparse: Path, ranks: Ranks) -> None:
     """Where F.linear is a function of DeepSpeed's."""
     policy = build_policy(sparse, 3, dtype=torch.bfloat16)
@@ -197,7 +214,9 @@ def test_vllm_without_a_gpu_is_refused_at_once(more: list[str], sparse: Path, tm
     assert "is a mixture of 4 experts, of which vLLM takes new weights wrongly without a GPU; set it to hf" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert door.main([*words, "engine.rollout=hf", "dry_run=true"]) == 0
-    assert door.main([*words, "hardware.gpu_gib=80", "dry_run=true"]) == 0  # a plan for another machine
+    capsys.readouterr()
+    assert door.main([*words, "hardware.gpu_gib=80", "dry_run=true", "model.lora.rank=4", "model.lora.modules_to_save=[norm]"]) == 0
+    assert "LoRA of rank 4 on attention and dense layers, not on experts: 0.0 M, and norm whole" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -101,10 +101,18 @@ def test_what_would_be_lost_or_is_not_there_is_refused(more: dict[str, Any], mes
         Adapters(load_causal_lm(str(tiny_model), torch.float32, offline=True), settings(**more))
 
 
-def test_an_adapter_goes_to_vllm_without_whole_modules() -> None:
-    words = ["recipe=grpo_math", "model.lora.rank=4", "model.lora.modules_to_save=[norm]", "engine.lora_sync=adapter"]
-    with pytest.raises(UserError, match="vLLM takes no whole modules in an adapter"):
-        read_recipe(compose_config(words, None))
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.lora.modules_to_save=[norm]", "engine.lora_sync=adapter"], "vLLM takes no whole modules in an adapter; set it to merged"),
+        (["model.load_in_4bit=true", "model.lora.dora=true", "engine.zero_stage=3"], "in 4 bits does not work under engine.zero_stage=3"),
+        (["model.lora.rslora=2"], r"model\.lora\.rslora=2 is not valid"),
+        (["model.lora.modules_to_save=norm"], r"model\.lora\.modules_to_save='norm' is not valid"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_recipe(compose_config(["recipe=grpo_math", "model.lora.rank=4", *words], None))
 
 
 def test_experts_and_routers_get_no_adapters(sparse: Path, tmp_path: Path, ranks: Ranks) -> None:

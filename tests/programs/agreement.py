@@ -1,7 +1,7 @@
 """vLLM and the trainer after three large updates: agreement.py MODEL OUT KINDS [TENSOR_PARALLEL].
 
-KINDS, joined by commas: full, lora, dora (merged on the way) or adapter (sent as adapter), each with a ZeRO stage: full-0,lora-3. Writes
-for each the largest difference of log-probs of a fresh and of a stale sync, and what else the test asserts.
+KINDS, joined by commas: full, lora, dora (merged on the way), adapter or rsadapter (sent as such), each with a ZeRO stage: full-0,lora-3.
+Writes for each the largest difference of log-probs of a fresh and of a stale sync, and what else the test asserts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ ranks = Ranks(tensor_parallel)
 
 
 def policy_of(kind: str, stage: int) -> PolicyLearner:
-    lora = None if kind == "full" else LoraSettings(rank=4, alpha=8.0, targets="all-linear", dora=kind == "dora")
+    lora = (
+        None if kind == "full" else LoraSettings(rank=4, alpha=8.0, targets="all-linear", dora=kind == "dora", rslora=kind == "rsadapter")
+    )
     return PolicyLearner(
         model,
         torch.float32,
@@ -79,7 +81,7 @@ def first_logprobs(policy: PolicyLearner, samples: list[Sample]) -> Tensor:
 
 def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
     policy = policy_of(kind, stage)
-    send = send_adapter if kind == "adapter" else send_merged
+    send = send_adapter if kind.endswith("adapter") else send_merged
     found: dict[str, Any] = {"trained": sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in policy.backend.named.values())}
     for version in range(3):
         send(policy, engine, version)
@@ -125,7 +127,7 @@ def engine_of(kind: str) -> VLLMEngine:
     )
 
 
-made = engine_of("adapter" if any(word.startswith("adapter") for word in kinds) else "full")
+made = engine_of("adapter" if any("adapter" in word for word in kinds) else "full")
 results = {}
 for word in kinds:
     kind, _, stage = word.partition("-")
