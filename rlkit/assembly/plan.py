@@ -84,7 +84,8 @@ def describe_sources(sources: Mapping[str, SourceSection]) -> str:
 
     def describe(name: str, source: SourceSection) -> str:
         weight = f" (weight {source.weight:g})" if source.weight else ""
-        return f"{name + ': ' if name else ''}{source.path}{'@' + source.split if source.split else ''}{weight}"
+        path = source.path + (f":{source.config}" if source.config else "") + (f"@{source.split}" if source.split else "")
+        return f"{name + ': ' if name else ''}{path}{weight}"
 
     return ", ".join(describe(name, source) for name, source in sources.items())
 

@@ -1,1 +1,1 @@
-"""What a run uses when the recipe names no data and no model: a small maths task and a small model that has half learned it."""
+"""What a run uses when the recipe names no data and no model: small tasks and a small model that has half learned it."""

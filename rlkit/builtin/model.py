@@ -1,7 +1,7 @@
 """The built-in model: a Qwen3 of under a million parameters, built on first use and kept in a cache.
 
-It is warm-started on demonstrations of the built-in task (loss on completion tokens, with the end of turn). After that it can add, but it
-often forgets the carry. Nothing is downloaded. The caller's random state, threads and devices stay as they were.
+It is warm-started on demonstrations of the built-in task of sums (loss on completion tokens, with the end of turn). After that it can add,
+but it often forgets the carry. Nothing is downloaded. The caller's random state, threads and devices stay as they were.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlkit.builtin import task
+from rlkit.builtin import sums
 from rlkit.runtime.cache import ensure_folder
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
 def _hash_sources() -> str:
     """A hash of what the weights depend on, without the processor: other sources or libraries give another model."""
     digest = hashlib.sha256()
-    for source in (Path(__file__), Path(task.__file__)):
+    for source in (Path(__file__), Path(sums.__file__)):
         digest.update(source.read_bytes())
     for library in ("torch", "transformers", "tokenizers"):
         digest.update(f"{library} {version(library)}\n".encode())
@@ -155,11 +155,11 @@ def _iterate_batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> 
     """STEPS pairs of tokens [B, T] and labels [B, T]; labels are IGNORED on the prompt and on the padding at the right."""
     import torch
 
-    rows = task.build_rows("train")
+    rows = sums.build_rows("train")
     prompts = [tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows]
     for _ in range(STEPS):
         drawn = rng.choices(range(len(rows)), k=BATCH)
-        pairs = [(prompts[i], tokenizer.encode(task.write_demonstration(rows[i], rng) + END)) for i in drawn]
+        pairs = [(prompts[i], tokenizer.encode(sums.write_demonstration(rows[i], rng) + END)) for i in drawn]
         length = max(len(prompt) + len(completion) for prompt, completion in pairs)
         tokens = torch.full((BATCH, length), tokenizer.pad_token_id)
         labels = torch.full((BATCH, length), IGNORED)

@@ -1,6 +1,6 @@
 """From a source in a recipe to rows: `builtin`, a file, a folder, or a dataset of the Hugging Face hub.
 
-    builtin                         the built-in maths task
+    builtin, builtin:reading        the built-in tasks: sums, and one about a text
     data/train.jsonl                JSONL, JSON, CSV, Parquet or Arrow
     data/gsm8k, data/gsm8k@test     a folder of such files, or one written by datasets' save_to_disk
     openai/gsm8k:main@train#e53f0   the hub: name, then :config, @split, #revision where wanted
@@ -21,6 +21,7 @@ from rlkit.data.rows import JoinedRows, ListRows, Row, Rows
 from rlkit.errors import UserError
 
 BUILTIN = "builtin"
+SUMS, READING = "sums", "reading"  # its tasks
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (*JSON_SUFFIXES, *arrow_rows.READERS)
 SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
@@ -48,7 +49,7 @@ def open_rows(spec: str | Mapping[str, object], *, split_default: str, offline: 
     split = place.split or split_default
     path = Path(place.path).expanduser()
     if place.path == BUILTIN and not path.exists():
-        rows = _load_builtin(name, split)
+        rows = _load_builtin(name, place.config or SUMS, split)
     elif path.is_file():
         if place.split:
             raise UserError(f'{name} is one file and has no split "{place.split}"; leave @{place.split} away')
@@ -82,21 +83,27 @@ def parse_source(spec: str | Mapping[str, object], key: str = "data.train") -> D
     return DataSource(parts["path"], parts["config"], parts["split"], parts["revision"])
 
 
-def _load_builtin(name: str, split: str) -> Rows:
-    """train and test; train_pairs, train_rated and train_demonstrations are what is made of the same problems."""
-    from rlkit.builtin import task
+def _load_builtin(name: str, task: str, split: str) -> Rows:
+    """train and test; of sums also train_pairs, train_rated and train_demonstrations, which are made of the same problems."""
+    from rlkit.builtin import reading, sums
 
-    made: dict[str, Callable[[str], list[Row]]] = {
-        "": task.build_rows,
-        "pairs": task.build_pairs,
-        "rated": task.build_rated_rows,
-        "demonstrations": task.build_demonstration_rows,
+    made: dict[str, dict[str, Callable[[str], list[Row]]]] = {
+        SUMS: {
+            "": sums.build_rows,
+            "pairs": sums.build_pairs,
+            "rated": sums.build_rated_rows,
+            "demonstrations": sums.build_demonstration_rows,
+        },
+        READING: {"": reading.build_reading_rows},
     }
+    if task not in made:
+        raise UserError(f'{name}: there is no built-in task "{task}"; known are {", ".join(made)}')
     of, _, kind = split.partition("_")
     try:
-        return ListRows(name, made[kind](of))
+        return ListRows(name, made[task][kind](of))
     except KeyError:
-        raise UserError(f"{name}: the built-in task has no {kind!r}; after {of}_ it has {', '.join(filter(None, made))}") from None
+        kinds = ", ".join(filter(None, made[task])) or "nothing else"
+        raise UserError(f"{name}: the built-in task {task} has no {kind!r}; after {of}_ it has {kinds}") from None
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
 

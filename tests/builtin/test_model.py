@@ -15,7 +15,7 @@ import numpy
 import pytest
 import torch
 
-from rlkit.builtin import model, task
+from rlkit.builtin import model, sums
 from rlkit.runtime.cache import find_cache_folder
 from tests import fork_server
 from tests.conftest import ROOT, environment, fork_socket
@@ -88,8 +88,8 @@ def test_only_the_completion_and_its_end_are_learned() -> None:
     tokens, labels = next(model._iterate_batches(tokenizer, random.Random(0)))
     known = {
         text + "<|im_end|>"
-        for row in task.build_rows("train")
-        for text in (task.write_solution(row, True), task.write_solution(row, False))
+        for row in sums.build_rows("train")
+        for text in (sums.write_solution(row, True), sums.write_solution(row, False))
     }
     assert len(tokens) == model.BATCH
     for row, label in zip(tokens, labels, strict=True):
@@ -140,9 +140,9 @@ def test_a_killed_maker_leaves_nothing_that_counts_and_the_next_one_heals(tmp_pa
 def test_other_sources_make_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = model._hash_sources()
     assert model._hash_sources() == key
-    changed = tmp_path / "task.py"
-    changed.write_text(Path(task.__file__).read_text() + "\n")
-    monkeypatch.setattr(task, "__file__", str(changed))
+    changed = tmp_path / "sums.py"
+    changed.write_text(Path(sums.__file__).read_text() + "\n")
+    monkeypatch.setattr(sums, "__file__", str(changed))
     assert model._hash_sources() != key
 
 
@@ -153,12 +153,12 @@ def test_it_adds_but_forgets_the_carry() -> None:
 
     folder = model.ensure_model(find_cache_folder())
     tokenizer, policy = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    rows = task.build_rows("test")
+    rows = sums.build_rows("test")
     prompts = torch.tensor([tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False) for row in rows])
     with torch.no_grad():
         tokens = policy.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=32)
     texts = tokenizer.batch_decode(tokens[:, prompts.shape[1] :], skip_special_tokens=True)
     right = sum(text.endswith(f"\\boxed{{{row['answer']}}}") for text, row in zip(texts, rows, strict=True))
-    known = sum(text in (task.write_solution(row, True), task.write_solution(row, False)) for text, row in zip(texts, rows, strict=True))
+    known = sum(text in (sums.write_solution(row, True), sums.write_solution(row, False)) for text, row in zip(texts, rows, strict=True))
     assert 250 <= right <= 450
     assert known >= 950

@@ -111,9 +111,9 @@ print(code, asked)
 
 def test_stored_completions_of_a_run(tmp_path: Path) -> None:
     """The row of each is found by its key: 38 + 57 is the built-in task's first test problem but two or so; its answer is looked up."""
-    from rlkit.builtin import task
+    from rlkit.builtin import sums
 
-    rows = {split: task.build_rows(split, 5) for split in ("train", "test")}
+    rows = {split: sums.build_rows(split, 5) for split in ("train", "test")}
     samples = [
         {"split": split, "key": [row, 0, 0, 0], "prompt": "?", "completion": f"\\boxed{{{rows[split][row]['answer']}}}", "stop": "eos"}
         for split, row in (("test", 4), ("train", 2), ("train", 2))

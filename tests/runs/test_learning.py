@@ -48,7 +48,7 @@ def answers_agree(folder: Path, problems: int) -> float:
     last = max(row["step"] for row in lines(folder / "metrics.jsonl"))
     said = [row for row in lines(folder / "samples.jsonl") if row["split"] == "test" and row["step"] == last]
     assert len(said) == problems
-    from rlkit.builtin.task import build_rows
+    from rlkit.builtin.sums import build_rows
 
     same = 0
     asked = build_rows("test")

@@ -168,7 +168,7 @@ def test_a_reward_model_ranks_and_is_an_ordinary_classifier(tmp_path: Path) -> N
     """The exported folder, loaded by transformers alone and fed padded batches, says what the run's last evaluation said."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from rlkit.builtin import task
+    from rlkit.builtin import sums
 
     summary = trained("reward_model", tmp_path / "run")
     assert summary["accuracy_after"] >= 0.95
@@ -176,7 +176,7 @@ def test_a_reward_model_ranks_and_is_an_ordinary_classifier(tmp_path: Path) -> N
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").eval()
     assert model.config.num_labels == 1
     margins = []
-    for pair in task.build_pairs("test"):
+    for pair in sums.build_pairs("test"):
         asked = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, tokenize=False)
         both = tokenizer([asked + pair[side] + tokenizer.eos_token for side in ("chosen", "rejected")], padding=True, return_tensors="pt")
         with torch.no_grad():

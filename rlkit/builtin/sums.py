@@ -1,4 +1,4 @@
-"""The built-in maths task: two-digit sums with worked steps, the answer in \\boxed{}.
+"""The built-in task of sums: two-digit sums with worked steps, the answer in \\boxed{}.
 
 A sum is written digit by digit, ones first: 47 + 38 is "7+8=15", then "4+3+1=8", then "\\boxed{85}". A careless solution forgets the
 carry ("4+3=7") and answers 75. Most demonstrations are careless, so a model warm-started on them knows both ways and usually takes the
@@ -28,10 +28,10 @@ def build_rows(split: str, count: int | None = None) -> list[Row]:
     """
     splits = _build_splits()
     if split not in splits:
-        raise ValueError(f'the built-in task has no split "{split}"; it has {", ".join(splits)}')
+        raise ValueError(f'the built-in task sums has no split "{split}"; it has {", ".join(splits)}')
     pairs = splits[split]
     if count is not None and not 0 <= count <= len(pairs):
-        raise ValueError(f"the built-in task has {len(pairs)} {split} rows, not {count}")
+        raise ValueError(f"the built-in task sums has {len(pairs)} {split} rows, not {count}")
     return [_build_row(pair) for pair in pairs[:count]]
 
 
