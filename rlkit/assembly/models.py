@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:  # these import transformers or deepspeed, which a dry run doe
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
 SENDS: dict[str, Callable[[Any, Any, int], None]] = {"merged": send_merged, "adapter": send_adapter, "hf": send_to_module}
-MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # mean |difference of log-probs|, nats
+MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # mean |difference of log-probs|, nats
+SUSPECT = {torch.float32: math.inf, torch.bfloat16: 2e-2}  # from which the weights are compared, nats
 
 
 def build_sp_group(ranks: Ranks) -> SequenceParallelGroup | None:
@@ -211,7 +213,8 @@ def build_logprob_check(context: BuildContext, policy: PolicyLearner, engine: Ro
     limit = MISMATCH_LIMIT[context.dtype] if engine_settings.mismatch_limit == "auto" else engine_settings.mismatch_limit
     sent = {"merged": policy.weights, "adapter": policy.base_and_adapter_weights, "hf": policy.module_weights}
     weights = sent[choose_send(context.recipe)]
-    return LogprobCheck(engine, weights, None if sampling.truncated else limit)
+    suspect = SUSPECT[context.dtype] if engine_settings.mismatch_limit == "auto" else math.inf
+    return LogprobCheck(engine, weights, None if sampling.truncated else limit, suspect, context.report.warn)
 
 
 def choose_send(recipe: Recipe) -> str:

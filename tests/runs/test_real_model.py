@@ -23,7 +23,9 @@ from tests.conftest import ROOT, run
 PROGRAMS = ROOT / "tests" / "programs"
 NIGHTLY = pytest.mark.nightly(part="trainings")
 SMALL = ("steps=2", "prompts_per_step=2", "samples_per_prompt=2", "max_completion_tokens=12", "optim.warmup_steps=0", "data.test=null")
-LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}  # of the mean difference of log-probs, nats
+# Of the mean difference of log-probs, nats. In bfloat16 transformers alone is 0.029 off its own float32 on samples of this model, and two
+# engines that round independently 0.041 apart.
+LIMITS = {"float32": 1e-4, "bfloat16": 6e-2}
 MOVED = "model.layers.3.mlp.up_proj.weight"
 
 
