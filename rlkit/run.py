@@ -89,9 +89,9 @@ def dispatch(arguments: list[str]) -> int:
 
     experts.check_experts(recipe)
     if recipe.dry_run:
-        from rlkit.assembly.base_model import check_base_model
+        from rlkit.assembly.base_model import check_models
 
-        check_base_model(recipe)
+        check_models(recipe)
         for label, value in plan.describe_plan(recipe):
             print(f"{label + ':':<14} {redact_message(value)}")
         plan.check_memory(recipe)

@@ -15,7 +15,7 @@ from rlkit.builtin.model import ensure_model
 from rlkit.config.recipe import Recipe
 from rlkit.data.availability import is_hub_reachable, suggest_paths
 from rlkit.data.renderer import Renderer
-from rlkit.engines.gguf_file import convert_gguf
+from rlkit.engines.gguf_file import convert_gguf, require_gguf
 from rlkit.engines.lora import LoraSettings
 from rlkit.errors import UserError
 from rlkit.runtime.cache import ensure_folder, find_cache_folder
@@ -94,20 +94,24 @@ def fetch(recipe: Recipe, download: Callable[..., str]) -> str:
         raise UserError(f"{what} cannot be loaded: {why}") from error
 
 
-def check_base_model(recipe: Recipe) -> None:
-    """Raises UserError for all that files on this disk tell of a model that cannot be trained; a hub name is not asked for."""
-    if recipe.model.path == "builtin":
-        return
-    place = parse_model_path(recipe.model.path)
+def check_models(recipe: Recipe) -> None:
+    """Raises UserError for all that files on this disk tell of a model that cannot be used; the hub is not asked for one of its names."""
+    for name, reward in (recipe.rewards or {}).items():
+        scorer = Path(str(reward.args.get("model"))).expanduser()
+        if reward.path == "reward_model" and scorer.is_dir():
+            check_model_folder(scorer, f"rewards.{name}: the reward model {scorer}", auto_class=CLASSIFIER, trust_remote_code=False)
+    path, revision = recipe.model.path, recipe.model.revision
+    place = parse_model_path(path)
     folder = Path(place.place).expanduser()
-    if recipe.model.revision and (place.file or folder.is_dir()):
+    if revision and (path == "builtin" or place.file or folder.is_dir()):
         raise UserError(
-            f"model.revision={recipe.model.revision} is of a name of the hub, and model.path {recipe.model.path} is on this disk; "
-            "set model.revision=null"
+            f"model.revision={revision} is of a name of the hub, and model.path {path} is on this disk; set model.revision=null"
         )
-    if place.file and place.file.parent.is_dir():
-        find_gguf(place, recipe)
-    elif not place.gguf and folder.is_dir():
+    if place.gguf:
+        require_gguf(f"model.path {path}")
+        if place.file and place.file.parent.is_dir():
+            find_gguf(place, recipe)
+    elif path != "builtin" and folder.is_dir():
         check_length(recipe, place.place, check_folder(recipe, folder))
 
 

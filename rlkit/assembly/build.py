@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlkit.assembly import plan
-from rlkit.assembly.base_model import build_renderer, check_base_model, find_dtype, locate_model, replace_path
+from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, count_steps
 from rlkit.assembly.offline import build_offline
@@ -35,7 +35,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     stopping.install()
     heartbeat.start_heartbeat()
     with ExitStack() as stack:
-        check_base_model(recipe)
+        check_models(recipe)
         plan.check_memory(recipe)  # before the processes meet: none has taken memory yet
         ranks = Ranks(recipe.engine.tensor_parallel, recipe.engine.sequence_parallel)
         plan.describe_sandbox(recipe)  # refused before anything is written or started

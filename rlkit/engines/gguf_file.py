@@ -74,8 +74,7 @@ def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> None:
 
 def read_header(file: Path, where: str) -> Header:
     """Raises UserError where the file is no whole GGUF file, or the package gguf is not installed."""
-    if find_spec("gguf") is None:
-        raise UserError(f"{where} is in GGUF, which needs the package gguf: pip install 'rlkit[gguf]'")
+    require_gguf(where)
     from gguf import GGUFReader
 
     try:
@@ -103,6 +102,12 @@ def read_header(file: Path, where: str) -> Header:
         tensors=tuple(tensor.name for tensor in reader.tensors),
         elements=sum(int(tensor.n_elements) for tensor in reader.tensors),
     )
+
+
+def require_gguf(where: str) -> None:
+    """Raises UserError where the package gguf is not installed."""
+    if find_spec("gguf") is None:
+        raise UserError(f"{where} is in GGUF, which needs the package gguf: pip install 'rlkit[gguf]'")
 
 
 def check_header(header: Header, where: str) -> None:

@@ -119,3 +119,20 @@ def test_the_tables_read_from_the_source_are_those_of_transformers() -> None:
 def test_a_revision_is_of_the_hub(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(["recipe=grpo_math", f"model.path={tiny_model}", "model.revision=v2", "dry_run=true"]) == 2
     assert f"model.revision=v2 is of a name of the hub, and model.path {tiny_model} is on this disk" in capsys.readouterr().err
+
+
+def test_a_reward_model_and_a_file_in_gguf_are_looked_at_too(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, folder := tmp_path / "model")
+    reward = f"+rewards.rm={{path: reward_model, args: {{model: {folder}}}}}"
+    assert door.main(["recipe=grpo_math", reward, "dry_run=true"]) == 0
+    quantise("gptq")(folder)
+    assert door.main(["recipe=grpo_math", reward, "dry_run=true"]) == 2
+    assert f"rewards.rm: the reward model {folder} holds weights quantised by gptq" in capsys.readouterr().err
+    for file in ("absent.gguf", folder / "absent.gguf"):
+        assert door.main(["recipe=grpo_math", f"model.path={file}", "dry_run=true"]) == 2
+        assert "absent.gguf does not exist; in " in capsys.readouterr().err
+    monkeypatch.setattr("rlkit.engines.gguf_file.find_spec", lambda name: None)
+    assert door.main(["recipe=grpo_math", "model.path=x/y@z.gguf", "dry_run=true"]) == 2
+    assert "model.path x/y@z.gguf is in GGUF, which needs the package gguf: pip install 'rlkit[gguf]'" in capsys.readouterr().err

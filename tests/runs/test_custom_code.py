@@ -40,7 +40,9 @@ def custom_model(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_code_of_a_model_runs_only_where_it_is_allowed(small: list[str], custom_model: Path, tmp_path: Path) -> None:
+def test_code_of_a_model_runs_only_where_it_is_allowed(
+    small: list[str], custom_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Allowed it is trained, and its export carries the code, so that it is loaded from there."""
     env = {"RAN": str(tmp_path / "ran"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     words = [*small, f"model.path={custom_model}", "steps=1", "data.test=null", "prompts_per_step=2", f"output_dir={tmp_path / 'run'}"]
@@ -53,7 +55,10 @@ def test_code_of_a_model_runs_only_where_it_is_allowed(small: list[str], custom_
     exported = tmp_path / "run" / "model"
     assert (exported / "my.py").read_text() == CODE
     os.environ.update(env)
+    asked: list[str] = []
     model = load_causal_lm(str(exported), torch.float32, offline=True, trust_remote_code=True)
     assert type(model).__name__ == "MyModel" and model.config.model_type == "mine"
+    monkeypatch.setattr("builtins.input", asked.append)
     with pytest.raises(UserError, match="contains custom code which must be executed"):
         load_causal_lm(str(exported), torch.float32, offline=True)
+    assert asked == []
