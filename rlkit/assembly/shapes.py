@@ -73,10 +73,10 @@ def find_folder(path: str) -> Path:
 
 def read_shape(config: Config) -> ModelShape:
     """The shape in a Hugging Face configuration. Raises ValueError where a number is none."""
-    heads, kind = config["num_attention_heads"], str(config.get("model_type"))
+    heads, kind, dense = config["num_attention_heads"], str(config.get("model_type")), config["intermediate_size"]
     base = {
         "hidden": config["hidden_size"],
-        "intermediate": config["intermediate_size"],
+        "intermediate": max(dense) if isinstance(dense, list) and dense else dense,  # one for each layer of Gemma 3n
         "layers": config["num_hidden_layers"],
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,

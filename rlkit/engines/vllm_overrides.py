@@ -11,12 +11,16 @@ from rlkit.errors import UserError
 
 HALF_ACTIVATIONS = ("xielu",)  # whose parameters vLLM holds in bfloat16 (Apertus): log-probs were 1.5e-3 nats off in float32
 
+NOT_RELOADED = ("gemma3n", "gemma3n_text")  # of which vLLM returned NaN for log-probs once it had got new weights, seen on a CPU
+
 
 def build_overrides(config: Any, dtype: torch.dtype) -> dict[str, Any]:
     """vLLM's `hf_overrides` for a model with this configuration, none of whose samples is longer than its context; mostly empty.
 
     Raises UserError where no setting makes it the same.
     """
+    if config.model_type in NOT_RELOADED:
+        raise UserError(f"models of type {config.model_type}: vLLM returns no log-probs once it has new weights; set engine.rollout=hf")
     activation = getattr(config, "hidden_act", None)
     if activation in HALF_ACTIVATIONS and dtype == torch.float32:
         raise UserError(
