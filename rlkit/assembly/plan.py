@@ -237,7 +237,16 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
         accumulates=share > recipe.minibatches * tokens,
         engine=recipe.engine.rollout,
         new_tokens=recipe.max_completion_tokens,
+        whole=count_whole(recipe, shape),
     )
+
+
+def count_whole(recipe: Recipe, shape: ModelShape) -> int:
+    """Weights of the layers in model.lora.modules_to_save. A layer whose name tells nothing counts as a norm."""
+    ends = shape.vocab * shape.hidden
+    known = {"lm_head": ends, "embed_tokens": ends, "experts": shape.count_experts(shape.experts) - shape.count_experts(0)}
+    names = recipe.model.lora.modules_to_save if recipe.model.lora.rank else ()
+    return sum(known.get(name.rpartition(".")[2], shape.hidden) for name in names)
 
 
 def count_share(recipe: Recipe, groups: int, size: int) -> int:

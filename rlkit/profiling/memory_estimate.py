@@ -56,14 +56,15 @@ class Job:
     accumulates: bool = True  # an update has several micro-batches
     engine: str = "vllm"  # of rollouts
     new_tokens: int = 0  # of the longest completion
+    whole: int = 0  # weights that are trained beside adapters
 
     @property
     def trained(self) -> int:
-        return self.shape.parameters if self.rank is None else self.shape.adapters(self.rank)
+        return self.shape.parameters if self.rank is None else self.shape.adapters(self.rank) + self.whole
 
     @property
     def parameters(self) -> int:
-        return self.shape.parameters + (self.trained if self.rank is not None else 0)
+        return self.shape.parameters + (0 if self.rank is None else self.shape.adapters(self.rank))
 
 
 def estimate_weights(job: Job) -> float:
@@ -100,7 +101,8 @@ def estimate_backward(job: Job) -> float:
 
 def estimate_optimizer_step(job: Job) -> float:
     """Gradients of the weights that the optimizer updates at a time, flat and then in float32; with z = 3 the bucket stays."""
-    largest = job.shape.vocab * job.shape.hidden if job.rank is None else 0
+    ends = job.shape.vocab * job.shape.hidden
+    largest = ends if job.rank is None else min(job.whole, ends)
     copied = min(job.trained, max(OPTIMIZER_BLOCK, largest)) / job.world * (job.width + (4 if job.width < 4 else 0))
     return copied + (estimate_reduce_bucket(job) if job.stage == 3 else 0.0)
 
@@ -150,8 +152,8 @@ def estimate_logits(job: Job) -> float:
 
 
 def estimate_other_models(job: Job) -> tuple[float, float]:
-    """(weights, training state) of a reference and a critic. A policy with adapters is its own reference."""
-    reference = job.shape.parameters * job.width if job.reference and job.rank is None else 0.0
+    """(weights, training state) of a reference and a critic. A policy with adapters alone is its own reference."""
+    reference = job.shape.parameters * job.width if job.reference and (job.rank is None or job.whole) else 0.0
     critic = replace(job, rank=None, four_bits=False)
     return reference + (estimate_weights(critic) if job.critic else 0.0), estimate_optimizer_state(critic) + estimate_gradients(
         critic

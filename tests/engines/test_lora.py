@@ -11,12 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlkit.assembly.base_model import build_lora
+from rlkit.assembly.plan import build_job
 from rlkit.cli import export
 from rlkit.config.compose import compose_config
 from rlkit.config.recipe import read_recipe
 from rlkit.engines.loading import load_causal_lm
 from rlkit.engines.lora import Adapters, LoraSettings
 from rlkit.errors import UserError
+from rlkit.profiling.memory_estimate import estimate_other_models
 from rlkit.runtime.ranks import Ranks
 from tests.conftest import run
 from tests.engines.test_experts import build_policy, plain_logprobs, samples, train
@@ -76,6 +78,22 @@ def test_the_scaling_of_rslora_is_alpha_over_the_root_of_the_rank(untied: Path) 
     adapters = Adapters(load_causal_lm(str(untied), torch.float32, offline=True), lora)
     assert {layer.scaling["default"] for layer in adapters.layers.values()} == {4.0}
     assert settings().scaling == 2.0
+
+
+@pytest.mark.parametrize("names", [["lm_head", "embed_tokens", "norm"], ["experts"]])
+def test_the_plan_counts_what_is_trained_whole(names: list[str], untied: Path, tmp_path: Path) -> None:
+    """And the second model that is the reference then."""
+    model = save_random_model(tmp_path / "model", "qwen3_moe") if names == ["experts"] else untied
+    words = ["recipe=grpo_math", f"model.path={model}", "model.lora.rank=4", "engine.rollout=hf", "algorithm.kl_coef=0.1"]
+    plain, whole = (
+        build_job(read_recipe(compose_config([*words, *more], None))) for more in ([], [f"model.lora.modules_to_save=[{','.join(names)}]"])
+    )
+    assert plain is not None and whole is not None
+    loaded = load_causal_lm(str(model), torch.float32, offline=True)
+    adapters = Adapters(loaded, settings(modules_to_save=tuple(names)))
+    trained = sum(parameter.numel() for parameter in loaded.parameters() if parameter.requires_grad)
+    assert whole.trained == trained > plain.trained and len(adapters.whole) == (2 if names == ["experts"] else 3)
+    assert estimate_other_models(plain)[0] == 0 and estimate_other_models(whole)[0] == plain.shape.parameters * 4
 
 
 @pytest.mark.parametrize(
