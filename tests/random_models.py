@@ -49,7 +49,7 @@ def save_random_model(folder: Path, family: str, dtype: str = "float32", **more:
     tokenizer = build_tokenizer()
     known = AutoConfig.for_model(family)
     wanted = {**SIZES, **(EXPERTS if any(hasattr(known, name) for name in EXPERTS) else {})}
-    sizes = {name: value for name, value in wanted.items() if hasattr(known, name)} | FAMILIES.get(family, {}) | more
+    sizes = {name: value for name, value in wanted.items() if can_set(known, name)} | FAMILIES.get(family, {}) | more
     config = AutoConfig.for_model(
         family, **sizes, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -62,3 +62,9 @@ def save_random_model(folder: Path, family: str, dtype: str = "float32", **more:
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def can_set(config: Any, name: str) -> bool:
+    """Whether a configuration has a setting of this name."""
+    own = getattr(type(config), name, None)
+    return name in config.to_dict() or (hasattr(config, name) and not (isinstance(own, property) and own.fset is None))

@@ -161,7 +161,10 @@ def test_a_mixture_by_hand() -> None:
 def test_a_plan_tells_the_weights_that_a_token_goes_through(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_30B))
     recipe = composed("recipe=grpo_math", "model=hf", f"model.path={tmp_path}", "model.lora.rank=16")
-    assert "30,532.1 M parameters, 3,353.0 M of them for a token, LoRA of rank 16: 13.4 M" in plan.describe_model(recipe)
+    assert (
+        "30,532.1 M parameters, 3,353.0 M of them for a token, LoRA of rank 16 on attention and dense layers, not on experts: 13.4 M"
+        in plan.describe_model(recipe)
+    )
 
 
 # -- files -------------------------------------------------------------------------------------------------------------------------
