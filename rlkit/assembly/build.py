@@ -19,7 +19,7 @@ from rlkit.errors import RunFailed
 from rlkit.report import Report
 from rlkit.rewarding.client import RewardClient
 from rlkit.runtime import heartbeat
-from rlkit.runtime.library_settings import return_freed_memory
+from rlkit.runtime.library_settings import map_large_blocks
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
@@ -30,7 +30,8 @@ from rlkit.updates import micro_batch_fit
 @contextmanager
 def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text`: the resolved recipe as it is written into the folder. On leaving, all that was started is closed."""
-    return_freed_memory()
+    if plan.is_large_on_host(recipe):
+        map_large_blocks()
     stopping = StopRequest()
     stopping.install()
     heartbeat.start_heartbeat()

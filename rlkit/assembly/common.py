@@ -40,13 +40,13 @@ def largest_share(recipe: Recipe, groups: int, size: int) -> micro_batch_fit.Ste
 
 
 def build_roofline(context: BuildContext) -> Roofline | None:
-    """On the rank that reports, where the shape of the model is known.
+    """On the rank that reports, where the shape of the model is known, and gives the number of weights of its files.
 
     In a sequence-parallel group, whose ranks compute each other's samples, by the rank's own: all have about as many tokens.
     """
     recipe = context.recipe
     job = plan.build_job(recipe)
-    if job is None or not (context.ranks.main and recipe.report.roofline):
+    if job is None or not (job.shape.counted and context.ranks.main and recipe.report.roofline):
         return None
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         job = replace(job, shape=replace(job.shape, vocab=1))  # its head returns one number

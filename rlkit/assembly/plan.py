@@ -11,7 +11,7 @@ from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
 from rlkit.errors import UserError
 from rlkit.profiling import memory_estimate as sizes
-from rlkit.profiling.host_estimate import estimate_host_peaks
+from rlkit.profiling.host_estimate import LARGE_PROCESS, estimate_host_peaks
 from rlkit.profiling.model_shape import ModelShape
 from rlkit.rewarding.code_packages import find_packages
 from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
@@ -193,6 +193,12 @@ def predict_peaks(recipe: Recipe) -> dict[str, float]:
     if job is None:
         return {}
     return estimate_host_peaks(job) if gpu is None else sizes.estimate_gpu_peaks(job, choose_mode(recipe))
+
+
+def is_large_on_host(recipe: Recipe) -> bool:
+    """Whether this is a run without a GPU whose process takes more than LARGE_PROCESS bytes."""
+    job = build_job(recipe)
+    return gpu_memory() is None and job is not None and max(estimate_host_peaks(job).values()) > LARGE_PROCESS
 
 
 def vllm_memory_share(recipe: Recipe) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 What differs from a GPU (memory_estimate.py): nothing leaves the memory, so policy, optimizer state and rollout engine are always there.
 DeepSpeed's bucket takes memory only as gradients fill it, while activations are freed. torch's attention keeps its result twice, and a
-mask for each completion after the first of a prompt. Freed blocks go back to the system at once (`return_freed_memory` in
-rlkit/runtime/library_settings.py); with the C library's own settings up to half of the activations would stay.
+mask for each completion after the first of a prompt. A process of more than LARGE_PROCESS bytes gives large freed blocks back at once
+(`map_large_blocks` in rlkit/runtime/library_settings.py); with the C library's own settings up to two thirds of the activations would be
+held again as holes in the heap, in some runs and not in others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ LIBRARIES = {  # by rollout engine, with a tokenizer of 50,000 tokens; measured 
     "hf": 0.58 * GIB,
     "none": 0.58 * GIB,
 }
+LARGE_PROCESS = 4 * GIB  # from which on what the heap wastes may be GiBs
 KV_CACHE = 1 * GIB  # of vLLM (VLLM_CPU_KVCACHE_SPACE), which is filled from its beginning
 BATCH_TOKENS = 8192  # of one forward pass of vLLM
 ROWS = 256  # completions that are sampled at the same time

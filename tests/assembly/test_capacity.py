@@ -23,6 +23,8 @@ SMALL = "{hidden: 576, intermediate: 1536, layers: 30, heads: 9, kv_heads: 3, he
 HUGE = "{hidden: 8192, intermediate: 28672, layers: 8000, heads: 64, kv_heads: 8, head_dim: 128, vocab: 128256, tied: false}"
 STEP = ["prompts_per_step=64", "samples_per_prompt=8", "max_prompt_tokens=96", "max_completion_tokens=32", "tokens_per_micro_batch=16384"]
 
+SMALLEST = ["model.lora.rank=16", "prompts_per_step=2", "engine.gradient_checkpointing=1", "engine.rollout=hf"]
+
 
 def recipe_of(*words: str) -> Recipe:
     return read_recipe(
@@ -102,6 +104,12 @@ def test_a_plan_for_another_machine_is_not_refused(host: pytest.MonkeyPatch) -> 
     assert dict(plan.describe_plan(recipe_of("hardware.gpu_gib=80", "dry_run=true")))["memory"].endswith("; it fits")
     with pytest.raises(UserError, match=r"this machine has 24\.00 GiB"):
         plan.check_memory(recipe_of("hardware.gpu_gib=80"))
+
+
+def test_a_run_is_large_from_4_gib_on(host: pytest.MonkeyPatch) -> None:
+    assert plan.is_large_on_host(recipe_of("tokens_per_micro_batch=2048")) and not plan.is_large_on_host(recipe_of(*SMALLEST))
+    host.setattr(plan, "gpu_memory", lambda: 80.0 * GIB)
+    assert not plan.is_large_on_host(recipe_of("tokens_per_micro_batch=2048"))
 
 
 def test_where_nothing_helps_a_larger_machine_is_named() -> None:

@@ -129,6 +129,25 @@ def test_nothing_is_measured_that_nobody_asked_for(monkeypatch: pytest.MonkeyPat
         common.build_roofline(in_context(composed(*words), main))  # type: ignore[arg-type]
 
 
+def test_of_a_shape_that_the_files_contradict_there_is_no_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "find_device_limits", lambda device, dtype: UNIT)
+    main = SimpleNamespace(main=True, device=torch.device("cpu"))
+    for counted in (True, False):
+        monkeypatch.setattr(common.plan, "build_job", lambda recipe, counted=counted: replace(JOB, shape=replace(TINY, counted=counted)))
+        assert (common.build_roofline(in_context(composed("recipe=grpo_math"), main)) is not None) is counted  # type: ignore[arg-type]
+
+
+def test_a_mixture_reads_the_experts_that_its_tokens_can_choose_and_computes_those_that_they_do() -> None:
+    """Of TINY with 8 experts of size 5, 2 for each token: attention 72 and the router 32 a layer, an expert 60, the head 40."""
+    sparse = replace(TINY, experts=8, experts_per_token=2, expert_intermediate=5)
+    assert roofline.count_flops(sparse, inputs=[1], outputs=1) == 2 * (2 * (72 + 32 + 2 * 60) + 40) + 48
+    for rows, experts in ((1, 2), (3, 6), (5, 8)):
+        read = made(replace(JOB, shape=sparse), replace(UNIT, operations=1e9)).rollout([[(2, [1] * rows)]])
+        assert read == 2 * (2 * (72 + 32 + experts * 60) + 40)
+    latent = replace(TINY, key_rank=4, rope_dim=1, value_dim=2)  # pairs cost 3 numbers of a query and 2 of a value
+    assert roofline.count_flops(latent, [2], 0) - 2 * roofline.count_flops(latent, [1], 0) == 2 * 2 * 2 * (3 + 2)
+
+
 def test_a_reward_model_has_a_head_of_one_number(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
     monkeypatch.setattr(common, "find_device_limits", lambda device, dtype: UNIT)
     main = SimpleNamespace(main=True, device=torch.device("cpu"))
