@@ -25,6 +25,7 @@ EXPERTS = {  # under the names of several families; each token goes through 2 of
 }
 FAMILIES: dict[str, dict[str, Any]] = {  # what they need beside that
     "phi": {"partial_rotary_factor": 0.5},
+    "glm4_moe": {"head_dim": 32},
     "deepseek_v3": {
         "q_lora_rank": 32,
         "kv_lora_rank": 32,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +12,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlkit.assembly.base_model import build_lora
+from rlkit.assembly.models import build_reference
 from rlkit.assembly.plan import build_job
 from rlkit.cli import export
 from rlkit.config.compose import compose_config
 from rlkit.config.recipe import read_recipe
 from rlkit.engines.loading import load_causal_lm
 from rlkit.engines.lora import Adapters, LoraSettings
+from rlkit.engines.reference import BaseOfPolicy
 from rlkit.errors import UserError
 from rlkit.profiling.memory_estimate import estimate_other_models
 from rlkit.runtime.ranks import Ranks
+from tests.backends import CPU
 from tests.conftest import run
 from tests.engines.test_experts import build_policy, plain_logprobs, samples, train
 from tests.random_models import save_random_model
@@ -147,7 +151,21 @@ def test_experts_and_routers_get_no_adapters(sparse: Path, tmp_path: Path, ranks
         Adapters(load_causal_lm(str(sparse), torch.float32, offline=True), settings(targets=("q_b_proj", "experts")))
 
 
-@pytest.mark.slow
+def test_a_policy_with_whole_layers_is_not_its_own_reference(untied: Path, ranks: Ranks) -> None:
+    """Without its adapters it is not what it was; a policy that has nothing but adapters is."""
+    recipe = read_recipe(compose_config(["recipe=grpo_math", "sampling.temperature=1.0"], None))
+    context: Any = SimpleNamespace(
+        recipe=recipe, model_path=str(untied), dtype=torch.float32, ranks=SimpleNamespace(device=CPU, sp_group=None)
+    )
+    for names in ((), ("norm",)):
+        policy = build_policy(untied, 1, settings(modules_to_save=names))
+        reference, before = build_reference(context, policy), policy.logprobs(samples(), 8)[0]
+        train(policy)
+        assert torch.allclose(reference.logprobs(samples(), 8)[0], before, atol=1e-6)
+        assert torch.allclose(BaseOfPolicy(policy).logprobs(samples(), 8)[0], before, atol=1e-6) is not bool(names)
+
+
+@NIGHTLY
 def test_a_run_with_a_whole_head_and_a_reference(small: list[str], untied: Path, tmp_path: Path) -> None:
     """The reference is what the policy was, its head and norm too; sampler and trainer agree; the export is read by peft."""
     words = [*small, f"model.path={untied}", "steps=3", "eval.every=0", "eval.problems=1", "checkpoint.every=3", "algorithm.kl_coef=0.1"]
