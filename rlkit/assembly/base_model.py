@@ -20,7 +20,7 @@ from rlkit.engines.lora import LoraSettings
 from rlkit.errors import UserError
 from rlkit.runtime.cache import ensure_folder, find_cache_folder
 from rlkit.runtime.manifest import hash_file
-from rlkit.runtime.model_path import GGUF, ModelPlace, parse_model_path
+from rlkit.runtime.model_path import GGUF, ModelPlace, is_hub_name, parse_model_path
 
 NOT_NEEDED = ["*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.ot", f"*{GGUF}", "original/*"]  # weights for other programs
 
@@ -113,6 +113,10 @@ def check_models(recipe: Recipe) -> None:
             find_gguf(place, recipe)
     elif path != "builtin" and folder.is_dir():
         check_length(recipe, place.place, check_folder(recipe, folder))
+    elif path != "builtin" and folder.is_file():
+        raise UserError(f"model.path {path} is a file; name the folder of the model, or a file whose name ends with {GGUF}")
+    elif path != "builtin" and not is_hub_name(path):
+        raise UserError(f"model.path {path} does not exist{suggest_paths(folder, Path.is_dir, 'folder')}")
 
 
 def check_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:

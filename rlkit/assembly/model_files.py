@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -29,6 +30,8 @@ ENCODERS = {  # types among the causal ones that see the tokens after a token to
 }
 TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.tiktoken", "tekken.json", "spiece.model", "sentencepiece*")  # one of them is needed
 WEIGHTS = (("model.safetensors", "model.safetensors.index.json"), ("pytorch_model.bin", "pytorch_model.bin.index.json"))  # whole, or shards
+ADAPTERS = "adapter_config.json"
+QUANTISED = ("I8", "U8", "F8_", "F4", "F6_")  # how the names of dtypes begin that are weights only together with scales
 NAMED = 3  # files in a message
 
 
@@ -37,8 +40,14 @@ def check_model_folder(folder: Path, where: str, *, auto_class: str, trust_remot
 
     Raises UserError where a file is missing or damaged, and where the model cannot be trained.
     """
+    try:
+        next(folder.iterdir(), None)
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({error.strerror}); give this user access to it") from error
     config = read_config(folder, where)
     check_config(config, where, auto_class=auto_class, trust_remote_code=trust_remote_code)
+    if (folder / ADAPTERS).is_file():  # which transformers would put into the model without a word
+        raise UserError(f"{where} holds a whole model and LoRA adapters ({ADAPTERS}); take one of the two out of it")
     check_weight_files(folder, where)
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         raise UserError(f"{where} has no tokenizer ({describe_content(folder)}); copy tokenizer.json and tokenizer_config.json there too")
@@ -52,7 +61,7 @@ def read_config(folder: Path, where: str) -> dict[str, Any]:
         remedy = "download or copy the whole model"
         if packed := sorted(folder.glob(f"*{GGUF}")):
             remedy = f"a file in GGUF is named by model.path={packed[0]}"
-        elif (folder / "adapter_config.json").is_file():
+        elif (folder / ADAPTERS).is_file():
             remedy = "it holds LoRA adapters: merge them into their base model, and name that folder"
         raise UserError(f"{where} has no config.json ({describe_content(folder)}); {remedy}")
     try:
@@ -131,13 +140,17 @@ def check_shards(folder: Path, index: str, where: str) -> None:
     files = sorted(set(shards.values()))
     if absent := [name for name in files if not (folder / name).is_file()]:
         raise UserError(f"{where}: {len(absent)} of {len(files)} files that {index} names are missing ({list_some(absent)}); copy them too")
-    names = [read_tensor_names(folder / name, where) for name in files]
-    if None not in names and (lost := sorted(shards.keys() - set().union(*(part or () for part in names)))):
+    names = {name: read_tensor_names(folder / name, where) for name in files}
+    held = [tensor for part in names.values() for tensor in part or ()]
+    if None not in names.values() and (lost := sorted(shards.keys() - set(held))):
         raise UserError(f"{where}: {index} names {len(lost)} tensors that no file holds ({list_some(lost)}); download or copy all again")
+    if twice := sorted({tensor for tensor, count in Counter(held).items() if count > 1}):
+        raise UserError(f"{where}: {len(twice)} tensors are in several files ({list_some(twice)}); download or copy all again")
 
 
 def read_tensor_names(file: Path, where: str) -> set[str] | None:
-    """Of a file in safetensors, by its header; None for another file. Raises UserError where the file is not whole."""
+    """Of a file in safetensors, by its header; None for another file. Raises UserError where the file is not whole, or its tensors are no
+    plain numbers."""
     if file.suffix != ".safetensors":
         return None
     size = file.stat().st_size
@@ -152,6 +165,11 @@ def read_tensor_names(file: Path, where: str) -> set[str] | None:
             raise ValueError(f"it has {size:,} bytes, by its header {whole:,}")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(f"{where}: {file.name} is damaged or incomplete ({error}); download or copy it again") from error
+    if odd := sorted(name for name, entry in header.items() if str(entry.get("dtype")).startswith(QUANTISED)):
+        raise UserError(
+            f"{where}: {file.name} holds {len(odd)} quantised tensors ({list_some(odd)}: {header[odd[0]]['dtype']}), which cannot be "
+            "trained; take the model that they were made of"
+        )
     return set(header)
 
 

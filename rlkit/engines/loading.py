@@ -91,6 +91,7 @@ def load_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **(settings | more)
         )
         check_tensors(f"{what} {path}", type(model).__name__, info, unused)
+        check_tied(f"{what} {path}", model)
         check_finite(f"{what} {path}", model)
         restore_soft_cap(model)
         return model
@@ -143,6 +144,17 @@ def check_tensors(where: str, model: str, info: dict[str, Any], unused: tuple[st
     else:
         remedy = "take a complete checkpoint with the config.json that belongs to it"
     raise UserError(f"{where}: its files do not hold the tensors of {model} that its config.json asks for: {', '.join(faults)}; {remedy}")
+
+
+def check_tied(where: str, model: Any) -> None:
+    """Raises UserError where the configuration says that head and embedding are one tensor, and the files hold two different ones."""
+    head, embedding = (getattr(get(), "weight", None) for get in (model.get_output_embeddings, model.get_input_embeddings))
+    asked = getattr(model, "_tied_weights_keys", None) and getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if asked and head is not None and head is not embedding:
+        raise UserError(
+            f"{where}: config.json has tie_word_embeddings=true, and the files hold a head that differs from the embedding; "
+            "set tie_word_embeddings to false there, or take the head out of the files"
+        )
 
 
 def check_finite(where: str, model: nn.Module) -> None:

@@ -35,7 +35,7 @@ def parse_model_path(path: str) -> ModelPlace:
     """Raises UserError where it names a package that is not installed, or a file that the package does not have."""
     if path.startswith(PACKAGE):
         path = find_packaged(path)
-    if not path.endswith(GGUF):
+    if not path.lower().endswith(GGUF) or Path(path).expanduser().is_dir():
         return ModelPlace(path)
     place, at, name = path.rpartition("@")
     if not at or Path(path).expanduser().is_file():

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from rlkit import run as door
 from rlkit.assembly.model_files import ALL_MODELS, CAUSAL_LM, CLASSIFIER, ENCODERS, TABLES, check_config, list_model_types
@@ -48,6 +50,22 @@ def quantise(method: str) -> Callable[[Path], object]:
     return write_config(lambda config: config | {"quantization_config": {"quant_method": method, "bits": 4}})
 
 
+def twice(folder: Path) -> None:
+    """One tensor in both of two files, with other values."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "a.safetensors")
+    save_file({"model.norm.weight": tensors["model.norm.weight"] + 1}, folder / "b.safetensors")
+    index = {name: "b.safetensors" if name == "model.norm.weight" else "a.safetensors" for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def store_as(folder: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
+    save_file(tensors, folder / "model.safetensors")
+
+
 CODE = {"AutoConfig": "my.MyConfig", "AutoModelForCausalLM": "my.MyModel"}
 ENCODER = "is an encoder and no causal language model"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -78,6 +96,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (remove("model.safetensors"), "has no weights (in it: chat_template.jinja, config.json"),
     "absent shard": (shard("a.safetensors", "b.safetensors"), "1 of 2 files that model.safetensors.index.json names are missing (b.safe"),
     "lost tensor": (shard("a.safetensors"), "model.safetensors.index.json names 1 tensors that no file holds (tensor0)"),
+    "a tensor twice": (twice, "1 tensors are in several files (model.norm.weight); download or copy all again"),
+    "int8": (lambda folder: store_as(folder, torch.int8), "quantised tensors (model.norm.weight: I8), which cannot be trained"),
+    "float8": (lambda folder: store_as(folder, torch.float8_e4m3fn), "quantised tensors (model.norm.weight: F8_E4M3), which cannot be"),
+    "adapters beside": (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds a whole model and LoRA adapters"),
     "cut off": (cut(-1), "model.safetensors is damaged or incomplete (it has "),
     "header cut off": (cut(100), "model.safetensors is damaged or incomplete (its header is cut off)"),
     "empty file": (cut(0), "model.safetensors is damaged or incomplete (its header is cut off)"),
@@ -136,3 +158,13 @@ def test_a_reward_model_and_a_file_in_gguf_are_looked_at_too(
     monkeypatch.setattr("rlkit.engines.gguf_file.find_spec", lambda name: None)
     assert door.main(["recipe=grpo_math", "model.path=x/y@z.gguf", "dry_run=true"]) == 2
     assert "model.path x/y@z.gguf is in GGUF, which needs the package gguf: pip install 'rlkit[gguf]'" in capsys.readouterr().err
+
+
+def test_a_file_and_a_folder_that_is_not_there_are_named(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path, words in {
+        tiny_model / "model.safetensors": "is a file; name the folder of the model",
+        tiny_model / "x.GGUF": "does not exist; in",
+        tiny_model.parent / "modle": f"does not exist; in {tiny_model.parent} there is model",
+    }.items():
+        assert door.main(["recipe=grpo_math", f"model.path={path}", "dry_run=true"]) == 2
+        assert words in (error := capsys.readouterr().err), error

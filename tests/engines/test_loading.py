@@ -146,3 +146,14 @@ def test_an_error_of_the_device_is_none_of_the_files(tiny_model: Path, monkeypat
 def test_a_prefix_is_found_by_a_name_that_it_stands_before() -> None:
     assert find_prefix(["other", "base.module.a.b"], {"a.b"}) == "base.module."
     assert find_prefix(["a.b.c", "xa.b"], {"a.b"}) is None
+
+
+def test_a_head_that_is_said_to_be_tied_and_is_another_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, folder := tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="tie_word_embeddings=true, and the files hold a head that differs from the embedding"):
+        load_causal_lm(str(folder), torch.float32, offline=True)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, folder / "model.safetensors", {"format": "pt"})
+    model = load_causal_lm(str(folder), torch.float32, offline=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
