@@ -15,6 +15,7 @@ from rlkit.builtin.model import ensure_model
 from rlkit.config.recipe import Recipe
 from rlkit.data.availability import is_hub_reachable, suggest_paths
 from rlkit.data.renderer import Renderer
+from rlkit.engines.generation_config import find_generation_config, read_end_tokens
 from rlkit.engines.gguf_file import convert_gguf, require_gguf
 from rlkit.engines.lora import LoraSettings
 from rlkit.errors import UserError
@@ -122,7 +123,10 @@ def check_models(recipe: Recipe) -> None:
 def check_folder(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """The content of the config.json of a folder with the recipe's model. Raises UserError."""
     kind, trust = choose_auto_class(recipe), recipe.model.trust_remote_code
-    return check_model_folder(folder, f"model.path {folder}", auto_class=kind, trust_remote_code=trust)
+    config = check_model_folder(folder, f"model.path {folder}", auto_class=kind, trust_remote_code=trust)
+    if file := find_generation_config(str(folder), offline=True):
+        read_end_tokens(file)
+    return config
 
 
 def check_hub_config(recipe: Recipe, name: str) -> dict[str, Any]:

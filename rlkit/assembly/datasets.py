@@ -46,6 +46,8 @@ def build_datasets(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -
     train.count_sample(PROBED_ROWS)
     stream = Stream(train, build_cursor(recipe, readers))
     notes = [describe_repetition(recipe, train), describe_labels(readers), describe_unread_tools(readers, renderer)]
+    if kind == "prompts":
+        notes.append(describe_missing_end(recipe, renderer))
     test: list[Any] = []
     if recipe.data.test:
         held_out = build_row_set(recipe, renderer, kind, build_readers(recipe, kind, "test", recipe.data.test))
@@ -64,6 +66,16 @@ def describe_repetition(recipe: Recipe, train: RowSet[Any]) -> str | None:
         return None
     epochs, passes = recipe.data.epochs, recipe.data.epochs * counts.looked_at / kept
     return f"data.epochs={epochs:g} counts all rows; those not left out come up about {passes:.2g} times. {train.describe_skips(counts)}"
+
+
+def describe_missing_end(recipe: Recipe, renderer: Renderer) -> str | None:
+    """A note where no token ends a completion."""
+    if renderer.eos_ids:
+        return None
+    return (
+        f"model.path {recipe.model.path}: neither its tokenizer nor its generation_config.json (eos_token_id) names a token that ends a "
+        f"completion, so that all of them end only at max_completion_tokens={recipe.max_completion_tokens}"
+    )
 
 
 def describe_labels(readers: Sequence[RowReader[Any]]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlkit.data.availability import is_hub_reachable, suggest_paths
 from rlkit.data.rows import show, truncate
+from rlkit.engines.generation_config import find_generation_config, read_end_tokens
 from rlkit.errors import UserError
 from rlkit.runtime.model_path import is_hub_name
 
@@ -156,15 +157,9 @@ class Renderer:
 
     def _find_eos_ids(self, offline: bool) -> frozenset[int]:
         """The tokenizer's EOS and those of generation_config.json: chat models end a turn with another token than a text."""
-        from transformers import GenerationConfig
-
-        ends = self._tokenizer.eos_token_id
-        ids = set() if ends is None else {int(ends)}
-        try:
-            more = GenerationConfig.from_pretrained(self._path, local_files_only=offline).eos_token_id
-        except OSError:  # a model need not have one
-            more = None
-        return frozenset(ids.union([more] if isinstance(more, int) else more or []))
+        end, file = self._tokenizer.eos_token_id, find_generation_config(self._path, offline)
+        own = frozenset() if end is None else frozenset({int(end)})
+        return own | read_end_tokens(file) if file else own
 
 
 def _reads_variable(template: str, name: str) -> bool:

@@ -78,13 +78,13 @@ def load_pretrained(
     """A model of one of KINDS with each tensor from its files; `settings` go to from_pretrained, `what` is the model's name in messages.
 
     A tensor whose name starts with one of `unused` may be missing, unexpected or of another shape. Raises UserError where `path` holds no
-    such model, or not all of it.
+    such model, or not all of it. Its generation_config.json is not read: it would change sampling, or be refused when the model is saved.
     """
     import transformers
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
-    settings |= {"local_files_only": offline, "trust_remote_code": trust_remote_code}  # None would ask on stdin
+    settings |= {"local_files_only": offline, "trust_remote_code": trust_remote_code, "generation_config": transformers.GenerationConfig()}
 
     def load(**more: Any) -> Any:
         model, info = getattr(transformers, KINDS[kind]).from_pretrained(
@@ -96,8 +96,7 @@ def load_pretrained(
         restore_soft_cap(model)
         return model
 
-    def load_names() -> None:
-        """Names and shapes alone, without memory for the weights."""
+    def load_names() -> None:  # and shapes, without memory for the weights
         with without_zero3():
             load(device_map="meta")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlkit.engines import quantization
 from rlkit.engines.checkpoint_format import CheckpointFormat
+from rlkit.engines.generation_config import GENERATION_CONFIG, find_generation_config
 from rlkit.engines.loading import checkpoint_names
 from rlkit.engines.lora import Adapters, LoraSettings
 
@@ -27,6 +28,8 @@ class TrainedModel:
         self.names = checkpoint_names(model)
         self.format = CheckpointFormat(model, self.names)
         self.adapters = Adapters(model, lora) if lora else None
+        file = find_generation_config(path, offline=True)
+        self.generation_config = file.read_bytes() if file else None
 
     def base_parts(self) -> Parts:
         """The model; where only adapters are trained, without them."""
@@ -55,9 +58,12 @@ class TrainedModel:
         return {name for name, (tensor,) in self.base_parts()[0].items() if first.setdefault(id(tensor), name) != name}
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor], adapter: bool) -> None:
-        """A Hugging Face folder of the model, or a peft folder of the adapters alone."""
+        """A Hugging Face folder of the model with the generation_config.json of its base, or a peft folder of the adapters alone."""
         if adapter:
             assert self.adapters is not None
             self.adapters.write(folder, tensors, self.path)
         else:
             self.model.save_pretrained(folder, state_dict=dict(tensors))
+            (folder / GENERATION_CONFIG).unlink(missing_ok=True)  # the empty one that the model was loaded with
+            if self.generation_config is not None:
+                (folder / GENERATION_CONFIG).write_bytes(self.generation_config)

@@ -28,6 +28,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Letters:
     """A renderer of one token a letter."""
 
+    eos_ids = frozenset({0})
+
     def encode_prompt(self, prompt: Any, tools: Any, **limits: Any) -> Sequence[int]:
         return list(prompt[0]["content"].encode())
 
@@ -151,3 +153,12 @@ def test_tools_that_the_chat_template_does_not_read_are_reported(tmp_path: Path,
     file = lines(tmp_path / "a.jsonl", {"question": "a", "tools": [{"type": "function"}]})
     note = build_datasets(recipe(f"data.train={file}", *LENGTH), Renderer(model_folder))[2]
     assert note == f"data.train {file}: rows have schemas in the column tools, and the chat template of the model does not read them"
+
+
+def test_a_model_without_an_end_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = recipe(f"data.train={lines(tmp_path / 'a.jsonl', {'question': 'Count.'})}", "model.path=x/y", *LENGTH)
+    assert build_datasets(told, Letters())[2] is None  # type: ignore[arg-type]
+    monkeypatch.setattr(Letters, "eos_ids", frozenset())
+    note = build_datasets(told, Letters())[2]  # type: ignore[arg-type]
+    assert note and note.startswith("model.path x/y: neither its tokenizer nor its generation_config.json (eos_token_id) names a token")
+    assert note.endswith(f"end only at max_completion_tokens={told.max_completion_tokens}")

@@ -103,6 +103,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off": (cut(-1), "model.safetensors is damaged or incomplete (it has "),
     "header cut off": (cut(100), "model.safetensors is damaged or incomplete (its header is cut off)"),
     "empty file": (cut(0), "model.safetensors is damaged or incomplete (its header is cut off)"),
+    "end of a turn": (
+        lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": "two"}'),
+        'generation_config.json: eos_token_id holds "two", which is no token; valid: the id of a token (an integer from 0), a list of',
+    ),
     "broken index": (lambda folder: (shard()(folder), (folder / "model.safetensors.index.json").write_text("[]")), "index.json is damaged"),
 }
 

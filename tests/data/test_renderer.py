@@ -44,6 +44,37 @@ def test_a_turn_ends_with_any_of_the_ends_that_the_model_knows(tmp_path: Path) -
     assert Renderer(folder).eos_ids == frozenset({257, 258})
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"eos_token_id": "two"}', 'eos_token_id holds "two", which is no token; valid: the id of a token'),
+        ('{"eos_token_id": 2.0}', "eos_token_id holds 2.0, which is no token"),
+        ('{"eos_token_id": true}', "eos_token_id holds true, which is no token"),
+        ('{"eos_token_id": [258, -1]}', "eos_token_id holds -1, which is no token"),
+        ('{"eos_token_id": {"id": 258}}', 'eos_token_id holds {"id": 258}, which is no token'),
+        ("[258]", "cannot be read as the generation configuration of a model: it holds [258] and no keys"),
+        ('{"eos_token_id": 258', "cannot be read as the generation configuration of a model: Expecting"),
+        ("", "cannot be read as the generation configuration of a model: Expecting"),
+        (None, "cannot be read as the generation configuration of a model: [Errno 2]"),
+    ],
+)
+def test_ends_that_cannot_be_read_are_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    file = make_model(tmp_path / "model") / "generation_config.json"
+    file.symlink_to(tmp_path / "content")
+    if content is not None:
+        (tmp_path / "content").write_text(content)
+    with pytest.raises(UserError) as refused:
+        Renderer(tmp_path / "model")
+    assert message in str(refused.value) and str(file) in str(refused.value)
+
+
+def test_no_other_content_of_the_file_is_an_error(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    for content in ('{"temperature": 0.6, "top_p": 0.9}', '{"eos_token_id": null, "num_beams": "x"}', '{"eos_token_id": []}'):
+        (folder / "generation_config.json").write_text(content)
+        assert Renderer(folder).eos_ids == frozenset({257})
+
+
 def test_what_is_saved_reads_the_same(tmp_path: Path, model_folder: Path) -> None:
     first = Renderer(model_folder)
     first.save(tmp_path / "saved")

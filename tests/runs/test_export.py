@@ -134,3 +134,19 @@ def test_mistakes_are_reported(two_steps: Path, even_model: Path, tmp_path: Path
     shutil.rmtree(here / "checkpoints")
     assert export.run_export([str(here)]) == 2
     assert "has no checkpoint yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"temperature": 0.6,  "top_p": 0.9, "eos_token_id": [1]}\n', None])
+def test_a_model_keeps_the_generation_config_of_its_base(content: str | None, tiny_model: Path, tmp_path: Path) -> None:
+    """Transformers saves no such settings without do_sample."""
+    shutil.copytree(tiny_model, base := tmp_path / "base")
+    (base / "generation_config.json").unlink()
+    if content is not None:
+        (base / "generation_config.json").write_text(content)
+    words = ["recipe=sft_math", f"model.path={base}", *SMALL, *EVERY, "steps=1", "eval.every=0"]
+    ended = run(*words, f"output_dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.out + ended.err
+    assert export.run_export([str(tmp_path / "run"), f"to={tmp_path / 'again'}"]) == 0
+    expected = None if content is None else content.encode()
+    assert files(tmp_path / "run" / "model").get("generation_config.json") == expected
+    assert files(tmp_path / "again") == files(tmp_path / "run" / "model")
