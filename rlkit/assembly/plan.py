@@ -156,7 +156,7 @@ def describe_peaks(peaks: Mapping[str, float]) -> str:
 def find_excess(recipe: Recipe) -> str | None:
     """Why the plan does not fit the machine, or the one that the recipe is meant for; None where it does, or where that is not known."""
     job, gpu, host = build_job(recipe), find_gpu_memory(recipe), host_memory()
-    if job is None:
+    if job is None or is_for_other_nodes(recipe):
         return None
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", job.world))
     free = host and host._replace(free=min(host.total, host.free + processes * resident_memory()))  # what they hold already counts
@@ -167,6 +167,11 @@ def find_excess(recipe: Recipe) -> str | None:
     if excess or free is None or gpu_memory() is None:
         return excess
     return explain_offload_excess(plan, min(processes, count_gpus()), free)
+
+
+def is_for_other_nodes(recipe: Recipe) -> bool:
+    """Whether the processes of the plan run on nodes of a cluster, of which this machine need not be one, and this is none of them."""
+    return (recipe.launch.nodes > 1 or bool(recipe.launch.gpus_per_node)) and "LOCAL_WORLD_SIZE" not in os.environ
 
 
 def check_memory(recipe: Recipe) -> None:

@@ -277,7 +277,7 @@ def test_the_builtin_problems_come_as_pairs_rated_rows_and_demonstrations() -> N
     assert (count, rated) == (1300, {"prompt": row["prompt"], "completion": row["chosen"], "label": True})
     count, shown = first("test_demonstrations")
     assert count == 1000 and (shown["completion"], shown["answer"]) == (row["chosen"], "45")
-    with pytest.raises(UserError, match=r"the built-in task has no 'pears'; after train_ it has pairs, rated, demonstrations"):
+    with pytest.raises(UserError, match=r"the built-in task sums has no 'pears'; after train_ it has pairs, rated, demonstrations"):
         first("train_pears")
 
 

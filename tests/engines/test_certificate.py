@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rlkit.engines import certificate, heads, packing, rope, training_shape, twin
 from rlkit.engines.certificate import WEIGHTS_LIMIT, certify, compare_weights
@@ -247,6 +248,7 @@ def test_a_run_ends_before_it_loads_what_it_cannot_train_exactly(small: list[str
             (folder / file.name).write_bytes(file.read_bytes())
     own = json.loads((tiny_model / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**own, "model_type": "doge", "architectures": ["DogeForCausalLM"]}))
+    save_file({}, folder / "model.safetensors")
     ended = run(*small, f"model.path={folder}", cwd=tmp_path)
     assert ended.code == 2 and "models of type doge cannot be trained exactly" in ended.err, ended.err
     assert "Traceback" not in ended.err

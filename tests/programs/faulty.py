@@ -2,7 +2,7 @@
 
 leaves_out: from the second sync on the tied head is not sent. keeps_old: from the second sync on one tensor is sent as it was at first.
 not_finite: the gradients of updates 2, 3 and 4 are not finite.
-dropout: the policy forgets a tenth of what it reads, at random.
+dropout: from the first sync on the policy forgets a tenth of what it reads, at random: the check of the model at start does not see it.
 """
 
 from __future__ import annotations
@@ -49,8 +49,13 @@ class Forgetful(PolicyLearner):
     def __init__(self, *args: object, **words: object) -> None:
         super().__init__(*args, **words)
         torch.manual_seed(0)  # of the dropout: the state of a fork depends on what ran before
+        self.forgets = False
         reader = self.model.get_input_embeddings()
-        reader.register_forward_hook(lambda module, read, said: torch.nn.functional.dropout(said, 0.1))
+        reader.register_forward_hook(lambda module, read, said: torch.nn.functional.dropout(said, 0.1 * self.forgets))
+
+    def module_weights(self) -> Iterator[tuple[str, Tensor]]:
+        self.forgets = True
+        return super().module_weights()
 
 
 if fault == "dropout":

@@ -278,9 +278,10 @@ def f(completion):
         client.submit(0, items(1)[0])
         client.wait([0])
         os.kill(client._supervisor.pid, signal.SIGSTOP)
-        threading.Timer(0.4, client._supervisor.send_signal, (signal.SIGCONT,)).start()  # stopped for a moment only
+        (resume := threading.Timer(0.4, client._supervisor.send_signal, (signal.SIGCONT,))).start()  # stopped for a moment only
         client.submit(1, items(1)[0])
         assert client.wait([1])[1].reward == 1.0
+        resume.join()
         client.submit(2, {"prompt": "p", "completion": "stop"})
         with pytest.raises(RunFailed, match=r"the reward supervisor \(process \d+\) has been stopped by a signal \(SIGSTOP\)"):
             client.wait([2])
