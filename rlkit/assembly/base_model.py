@@ -116,7 +116,7 @@ def check_models(recipe: Recipe) -> None:
         check_length(recipe, place.place, check_folder(recipe, folder))
     elif path != "builtin" and folder.is_file():
         raise UserError(f"model.path {path} is a file; name the folder of the model, or a file whose name ends with {GGUF}")
-    elif path != "builtin" and not is_hub_name(path):
+    elif path != "builtin" and "://" not in path and not is_hub_name(path):
         raise UserError(f"model.path {path} does not exist{suggest_paths(folder, Path.is_dir, 'folder')}")
 
 
