@@ -1,6 +1,6 @@
 """The built-in task of reading: who has which job, answered with that one word and nothing else.
 
-A prompt tells two people's jobs and asks for one of them, after an example with its answer. A small instruction-tuned model often names
+A prompt states two people's jobs and asks for one of them, after an example with its answer. A small instruction-tuned model often names
 the other person's job, or writes a sentence.
 """
 
@@ -28,12 +28,12 @@ Row = dict[str, Any]
 def build_reading_rows(split: str) -> list[Row]:
     """All rows of "train" or "test", always the same rows in the same order: `prompt` (chat messages) and `answer` (a word).
 
-    No two rows tell the same jobs of the same people in the same order. Raises ValueError for another split.
+    No two rows state the same jobs of the same people in the same order. Raises ValueError for another split.
     """
     rng = random.Random(TASK_SEED)
-    told = [(people, jobs) for people in permutations(NAMES, 2) for jobs in permutations(JOBS, 2)]
-    rng.shuffle(told)
-    splits = {"test": told[:TEST_PROBLEMS], "train": told[TEST_PROBLEMS : TEST_PROBLEMS + TRAIN_PROBLEMS]}
+    facts = [(people, jobs) for people in permutations(NAMES, 2) for jobs in permutations(JOBS, 2)]
+    rng.shuffle(facts)
+    splits = {"test": facts[:TEST_PROBLEMS], "train": facts[TEST_PROBLEMS : TEST_PROBLEMS + TRAIN_PROBLEMS]}
     if split not in splits:
         raise ValueError(f'the built-in task reading has no split "{split}"; it has train and test')
     return [_build_row(people, jobs, random.Random(f"{TASK_SEED} {people} {jobs}").randrange(2)) for people, jobs in splits[split]]
