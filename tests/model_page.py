@@ -153,7 +153,7 @@ def write_page(path: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     head = ["| family | `model_type` | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
     rows = [render_row(name, found[name]) for name in names]
     reasons = [line for name in names for line in render_reasons(name, found[name])]
-    path.write_text(HEADER + "\n".join([*head, *rows, "", "What refused models are told:", "", *reasons]) + "\n" + FOOTER)
+    path.write_text(HEADER + "\n".join([*head, *rows, "", "What is printed of refused models:", "", *reasons]) + "\n" + FOOTER)
 
 
 def render_row(name: str, found: Mapping[str, Any]) -> str:

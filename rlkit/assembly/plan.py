@@ -124,7 +124,7 @@ def describe_adapters(recipe: Recipe, shape: ModelShape | None) -> str:
 
 
 def describe_size(shape: ModelShape) -> str:
-    """Where the numbers of the shape do not give the number of weights, both are told."""
+    """Where the numbers of the shape do not give the number of weights, both are shown."""
     size = f", {shape.parameters / 1e6:,.1f} M parameters"
     if not shape.counted:
         return f"{size} in its files (as a Llama its config.json would have {(shape.parameters - shape.others) / 1e6:,.1f} M)"
