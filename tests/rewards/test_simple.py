@@ -89,6 +89,22 @@ def test_fuzzy_match() -> None:
 @pytest.mark.parametrize(
     ("completion", "expected"),
     [
+        ("<reversed_text>dcba</reversed_text>", 1.0),
+        ("Here:\n<reversed_text>\n dcba \n</reversed_text> or <reversed_text>x</reversed_text>", 1.0),
+        ("<reversed_text>dcbx</reversed_text>", 0.75),  # dcb in common: 2 * 3 / 8
+        ("<reversed_text>dc</reversed_text>", 2 / 3),
+        ("dcba", 0.0),
+        ("<reversed_text>dcba", 0.0),
+    ],
+)
+def test_reverse_text(completion: str, expected: float) -> None:
+    messages = [{"role": "system", "content": "Reverse it."}, {"role": "user", "content": "abcd"}]
+    assert score("reverse_text", completion, prompt=messages) == score("reverse_text", completion, prompt="abcd") == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
         (r"so \boxed{B}", 1.0),
         (r"so \boxed{\text{(B)}}", 1.0),
         (r"\boxed{A} then \boxed{B}", 1.0),
