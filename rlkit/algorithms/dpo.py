@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from rlkit.algorithms.offline import (
@@ -35,6 +35,7 @@ from rlkit.algorithms.offline import (
     split_pairs,
     sum_logprobs,
 )
+from rlkit.fields import describe_field
 from rlkit.metrics import Metrics
 from rlkit.ops import preference
 from rlkit.types import OfflineMicroBatch
@@ -50,10 +51,14 @@ class DPO(OfflineObjective):
     unit: ClassVar[Unit] = "pair"
 
     name: Literal["dpo"]
-    loss: Literal["sigmoid", "smoothed", "hinge", "ipo", "robust", "simpo", "orpo"]
-    beta: float = Field(gt=0.0, allow_inf_nan=False)
-    label_smoothing: float = Field(ge=0.0, le=1.0)
-    simpo_gamma: float = Field(ge=0.0, allow_inf_nan=False)
+    loss: Literal["sigmoid", "smoothed", "hinge", "ipo", "robust", "simpo", "orpo"] = describe_field("simpo and orpo need no reference")
+    beta: float = describe_field(
+        "how much a margin counts: larger holds nearer to the reference (simpo: 2 to 2.5; orpo: weight of the odds)",
+        gt=0.0,
+        allow_inf_nan=False,
+    )
+    label_smoothing: float = describe_field("smoothed and robust: the share of labels that are wrong", ge=0.0, le=1.0)
+    simpo_gamma: float = describe_field("simpo: the target of the margin", ge=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def check_keys(self) -> DPO:

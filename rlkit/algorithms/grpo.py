@@ -22,6 +22,7 @@ from torch import Tensor
 from rlkit.algorithms.base import Peers, State
 from rlkit.algorithms.credit import compute_kl_penalty, gather_step_rewards, to_credit
 from rlkit.algorithms.objective import GroupObjective
+from rlkit.fields import describe_field
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
 from rlkit.types import Batch, Credit, Signals
@@ -30,7 +31,9 @@ from rlkit.types import Batch, Credit, Signals
 class GRPO(GroupObjective):
     """Config and functions of GRPO; the defaults are in recipes/algorithm/grpo.yaml."""
 
-    scale: Literal["group_std", "batch_std", "none"]
+    scale: Literal["group_std", "batch_std", "none"] = describe_field(
+        "divisor of the centred rewards: the std of their group (group_std) or of the step (batch_std), or none"
+    )
 
     def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages [B, T] from the rewards of all groups, however the groups are split over ranks."""

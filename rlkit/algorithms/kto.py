@@ -17,10 +17,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from rlkit.algorithms.offline import Kind, OfflineObjective, Unit, compute_log_ratios, compute_reward_metrics, sum_logprobs
+from rlkit.fields import describe_field
 from rlkit.metrics import Mean, Metrics
 from rlkit.ops import preference
 from rlkit.types import OfflineMicroBatch
@@ -34,9 +35,11 @@ class KTO(OfflineObjective):
     baseline: ClassVar[bool] = True
 
     name: Literal["kto"]
-    beta: float = Field(gt=0.0, allow_inf_nan=False)
-    desirable_weight: float = Field(ge=0.0, allow_inf_nan=False)
-    undesirable_weight: float = Field(ge=0.0, allow_inf_nan=False)
+    beta: float = describe_field("larger holds nearer to the reference", gt=0.0, allow_inf_nan=False)
+    desirable_weight: float = describe_field(
+        "weight of desirable rows; this times their number should be 1 to 4/3 of the other product", ge=0.0, allow_inf_nan=False
+    )
+    undesirable_weight: float = describe_field("weight of the other rows", ge=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def check_keys(self) -> KTO:

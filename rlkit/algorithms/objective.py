@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
 from rlkit.algorithms.base import Needs, State
 from rlkit.errors import UserError
+from rlkit.fields import describe_field
 from rlkit.metrics import Max, Metrics, effective_share, mean_over_mask
 from rlkit.ops import kl, surrogate, values
 from rlkit.ops.masking import Reduction
@@ -45,22 +46,30 @@ class Objective(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     credit_by_token: ClassVar[bool] = False  # whether the tokens of one sample may have different advantages
 
-    name: str
-    loss: Literal["clipped", "dual_clip", "gspo", "cispo", "sapo", "reinforce"]
-    clip_low: float = Field(gt=0.0, lt=1.0)
-    clip_high: float = Field(gt=0.0)
-    dual_clip: float = Field(gt=1.0)
-    sapo_positive: float = Field(gt=0.0)
-    sapo_negative: float = Field(gt=0.0)
-    reduction: Reduction
-    kl_coef: float = Field(ge=0.0)
-    kl_in: Literal["loss", "reward"]
-    kl_estimator: Literal["k1", "k2", "k3"]
-    kl_target: float | None = Field(gt=0.0)
-    entropy_coef: float = Field(ge=0.0)
-    correction: Literal["truncate", "mask", "none"]
-    correction_level: Literal["token", "sequence"]
-    correction_cap: float = Field(ge=1.0)
+    name: str = describe_field("which algorithm: algorithm=NAME")
+    loss: Literal["clipped", "dual_clip", "gspo", "cispo", "sapo", "reinforce"] = describe_field(
+        "of the policy; gspo: ratios of whole sequences; reinforce: no clip"
+    )
+    clip_low: float = describe_field(
+        "the ratio is clipped to [1 - clip_low, 1 + clip_high]; of clipped, dual_clip, gspo and cispo", gt=0.0, lt=1.0
+    )
+    clip_high: float = describe_field("the upper end of the clip", gt=0.0)
+    dual_clip: float = describe_field("of dual_clip: the loss of a bad token is at most this times its advantage", gt=1.0)
+    sapo_positive: float = describe_field("of sapo: temperature where the advantage is positive", gt=0.0)
+    sapo_negative: float = describe_field("of sapo: temperature where it is not", gt=0.0)
+    reduction: Reduction = describe_field("of token losses to one number; fixed_length divides by max_completion_tokens")
+    kl_coef: float = describe_field("weight of the KL to the starting model; 0: no reference is loaded", ge=0.0)
+    kl_in: Literal["loss", "reward"] = describe_field("where the KL counts: in the loss (k2 or k3), or in the reward (k1)")
+    kl_estimator: Literal["k1", "k2", "k3"] = describe_field("of the KL of a token (Schulman, approximating KL divergence)")
+    kl_target: float | None = describe_field(
+        "target KL of a completion: kl_coef is adapted to it; null: kl_coef is fixed", unit="nats", gt=0.0
+    )
+    entropy_coef: float = describe_field("weight of an entropy bonus", ge=0.0)
+    correction: Literal["truncate", "mask", "none"] = describe_field(
+        "importance weight trainer / sampler: clipped at the cap (truncate), 0 above it (mask), or none"
+    )
+    correction_level: Literal["token", "sequence"] = describe_field("a token's own ratio, or the geometric mean of its sequence")
+    correction_cap: float = describe_field("largest importance weight", ge=1.0)
 
     @model_validator(mode="after")
     def check_keys(self) -> Objective:
@@ -157,8 +166,10 @@ class Objective(BaseModel):
 class GroupObjective(Objective):
     """For algorithms whose baseline is the group: they can require groups that have a signal (DAPO, arXiv 2503.14476, section 3.2)."""
 
-    dynamic_sampling: bool
-    max_refills: int = Field(ge=0)
+    dynamic_sampling: bool = describe_field(
+        "true: groups with equal rewards, or accuracies, are replaced by other prompts; surplus goes to the next step"
+    )
+    max_refills: int = describe_field("rounds of replacement; then the step uses what it has", ge=0)
 
     @property
     def min_samples_per_prompt(self) -> int:
@@ -183,9 +194,13 @@ class CriticObjective(Objective):
     `compute_advantages` reads the critic's values from Signals.values and returns what the critic learns in Credit.returns.
     """
 
-    value_clip: float = Field(gt=0.0)
-    critic_lr: float = Field(gt=0.0)
-    critic_warmup_steps: int = Field(ge=0)  # in which only the critic learns
+    value_clip: float = describe_field("how far an update may move a value from its value before the step", gt=0.0)
+    critic_lr: float = describe_field(
+        "peak learning rate of the critic, which has an optimizer of its own, on the schedule of optim", gt=0.0
+    )
+    critic_warmup_steps: int = describe_field(
+        "at the start in which only the critic learns; the policy's warm-up begins after them", unit="steps", ge=0
+    )
 
     @property
     def inert_without_advantage(self) -> bool:

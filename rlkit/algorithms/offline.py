@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from rlkit.fields import describe_field
 from rlkit.metrics import Mean, Metrics, mean_over_mask
 from rlkit.types import OfflineMicroBatch
 
@@ -29,7 +30,7 @@ class OfflineObjective(BaseModel):
     measure: ClassVar[Literal["accuracy", "loss"]] = "accuracy"  # of held-out rows
     baseline: ClassVar[bool] = False  # whether the loss needs OfflineMicroBatch.baseline
 
-    name: str
+    name: str = describe_field("which algorithm: algorithm=NAME")
 
     @property
     def reference(self) -> bool:

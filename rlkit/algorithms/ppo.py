@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 
 from rlkit.algorithms.base import Peers, State
 from rlkit.algorithms.credit import compute_kl_penalty, to_credit, whiten
 from rlkit.algorithms.objective import CriticObjective
+from rlkit.fields import describe_field
 from rlkit.metrics import Metrics
 from rlkit.ops import returns
 from rlkit.types import Batch, Credit, Signals
@@ -28,9 +28,9 @@ class PPO(CriticObjective):
     """Config and functions of PPO; the defaults are in recipes/algorithm/ppo.yaml."""
 
     credit_by_token: ClassVar[bool] = True
-    gamma: float = Field(gt=0.0, le=1.0)
-    gae_lambda: float = Field(ge=0.0, le=1.0)
-    whiten: bool
+    gamma: float = describe_field("discount factor per token", gt=0.0, le=1.0)
+    gae_lambda: float = describe_field("1: rewards alone, 0: the critic's next value alone", ge=0.0, le=1.0)
+    whiten: bool = describe_field("advantages to mean 0 and deviation 1 over the step")
 
     def compute_advantages(self, batch: Batch, signals: Signals, state: State, peers: Peers) -> tuple[Credit, State, Metrics]:
         """Advantages and returns [B, T], of tokens."""

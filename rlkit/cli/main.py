@@ -1,4 +1,4 @@
-"""The command `rlkit`: run, export, reward try, reward retry, version. Each command is a file of this folder; overrides are key=value.
+"""The command `rlkit`: run, export, reward try, reward retry, keys, version. Each is a file of this folder; overrides are key=value.
 
 Left out: the arguments of run and export, which those commands parse themselves, `--help` included.
 """
@@ -73,6 +73,14 @@ def retry_reward(file: Path) -> None:
     from rlkit.cli import reward_retry
 
     raise typer.Exit(reward_retry.run_retry(file))
+
+
+@app.command("keys")
+def print_keys(word: str = typer.Argument("", help="a part of a key, or of what it does")) -> None:
+    """Print the keys of recipes: value, unit, default, meaning. All of them, or those that speak of WORD."""
+    from rlkit.cli import keys
+
+    raise typer.Exit(keys.run_keys(word))
 
 
 @app.command("version")

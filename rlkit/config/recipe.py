@@ -35,6 +35,7 @@ from rlkit.config.sections import (
 )
 from rlkit.data.rows import show
 from rlkit.errors import UserError
+from rlkit.fields import describe_field
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.runtime.plugins import import_file
 
@@ -78,17 +79,21 @@ def load_custom_algorithm(path: str) -> type[Objective]:
 class Recipe(Section):
     """All settings of a run."""
 
-    recipe: str
-    seed: Seed
-    steps: CountOrZero | None
-    prompts_per_step: Count
-    samples_per_prompt: Count | None  # None for an offline algorithm, as the next ones
-    passes_per_step: Count
-    updates_per_step: Count
-    tokens_per_micro_batch: Count
-    max_prompt_tokens: Count
-    max_completion_tokens: Count
-    mask_truncated_completions: bool
+    recipe: str = describe_field("name of the file in recipes/recipe/, or in DIR/recipe/ with --config-dir DIR")
+    seed: Seed = describe_field("of the order of the data, of sampling, and of weights that are drawn")
+    steps: CountOrZero | None = describe_field("rollout batches; 0 only evaluates; null: set by data.epochs", unit="steps")
+    prompts_per_step: Count = describe_field("rows of the data in a step", unit="prompts")
+    samples_per_prompt: Count | None = describe_field("completions that are sampled for each prompt, a group", unit="samples")
+    passes_per_step: Count = describe_field("of the update over the samples of a step")
+    updates_per_step: Count = describe_field("optimizer steps, over all passes", unit="updates")
+    tokens_per_micro_batch: Count = describe_field(
+        "what fits into memory at once; no padding, and a prompt counts once for all its samples", unit="tokens"
+    )
+    max_prompt_tokens: Count = describe_field("longer prompts: data.on_long", unit="tokens")
+    max_completion_tokens: Count = describe_field(
+        "where sampling stops; in offline training, longer completions are left out", unit="tokens"
+    )
+    mask_truncated_completions: bool = describe_field("true: truncated completions are not trained on; their rewards count in a baseline")
     sampling: SamplingSection | None
     model: ModelSection
     hardware: HardwareSection
@@ -102,12 +107,14 @@ class Recipe(Section):
     checkpoint: CheckpointSection
     report: ReportSection
     launch: LaunchSection
-    output_dir: str | None
-    resume: Literal["auto", "never"]
-    offline: bool
-    offline_hosts: tuple[Annotated[str, AfterValidator(check_host)], ...]
-    debug: bool
-    dry_run: bool
+    output_dir: str | None = describe_field("folder of the run; null: runs/RECIPE/TIME")
+    resume: Literal["auto", "never"] = describe_field("auto: go on from the last checkpoint of output_dir; never: refuse a folder in use")
+    offline: bool = describe_field("true: nothing touches a network; a URL in the recipe is refused, unless it is of this machine")
+    offline_hosts: tuple[Annotated[str, AfterValidator(check_host)], ...] = describe_field(
+        "hosts that may be asked all the same, by name or address"
+    )
+    debug: bool = describe_field("true: tracebacks for every error")
+    dry_run: bool = describe_field("true: check the recipe, data, rewards and model, print the plan, and stop")
 
     @model_validator(mode="after")
     def check_keys(self) -> Recipe:

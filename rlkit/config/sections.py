@@ -1,4 +1,4 @@
-"""The sections of a recipe, with types and bounds. The defaults are in recipes/."""
+"""The sections of a recipe, with types, bounds and descriptions. The defaults are in recipes/."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from rlkit.fields import describe_field
 
 LARGEST_COUNT = 2**31 - 1  # what every library takes
 LARGEST_SEED = 2**63 - 1
@@ -22,44 +24,51 @@ class Section(BaseModel):
 
 
 class SamplingSection(Section):
-    temperature: Annotated[float, Field(strict=True, gt=0.0, le=2.0)]  # vLLM takes no more than 2
-    top_p: Annotated[float, Field(strict=True, gt=0.0, le=1.0)]
-    top_k: CountOrZero
-    min_p: Fraction
+    temperature: Annotated[float, Field(strict=True, gt=0.0, le=2.0)] = describe_field("the trainer divides its logits by it too")
+    top_p: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = describe_field(
+        "samples among the most probable tokens that add up to this share"
+    )
+    top_k: CountOrZero = describe_field("samples among so many of the most probable tokens; 0: off")
+    min_p: Fraction = describe_field("leaves out tokens below this share of the most probable one's probability")
 
 
 class LoraSection(Section):
-    rank: Count | None
-    alpha: Positive
-    targets: str | Annotated[tuple[str, ...], Field(min_length=1)]
-    dora: bool
-    rslora: bool
-    modules_to_save: tuple[str, ...]
+    rank: Count | None = describe_field("null: all weights are trained; a number: LoRA adapters of that rank")
+    alpha: Positive = describe_field("what the adapters add is multiplied by alpha / rank")
+    targets: str | Annotated[tuple[str, ...], Field(min_length=1)] = describe_field(
+        "all-linear: every linear layer but the head (and, in a mixture of experts, routers and experts); or a list of names: [q_proj, "
+        "v_proj]"
+    )
+    dora: bool = describe_field("true: DoRA, a trained magnitude beside the adapters")
+    rslora: bool = describe_field("true: alpha / sqrt(rank) in place of alpha / rank (rsLoRA, arXiv 2312.03732)")
+    modules_to_save: tuple[str, ...] = describe_field(
+        "layers that are trained whole beside the adapters: [lm_head, embed_tokens], unless they share a weight"
+    )
 
 
 class ShapeSection(Section):
     """The numbers of an architecture; rlkit/profiling/model_shape.py explains them."""
 
-    hidden: Count
-    intermediate: Count
-    layers: Count
-    heads: Count
-    kv_heads: Count
-    head_dim: Count
-    vocab: Count
-    tied: bool
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    experts: CountOrZero = 0
-    experts_per_token: CountOrZero = 0
-    expert_intermediate: CountOrZero = 0
-    shared_intermediate: CountOrZero = 0
-    dense_layers: CountOrZero = 0
-    query_rank: CountOrZero = 0
-    key_rank: CountOrZero = 0
-    rope_dim: CountOrZero = 0
-    value_dim: CountOrZero = 0
-    others: CountOrZero = 0
+    hidden: Count = describe_field("width of a layer (hidden_size of config.json)")
+    intermediate: Count = describe_field("width inside a dense feed-forward layer (intermediate_size)")
+    layers: Count = describe_field("their number (num_hidden_layers)")
+    heads: Count = describe_field("attention heads (num_attention_heads)")
+    kv_heads: Count = describe_field("heads of keys and values (num_key_value_heads)")
+    head_dim: Count = describe_field("width of a head (head_dim)")
+    vocab: Count = describe_field("tokens that the model knows (vocab_size)")
+    tied: bool = describe_field("whether head and embedding share a weight (tie_word_embeddings)")
+    qkv_bias: bool = describe_field("whether queries, keys and values have a bias", default=False)
+    qk_norm: bool = describe_field("whether queries and keys are normalised", default=False)
+    experts: CountOrZero = describe_field("of a mixture: their number in a layer; 0: dense", default=0)
+    experts_per_token: CountOrZero = describe_field("experts that a token goes through", default=0)
+    expert_intermediate: CountOrZero = describe_field("width inside one expert", default=0)
+    shared_intermediate: CountOrZero = describe_field("width inside the experts that every token goes through", default=0)
+    dense_layers: CountOrZero = describe_field("layers without experts", default=0)
+    query_rank: CountOrZero = describe_field("rank of compressed queries (q_lora_rank, DeepSeek); 0: not compressed", default=0)
+    key_rank: CountOrZero = describe_field("rank of compressed keys and values (kv_lora_rank); 0: not compressed", default=0)
+    rope_dim: CountOrZero = describe_field("width of the part of a key with positions, where keys are compressed", default=0)
+    value_dim: CountOrZero = describe_field("width of a value where it is not that of a key; 0: it is", default=0)
+    others: CountOrZero = describe_field("weights that none of these numbers counts", default=0)
 
     @model_validator(mode="after")
     def check_experts(self) -> Self:
@@ -76,38 +85,49 @@ class ShapeSection(Section):
 
 
 class ModelSection(Section):
-    path: str
-    revision: str | None
-    trust_remote_code: Annotated[bool, Field(strict=True)]
-    dtype: Literal["auto", "float32", "bfloat16"]
-    load_in_4bit: bool
+    path: str = describe_field(
+        "a folder in Hugging Face format, a name of the hub, a file in GGUF (/models/x.gguf, FOLDER@x.gguf, HUB/NAME@x.gguf, "
+        "pkg://PACKAGE/x.gguf), or builtin"
+    )
+    revision: str | None = describe_field("of a hub name: a branch, a tag or a commit; null: main")
+    trust_remote_code: Annotated[bool, Field(strict=True)] = describe_field(
+        "true: Python code in the model's folder (auto_map in its config.json) may run here, unasked"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = describe_field(
+        "of the weights in training and sampling; auto: bfloat16 on a GPU, float32 without one; master weights are float32 always"
+    )
+    load_in_4bit: bool = describe_field(
+        "true, with adapters: the base in 4 bits (NF4, bitsandbytes); vLLM gets it as the trainer sees it, in dtype"
+    )
     lora: LoraSection
     shape: ShapeSection | None
-    chat_template_kwargs: dict[str, Any]
+    chat_template_kwargs: dict[str, Any] = describe_field("variables for the chat template: {enable_thinking: false}")
 
 
 class ColumnsSection(Section):
-    prompt: str | None = None
-    answer: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    completion: str | None = None
-    label: str | None = None
+    prompt: str | None = describe_field("column of the prompt: text, or a list of messages", default=None)
+    answer: str | None = describe_field("column of the reference answer, where a reward asks for one", default=None)
+    chosen: str | None = describe_field("column of the better completion of a pair", default=None)
+    rejected: str | None = describe_field("column of the worse completion of a pair", default=None)
+    completion: str | None = describe_field("column of a demonstration, or of a rated completion", default=None)
+    label: str | None = describe_field("column of the rating of a completion: true or false", default=None)
 
 
 class SourceSection(Section):
     """A source of rows. What it does not set, the section `data` sets. The user names it, so no file can hold its defaults."""
 
-    path: str
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    weight: Positive | None = None
-    columns: ColumnsSection | None = None
-    chat: bool | None = None
-    system: str | None = None
-    template: str | None = None
-    answer_pattern: str | None = None
+    path: str = describe_field("builtin, a file (JSONL, JSON, CSV, Parquet, Arrow), a folder of them, or a dataset of the hub")
+    config: str | None = describe_field("configuration of a dataset of the hub; in short: NAME:CONFIG", default=None)
+    split: str | None = describe_field("its split; in short: NAME@SPLIT", default=None)
+    revision: str | None = describe_field("a branch, a tag or a commit of the hub; in short: NAME#REVISION", default=None)
+    weight: Positive | None = describe_field(
+        "share of this source in a mixture, beside the weights of the others; null for all: one shuffle of all rows", default=None
+    )
+    columns: ColumnsSection | None = describe_field("as data.columns, of this source", default=None)
+    chat: bool | None = describe_field("as data.chat, of this source", default=None)
+    system: str | None = describe_field("as data.system, of this source", default=None)
+    template: str | None = describe_field("as data.template, of this source", default=None)
+    answer_pattern: str | None = describe_field("as data.answer_pattern, of this source", default=None)
 
 
 def parse_sources(value: Any) -> Any:
@@ -123,78 +143,117 @@ Sources = Annotated[dict[str, SourceSection], Field(min_length=1), BeforeValidat
 
 
 class HardwareSection(Section):
-    gpus: Count | None
-    gpu_gib: Positive | None
-    force: bool
+    gpus: Count | None = describe_field(
+        "of the machine that dry_run plans for where this one has no GPU; null: the processes that are started", unit="GPUs"
+    )
+    gpu_gib: Positive | None = describe_field("memory of one of them; null: no GPU", unit="GiB")
+    force: bool = describe_field("true: a run starts although its plan says that it does not fit into memory")
 
 
 class DataSection(Section):
-    train: Sources
-    test: Sources | None
-    curriculum: str | None
-    epochs: Positive | None
+    train: Sources = describe_field("one source, or several by name: {a: {path: a.jsonl, weight: 3}, b: {path: b.jsonl}}")
+    test: Sources | None = describe_field("held-out rows, in the same form; null: evaluation is off")
+    curriculum: str | None = describe_field("a column of numbers: each pass over a source goes from small to large")
+    epochs: Positive | None = describe_field("passes over the rows, instead of steps (steps=null); skipped rows count too")
     columns: ColumnsSection
-    chat: bool | None
-    system: str | None
-    template: str | None
-    answer_pattern: str | None
-    on_long: Literal["drop", "cut"]
-    on_bad_row: Literal["stop", "skip"]
+    chat: bool | None = describe_field("text is a user's message (true) or raw text (false); null: raw where the column is called prompt")
+    system: str | None = describe_field("a system message before every prompt")
+    template: str | None = describe_field("a Jinja template of the prompt over the row's columns")
+    answer_pattern: str | None = describe_field("a regular expression with one group that extracts the answer from its column")
+    on_long: Literal["drop", "cut"] = describe_field(
+        "a prompt longer than max_prompt_tokens: drop it, or cut its beginning; counted either way"
+    )
+    on_bad_row: Literal["stop", "skip"] = describe_field("a row that cannot be read: stop, or skip it (counted)")
 
 
 class OptimSection(Section):
-    lr: NonNegative
-    betas: tuple[Annotated[float, Field(strict=True, ge=0.0, lt=1.0)], Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]]
-    eps: Positive
-    weight_decay: NonNegative
-    warmup_steps: CountOrZero
-    schedule: Literal["constant", "linear", "cosine"]
-    max_grad_norm: Positive
+    lr: NonNegative = describe_field("peak learning rate of the policy")
+    betas: tuple[Annotated[float, Field(strict=True, ge=0.0, lt=1.0)], Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]] = (
+        describe_field("decay rates of AdamW's two moments")
+    )
+    eps: Positive = describe_field("added to AdamW's denominator")
+    weight_decay: NonNegative = describe_field("of AdamW")
+    warmup_steps: CountOrZero = describe_field("in which the learning rate rises from 0", unit="steps")
+    schedule: Literal["constant", "linear", "cosine"] = describe_field(
+        "of the learning rate after the warm-up: constant, or towards 0 at the last update"
+    )
+    max_grad_norm: Positive = describe_field("global norm to which gradients are clipped")
 
 
 class EngineSection(Section):
-    rollout: Literal["vllm", "hf"]
-    zero_stage: Literal[0, 1, 2, 3]
-    gradient_checkpointing: CountOrZero
-    tensor_parallel: Count
-    sequence_parallel: Count
-    memory: Literal["auto", "resident", "sleep", "sleep_and_offload"]
-    offload: Literal["none", "optimizer"]
-    lora_sync: Literal["merged", "adapter"]
-    mismatch_limit: Literal["auto"] | Positive
-    max_skipped_updates: Count
-    vllm: dict[str, Any]
-    deepspeed: dict[str, Any]
+    rollout: Literal["vllm", "hf"] = describe_field("what samples: vLLM, or hf: transformers' generate")
+    zero_stage: Literal[0, 1, 2, 3] = describe_field(
+        "of DeepSpeed ZeRO; 0 runs as 1, which is the same on one process and checks for non-finite gradients"
+    )
+    gradient_checkpointing: CountOrZero = describe_field(
+        "layers whose activations are computed again in the backward pass: 0 none, 1 all, n every n-th"
+    )
+    tensor_parallel: Count = describe_field(
+        "that share one rollout engine, each holding a part of its weights; must divide their number", unit="processes"
+    )
+    sequence_parallel: Count = describe_field(
+        "neighbours that share each packed row, for samples too long for one; must divide their number", unit="processes"
+    )
+    memory: Literal["auto", "resident", "sleep", "sleep_and_offload"] = describe_field(
+        "what leaves a GPU: resident: nothing; sleep: vLLM in training; sleep_and_offload: optimizer state in rollouts too; auto: the "
+        "first that fits"
+    )
+    offload: Literal["none", "optimizer"] = describe_field("optimizer: its state lives on the host and the step is taken there")
+    lora_sync: Literal["merged", "adapter"] = describe_field(
+        "how adapters reach vLLM: merged into the weights on the way, or as an adapter (not DoRA's)"
+    )
+    mismatch_limit: Literal["auto"] | Positive = describe_field(
+        "mean |log-prob of sampler - of trainer| that stops the run; auto: 1e-4 in float32, 0.1 in bfloat16, where the weights are "
+        "compared from 2e-2 on",
+        unit="nats",
+    )
+    max_skipped_updates: Count = describe_field("updates in a row whose gradient was not finite, after which the run stops", unit="updates")
+    vllm: dict[str, Any] = describe_field("raw settings for vllm.LLM")
+    deepspeed: dict[str, Any] = describe_field("raw settings for DeepSpeed's configuration")
 
 
 class EvalSection(Section):
-    every: CountOrZero
-    problems: Count | None
-    samples: Count
+    every: CountOrZero = describe_field("between evaluations; 0: only before and after", unit="steps")
+    problems: Count | None = describe_field("of the test set, from its beginning; null: all", unit="rows")
+    samples: Count = describe_field(
+        "1: greedy; k: k samples with the settings of `sampling`, for pass@k, of the problems whose k are all graded", unit="samples"
+    )
 
 
 class CheckpointSection(Section):
-    every: CountOrZero
-    keep: Count
-    best: bool
-    export: Literal["merged", "adapter"]
+    every: CountOrZero = describe_field("between checkpoints; 0: only at the end and when stopped", unit="steps")
+    keep: Count = describe_field("newest checkpoints that are kept")
+    best: bool = describe_field("true: keep the checkpoint of the best evaluation too: rlkit export RUN step=best")
+    export: Literal["merged", "adapter"] = describe_field(
+        "the model at the end: merged, or adapter: a peft folder of the LoRA adapters alone"
+    )
 
 
 class ReportSection(Section):
-    table_every: Count
-    roofline: bool
-    wandb: str | None
+    table_every: Count = describe_field("between tables of samples", unit="steps")
+    roofline: bool = describe_field(
+        "compare each phase with the least time that this machine needs; an unknown machine is measured at start"
+    )
+    wandb: str | None = describe_field("a project name; null: off")
 
 
 class LaunchSection(Section):
-    address: str | None
-    nodes: Count
-    gpus_per_node: Count | None
-    workers_per_node: Count
-    port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None
-    interface: str | None
-    env: tuple[str, ...]
-    watchdog_minutes: Positive
-    max_restarts: CountOrZero
-    wait_minutes: Positive
-    elastic: bool
+    address: str | None = describe_field(
+        "of a Ray cluster, host:port; null: RAY_ADDRESS or the one here, else one started for this run (local: always)"
+    )
+    nodes: Count = describe_field(
+        "machines of the run; of launch.ray and launch.local, as all of `launch`: there the bare name will do, nodes=2", unit="machines"
+    )
+    gpus_per_node: Count | None = describe_field("one process each; null: all, or workers_per_node where there are none", unit="GPUs")
+    workers_per_node: Count = describe_field("of a node without GPUs", unit="processes")
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = describe_field(
+        "at which the processes meet, on the first node; null: a free one"
+    )
+    interface: str | None = describe_field("of the network, for gloo and NCCL; null: the one that has the node's address")
+    env: tuple[str, ...] = describe_field(
+        "environment variables that go to the nodes, beside RLKIT_*, HF_*, NCCL_*, VLLM_*, OMP_NUM_THREADS"
+    )
+    watchdog_minutes: Positive = describe_field("without any progress on any process, after which all are ended", unit="minutes")
+    max_restarts: CountOrZero = describe_field("from the last checkpoint, after a process or a node was lost")
+    wait_minutes: Positive = describe_field("for enough nodes, at a restart", unit="minutes")
+    elastic: bool = describe_field("true: a restart takes the nodes that are left")

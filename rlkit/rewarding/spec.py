@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rlkit.fields import describe_field
 from rlkit.rewarding.job import WorkerReward
 
 PositiveCount = Annotated[int, Field(strict=True, ge=1)]
@@ -18,43 +19,44 @@ DEFAULT_CPU_PER_TIMEOUT = 2.0  # CPU seconds for each second of the timeout
 
 
 class RewardSettings(BaseModel):
-    """How all rewards run and how their scores are combined. The defaults are in recipes/config.yaml.
-
-    workers: processes, None for one per core. Seconds: timeout (one sample; times n for a batch of n), load_timeout (import of the reward
-    files), cpu_seconds (CPU time of one sample, None: twice the timeout). memory_gib: memory of one worker. env: names of the environment
-    variables that workers see. max_failure_rate: the run stops when a reward fails for a larger share of the last 1,000 samples, and for
-    at least three. normalise: bring `each` reward, or their `sum`, to mean 0 and standard deviation 1 within its group.
-    """
+    """How all rewards run and how their scores are combined. The defaults are in recipes/config.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    workers: PositiveCount | None
-    timeout: PositiveFloat
-    load_timeout: PositiveFloat
-    cpu_seconds: PositiveFloat | None
-    memory_gib: PositiveFloat
-    max_failure_rate: Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
-    combine: Literal["sum", "product", "gate"]
-    normalise: Literal["none", "each", "sum"]
-    env: tuple[str, ...]
+    workers: PositiveCount | None = describe_field("null: one a core, shared among the ranks of a machine", unit="processes")
+    timeout: PositiveFloat = describe_field(
+        "for one sample (times n for a batch of n); then the worker is killed and replaced", unit="seconds"
+    )
+    load_timeout: PositiveFloat = describe_field("to import the reward files", unit="seconds")
+    cpu_seconds: PositiveFloat | None = describe_field("CPU time of one sample; null: twice the timeout", unit="seconds")
+    memory_gib: PositiveFloat = describe_field("of one worker", unit="GiB")
+    max_failure_rate: Annotated[float, Field(strict=True, ge=0.0, le=1.0)] = describe_field(
+        "of the last 1,000 scores; above it, and from three failures on, the run stops"
+    )
+    combine: Literal["sum", "product", "gate"] = describe_field(
+        "of the weighted rewards: sum, product, or gate (0 unless every reward with gate=true is earned)"
+    )
+    normalise: Literal["none", "each", "sum"] = describe_field(
+        "none, each reward, or their sum: to mean 0 and deviation 1 within its group; metrics show the values before"
+    )
+    env: tuple[str, ...] = describe_field("names of environment variables that reward functions may see")
 
 
 class RewardSpec(BaseModel):
-    """One reward of a recipe. The user names it, so its defaults are here and not in recipes/.
-
-    path: where the function is (resolve.py). weight: 0 only logs the score, and a failure then does not void the sample. args: arguments
-    by name. timeout: seconds for one sample, None for that of the settings. gate: with combine=gate, the sample earns 0 where this score
-    is 0 or less. concurrency: samples that one worker runs at the same time, for an async function.
-    """
+    """One reward of a recipe. The user names it, so its defaults are here and not in recipes/."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str
-    weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] = 1.0
-    args: dict[str, Any] = Field(default_factory=dict)
-    timeout: PositiveFloat | None = None
-    gate: bool = False
-    concurrency: PositiveCount = 32
+    path: str = describe_field(
+        "a shipped reward (accuracy), a file and a function (my_rewards.py:score), a dotted name (package.module:function), or reward_model"
+    )
+    weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] = describe_field(
+        "of this reward in the combination; 0 only logs the score, and a failure then does not void the sample", default=1.0
+    )
+    args: dict[str, Any] = describe_field("arguments of the function by name", default={})
+    timeout: PositiveFloat | None = describe_field("for one sample; null: rewarding.timeout", unit="seconds", default=None)
+    gate: bool = describe_field("true, with rewarding.combine=gate: the sample earns 0 where this score is 0 or less", default=False)
+    concurrency: PositiveCount = describe_field("that one worker runs at the same time, for an async function", unit="samples", default=32)
 
     @model_validator(mode="after")
     def check_model(self) -> RewardSpec:

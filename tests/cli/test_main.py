@@ -21,7 +21,7 @@ def command(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
 def test_it_lists_its_commands() -> None:
     code, out, err = command("--help")
     assert (code, err) == (0, "")
-    for name in ("run", "export", "reward", "version"):
+    for name in ("run", "export", "reward", "keys", "version"):
         assert f"\n  {name} " in out
 
 
@@ -44,6 +44,18 @@ def test_run_is_the_door_and_passes_words_on(tmp_path: Path) -> None:
     code, out, err = command("run", "recipe=grpo_math", "sampels_per_prompt=2", "dry_run=true", cwd=tmp_path)
     assert code == 2 and "did you mean samples_per_prompt" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_prints_those_that_speak_of_a_word() -> None:
+    code, out, err = command("keys", "warmup")
+    assert (code, err) == (0, "")
+    assert [line.partition("=")[0] for line in out.splitlines() if not line.startswith(" ")] == [
+        "algorithm.critic_warmup_steps",
+        "optim.warmup_steps",
+    ]
+    assert "optim.warmup_steps=0 steps\n    whole number, at least 0\n    in which the learning rate rises" in out
+    code, out, err = command("keys", "optim.warmupsteps")
+    assert (code, out) == (2, "") and "no key speaks of 'optim.warmupsteps' (did you mean optim.warmup_steps" in err
 
 
 def test_version_names_what_is_installed() -> None:

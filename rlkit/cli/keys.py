@@ -1,0 +1,22 @@
+"""`rlkit keys [WORD]`: the keys of recipes, as rlkit/docs/keys.md has them."""
+
+from __future__ import annotations
+
+from rlkit import run
+from rlkit.config.keys import find_entries, format_entry, list_entries
+from rlkit.config.recipe import suggest
+from rlkit.errors import EXIT_DONE, UserError
+
+
+def run_keys(word: str) -> int:
+    """Prints the keys that speak of a word. Returns the exit code, as rlkit.run."""
+    return run.handle_errors(lambda: print_entries(word), [])
+
+
+def print_entries(word: str) -> int:
+    """As run_keys. Raises UserError where there is none."""
+    found = find_entries(word)
+    if not found:
+        raise UserError(f"no key speaks of {word!r}{suggest(word, [entry.key for entry in list_entries()], 'keys')}")
+    print("\n".join(map(format_entry, found)))
+    return EXIT_DONE
