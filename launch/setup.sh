@@ -26,6 +26,7 @@ refuse() {
 }
 
 prepare() {
+    check_system
     [[ -f $ROOT/pyproject.toml ]] || refuse "this is an installed rlkit, not a checkout: run \`python -m rlkit.run\` with its Python"
     GPUS=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') || GPUS=0
     local machine=cpu
@@ -43,6 +44,15 @@ prepare() {
         exec 9>&-
     fi
     export VIRTUAL_ENV=$VENV PATH=$VENV/bin:$PATH # DeepSpeed looks for ninja on PATH
+}
+
+check_system() { # before anything is written; the bash of macOS understands it too
+    case $(uname -s 2>/dev/null || echo Linux) in
+    Linux) ;;
+    Darwin) refuse "runs on Linux, and this is macOS: use a machine, a virtual machine or a container with Linux, Python 3.11 to 3.13 and git" ;;
+    MINGW* | MSYS* | CYGWIN*) refuse "runs on Linux, and this is Windows: install WSL with \`wsl --install\`, and run this inside it" ;;
+    *) refuse "runs on Linux, and this is $(uname -s): use a machine, a virtual machine or a container with Linux" ;;
+    esac
 }
 
 ready() { # extra ...

@@ -1,6 +1,6 @@
-"""The door: `python -m rlkit.run recipe=NAME [key=value ...]`.
+"""The door: `python -m rlkit.run NAME [key=value ...]`, which is recipe=NAME, or RUN/recipe.yaml: the recipe of a run, again.
 
-    --cfg job         print the resolved recipe and stop
+    --cfg job         check and print the resolved recipe, and stop
     --multirun, -m    one process for each combination: seed=0,1,2
     --config-dir DIR  look there too: DIR/recipe/mine.yaml is recipe=mine
 
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlkit.config.compose import compose_config, compose_recipe, expand_sweep, list_options, quote
+from rlkit.config.renamed import answer_foreign_key
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
 from rlkit.runtime.library_settings import configure_libraries
 from rlkit.runtime.redaction import redact_arguments, redact_message
@@ -79,20 +80,22 @@ def dispatch(arguments: list[str]) -> int:
     if "--multirun" in flags:
         return sweep(overrides, folder)
     composed = compose_recipe(overrides, folder)
-    if "--cfg" in flags:
-        print(composed.text, end="")
-        return EXIT_DONE
     from rlkit.config.recipe import read_recipe
 
     recipe = read_recipe(composed.config)
-    from rlkit.assembly import experts, plan
+    from rlkit.assembly import experts, plan, raw_settings
 
     experts.check_experts(recipe)
+    raw_settings.check_raw_settings(recipe)
+    if "--cfg" in flags:
+        print(composed.text, end="")
+        return EXIT_DONE
     if recipe.dry_run:
         from rlkit.assembly.base_model import check_models
+        from rlkit.assembly.dry_run import describe_dry_run
 
         check_models(recipe)
-        for label, value in plan.describe_plan(recipe):
+        for label, value in [*plan.describe_plan(recipe), *describe_dry_run(recipe)]:
             print(f"{label + ':':<14} {redact_message(value)}")
         plan.check_memory(recipe)
         return EXIT_DONE
@@ -127,7 +130,9 @@ def parse_arguments(arguments: list[str]) -> tuple[set[str], list[str], Path | N
             if not named or not folder.is_dir():
                 raise UserError(f"--config-dir {folder} is not a folder")
         elif argument.startswith("-"):
-            raise UserError(f"unknown flag {argument}; valid: --cfg job, --multirun, --config-dir DIR, --help")
+            answer = answer_foreign_key(argument.lstrip("-").partition("=")[0].replace("-", "_"))
+            hint = f"{answer}; write key=value" if answer else "valid: --cfg job, --multirun, --config-dir DIR, --help"
+            raise UserError(f"unknown flag {argument}; {hint}")
         else:
             overrides.append(argument)
     return flags, overrides, folder
@@ -139,7 +144,7 @@ def sweep(overrides: list[str], folder: Path | None) -> int:
 
     started = time.strftime("%Y-%m-%d_%H-%M-%S")
     jobs: list[list[str]] = []
-    for words, varied in expand_sweep(overrides):
+    for words, varied in expand_sweep(overrides, folder):
         config = compose_config(words, folder)
         read_recipe(config)  # a mistake in one job is found before the first starts
         base = config["output_dir"] or f"runs/{config['recipe']}/{started}"

@@ -21,7 +21,7 @@ SHELL = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in SHELL for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 INLINE = re.findall(r"`(python -m rlkit\.run [^`]*)`", README)
 RUNS = [command for command in [*COMMANDS, *INLINE] if command.startswith("python -m rlkit.run")]
-OFFLINE = ("dpo_math", "dpo_gsm8k", "reward_model")  # recipes that sample nothing
+OFFLINE = ("dpo", "reward_model")  # recipes that sample nothing
 IN_OTHER_TESTS = {  # where the others are run
     "bash launch/local.sh recipe=grpo_math": "tests/test_setup.py",
     "bash tests/run.sh": "tests/test_setup.py",
@@ -95,6 +95,8 @@ def test_every_command_in_small(command: str, tiny_model: Path, tmp_path: Path) 
         size += ["samples_per_prompt=2", "max_completion_tokens=16"]
         if command != "python -m rlkit.run recipe=grpo_math":  # one of them with vLLM, as it stands there
             size.append("engine.rollout=hf")
+    if "recipe=dpo " in command:
+        size.append("data.epochs=null")
     if "_reading" in command:
         size.append("max_prompt_tokens=512")  # the built-in tokenizer has a token a byte
     if "steps=0" in command:

@@ -267,6 +267,20 @@ def test_without_a_fitting_python_it_says_what_to_install(machine: Machine) -> N
 
 
 @pytest.mark.parametrize(
+    ("system", "advice"),
+    [
+        ("Darwin", "this is macOS: use a machine, a virtual machine or a container"),
+        ("MINGW64_NT-10.0-22631", "install WSL with `wsl --install`"),
+    ],
+)
+def test_another_system_is_told_what_to_do_before_anything_is_installed(machine: Machine, system: str, advice: str) -> None:
+    machine.program("uname", f"#!/bin/bash\necho {system}\n")
+    result = machine.run()
+    assert result.returncode == 2 and result.stderr.startswith("rlkit: runs on Linux, and this is ") and advice in result.stderr
+    assert machine.asked() == [] and not machine.venv.exists()
+
+
+@pytest.mark.parametrize(
     ("visible", "start"),
     [
         ({}, "-m launch.local gpus_per_node=3 seed=1"),

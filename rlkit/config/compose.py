@@ -57,14 +57,15 @@ def compose_recipe(overrides: list[str], folder: Path | None) -> Composed:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    written = [check_override(override, folder) for override in overrides]
-    if not any(override.startswith("recipe=") for override in written):
+    file, words = split_file(expand_names(overrides, folder))
+    written = [check_override(word, folder, of_file=file is not None) for word in words]
+    if file is None and not any(override.startswith("recipe=") for override in written):
         raise UserError(f"choose a recipe: recipe=NAME, one of {', '.join(list_options('recipe', folder))}")
     if folder:
         refuse_bombs(folder)
         written.append(f"hydra.searchpath=[{quote(f'file://{folder}')}]")
     try:
-        composed = _compose(written, folder)
+        composed = _compose(written, folder, file)
     except (HydraException, OmegaConfBaseException) as error:
         for match in filter(None, map(DELETION.match, written)):
             refuse_old_key(match["key"])
@@ -80,19 +81,47 @@ def compose_recipe(overrides: list[str], folder: Path | None) -> Composed:
     return composed
 
 
-def _compose(overrides: list[str], folder: Path | None) -> Composed:
+def expand_names(words: list[str], folder: Path | None) -> list[str]:
+    """With the bare name of a recipe as recipe=NAME."""
+    return [f"recipe={word}" if word in list_options("recipe", folder) else word for word in words]
+
+
+def split_file(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The recipe of a run that is named by its file, recipe.yaml, and the other words. Raises UserError where it cannot be read."""
+    import yaml
+
+    files = [word for word in words if ASSIGNMENT.match(word) is None and word.endswith((".yaml", ".yml"))]
+    if not files:
+        return None, words
+    file = Path(files[0]).expanduser().absolute()
+    rest = [word for word in words if word not in files]
+    if len(files) > 1 or any(word.startswith("recipe=") for word in rest):
+        raise UserError(f"{files[0]} is a recipe, and so is {[*files[1:], *rest][0]}; name one")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read as a recipe: {truncate_lines(str(error))}") from error
+    if not isinstance(content, dict) or "recipe" not in content or not isinstance(content.get("algorithm"), dict):
+        raise UserError(
+            f"{file} is not the resolved recipe of a run, RUN/recipe.yaml; a recipe of your own is DIR/recipe/NAME.yaml: "
+            "--config-dir DIR recipe=NAME"
+        )
+    return file, rest
+
+
+def _compose(overrides: list[str], folder: Path | None, file: Path | None) -> Composed:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(find_bundled_folder("recipes")), version_base="1.3"):
-        composed = hydra_compose("config", overrides, return_hydra_config=True)
-    chosen = composed.hydra.runtime.choices.recipe
+    with initialize_config_dir(config_dir=str(file.parent if file else find_bundled_folder("recipes")), version_base="1.3"):
+        composed = hydra_compose(file.stem if file else "config", overrides, return_hydra_config=True)
+    chosen = composed.recipe if file else composed.hydra.runtime.choices.recipe
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
-    if leaves_test_behind(overrides, chosen, folder):
+    if leaves_test_behind(overrides, None if file else chosen, folder):
         OmegaConf.update(composed, "data.test", None)
     config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
@@ -100,10 +129,11 @@ def _compose(overrides: list[str], folder: Path | None) -> Composed:
     return Composed(named, to_yaml(redact_config(named, OmegaConf.to_container(composed))))
 
 
-def leaves_test_behind(overrides: list[str], recipe: str, folder: Path | None) -> bool:
+def leaves_test_behind(overrides: list[str], recipe: str | None, folder: Path | None) -> bool:
     """Whether data.train is set in a place that wins over the one that sets data.test: those rows would be held out of another task.
 
-    Places, the first wins: the command line, the recipe, the recipes that it is based on, the group `data`, which sets both.
+    Places, the first wins: the command line, the recipe, the recipes that it is based on, the group `data`, which sets both. recipe: its
+    name; None for a resolved one, which sets both.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -111,7 +141,7 @@ def leaves_test_behind(overrides: list[str], recipe: str, folder: Path | None) -
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
         keys |= {f"data.{name}" for name in value} if key == "data" and isinstance(value, dict) else {".".join(key.split(".")[:2])}
-    for place in (keys, *list_recipe_keys(recipe, folder)):
+    for place in (keys, *(list_recipe_keys(recipe, folder) if recipe else ())):
         if not place.isdisjoint(("data.train", "data.test")):
             return "data.test" not in place
     return False
@@ -179,20 +209,35 @@ def truncate_lines(text: str) -> str:
     return "\n".join(line[:300] for line in text.splitlines()[:6])
 
 
-def check_override(override: str, folder: Path | None) -> str:
-    """An override in the form that Hydra needs. Any key may be set: the typed recipe refuses unknown ones. Raises UserError."""
+GROUP_KEYS = {
+    "model": "model.path",
+    "data": "data.train",
+    "rewards": "rewards.NAME.path",
+    "engine": "engine.rollout",
+}  # what a value may be meant for
+
+
+def check_override(override: str, folder: Path | None, of_file: bool = False) -> str:
+    """An override in the form that Hydra needs. Any key may be set: the typed recipe refuses unknown ones. Raises UserError.
+
+    of_file: of a resolved recipe, for which no file of a group can be chosen any more.
+    """
+    from rlkit.config.recipe import suggest  # which loads torch
+
     match = ASSIGNMENT.match(override)
     if match is None:
         if "=" not in override and not override.startswith("~"):
-            raise UserError(f"{override!r} is not an override; write key=value")
+            similar = suggest(override, list_options("recipe", folder), "")
+            raise UserError(f"{override!r} is not an override; write key=value" + (similar if "did you mean" in similar else ""))
         return override  # Hydra's own +key=, ++key= and ~key (removes a key)
     key, value = match["key"], match["value"]
     if key not in list_groups():
         return f"++{key}={quote_value(value)}"
+    if of_file and not value.startswith("{"):
+        raise UserError(f"{override} chooses a file of recipes/{key}, and a run's own recipe is resolved already; set the keys of {key}")
     if value not in list_options(key, folder) and not value.startswith("{"):
-        from rlkit.config.recipe import suggest  # which loads torch
-
-        raise UserError(f"there is no {key} {value!r}{suggest(value, list_options(key, folder))}")
+        meant = f"; or did you mean {GROUP_KEYS[key]}={value}?" if key in GROUP_KEYS else ""
+        raise UserError(f"there is no {key} {value!r}{suggest(value, list_options(key, folder))}{meant}")
     return override if not value.startswith("{") else f"++{override}"
 
 
@@ -221,11 +266,12 @@ def to_yaml(config: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
-def expand_sweep(overrides: list[str]) -> list[tuple[list[str], str]]:
+def expand_sweep(words: list[str], folder: Path | None) -> list[tuple[list[str], str]]:
     """Every combination of comma-separated values: its overrides, and those of them that vary, as one text ("0" where none does)."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    file, overrides = split_file(expand_names(words, folder))
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except (HydraException, ValueError, RecursionError) as error:
@@ -234,5 +280,7 @@ def expand_sweep(overrides: list[str]) -> list[tuple[list[str], str]]:
     combinations = []
     for combination in itertools.product(*choices):
         words = [str(o.input_line) if c is None else f"{o.get_key_element()}={c}" for o, c in zip(parsed, combination, strict=True)]
-        combinations.append((words, ",".join(w for w, c in zip(words, combination, strict=True) if c is not None) or "0"))
+        combinations.append(
+            ([*([str(file)] if file else []), *words], ",".join(w for w, c in zip(words, combination, strict=True) if c is not None) or "0")
+        )
     return combinations

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
 from rlkit.algorithms.offline import COMPLETIONS_PER_ROW
 from rlkit.config.network import check_host, find_remote_urls
-from rlkit.config.renamed import refuse_old_names
+from rlkit.config.renamed import answer_foreign_key, refuse_old_names
 from rlkit.config.sections import (
     CheckpointSection,
     Count,
@@ -273,7 +273,7 @@ def read_recipe(config: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(dict(config))
     except ValidationError as error:
         found = sorted(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")  # a typo explains what is missing
-        lines = [describe_error(entry, config) for entry in found[:6]]
+        lines = [line for entry in found[:6] for line in describe_error(entry, config)]
         raise UserError("\n".join(lines)) from error
 
 
@@ -290,19 +290,51 @@ def refuse_odd_text(value: Any, key: str = "") -> None:
         raise UserError(f"{key} holds a sign that is no text (NUL, or a byte that is not UTF-8): {show(value)}; write it without")
 
 
-def describe_error(error: Any, config: Mapping[str, Any]) -> str:
-    """One of pydantic's errors as a line about a key of the recipe."""
+def describe_error(error: Any, config: Mapping[str, Any]) -> list[str]:
+    """One of pydantic's errors as lines about keys of the recipe."""
     key = ".".join(str(part) for part in error["loc"] if part != "")  # the only source has no name
     if error["type"] == "extra_forbidden":
-        *sections, name = error["loc"]
-        known = list(get_at_path(config, sections) or {})
-        return f"unknown key {key}{suggest(str(name), list_keys(sections) or [k for k in known if k != name])}"
+        return describe_unknown_key(error["loc"], error["input"], config)
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        return [str(error["ctx"]["error"])]
     if error["type"] == "missing":
-        return f"{key} is not set; it has no default"
+        return [f"{key} is not set; it has no default"]
     message = error["msg"].removeprefix("Input ")
-    return f"{key}={show(error['input'])} is not valid: it {message}"
+    return [f"{key}={show(error['input'])} is not valid: it {message}"]
+
+
+def describe_unknown_key(place: tuple[Any, ...], value: Any, config: Mapping[str, Any]) -> list[str]:
+    """A line for an unknown key, or one for each that it holds and that is a key of another toolkit."""
+    *sections, name = place
+    key, chosen = ".".join(str(part) for part in place if part != ""), str(get_at_path(config, ["algorithm", "name"]))
+    answers = [answer_foreign_key(leaf, chosen in OFFLINE) for leaf in list_leaves(value, key)]
+    if found := [answer for answer in answers if answer]:
+        return found
+    owners = [owner for owner, kind in {**ALGORITHMS, **OFFLINE}.items() if str(name) in kind.model_fields]
+    if sections == ["algorithm"] and owners:
+        answer = answer_foreign_key(str(name), chosen in OFFLINE)
+        meant = "" if answer is None or key in answer else f"; {answer}"
+        return [f"{key} belongs to {', '.join(owners)}, and this recipe has algorithm={chosen}{meant}"]
+    if not sections and (homes := find_sections(str(name))):
+        return [f"unknown key {key} (did you mean {', '.join(homes)}?)"]
+    known = list(get_at_path(config, sections) or {})
+    return [f"unknown key {key}{suggest(str(name), list_keys(sections) or [k for k in known if k != name])}"]
+
+
+def list_leaves(value: Any, key: str) -> list[str]:
+    """The dotted keys of all values in a section; the key itself for a value."""
+    if not isinstance(value, Mapping) or not value:
+        return [key]
+    return [leaf for name, part in value.items() for leaf in list_leaves(part, f"{key}.{name}")]
+
+
+def find_sections(name: str) -> list[str]:
+    """The keys of this name in sections of the recipe: temperature -> sampling.temperature."""
+    return [
+        f"{section}.{name}"
+        for section in Recipe.model_fields
+        if section not in ("data", "hardware", "launch") and name in list_keys([section])
+    ]
 
 
 def list_keys(sections: list[Any]) -> list[str]:

@@ -1,7 +1,6 @@
-"""Keys and values of recipes that were renamed: a recipe that uses an old one is refused with the new one named.
+"""What an unknown key is called here: keys and values that were renamed, and keys of other toolkits (foreign_keys.py).
 
-A table maps a key, dotted, to its new name; `*` is a name that the user chose. A table of keys of other projects can be added beside
-RENAMED_KEYS: `find_keys` reads any such table.
+A table maps a key, dotted, to its new name; `*` is a name that the user chose.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlkit.config.foreign_keys import FOREIGN_KEYS, FOREIGN_KEYS_OFFLINE
 from rlkit.errors import UserError
 
 RENAMED_KEYS = {
@@ -96,3 +96,31 @@ def _match(config: Any, parts: list[str]) -> Iterator[tuple[list[str], Any]]:
         if name in config:
             for rest, value in _match(config[name], parts[1:]):
                 yield [str(name), *rest], value
+
+
+def answer_foreign_key(key: str, offline: bool = False) -> str | None:
+    """`KEY (TRL) is OURS here`; None for a key of no toolkit. offline: the algorithm samples nothing.
+
+    The beginning of a dotted key may be left out, where all keys that end like this have the same answer: rollout.n.
+    """
+    tables = [*(FOREIGN_KEYS_OFFLINE.items() if offline else ()), *FOREIGN_KEYS.items()]
+    for project, table in tables:
+        if key in table:
+            return _format_answer(key, project, table[key])
+    ending = [(project, ours) for project, table in tables for theirs, ours in table.items() if theirs.endswith(f".{key}")]
+    if len({split_answer(ours)[0] for _, ours in ending}) != 1:
+        return None
+    return _format_answer(key, *ending[0])
+
+
+def _format_answer(key: str, project: str, ours: str) -> str:
+    name, note = split_answer(ours)
+    return f"{key} ({project}) {f'is {name} here' if name else 'needs no key here'}" + (f": {note}" if note else "")
+
+
+def split_answer(answer: str) -> tuple[str, str]:
+    """An answer of foreign_keys.py as the keys that it names, empty where none is to be set, and its note."""
+    if answer.startswith(": "):
+        return "", answer.removeprefix(": ")
+    name, _, note = answer.partition(": ") if "={" not in answer else (answer, "", "")
+    return name, note

@@ -65,6 +65,12 @@ def open_rows(spec: str | Mapping[str, object], *, split_default: str, offline: 
     return rows
 
 
+def is_on_hub(spec: str) -> bool:
+    """Whether a source is a dataset of the hub, if it is anything: no file or folder here, and not built in."""
+    place = parse_source(spec)
+    return place.path != BUILTIN and not Path(place.path).expanduser().exists() and _may_be_on_hub(place.path)
+
+
 def parse_source(spec: str | Mapping[str, object], key: str = "data.train") -> DataSource:
     """The parts of a spec. Raises UserError for a mapping with other keys than those of Place."""
     if isinstance(spec, Mapping):

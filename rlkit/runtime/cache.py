@@ -13,12 +13,17 @@ from rlkit.errors import UserError
 from rlkit.runtime.checkpoint import publish
 
 
-def find_cache_folder() -> Path:
-    """The cache folder of rlkit: $RLKIT_CACHE or ~/.cache/rlkit. Raises UserError where it cannot be written."""
+def name_cache_folder() -> Path:
+    """The cache folder of rlkit, which may not be there: $RLKIT_CACHE or ~/.cache/rlkit. Raises UserError where it has no name."""
     try:
-        folder = Path(os.environ.get("RLKIT_CACHE") or "~/.cache/rlkit").expanduser().absolute()
+        return Path(os.environ.get("RLKIT_CACHE") or "~/.cache/rlkit").expanduser().absolute()
     except RuntimeError as error:
         raise UserError("this user has no home folder to cache in; set RLKIT_CACHE to a folder you can write") from error
+
+
+def find_cache_folder() -> Path:
+    """The same, made where it was missing. Raises UserError where it cannot be written."""
+    folder = name_cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -101,7 +101,9 @@ def test_of(words: list[str], folder: Path | None = None) -> Any:
 test_of.__test__ = False  # type: ignore[attr-defined]
 
 
-def test_evaluation_is_off_where_only_the_training_rows_are_the_users_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_is_off_where_only_the_training_rows_are_the_users_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for word in ("data.train=a.jsonl", "data.train.path=a.jsonl", "data.train={a: {path: a.jsonl}}", "data={train: a.jsonl}"):
         assert test_of(["recipe=grpo_gsm8k", word]) is None, word
     assert test_of(["recipe=grpo", "model.path=m", "data.train=a.jsonl"]) is None  # where the recipe has none either
@@ -110,6 +112,8 @@ def test_evaluation_is_off_where_only_the_training_rows_are_the_users_own(capsys
     assert test_of(["recipe=grpo_gsm8k", "data={train: a.jsonl, test: b.jsonl}"]) == "b.jsonl"
     assert test_of(["recipe=grpo_math", "data=gsm8k"]) == "openai/gsm8k:main@test"
     assert test_of(["recipe=grpo_math", "data.system=x"]) == "builtin@test"
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
     assert run.main(["recipe=grpo_math", "data.train=a.jsonl", "dry_run=true"]) == 0
     told = capsys.readouterr().out
     assert "a.jsonl; held out: none (data.test is not set: evaluation is off)" in told and "evaluation none" in told

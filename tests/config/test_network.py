@@ -9,7 +9,7 @@ import pytest
 from rlkit import run
 from rlkit.config.network import find_remote_urls
 
-DRY = ("recipe=grpo_math", "offline=true", "dry_run=true")
+CHECKED = ("recipe=grpo_math", "offline=true", "--cfg", "job")
 ANYWHERE = {  # a recipe key and the host that is refused
     "+rewards.judge={path: llm_judge, args: {url: 'https://me:pass@api.example.com/v1', model: m}}": (
         "rewards.judge.args.url",
@@ -20,7 +20,7 @@ ANYWHERE = {  # a recipe key and the host that is refused
     "data.train=s3://bucket/rows.jsonl": ("data.train.path", "bucket"),
     "data.test={a: {path: 'https://a.b/rows.jsonl'}}": ("data.test.a.path", "a.b"),
     "model.path=https://huggingface.co/Qwen/Qwen3-0.6B": ("model.path", "huggingface.co"),
-    "+engine.vllm.some_url=tcp://node-1:5000": ("engine.vllm.some_url", "node-1"),
+    "+engine.vllm.chat_template=tcp://node-1:5000": ("engine.vllm.chat_template", "node-1"),
     "report.wandb=https://wandb.ai/me/mine": ("report.wandb", "wandb.ai"),
 }
 
@@ -29,12 +29,12 @@ ANYWHERE = {  # a recipe key and the host that is refused
 def test_an_address_of_another_machine_is_refused_wherever_it_stands(override: str, capsys: pytest.CaptureFixture[str]) -> None:
     key, host = ANYWHERE[override]
     override = override.lstrip("+")
-    assert run.main([*DRY, override]) == 2
+    assert run.main([*CHECKED, override]) == 2
     message = capsys.readouterr().err
     assert f"offline=true, but {key} is a URL of {host}; offline_hosts=[HOST, ...]" in message
     assert len(message.splitlines()) == 1 and "pass" not in message
-    assert run.main([*DRY, override, f"offline_hosts=[{host.upper()}]"]) == 0
-    assert run.main([*DRY, override, "offline=false"]) == 0
+    assert run.main([*CHECKED, override, f"offline_hosts=[{host.upper()}]"]) == 0
+    assert run.main([*CHECKED, override, "offline=false"]) == 0
 
 
 def test_this_machine_and_text_about_addresses_are_allowed() -> None:

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["prompts_per_step=48", "samples_per_prompt=8", "max_prompt_tokens=48", "max_completion_tokens=64", "tokens_per_micro_batch=4096"]
 PAIRS = ["data.train=pairs/train.jsonl", "data.test=pairs/test.jsonl"]  # what no recipe can know
 GIVEN = dict.fromkeys(("dpo_gsm8k", "dpo_qwen2_5_7b", "dpo_llama3_1_8b_lora"), PAIRS)
-GIVEN["grpo"] = ["model.path=my_model", "data.train=my_train.jsonl", "data.test=my_test.jsonl"]
+OWN = ["model.path=my_model", "data.train=my_train.jsonl", "data.test=my_test.jsonl"]
+GIVEN |= dict.fromkeys(("grpo", "ppo", "dpo", "kto", "sft"), OWN)
 RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "recipe").glob("*.yaml"))
 
 
