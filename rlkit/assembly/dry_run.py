@@ -15,7 +15,6 @@ from rlkit.assembly import plan
 from rlkit.assembly.base_model import build_renderer
 from rlkit.assembly.datasets import Kind, build_readers
 from rlkit.assembly.rewards import list_in_process_rewards
-from rlkit.builtin.model import name_model_folder
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
 from rlkit.data.columns import RowReader
@@ -104,13 +103,16 @@ def find_renderer(recipe: Recipe) -> Renderer | None:
     path = recipe.model.path
     if Path(path).expanduser().is_dir():
         return build_renderer(recipe, path)
-    folder = name_model_folder(name_cache_folder()) if path == "builtin" else find_snapshot(path, recipe.model.revision)
+    if path == "builtin":
+        folder = next(name_cache_folder().glob("builtin-*"), None)  # all have the same tokenizer
+    else:
+        folder = find_cached_model(path, recipe.model.revision)
     if folder is None or not any(folder.glob("tokenizer*")):
         return None
     return Renderer(folder, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=True)
 
 
-def find_snapshot(name: str, revision: str | None) -> Path | None:
+def find_cached_model(name: str, revision: str | None) -> Path | None:
     """The folder of a model of the hub in its cache, if it is one and is there."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -27,7 +27,7 @@ def check_raw_settings(recipe: Recipe) -> None:
             continue
         lines = [
             f"engine.{library}.{key}: {known['title']} {known['version']} has no such setting{hint}"
-            for key, hint in find_unknown(settings, known["names"])
+            for key, hint in list_unknown_settings(settings, known["names"])
         ]
         if lines:
             raise UserError("\n".join(lines))
@@ -50,7 +50,7 @@ def find_version(library: str) -> str | None:
     return None
 
 
-def find_unknown(settings: Mapping[str, Any], names: Mapping[str, list[str]], section: str = "") -> Iterator[tuple[str, str]]:
+def list_unknown_settings(settings: Mapping[str, Any], names: Mapping[str, list[str]], section: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, similar names) of each unknown setting, in the sections whose names are listed."""
     for name, value in settings.items():
         key = f"{section}.{name}".lstrip(".")
@@ -58,4 +58,4 @@ def find_unknown(settings: Mapping[str, Any], names: Mapping[str, list[str]], se
             similar = suggest(str(name), names[section])
             yield key, similar if "did you mean" in similar else ""
         elif isinstance(value, Mapping) and key in names:
-            yield from find_unknown(value, names, key)
+            yield from list_unknown_settings(value, names, key)

@@ -45,12 +45,7 @@ def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
 
     `on_progress(done, total, loss)` is called every few steps. Of several processes one builds it and the others wait.
     """
-    return ensure_folder(name_model_folder(cache), lambda part: _build_model_folder(part, on_progress))
-
-
-def name_model_folder(cache: Path) -> Path:
-    """The folder of the built-in model under `cache`, built or not."""
-    return cache / f"builtin-{_hash_sources()}"
+    return ensure_folder(cache / f"builtin-{_hash_sources()}", lambda part: _build_model_folder(part, on_progress))
 
 
 def _hash_sources() -> str:

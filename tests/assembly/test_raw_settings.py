@@ -43,7 +43,7 @@ def test_what_rlkit_sets_itself_is_on_the_lists(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     settings = DeepSpeedSettings(2, OptimizerSettings((0.9, 0.95), 1e-8, 0.0, 1.0), offload_optimizer=True)
     config = build_config(settings, torch.bfloat16)
-    assert list(raw_settings.find_unknown(config, raw_settings.read_names()["deepspeed"]["names"])) == []
+    assert list(raw_settings.list_unknown_settings(config, raw_settings.read_names()["deepspeed"]["names"])) == []
 
 
 def test_another_installed_version_is_not_judged_by_these_lists(monkeypatch: pytest.MonkeyPatch) -> None:
