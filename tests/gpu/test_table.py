@@ -73,7 +73,7 @@ def write_program(folder: Path, line: str) -> str:
     ("line", "outcome", "why"),
     [
         ("echo before; kill -SEGV $$", "failed", "ended with -11: before"),
-        ("sleep 60 & sleep 60", "failed", "not ended after 1 s"),
+        ("sleep 60 & sleep 60", "failed", "not ended after 4 s"),
         ("echo 'ValueError: nothing'; exit 1", "failed", "ValueError: nothing"),
         ("echo 'needs a GPU'; exit 3", "not run", "needs a GPU"),
         ("""echo '{"figures": {"a": 2.0}, "bound": "a < 1", "passed": false}'""", "failed", None),
@@ -86,7 +86,7 @@ def test_a_check_that_ends_badly_is_one_row(
     check = door.Check("1", "machine", CHECKS["machine"].run, "part1", 1, "")
     begun = time.monotonic()
     row = door.run_check(check, True, tmp_path)
-    assert time.monotonic() - begun < 10 and (row.outcome, row.form) == (outcome, "CPU")
+    assert time.monotonic() - begun < 20 and (row.outcome, row.form) == (outcome, "CPU")
     assert row.figures == ({"a": 2.0} if why is None else {"why": why})
 
 

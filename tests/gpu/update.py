@@ -36,16 +36,21 @@ def check_settings(small: bool, folder: Path) -> Measured:
     """The MFU of the last update and the peak of memory of each setting; a setting that fails is named, and fails the check."""
     model = find_model("1_5b", small, folder)
     figures: dict[str, float | str] = {}
-    for name in ("plain", "contiguous gradients") if small else SETTINGS:
+    passed = True
+    for name in ("plain",) if small else SETTINGS:
         env = os.environ | SETTINGS[name].get("environment", {})
         command = [sys.executable, "-m", "tests.gpu.update", str(model), name, *(["--small"] if small else [])]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=EACH, check=False)
-            answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+            done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=4 * EACH if small else EACH, check=False)
         except subprocess.TimeoutExpired:
-            answer = None
-        figures[name] = f"{answer['mfu']:.1%} at {answer['gib']:.1f} GiB" if answer else "failed"
-    return Measured(figures, "every setting runs; the plan's own is the first", "failed" not in figures.values())
+            figures[name], passed = "took too long", False
+            continue
+        if done.returncode:
+            figures[name], passed = f"failed: {(done.stderr.splitlines() or ['no output'])[-1][:120]}", False
+            continue
+        answer = json.loads(done.stdout.splitlines()[-1])
+        figures[name] = f"{answer['mfu']:.1%} at {answer['gib']:.1f} GiB"
+    return Measured(figures, "every setting runs; the first is rlkit's own", passed)
 
 
 @contextmanager
