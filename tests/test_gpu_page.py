@@ -17,7 +17,7 @@ from tests.gpu.checks import CHECKS, PARTS
 PAGE = (ROOT / "rlkit" / "docs" / "gpu.md").read_text()
 SHELL = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line.partition(" #")[0].strip() for block in SHELL for line in block.replace("\\\n", " ").splitlines()]
-ELSEWHERE = {"nvidia-smi", 'pip install -e ".[gpu,liger,test]"', "python -m tests.bench.grpo_step --vllm --kind 1.5b"}
+ELSEWHERE = {"nvidia-smi", 'pip install -e ".[gpu,liger]"', "python -m tests.bench.grpo_step --vllm --kind 1.5b"}
 BY_HAND = re.findall(r"### ([^\n]*)\n\n```bash\npython -m rlkit\.run (.*?)\n```\n(.*?\| \*\*sum\*\* [^\n]*)", PAGE, re.DOTALL)
 PHASES = ("sync", "rollout", "train")
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.bench.grpo_step import ROOT
 from tests.gpu.checks import CHECKS, Check, select
 from tests.gpu.table import Measured, NotRunError, Row, open_table
 

@@ -7,8 +7,7 @@ import random
 import shutil
 from pathlib import Path
 
-from tests.bench.grpo_step import make_model
-from tests.conftest import ROOT
+from tests.bench.grpo_step import ROOT, make_model
 from tests.random_models import save_random_model
 
 REWARD = f"rewards.accuracy.path={ROOT / 'tests' / 'programs' / 'toy_reward.py'}:distinct"  # every completion earns another number

@@ -23,7 +23,12 @@ SMALL += ["max_prompt_tokens=120"]
 STEP = ["prompts_per_step=64", "samples_per_prompt=8", "max_prompt_tokens=120", "max_completion_tokens=512", "tokens_per_micro_batch=8192"]
 MISMATCH = 0.1  # nats in the mean, in bfloat16: what stops a run
 MEMORY = 0.15  # of the peaks, between what was predicted and measured
-ALIKE = 0.02  # of a reward of 0 to 1, in every step, between memory modes; on one machine nothing but the order of sums differs
+ALIKE = (
+    0.02,
+    0.08,
+)  # of a mean reward of 0 to 1, between memory modes: in the first step, where samples have the same seeds and weights, and
+# in later ones, whose weights differ by the order of sums; of 384 other samples of the same policy it would be 0.025
+FEW = ["prompts_per_step=16"]  # where a step is only to be taken
 Rows = list[dict[str, Any]]
 
 
@@ -63,9 +68,12 @@ def check_modes(small: bool, folder: Path) -> Measured:
     task = build_words("small", True, folder, 2) if small else ["recipe=grpo_math", "steps=4", "data.test=null", *BRIEF]
     modes = ("resident", "sleep_and_offload") if small else ("resident", "sleep", "sleep_and_offload")
     rewards = [[row["reward"] for row in run([*task, f"engine.memory={mode}"], folder / "runs" / f"modes-{mode}")] for mode in modes]
-    apart = [max(abs(a - b) for a, b in zip(rewards[0], other, strict=True)) for other in rewards[1:]]
-    figures: dict[str, float | str] = dict(zip(modes[1:], apart, strict=True))
-    return Measured(figures, f"rewards of every step within {ALIKE} of those of resident", max(apart) <= ALIKE)
+    apart = [[abs(a - b) for a, b in zip(rewards[0], other, strict=True)] for other in rewards[1:]]
+    figures: dict[str, float | str] = {"first reward": rewards[0][0]}
+    for mode, (first, *later) in zip(modes[1:], apart, strict=True):
+        figures |= {f"{mode} 1": first, f"{mode} later": max(later)}
+    alike = all(first <= ALIKE[0] and max(later) <= ALIKE[1] for first, *later in apart)
+    return Measured(figures, f"rewards within {ALIKE[0]} of those of resident in step 1, {ALIKE[1]} later", alike)
 
 
 def check_mismatch(small: bool, folder: Path) -> Measured:
@@ -100,7 +108,7 @@ def check_resume(small: bool, folder: Path) -> Measured:
     out, count = folder / "runs" / "resume", 20 if small else 6
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    words = build_words("0_5b", small, folder, count)
+    words = build_words("0_5b", small, folder, count, *([] if small else FEW))
     first = start(words, out)
     while first.poll() is None and len(read_steps(out)) < 2:
         time.sleep(0.2)
@@ -116,6 +124,7 @@ def check_resume(small: bool, folder: Path) -> Measured:
 
 def check_lora(small: bool, folder: Path) -> Measured:
     lora = ["model.lora.rank=32", "engine.memory=sleep_and_offload", "engine.gradient_checkpointing=1", "optim.lr=2e-5"]
+    lora += [] if small else FEW
     rows = run(build_words("7b", small, folder, 2, *lora), folder / "runs" / "lora")
     return measure_steps(rows, small)
 
