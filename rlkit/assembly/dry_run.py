@@ -21,6 +21,7 @@ from rlkit.data.columns import RowReader
 from rlkit.data.renderer import Renderer
 from rlkit.data.rows import show
 from rlkit.data.sources import is_on_hub
+from rlkit.errors import UserError
 from rlkit.profiling.roofline import KNOWN_GPUS, DeviceLimits, Roofline, measure_device
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.resolve import list_shipped_rewards, locate_reward
@@ -29,6 +30,7 @@ from rlkit.runtime.cache import name_cache_folder
 from rlkit.runtime.model_path import is_hub_name
 
 SHOWN_CHARACTERS = 600  # of a prompt
+MOST_SAMPLES = 1_000_000  # of a step whose time is estimated
 GPUS_BY_GIB = {24: "NVIDIA GeForce RTX 4090", 40: "NVIDIA A100-SXM4-40GB", 80: "NVIDIA H100 80GB HBM3", 141: "NVIDIA H200"}
 
 
@@ -113,19 +115,22 @@ def find_renderer(recipe: Recipe) -> Renderer | None:
 
 
 def find_cached_model(name: str, revision: str | None) -> Path | None:
-    """The folder of a model of the hub in its cache, if it is one and is there."""
+    """The folder of a model of the hub in its cache, if it is one and is there. Raises UserError for what can be no name."""
     from huggingface_hub import try_to_load_from_cache
 
     if not is_hub_name(name):
         return None
-    file = try_to_load_from_cache(name, "config.json", revision=revision)
+    try:
+        file = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError as error:
+        raise UserError(f"model.path {name} is no folder here, and no name of the hub: {error}") from error
     return Path(file).parent if isinstance(file, str) else None
 
 
 def describe_time(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """The least seconds of a step, each sample as long as it may be."""
     job = plan.build_job(recipe)
-    if job is None or not job.shape.counted or recipe.steps == 0:
+    if job is None or not job.shape.counted or recipe.steps == 0 or recipe.samples_per_step > MOST_SAMPLES:
         return
     limits, device = find_limits(recipe)
     roofline = Roofline(job, limits)

@@ -47,6 +47,7 @@ WRONG = {
     "rewards.accuracy.path=broken.py:score": "no_such_library",
     "rewards.accuracy.path=acuracy": "unknown reward 'acuracy' (did you mean accuracy?)",
     "model.path=./no_model": "model.path ./no_model does not exist",
+    "model.path=a--b/c": "model.path a--b/c is no folder here, and no name of the hub",
     "data.template='{{ nothing }}'": "nothing",
     "max_completion_tokens=4096": "is more than the 2048 tokens",
 }
@@ -64,3 +65,9 @@ def test_a_plan_that_is_too_large_is_refused_after_it_is_shown(words: list[str],
     assert run.main(["recipe=grpo_math", "model=hf", "model.path=some/model", huge, "dry_run=true"]) == 2
     told = capsys.readouterr()
     assert "the plan does not fit into memory" in told.err and "least time" in told.out
+
+
+def test_a_step_of_any_size_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    """No list has an entry for each of its two thousand million prompts."""
+    assert run.main(["recipe=grpo_math", "prompts_per_step=2147483647", "hardware.force=true", "dry_run=true"]) == 0
+    assert "least time" not in capsys.readouterr().out
