@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from rlkit.config.compose import compose_config, compose_recipe, expand_sweep, list_options, quote
@@ -46,6 +47,11 @@ def handle_errors(action: Callable[[], int], arguments: list[str]) -> int:
         return report_error(error, EXIT_USER, debug)
     except RunFailed as error:
         return report_error(error, EXIT_FAILED, debug)
+    except ModuleNotFoundError as error:
+        advice = explain_missing_module(error)
+        if advice is None:
+            raise
+        return report_error(UserError(advice), EXIT_USER, debug)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -53,6 +59,23 @@ def handle_errors(action: Callable[[], int], arguments: list[str]) -> int:
     except Stopped as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_STOPPED
+
+
+def explain_missing_module(error: ModuleNotFoundError) -> str | None:
+    """What to do where this Python lacks rlkit's own packages; None where it has them."""
+    if Path(sys.prefix, "rlkit-setup", "unfinished").exists():
+        return f"the install into {sys.prefix} did not end: run bash launch/local.sh again"
+    if find_spec("hydra") is None:
+        return (
+            f"{sys.executable} lacks {error.name}, which rlkit needs: source .venv/bin/activate after bash launch/local.sh, "
+            'or pip install -e ".[cpu]" (".[gpu]" on a GPU)'
+        )
+    if "Could not import module" in str(error) and find_spec("torchvision"):  # of transformers
+        return (
+            "transformers does not load beside this torchvision, perhaps a build for CUDA without a GPU: "
+            f"pip uninstall -y torchvision torchaudio torchcodec ({error})"
+        )
+    return None
 
 
 def report_error(error: Exception, code: int, debug: bool) -> int:

