@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlkit.engines import offload as offload_file
 from rlkit.engines import placement as placement_file
 from rlkit.engines.base import make_sample
 from rlkit.engines.learners import PolicyLearner
@@ -120,14 +121,25 @@ def test_every_other_move_raises() -> None:
         pass
 
 
-def test_what_is_parked_comes_back_in_the_same_buffers_and_views() -> None:
+class CountingHost:
+    """Host memory that writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, size: int) -> torch.Tensor:
+        self.asked.append(size)
+        return allocate_pinned(size)
+
+
+def test_what_is_parked_comes_back_in_the_same_blocks_and_views() -> None:
     flat = torch.randn(1000)
-    view, kept, grown = flat[100:200], torch.randn(50), torch.randn(10)
-    before, things = flat.clone(), [flat, view, kept]
-    made: list[int] = []
-    offload = CpuOffload(lambda: things, keep=lambda: [kept[:3]], host=lambda size: made.append(size) or allocate_pinned(size))
+    view, kept = flat[100:200], torch.randn(50)
+    before, things, host = flat.clone(), [flat, view, kept], CountingHost()
+    offload = CpuOffload(lambda: things, keep=lambda: [kept[:3]], host=host, block=1024)
     offload.offload()
     assert offload.bytes == 4000 and flat.untyped_storage().nbytes() == 0  # once, though a view is named too
+    assert host.asked == [1024] * 4  # 4000 bytes, rounded up to one block
     assert kept.untyped_storage().nbytes() == 200  # shared with what must stay
     offload.offload()
     offload.reload()
@@ -135,11 +147,26 @@ def test_what_is_parked_comes_back_in_the_same_buffers_and_views() -> None:
     assert torch.equal(flat, before) and torch.equal(view, before[100:200])
     view += 1
     assert torch.equal(flat[100:200], before[100:200] + 1)  # still the same memory
-    things.append(grown)
     offload.offload()
     offload.reload()
-    assert made == [4000, 40]  # a buffer that is there is used again
-    assert torch.equal(view, before[100:200] + 1)
+    assert len(host.asked) == 4 and torch.equal(view, before[100:200] + 1)
+
+
+def test_storages_of_any_size_share_the_blocks() -> None:
+    """Of odd sizes, smaller and larger than a block, and of every bit pattern; no size is allocated for its own sake."""
+    host, things = CountingHost(), list[torch.Tensor]()
+    offload = CpuOffload(lambda: things, host=host, block=1024)
+    asked = []
+    for sizes in ([1, 1023, 1024, 2049], [4097], [7] * 585, [3000, 2120, 1], [5121], [1]):
+        things[:] = [torch.randint(0, 256, (size,), dtype=torch.uint8) for size in sizes]
+        before = [thing.clone() for thing in things]
+        offload.offload()
+        assert offload.bytes == sum(sizes) and not any(thing.untyped_storage().nbytes() for thing in things)
+        offload.reload()
+        assert all(map(torch.equal, things, before)) and offload.bytes == 0
+        asked.append(len(host.asked))
+    assert asked == [5, 5, 5, 6, 6, 6]  # 4097, 4097, 4095, 5121, 5121 bytes and 1
+    assert set(host.asked) == {1024} and offload_file.BLOCK.bit_count() == 1
 
 
 PARAMETERS = 58_880
