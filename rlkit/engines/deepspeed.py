@@ -23,7 +23,7 @@ from rlkit.engines import weight_sync
 from rlkit.engines.base import FileFactory, Update
 from rlkit.engines.deepspeed_config import DeepSpeedSettings, build_config, find_stage, set_deepspeed_environment, shard_on_load
 from rlkit.engines.offload import CpuOffload
-from rlkit.engines.tensor_file import write_tensors
+from rlkit.engines.tensor_file import TensorReader, write_tensors
 from rlkit.profiling import memory_estimate
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -144,27 +144,26 @@ class DeepSpeedBackend:
                 yield safe_get_full_fp32_param(parameter) if key == "weight" else safe_get_full_optimizer_state(parameter, key)
 
     def load(self, folder: Path, name: str, idle: Callable[[], None]) -> None:
-        from safetensors import safe_open
-
         self.reload()
         steps = json.loads((folder / f"{name}.json").read_text())
         if steps:
             self._create_optimizer_state(idle)
-        with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+        with (folder / f"{name}.safetensors").open("rb") as file:
+            saved = TensorReader(file)
             for parameter_name, parameter in self.named.items():
-                self._restore(parameter, file, parameter_name, moments=bool(steps))
+                self._restore(parameter, saved, parameter_name, moments=bool(steps))
         if steps:
             self._set_optimizer_step(steps["step"])
         dist.barrier()
 
-    def _restore(self, parameter: Any, file: Any, name: str, moments: bool) -> None:
+    def _restore(self, parameter: Any, saved: TensorReader, name: str, moments: bool) -> None:
+        """One parameter; one tensor of it is in memory at a time."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        weight = file.get_tensor(f"weight/{name}")
+        for key in MOMENTS if moments else ():
+            safe_set_full_optimizer_state(parameter, saved.read(f"{key}/{name}"), key)
+        weight = saved.read(f"weight/{name}")
         safe_set_full_fp32_param(parameter, weight)
-        if moments:
-            for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, file.get_tensor(f"{key}/{name}"), key)
         with self._gather([parameter], modifier_rank=0), torch.no_grad():
             if not self.is_sharded(parameter) or dist.get_rank() == 0:
                 parameter.data.copy_(weight)
