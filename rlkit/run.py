@@ -106,13 +106,14 @@ def dispatch(arguments: list[str]) -> int:
     from rlkit.config.recipe import read_recipe
 
     recipe = read_recipe(composed.config)
-    from rlkit.assembly import experts, plan, raw_settings
+    from rlkit.assembly import experts, machine, plan, raw_settings
 
     experts.check_experts(recipe)
     raw_settings.check_raw_settings(recipe)
     if "--cfg" in flags:
         print(composed.text, end="")
         return EXIT_DONE
+    machine.check_gpu(recipe)
     if recipe.dry_run:
         from rlkit.assembly.base_model import check_models
         from rlkit.assembly.dry_run import describe_dry_run

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rlkit.assembly import plan
+from rlkit.assembly import machine, plan
 from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, count_steps
@@ -32,6 +32,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     """The run of a recipe; `text`: the resolved recipe as it is written into the folder. On leaving, all that was started is closed."""
     if plan.is_large_on_host(recipe):
         map_large_blocks()
+    machine.prepare_gpu(recipe)
     stopping = StopRequest()
     stopping.install()
     heartbeat.start_heartbeat()

@@ -15,7 +15,7 @@ from rlkit.profiling.host_estimate import LARGE_PROCESS, estimate_host_peaks
 from rlkit.profiling.model_shape import ModelShape
 from rlkit.rewarding.code_packages import find_packages
 from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
-from rlkit.runtime.hardware import count_gpus, gpu_memory, host_memory, resident_memory
+from rlkit.runtime.hardware import count_gpus, count_visible_gpus, gpu_memory, host_memory, resident_memory
 
 NO_TEST = "none (data.test is not set: evaluation is off)"
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -104,7 +104,7 @@ def describe_evaluation(recipe: Recipe) -> str:
 
 
 def describe_device() -> str:
-    return f"{count_gpus()} GPU(s)" if count_gpus() else f"no GPU, {os.cpu_count()} CPU cores"
+    return f"{count_visible_gpus()} GPU(s)" if count_visible_gpus() else f"no GPU, {os.cpu_count()} CPU cores"
 
 
 def describe_model(recipe: Recipe) -> str:
@@ -194,7 +194,7 @@ def choose_mode(recipe: Recipe) -> str:
 
 def predict_peaks(recipe: Recipe) -> dict[str, float]:
     """Bytes at the peak of each phase: of a GPU, or of this process."""
-    job, gpu = build_job(recipe), gpu_memory()
+    job, gpu = build_job(recipe), find_gpu_memory(recipe)
     if job is None:
         return {}
     return estimate_host_peaks(job) if gpu is None else sizes.estimate_gpu_peaks(job, choose_mode(recipe))
@@ -203,12 +203,12 @@ def predict_peaks(recipe: Recipe) -> dict[str, float]:
 def is_large_on_host(recipe: Recipe) -> bool:
     """Whether this is a run without a GPU whose process takes more than LARGE_PROCESS bytes."""
     job = build_job(recipe)
-    return gpu_memory() is None and job is not None and max(estimate_host_peaks(job).values()) > LARGE_PROCESS
+    return find_gpu_memory(recipe) is None and job is not None and max(estimate_host_peaks(job).values()) > LARGE_PROCESS
 
 
 def vllm_memory_share(recipe: Recipe) -> dict[str, float]:
     """The setting of vLLM's share of a GPU: what the training state on it leaves free. Empty where that is not known."""
-    job, gpu = build_job(recipe), gpu_memory()
+    job, gpu = build_job(recipe), find_gpu_memory(recipe)
     if job is None or gpu is None:
         return {}
     return {"gpu_memory_utilization": round(sizes.compute_rollout_budget(job, choose_mode(recipe), gpu) / gpu, 3)}
@@ -272,6 +272,6 @@ def name_dtype(recipe: Recipe) -> str:
 
 
 def find_gpu_memory(recipe: Recipe) -> float | None:
-    """Of one GPU: this machine's, or in a dry run the one that the recipe is meant for; None: a run without."""
-    planned = recipe.hardware.gpu_gib if recipe.dry_run else None
+    """Of one GPU: this machine's; hardware.gpu_gib where that is not known, and in a dry run where there is none; None: a run without."""
+    planned = recipe.hardware.gpu_gib if recipe.dry_run or count_visible_gpus() else None
     return gpu_memory() or (planned * 2**30 if planned else None)

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,23 +24,40 @@ def count_gpus() -> int:
     return listed
 
 
+def list_visible_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by number or UUID; None where it is not set. As for CUDA, the first name of no GPU (-1,
+    NoDevFiles) ends the list."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return None
+    return list(takewhile(lambda name: name.isdigit() or name.startswith(("GPU-", "MIG-")), map(str.strip, named.split(","))))
+
+
 def count_visible_gpus() -> int:
     """The number of GPUs that CUDA_VISIBLE_DEVICES allows; all GPUs of this machine where it is not set."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return count_gpus() if named is None else len([name for name in named.split(",") if name])
+    visible = list_visible_gpus()
+    return count_gpus() if visible is None else len(visible)
 
 
 @cache
 def gpu_memory() -> float | None:
-    """The memory of this machine's first GPU in bytes, as nvidia-smi reports it; None without a GPU or without an answer."""
-    if not count_gpus():
+    """The memory of the first visible GPU in bytes, as nvidia-smi reports it; None without a GPU or without an answer."""
+    if not count_gpus() or not count_visible_gpus():
         return None
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    visible = list_visible_gpus()
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
+        return float((ask_nvidia_smi("memory.total", *(visible or ())[:1]) or "").split()[0]) * 2**20
+    except (IndexError, ValueError):  # no answer, or one in words
+        return None
+
+
+def ask_nvidia_smi(query: str, gpu: str | None = None) -> str | None:
+    """The answer of nvidia-smi, a line for each GPU, or for one of them; None where it fails or is missing."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", *(["-i", gpu] if gpu else [])]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return float(answer.split()[0]) * 2**20
 
 
 class HostMemory(NamedTuple):

@@ -35,6 +35,15 @@ def configure_libraries(*, offline: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # from one library about another
 
 
+def expand_segments() -> None:
+    """Lets torch's allocator grow its segments on a GPU, so that rows of ever different lengths leave no holes. Before CUDA starts.
+
+    Not for a process with vLLM in it, whose memory pools cannot be made of such segments.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def map_large_blocks() -> None:
     """Makes the C library map blocks of LARGE_BLOCK bytes and more one by one, so that each goes back to the system when it is freed.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from rlkit.errors import UserError
 from rlkit.metrics import Metrics, merge
+from rlkit.runtime.gpu_setup import check_own_gpus, choose_device
 from rlkit.runtime.loopback import ensure_loopback
 
 Item = TypeVar("Item")
@@ -25,7 +27,7 @@ class Ranks:
 
     The ranks of a tensor-parallel group share one rollout engine: they send it the same requests, and the first rank of the group (the
     leader) passes results on. The ranks of a sequence-parallel group share each packed row (rlkit/engines/sequence_parallel.py).
-    Raises UserError where a group size does not divide the number of ranks.
+    Raises UserError where a group size does not divide the number of ranks, and where a rank has no GPU of its own.
     """
 
     def __init__(self, tp_size: int = 1, sp_size: int = 1) -> None:
@@ -33,11 +35,11 @@ class Ranks:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.world)))
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda", self.local_rank) if cuda else torch.device("cpu")
-        if cuda:
-            torch.cuda.set_device(self.device)
+        self.device = choose_device(self.local_rank)
+        cuda = self.device.type == "cuda"
         self._connect("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        if cuda and self.world > 1:
+            check_own_gpus(self.gather((socket.gethostname(), str(torch.cuda.get_device_properties(self.device).uuid))))
         self._barrier_group = dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT) if self.world > 1 else None
         self.tp_size, self.tp_group_count, self.tp_group_index = tp_size, self.world // tp_size, self.rank // tp_size
         self._tp_group = self._build_group(tp_size, "engine.tensor_parallel", "gloo")

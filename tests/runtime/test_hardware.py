@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rlkit.runtime import hardware
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A machine without GPUs: folders `driver`, `dev` and `bin`."""
-    for name in ("driver", "dev", "bin"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setattr(hardware, "DRIVER", tmp_path / "driver")
-    monkeypatch.setattr(hardware, "DEVICES", tmp_path / "dev")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    hardware.gpu_memory.cache_clear()
-    yield tmp_path
-    hardware.gpu_memory.cache_clear()
 
 
 def test_a_machine_without_gpus(machine: Path) -> None:
@@ -33,20 +18,34 @@ def test_gpus_are_counted_in_the_driver_else_in_dev(machine: Path, monkeypatch: 
         (machine / "dev" / name).touch()
     assert hardware.count_gpus() == 3
     for name in ("0000:01:00.0", "0000:02:00.0"):
-        (machine / "driver" / name).mkdir()
+        (machine / "driver" / "gpus" / name).mkdir()
     assert hardware.count_gpus() == hardware.count_visible_gpus() == 2
-    for visible, count in (("1", 1), ("0,1", 2), ("", 0)):
+    for visible, count in (("1", 1), ("0,1", 2), ("", 0), ("GPU-8932f937,GPU-1", 2), ("-1", 0), ("1,-1,0", 1), ("NoDevFiles", 0)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert (hardware.count_visible_gpus(), hardware.count_gpus()) == (count, 2)
 
 
-@pytest.mark.parametrize(("program", "size"), [("echo 81559; echo 40960", 81559 * 2**20), ("exit 9", None), (None, None)])
+@pytest.mark.parametrize(
+    ("program", "size"),
+    [("echo 81559; echo 40960", 81559 * 2**20), ("exit 9", None), ("echo '[N/A]'", None), ("echo", None), (None, None)],
+)
 def test_the_memory_of_the_first_gpu(machine: Path, program: str | None, size: float | None) -> None:
-    """In MiB from nvidia-smi; None where it fails or is missing."""
-    (machine / "driver" / "0000:01:00.0").mkdir()
+    """In MiB from nvidia-smi; None where it fails, is missing, or does not know it."""
+    (machine / "driver" / "gpus" / "0000:01:00.0").mkdir()
     if program is not None:
         (machine / "bin" / "nvidia-smi").write_text(f"#!/bin/bash\n{program}\n")
         (machine / "bin" / "nvidia-smi").chmod(0o755)
+    assert hardware.gpu_memory() == size
+
+
+@pytest.mark.parametrize(("visible", "size"), [("1,0", 40960.0 * 2**20), ("GPU-b", 24576.0 * 2**20), ("", None)])
+def test_the_memory_is_that_of_a_visible_gpu(visible: str, size: float | None, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine / "dev" / "nvidia0").touch()
+    (machine / "bin" / "nvidia-smi").write_text(
+        '#!/bin/bash\ncase "$*" in *"-i 1") echo 40960;; *"-i GPU-b") echo 24576;; *) echo 1;; esac'
+    )
+    (machine / "bin" / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert hardware.gpu_memory() == size
 
 
