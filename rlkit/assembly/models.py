@@ -17,6 +17,7 @@ from rlkit.engines.loading import first_line
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.placement import Colocated
 from rlkit.engines.rope import pin_rope
+from rlkit.engines.vllm_startup import explain_rounding
 from rlkit.engines.weight_sync import send_adapter, send_merged, send_to_module
 from rlkit.errors import UserError
 from rlkit.runtime.cache import find_cache_folder
@@ -168,6 +169,8 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
     from rlkit.engines.vllm import VLLMEngine
     from rlkit.engines.vllm_overrides import build_overrides
 
+    warn_of_rounding(context)
+
     return VLLMEngine(
         context.model_path,
         str(context.dtype).removeprefix("torch."),
@@ -186,6 +189,15 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         },
         adapter_rank=recipe.model.lora.rank if recipe.engine.lora_sync == "adapter" else None,
     )
+
+
+def warn_of_rounding(context: BuildContext) -> None:
+    """Where this version of vLLM returns log-probs on a GPU that are off by more than rounding."""
+    from importlib.metadata import version
+
+    temperature = require(context.recipe.sampling).temperature
+    if context.ranks.device.type == "cuda" and (text := explain_rounding(version("vllm"), context.dtype, temperature)):
+        context.report.warn(text)
 
 
 def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceModel | BaseOfPolicy:

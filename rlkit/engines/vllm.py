@@ -16,10 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rlkit.engines.base import check_names, checksum, make_sample
+from rlkit.engines.vllm_startup import explain_startup_error
 from rlkit.errors import RunFailed, UserError
 from rlkit.profiling import host_estimate, memory_estimate
 from rlkit.types import Request, Sample, Stop
@@ -63,11 +65,8 @@ class VLLMEngine:
         settings.update(extra)
         try:
             self.llm = LLM(**settings)
-        except TypeError as error:
-            raise UserError(f"engine.vllm holds a setting that vLLM does not know: {error}") from error
-        except (AssertionError, NotImplementedError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"vLLM cannot serve model.path {path} with these settings: {reason}; set engine.rollout=hf") from error
+        except (TypeError, AssertionError, NotImplementedError, ValueError, torch.OutOfMemoryError) as error:
+            raise UserError(explain_startup_error(error, path)) from error
         if not gpu and self.llm.llm_engine.model_config.get_num_experts() > 1:
             raise UserError(
                 f"engine.rollout=vllm: {path} is a mixture of experts, of which vLLM takes new weights wrongly without a GPU; set it to hf"
@@ -143,7 +142,7 @@ class VLLMEngine:
         self._checksums, self._adapter = {}, None
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._record_checksums(weights)})
         check_names(self.names, self._checksums)
-        self.llm.reset_prefix_cache()
+        self._reset_prefix_cache()
         self.version = version
 
     def _record_checksums(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -164,11 +163,22 @@ class VLLMEngine:
         ram = Path("/dev/shm")
         with TemporaryDirectory(prefix="rlkit-adapter-", dir=ram if ram.is_dir() else None) as folder:
             write(Path(folder), own)
-            # load_inplace: without it an adapter with a known number silently stays as it was
-            self.engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+            # Removed first, and load_inplace: an adapter with a known number silently stays as it was.
+            self.engine.remove_lora(1)
+            if not self.engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True)):
+                raise RunFailed("vLLM did not load the adapter that it was sent, and would sample with an older one")
+            self.llm.collective_rpc(forget_adapter_mapping)
             self._adapter = LoRARequest("policy", 1, folder)
-        self.llm.reset_prefix_cache()
+        self._reset_prefix_cache()
         self.version = version
+
+    def _reset_prefix_cache(self) -> None:
+        """Raises RunFailed where keys and values of older weights would stay."""
+        if not self.llm.reset_prefix_cache():
+            raise RunFailed(
+                "vLLM did not clear its prefix cache after a load, because a request still holds blocks of it: completions would continue "
+                "from keys and values of older weights; the same command continues from the last checkpoint"
+            )
 
     def checksums(self) -> Mapping[str, Tensor]:
         return self._checksums
@@ -231,6 +241,14 @@ def name_shared_memory() -> str:
         if maker.isdigit() and not Path("/proc", maker).exists():
             left.unlink(missing_ok=True)
     return named[0]
+
+
+def forget_adapter_mapping(worker: Any) -> None:
+    """Makes vLLM write anew which token of a batch uses which adapter. It writes that only where it differs from the last batch, and a
+    sleep of level 2 discards the memory in which it stands."""
+    manager = worker.model_runner.lora_manager._adapter_manager
+    if hasattr(manager, "_last_mapping"):
+        manager._last_mapping = None
 
 
 def patch_adapted_layers() -> None:
