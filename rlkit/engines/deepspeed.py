@@ -158,15 +158,30 @@ class DeepSpeedBackend:
 
     def _restore(self, parameter: Any, saved: TensorReader, name: str, moments: bool) -> None:
         """One parameter; one tensor of it is in memory at a time."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         for key in MOMENTS if moments else ():
-            safe_set_full_optimizer_state(parameter, saved.read(f"{key}/{name}"), key)
+            self._set_state(parameter, saved.read(f"{key}/{name}"), key)
         weight = saved.read(f"weight/{name}")
-        safe_set_full_fp32_param(parameter, weight)
+        self._set_state(parameter, weight, "weight")
         with self._gather([parameter], modifier_rank=0), torch.no_grad():
             if not self.is_sharded(parameter) or dist.get_rank() == 0:
                 parameter.data.copy_(weight)
+
+    def _set_state(self, parameter: Any, value: Tensor, key: str) -> None:
+        """Sets the float32 weight or a moment. A sharded one by this rank's part, the last of which ends in padding: DeepSpeed sets a whole
+        one only where the number of ranks divides its size."""
+        from deepspeed import utils
+
+        if not self.is_sharded(parameter):
+            fp32, moment = utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+        else:
+            fp32, moment = utils.safe_set_local_fp32_param, utils.safe_set_local_optimizer_state
+            size = parameter.ds_tensor.numel()
+            part = value.flatten()[size * dist.get_rank() :][:size]
+            value = nn.functional.pad(part, (0, size - part.numel()))
+        if key == "weight":
+            fp32(parameter, value)
+        else:
+            moment(parameter, value, key)
 
     def _optimizer_states(self) -> list[dict[str, Any]]:
         inner = getattr(self.optimizer, "optimizer", self.optimizer)

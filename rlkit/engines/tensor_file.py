@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from io import BufferedReader
 from math import prod
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def write_tensors(file: Writable, shapes: Mapping[str, Sequence[int]], tensors: 
 class TensorReader:
     """A file of `write_tensors`, open for reading."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BufferedReader) -> None:
         size = int.from_bytes(file.read(8), "little")
         self._file, self._start, self._header = file, 8 + size, json.loads(file.read(size))
 

@@ -11,19 +11,21 @@ import torch
 from rlkit.engines.tensor_file import TensorReader, write_tensors
 from tests.conftest import run
 
-LAYERS = "32"  # of 262,656 weights
+LAYERS = "32"  # of 261,632 weights
 
 
 @pytest.mark.parametrize(("stage", "dtype", "ranks"), [("1", "bfloat16", 1), ("3", "float32", 2)])
 def test_no_rank_holds_more_than_a_few_tensors_of_the_state(stage: str, dtype: str, ranks: int, tmp_path: Path) -> None:
-    """The state has 101 MB, its largest tensor 1 MiB; the rest of the limit is what libraries load in the first call."""
+    """The state has 100 MB, its largest tensor 1 MB; the rest of the limit is what libraries load in the first call. And it comes back to
+    the last bit, where a second rank holds less of a tensor than the first too."""
     out = tmp_path / "out.json"
     ended = run(stage, dtype, LAYERS, str(tmp_path), str(out), program="checkpoint_memory.py", ranks=ranks)
     assert ended.code == 0, ended.err
     found = json.loads(out.read_text())
-    assert found["state"] == 100_859_904 and found["largest"] == 2**20
-    for rises in found["rises"]:
-        assert max(rises.values()) < 24 * 2**20 and max(rises["save"], rises["load"]) < 16 * found["largest"], found["rises"]
+    assert found["state"] == 100_466_688 and found["largest"] == 1_044_484 and len(found["ranks"]) == ranks
+    for rank in found["ranks"]:
+        assert rank["restored"], rank
+        assert rank["first save"] < 24 * 2**20 and max(rank["save"], rank["load"]) < 16 * found["largest"], rank
 
 
 def test_tensors_are_read_as_they_were_written_in_any_order(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """What saving and loading a training state takes beside it: checkpoint_memory.py STAGE DTYPE LAYERS FOLDER OUT. Writes the bytes of the
-state, of its largest tensor, and how far the memory of this process rises in `save` and in `load`."""
+state, of its largest tensor, how far the memory of each rank rises in `save` and in `load`, and whether the state comes back."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from rlkit.engines.deepspeed import MOMENTS
 from rlkit.profiling.memory_peak import read_peak, reset_peak
 from rlkit.run import exit_process
 from rlkit.runtime.manifest import CheckpointWriter
 from rlkit.runtime.ranks import Ranks
 from tests.backends import deepspeed
 
-WIDTH = 512
+WIDTH = 511  # odd: the sizes of weights are no multiple of two ranks
 M_MMAP_THRESHOLD = -3  # of malloc.h
 stage, dtype, layers = int(sys.argv[1]), getattr(torch, sys.argv[2]), int(sys.argv[3])
 folder, out = Path(sys.argv[4]), Path(sys.argv[5])
@@ -47,15 +48,20 @@ def measure_rise(action: Callable[[], None]) -> float:
 
 
 step()
+before = [tensor.clone() for tensor in backend._gather_state(("weight", *MOMENTS))]
 writer = CheckpointWriter(folder)
 rises = {
     "first save": measure_rise(lambda: backend.save(writer, "first")),  # its libraries are loaded here
     "save": measure_rise(lambda: backend.save(writer, "policy")),
+}
+step()
+rises |= {
     "load": measure_rise(lambda: backend.load(folder, "policy", step)),
 }
 size = sum(backend.count_elements(parameter) for parameter in backend.named.values())
-everyone = ranks.gather(rises)
+restored = all(map(torch.equal, before, backend._gather_state(("weight", *MOMENTS))))
+everyone = ranks.gather(rises | {"restored": restored})
 if ranks.main:
-    out.write_text(json.dumps({"parameters": size, "state": 12 * size, "largest": 4 * WIDTH * WIDTH, "rises": everyone}))
+    out.write_text(json.dumps({"parameters": size, "state": 12 * size, "largest": 4 * WIDTH**2, "ranks": everyone}))
 dist.barrier()
 exit_process(0)
