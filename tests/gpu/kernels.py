@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rlkit.engines import liger, packing
+from rlkit.engines.base import make_sample
 from rlkit.ops import logprobs as ops_logprobs
-from rlkit.types import Key
+from rlkit.types import Key, Request, Sampling, Stop
 from tests.gpu.table import Measured, NotRunError
 
 RELATIVE = 0.02  # of norms: bfloat16 rounds to 2^-9, and a backward pass rounds a few times
@@ -32,19 +33,17 @@ def measure_distance(found: Tensor, wanted: Tensor) -> float:
 
 def pack_random(lengths: list[int], shared: bool, device: torch.device) -> packing.PackedRow:
     """Completions of these lengths, each after a prompt of 7 tokens of its own, or all after the same."""
-    keys = [Key(0 if shared else i, 0, i if shared else 0) for i in range(len(lengths))]
-    samples = [packing.TokenizedSample(key, tuple(range(7)), torch.arange(n)) for key, n in zip(keys, lengths, strict=True)]
+    requests = [Request(Key(0 if shared else i, 0, i if shared else 0), tuple(range(7)), Sampling(), 0) for i in range(len(lengths))]
+    samples = [make_sample(request, [1] * n, [0.0] * n, Stop.LENGTH, 0) for request, n in zip(requests, lengths, strict=True)]
     return packing.pack_samples(samples, max(lengths), device)
 
 
 def attend(row: packing.PackedRow, tensors: list[Tensor], window: int | None, slope: Tensor) -> list[Tensor]:
     """The output [1, S, h, d] of attention, and the gradients of query, key and value."""
     bounds = packing.build_decoder_arguments(row.ids, row.positions, row.seq_lens)
-    names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "key_index")
+    bounds = {name: value for name, value in bounds.items() if name not in ("input_ids", "position_ids", "use_cache")}
     leaves = [t.detach().requires_grad_() for t in tensors]
-    output, _ = packing.attention(
-        None, *leaves, None, scaling=tensors[0].shape[-1] ** -0.5, sliding_window=window, **{name: bounds[name] for name in names}
-    )
+    output, _ = packing.attention(None, *leaves, None, scaling=tensors[0].shape[-1] ** -0.5, sliding_window=window, **bounds)
     return [output.detach(), *torch.autograd.grad(output, leaves, slope.to(output.dtype))]
 
 

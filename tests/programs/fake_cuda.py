@@ -26,8 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlkit.engines import packing
+from rlkit.engines.base import make_sample
 from rlkit.engines.heads import TokenScorer, compute_logprobs
-from rlkit.types import Key
+from rlkit.types import Key, Request, Sample, Sampling, Stop
 
 GPU = torch.device("cuda", 0)
 HOPPER = (9, 0)
@@ -49,10 +50,11 @@ class Calls(TorchDispatchMode):
         return function(*given, **(named or {}))
 
 
-def samples_of(lengths: list[int], prompt: int, shared: bool) -> list[packing.TokenizedSample]:
+def samples_of(lengths: list[int], prompt: int, shared: bool) -> list[Sample]:
     """Completions of these lengths; shared: of one prompt."""
     keys = [Key(0 if shared else i, 0, i if shared else 0) for i in range(len(lengths))]
-    return [packing.TokenizedSample(key, tuple(range(prompt)), torch.arange(n)) for key, n in zip(keys, lengths, strict=True)]
+    requests = [Request(key, tuple(range(prompt)), Sampling(), 0) for key in keys]
+    return [make_sample(request, [1] * n, [0.0] * n, Stop.LENGTH, 0) for request, n in zip(requests, lengths, strict=True)]
 
 
 def describe(tensor: Tensor) -> list[Any]:
@@ -61,15 +63,13 @@ def describe(tensor: Tensor) -> list[Any]:
 
 def try_attention(dim: int, groups: int, window: int | None, shared: bool) -> dict[str, Any]:
     """Of 12 heads, over completions of 1, 63, 64, 65 and 700 tokens."""
-    row = packing.pack_samples(samples_of([1, 63, 64, 65, 700], 7, shared), 700, GPU)
+    row = packing.pack_samples(SAMPLES[shared], 700, GPU)
     tokens = row.ids.shape[1]
     heads = [torch.empty(1, h, tokens, dim, dtype=torch.bfloat16, device=GPU, requires_grad=True) for h in (12, 12 // groups, 12 // groups)]
     with Calls() as calls:
         bounds = packing.build_decoder_arguments(row.ids, row.positions, row.seq_lens)
-        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "key_index")
-        output, _ = packing.attention(
-            None, *heads, None, scaling=dim**-0.5, sliding_window=window, **{name: bounds[name] for name in names}
-        )
+        bounds = {name: value for name, value in bounds.items() if name not in ("input_ids", "position_ids", "use_cache")}
+        output, _ = packing.attention(None, *heads, None, scaling=dim**-0.5, sliding_window=window, **bounds)
         slopes = torch.autograd.grad(output.sum(), heads)
     ((_, given),) = [call for call in calls.seen if call[0] == "torch_attn::_varlen_attn"]
     return {
@@ -95,9 +95,10 @@ def build_model() -> Any:
 
 def try_policy(model: Any, lengths: list[int]) -> dict[str, Any]:
     """A forward and backward pass of a causal LM over completions of one prompt."""
+    samples = samples_of(lengths, 7, shared=True)
     with FakeTensorMode(allow_non_fake_inputs=True), Calls() as calls:
         model.to_empty(device=GPU)
-        grids = compute_logprobs(TokenScorer(model), samples_of(lengths, 7, shared=True), max(lengths), 0.7, GPU)
+        grids = compute_logprobs(TokenScorer(model), samples, max(lengths), 0.7, GPU)
         grids[0].sum().backward()
     gradients = {tuple(describe(p.grad)[:2]) for p in model.parameters() if p.grad is not None and p.grad.shape == p.shape}
     waits = sum(name == WAIT for name, _ in calls.seen)
@@ -110,6 +111,7 @@ def try_policy(model: Any, lengths: list[int]) -> dict[str, Any]:
 
 
 cases = [(dim, groups, window, shared) for dim in (64, 128) for groups in (1, 6) for window in (None, 256) for shared in (False, True)]
+SAMPLES = {shared: samples_of([1, 63, 64, 65, 700], 7, shared) for shared in (False, True)}  # real tensors of the host
 with FakeTensorMode(allow_non_fake_inputs=True):
     attention = [[case, try_attention(*case)] for case in cases]
 policy = [try_policy(build_model(), lengths) for lengths in ([3, 5], [300, 5])]  # the head in one block, and in several
