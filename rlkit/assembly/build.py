@@ -9,7 +9,7 @@ from pathlib import Path
 from rlkit.assembly import machine, plan
 from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
-from rlkit.assembly.datasets import build_datasets, count_steps
+from rlkit.assembly.datasets import build_datasets, count_steps, open_sources
 from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
 from rlkit.assembly.rewards import build_reward_settings, list_in_process_rewards
@@ -43,12 +43,14 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         plan.describe_sandbox(recipe)  # refused before anything is written or started
         folder = choose_folder(recipe, text, ranks)
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
+        kind = "prompts" if rewards else recipe.algorithm.reads
+        sources = open_sources(recipe, kind)  # a missing file is found before a model is made or downloaded
         model = locate_model(recipe, find_dtype(recipe, ranks.device), ranks.main)
         recipe, model_path = replace_path(recipe, model), model.path
         if model.origin:
             plan.check_memory(recipe)  # of a file in GGUF the shape is known now
         renderer = build_renderer(recipe, model_path)
-        train, test, note = build_datasets(recipe, renderer, "prompts" if rewards else recipe.algorithm.reads)
+        train, test, note = build_datasets(recipe, renderer, kind, sources)
         recipe = count_steps(recipe, len(train.rows))
         report = stack.enter_context(create_report(recipe, folder, ranks, model.origin))
         if ranks.main:
@@ -62,8 +64,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
             run = build_offline(context, train, test)
         else:
             rewards.warn, rewards.steps = report.warn, require(recipe.steps)
+            rewards.wait_until_ready()  # a reward that does not load is found before a model is loaded
             run = build_online(context, rewards, train, test, stack)
-            rewards.wait_until_ready()
             for line in rewards.describe_ignored_columns(train.rows.list_columns().union(*(prompt.columns for prompt in test))):
                 report.warn(line)
         try:

@@ -39,9 +39,19 @@ PROBED_ROWS = 100  # made into tokens before anything is written, so that what a
 OF_SOURCE = ("chat", "system", "template", "answer_pattern")  # keys of `data` that a source may set for itself
 
 
-def build_datasets(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -> tuple[Stream[Any], list[Any], str | None]:
-    """The training stream, the held-out rows, and a note on rows that were left out and on what is odd about the others, if any."""
-    readers = build_readers(recipe, kind, "train", recipe.data.train)
+def open_sources(recipe: Recipe, kind: Kind) -> dict[str, list[RowReader[Any]]]:
+    """A reader of each source of each split. Raises UserError for what is missing or cannot be read."""
+    splits = {"train": recipe.data.train, "test": recipe.data.test or {}}
+    return {split: build_readers(recipe, kind, split, sources) for split, sources in splits.items()}
+
+
+def build_datasets(
+    recipe: Recipe, renderer: Renderer, kind: Kind = "prompts", opened: Mapping[str, list[RowReader[Any]]] | None = None
+) -> tuple[Stream[Any], list[Any], str | None]:
+    """The training stream, the held-out rows, and a note on rows that were left out and on what is odd about the others, if any.
+    `opened`: what open_sources returned, where it was called before."""
+    opened = open_sources(recipe, kind) if opened is None else opened
+    readers = opened["train"]
     train = build_row_set(recipe, renderer, kind, readers)
     train.count_sample(PROBED_ROWS)
     stream = Stream(train, build_cursor(recipe, readers))
@@ -49,8 +59,8 @@ def build_datasets(recipe: Recipe, renderer: Renderer, kind: Kind = "prompts") -
     if kind == "prompts":
         notes.append(describe_missing_end(recipe, renderer))
     test: list[Any] = []
-    if recipe.data.test:
-        held_out = build_row_set(recipe, renderer, kind, build_readers(recipe, kind, "test", recipe.data.test))
+    if opened["test"]:
+        held_out = build_row_set(recipe, renderer, kind, opened["test"])
         test, counts = held_out.read_all(recipe.eval.problems)
         notes.append(held_out.describe_skips(counts))
     return stream, test, "\n".join(filter(None, notes)) or None

@@ -37,7 +37,7 @@ GPUS_BY_GIB = {24: "NVIDIA GeForce RTX 4090", 40: "NVIDIA A100-SXM4-40GB", 80: "
 def describe_dry_run(recipe: Recipe) -> list[tuple[str, str]]:
     """(label, value) pairs. Raises UserError for data, rewards or a prompt that a run would refuse."""
     check_rewards(recipe)
-    readers = {split: open_sources(recipe, split) for split in ("train", "test")}
+    readers = {split: open_local_sources(recipe, split) for split in ("train", "test")}
     return [*describe_rows(readers), *describe_prompt(recipe, readers["train"]), *describe_time(recipe)]
 
 
@@ -59,7 +59,7 @@ def needs_trial(reward: RewardSpec) -> bool:
     return bool(reward.args) or reward.path not in list_shipped_rewards()
 
 
-def open_sources(recipe: Recipe, split: str) -> list[RowReader[Any]] | None:
+def open_local_sources(recipe: Recipe, split: str) -> list[RowReader[Any]] | None:
     """A reader of each source; None where there is none, or where a dataset of the hub is among them."""
     sources: Mapping[str, SourceSection] | None = getattr(recipe.data, split)
     if not sources or (not recipe.offline and any(is_on_hub(source.path) for source in sources.values())):
