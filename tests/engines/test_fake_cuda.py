@@ -56,6 +56,11 @@ def test_the_packed_attention_is_one_call_of_flash_attention_and_one_backward(fo
 
 
 @pytest.mark.slow
+def test_a_packed_row_is_on_the_device_it_was_asked_for(found: dict[str, Any]) -> None:
+    assert found["left"] == [[], []]
+
+
+@pytest.mark.slow
 def test_a_policy_goes_forward_and_back_without_leaving_the_device(found: dict[str, Any]) -> None:
     for seen, width in zip(found["policy"], (5, 300), strict=True):
         assert seen["grids"] == [["cuda:0", "float32", 2, width]] * 2

@@ -22,6 +22,7 @@ ctypes.CDLL(sys.argv[1])  # before torch
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -55,6 +56,28 @@ def samples_of(lengths: list[int], prompt: int, shared: bool) -> list[Sample]:
     keys = [Key(0 if shared else i, 0, i if shared else 0) for i in range(len(lengths))]
     requests = [Request(key, tuple(range(prompt)), Sampling(), 0) for key in keys]
     return [make_sample(request, [1] * n, [0.0] * n, Stop.LENGTH, 0) for request, n in zip(requests, lengths, strict=True)]
+
+
+def pack_for_gpu(samples: Any, width: int, device: torch.device, *given: Any) -> packing.PackedRow:
+    """As pack_samples, with its layout computed on the host from real values."""
+    with unset_fake_temporarily():
+        row = pack_samples(samples, width, torch.device("cpu"), *given)
+    moved: packing.PackedRow = move(row)
+    return moved
+
+
+def move(value: Any) -> Any:
+    """The tensors in a nested tuple as fake ones on the GPU."""
+    if isinstance(value, Tensor):
+        return value.to(GPU)
+    return type(value)(*map(move, value)) if hasattr(value, "_fields") else value
+
+
+def list_left(value: Any, name: str = "row") -> list[str]:
+    """The tensors of a packed row that did not go where they were asked to go, the device meta."""
+    if isinstance(value, Tensor):
+        return [] if value.is_meta else [name]
+    return [left for field in getattr(value, "_fields", ()) for left in list_left(getattr(value, field), field)]
 
 
 def describe(tensor: Tensor) -> list[Any]:
@@ -112,7 +135,10 @@ def try_policy(model: Any, lengths: list[int]) -> dict[str, Any]:
 
 cases = [(dim, groups, window, shared) for dim in (64, 128) for groups in (1, 6) for window in (None, 256) for shared in (False, True)]
 SAMPLES = {shared: samples_of([1, 63, 64, 65, 700], 7, shared) for shared in (False, True)}  # real tensors of the host
+pack_samples = packing.pack_samples
+left = [list_left(pack_samples(samples, 700, torch.device("meta"))) for samples in SAMPLES.values()]
+packing.pack_samples = pack_for_gpu
 with FakeTensorMode(allow_non_fake_inputs=True):
     attention = [[case, try_attention(*case)] for case in cases]
 policy = [try_policy(build_model(), lengths) for lengths in ([3, 5], [300, 5])]  # the head in one block, and in several
-Path(sys.argv[2]).write_text(json.dumps({"attention": attention, "policy": policy}))
+Path(sys.argv[2]).write_text(json.dumps({"attention": attention, "policy": policy, "left": left}))
