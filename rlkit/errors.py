@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER = 2
@@ -18,3 +21,12 @@ class RunFailed(Exception):
 
 class Stopped(Exception):
     """Somebody asked the run to stop (SIGTERM, SIGUSR1 or Ctrl-C); it is saved and can be resumed. Exit code 75."""
+
+
+@contextmanager
+def contain_exit() -> Iterator[None]:
+    """Inside it code of somebody else that ends the process raises an ordinary error."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"it calls sys.exit({'' if error.code is None else repr(error.code)})") from error

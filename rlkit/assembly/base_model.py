@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rlkit.engines.generation_config import find_generation_config, read_end_tok
 from rlkit.engines.gguf_file import convert_gguf, require_gguf
 from rlkit.engines.lora import LoraSettings
 from rlkit.errors import UserError
+from rlkit.rewarding.spec import TRUST
 from rlkit.runtime.cache import ensure_folder, find_cache_folder
 from rlkit.runtime.manifest import hash_file
 from rlkit.runtime.model_path import GGUF, ModelPlace, is_hub_name, parse_model_path
@@ -28,10 +29,12 @@ NOT_NEEDED = ["*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.ot", f"*{GGUF}", 
 
 @dataclass(frozen=True)
 class LocatedModel:
-    """`path`: a folder, or a name of the hub; `origin`: what is in the folder, where model.path does not name it."""
+    """`path`: a folder, or a name of the hub; `origin`: what is in the folder, where model.path does not name it; `version`: the commit or
+    digest that identifies it, where its files need not be read for that."""
 
     path: str
     origin: str | None = None
+    version: Mapping[str, str] | None = None
 
 
 def locate_model(recipe: Recipe, dtype: torch.dtype, main: bool) -> LocatedModel:
@@ -46,13 +49,15 @@ def locate_model(recipe: Recipe, dtype: torch.dtype, main: bool) -> LocatedModel
         if recipe.model.revision is None:
             return LocatedModel(place.place)
         snapshot = find_snapshot(place, recipe)
-        return LocatedModel(snapshot, f"{place.place}, revision {recipe.model.revision}, commit {Path(snapshot).name}")
+        commit = Path(snapshot).name
+        return LocatedModel(snapshot, f"{place.place}, revision {recipe.model.revision}, commit {commit}", {"commit": commit})
     file = find_gguf(place, recipe)
     digest = hash_file(file)
     folder = find_cache_folder() / f"gguf-{digest[:32]}-{str(dtype).removeprefix('torch.')}"
     if main and not folder.is_dir():
         print(f"converting {file.name} to {folder}, once on this machine", flush=True)
-    return LocatedModel(str(ensure_folder(folder, lambda part: convert_gguf(file, part, dtype))), f"{file}, BLAKE3 {digest}")
+    path = str(ensure_folder(folder, lambda part: convert_gguf(file, part, dtype)))
+    return LocatedModel(path, f"{file}, BLAKE3 {digest}", {file.name: digest})
 
 
 def replace_path(recipe: Recipe, model: LocatedModel) -> Recipe:
@@ -84,23 +89,37 @@ def find_snapshot(place: ModelPlace, recipe: Recipe) -> str:
     return fetch(recipe, lambda **settings: snapshot_download(place.place, ignore_patterns=NOT_NEEDED, **settings))
 
 
+def find_commit(name: str, what: str, offline: bool) -> str:
+    """The commit at which a model of the hub is; `what`: its name in messages. Raises UserError where it cannot be found."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(fetch_by_name(what, None, offline, lambda **settings: hf_hub_download(name, "config.json", **settings))).parent.name
+
+
 def fetch(recipe: Recipe, download: Callable[..., str]) -> str:
+    """What a download of the recipe's model returns. Raises UserError."""
+    revision = recipe.model.revision
+    what = f"model.path {recipe.model.path}" + (f" with model.revision={revision}" if revision else "")
+    return fetch_by_name(what, revision, recipe.offline, download)
+
+
+def fetch_by_name(what: str, revision: str | None, offline: bool, download: Callable[..., str]) -> str:
     """What a download of the hub returns, without a network from its cache. Raises UserError."""
-    offline, revision = recipe.offline or not is_hub_reachable(), recipe.model.revision
+    offline = offline or not is_hub_reachable()
     try:
         return download(revision=revision, local_files_only=offline)
     except (OSError, ValueError) as error:  # the hub's own errors are of both kinds
         why = "the hub cannot be asked (offline=true, or no network) and it is not in the cache" if offline else str(error).splitlines()[0]
-        what = f"model.path {recipe.model.path}" + (f" with model.revision={revision}" if revision else "")
         raise UserError(f"{what} cannot be loaded: {why}") from error
 
 
 def check_models(recipe: Recipe) -> None:
-    """Raises UserError for all that files on this disk tell of a model that cannot be used; the hub is not asked for one of its names."""
+    """Raises UserError for all that makes a model unusable and that files on this disk show; the hub is not asked for one of its names."""
     for name, reward in (recipe.rewards or {}).items():
         scorer = Path(str(reward.args.get("model"))).expanduser()
         if reward.path == "reward_model" and scorer.is_dir():
-            check_model_folder(scorer, f"rewards.{name}: the reward model {scorer}", auto_class=CLASSIFIER, trust_remote_code=False)
+            code = {"auto_class": CLASSIFIER, "trust_remote_code": reward.args.get(TRUST, False)}
+            check_model_folder(scorer, f"rewards.{name}: the reward model {scorer}", key=f"rewards.{name}.args.{TRUST}", **code)
     path, revision = recipe.model.path, recipe.model.revision
     place = parse_model_path(path)
     folder = Path(place.place).expanduser()
@@ -133,7 +152,11 @@ def check_hub_config(recipe: Recipe, name: str) -> dict[str, Any]:
     """As check_folder, of a model of the hub whose other files may not be here yet."""
     from huggingface_hub import hf_hub_download
 
-    folder = Path(fetch(recipe, lambda **settings: hf_hub_download(name, "config.json", **settings))).parent
+    try:
+        folder = Path(fetch(recipe, lambda **settings: hf_hub_download(name, "config.json", **settings))).parent
+    except UserError as error:
+        beside = suggest_paths(Path(name).expanduser(), Path.is_dir, "folder")
+        raise UserError(f"model.path {name} is not a folder here{beside}\nas one of the hub: {error}") from error
     config = read_config(folder, f"model.path {name}")
     check_config(config, f"model.path {name}", auto_class=choose_auto_class(recipe), trust_remote_code=recipe.model.trust_remote_code)
     return config
@@ -147,15 +170,24 @@ def choose_auto_class(recipe: Recipe) -> str:
 def build_renderer(recipe: Recipe, path: str) -> Renderer:
     """Tokenizer and chat template of the model. Raises UserError where tokenizer, model and longest sample do not fit together."""
     model = recipe.model
+    config = check_folder(recipe, Path(path).expanduser()) if Path(path).expanduser().is_dir() else check_hub_config(recipe, path)
+    load_model_config(recipe, path)  # before the tokenizer, which reads it too and would be blamed for its faults
     renderer = Renderer(
         path, chat_template_kwargs=model.chat_template_kwargs, offline=recipe.offline, trust_remote_code=model.trust_remote_code
     )
-    config = check_folder(recipe, Path(path).expanduser()) if Path(path).expanduser().is_dir() else check_hub_config(recipe, path)
     check_length(recipe, path, config)
     size = read_text_config(config).get("vocab_size")
     if isinstance(size, int):
         renderer.check_vocabulary(size)
     return renderer
+
+
+def load_model_config(recipe: Recipe, path: str) -> Any:
+    """The configuration of the recipe's model. Raises UserError."""
+    from rlkit.engines.loading import load_config
+
+    offline = recipe.offline or not (Path(path).expanduser().is_dir() or is_hub_reachable())
+    return load_config(path, "model.path", offline=offline, trust_remote_code=recipe.model.trust_remote_code)
 
 
 def find_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:

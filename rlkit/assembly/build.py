@@ -9,7 +9,8 @@ from pathlib import Path
 from rlkit.assembly import machine, plan
 from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
-from rlkit.assembly.datasets import build_datasets, count_steps, open_sources
+from rlkit.assembly.datasets import Kind, build_datasets, count_steps, open_sources
+from rlkit.assembly.model_record import RECORD, record_models
 from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
 from rlkit.assembly.rewards import build_reward_settings, list_in_process_rewards
@@ -43,18 +44,19 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         plan.describe_sandbox(recipe)  # refused before anything is written or started
         folder = choose_folder(recipe, text, ranks)
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
-        kind = "prompts" if rewards else recipe.algorithm.reads
+        kind: Kind = "prompts" if rewards else recipe.algorithm.reads
         sources = open_sources(recipe, kind)  # a missing file is found before a model is made or downloaded
         model = locate_model(recipe, find_dtype(recipe, ranks.device), ranks.main)
         recipe, model_path = replace_path(recipe, model), model.path
         if model.origin:
             plan.check_memory(recipe)  # of a file in GGUF the shape is known now
         renderer = build_renderer(recipe, model_path)
+        record = record_models(recipe, model, folder, ranks)
         train, test, note = build_datasets(recipe, renderer, kind, sources)
         recipe = count_steps(recipe, len(train.rows))
         report = stack.enter_context(create_report(recipe, folder, ranks, model.origin))
-        if ranks.main:
-            report.write_text("recipe.yaml", text)
+        report.write_text("recipe.yaml", text)
+        report.write_json(RECORD, record)
         report.print_header()
         if note:
             report.note(note)

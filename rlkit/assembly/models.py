@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlkit.assembly import plan
-from rlkit.assembly.base_model import build_lora
+from rlkit.assembly.base_model import build_lora, load_model_config
 from rlkit.assembly.context import BuildContext, require
 from rlkit.config.recipe import Recipe
 from rlkit.engines.base import BackendFactory, Offloadable, RolloutEngine
-from rlkit.engines.loading import first_line
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.placement import Colocated
 from rlkit.engines.rope import pin_rope
@@ -81,24 +80,14 @@ def certify_model(context: BuildContext, kind: str) -> None:
     from rlkit.engines.certificate import certify
 
     certify(
-        load_config(context),
+        load_model_config(context.recipe, context.model_path),
         kind,
         where=f"model.path {context.model_path}",
         cache=find_cache_folder() / "certificates",
         checkpoint_every=context.recipe.engine.gradient_checkpointing,
         device=context.ranks.device,
+        trust_remote_code=context.recipe.model.trust_remote_code,
     )
-
-
-def load_config(context: BuildContext) -> Any:
-    """The configuration of the model, as transformers has it. Raises UserError where a value is not valid."""
-    from transformers import AutoConfig
-
-    settings = {"local_files_only": context.recipe.offline, "trust_remote_code": context.recipe.model.trust_remote_code}
-    try:
-        return AutoConfig.from_pretrained(context.model_path, **settings)
-    except Exception as error:  # each configuration checks its values in its own way
-        raise UserError(f"model.path {context.model_path}: its config.json is not valid: {first_line(error)}") from error
 
 
 def verify_weights(context: BuildContext, policy: PolicyLearner) -> None:
@@ -183,7 +172,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         sleeps=ranks.device.type == "cuda" and plan.choose_mode(recipe) != "resident",
         extra={
             "trust_remote_code": recipe.model.trust_remote_code,
-            "hf_overrides": build_overrides(load_config(context), context.dtype),
+            "hf_overrides": build_overrides(load_model_config(context.recipe, context.model_path), context.dtype),
             **plan.vllm_memory_share(recipe),
             **recipe.engine.vllm,
         },

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from rlkit.assembly.capacity import explain_gpu_excess, explain_host_excess, explain_offload_excess, format_gib
+from rlkit.assembly.model_files import CAUSAL_LM, CLASSIFIER, find_own_code
 from rlkit.assembly.shapes import find_folder, find_shape
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
@@ -15,6 +16,7 @@ from rlkit.profiling.host_estimate import LARGE_PROCESS, estimate_host_peaks
 from rlkit.profiling.model_shape import ModelShape
 from rlkit.rewarding.code_packages import find_packages
 from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
+from rlkit.rewarding.spec import TRUST
 from rlkit.runtime.hardware import count_gpus, count_visible_gpus, gpu_memory, host_memory, resident_memory
 
 NO_TEST = "none (data.test is not set: evaluation is off)"
@@ -36,6 +38,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", describe_model(recipe)),
+        *describe_own_code(recipe),
         ("data", f"{describe_sources(recipe.data.train)}; held out: {describe_sources(test) if test else NO_TEST}"),
         *([("rewards", ", ".join(f"{name} ({text})" for name, text in rewards))] if rewards else []),
         *describe_sandbox(recipe),
@@ -112,13 +115,28 @@ def describe_model(recipe: Recipe) -> str:
     return f"{recipe.model.path}{describe_size(shape) if shape else ''}{describe_adapters(recipe, shape)}, {recipe.model.dtype}"
 
 
+def describe_own_code(recipe: Recipe) -> list[tuple[str, str]]:
+    """What is done with code that comes with a model: whether it runs, or transformers' class of this type stands in its place."""
+    classifier = recipe.offline_algorithm and recipe.algorithm.learner == "reward_model"
+    models = [("model", recipe.model.path, CLASSIFIER if classifier else CAUSAL_LM, recipe.model.trust_remote_code)]
+    for name, reward in (recipe.rewards or {}).items():
+        if reward.path == "reward_model":
+            models.append((f"rewards.{name}.args", str(reward.args["model"]), CLASSIFIER, bool(reward.args.get(TRUST))))
+    lines = []
+    for key, path, auto_class, trusted in models:
+        if code := find_own_code(find_folder(path), auto_class):
+            done = "runs" if trusted else "does not run: transformers' own class of this model_type is used in its place"
+            lines.append(("own code", f"{code} of {path} {done} ({key}.{TRUST}={str(trusted).lower()})"))
+    return lines
+
+
 def describe_adapters(recipe: Recipe, shape: ModelShape | None) -> str:
     """Empty where all weights are trained."""
     lora = recipe.model.lora
     if lora.rank is None:
         return ""
     place = " on attention and dense layers, not on experts" if shape and shape.experts and lora.targets == "all-linear" else ""
-    size = f": {shape.adapters(lora.rank) / 1e6:,.1f} M" if shape else ""
+    size = f": {shape.adapters(lora.rank, name_targets(recipe)) / 1e6:,.1f} M" if shape else ""
     whole = f", and {', '.join(lora.modules_to_save)} whole" if lora.modules_to_save else ""
     return f", LoRA of rank {lora.rank}{place}{size}{whole}"
 
@@ -127,7 +145,7 @@ def describe_size(shape: ModelShape) -> str:
     """Where the numbers of the shape do not give the number of weights, both are shown."""
     size = f", {shape.parameters / 1e6:,.1f} M parameters"
     if not shape.counted:
-        return f"{size} in its files (as a Llama its config.json would have {(shape.parameters - shape.others) / 1e6:,.1f} M)"
+        return f"{size} in its files (by its config.json, read as that of a Llama, {(shape.parameters - shape.others) / 1e6:,.1f} M)"
     return f"{size}, {shape.active_parameters / 1e6:,.1f} M of them for a token" if shape.experts else size
 
 
@@ -136,7 +154,7 @@ def describe_memory(recipe: Recipe) -> list[tuple[str, str]]:
     job = build_job(recipe)
     if job is None:
         known = (find_folder(recipe.model.path) / "config.json").is_file()
-        return [("memory", f"not known {'of models of this family' if known else 'until the model is on this disk'}; model.shape tells it")]
+        return [("memory", f"not known {'of models of this family' if known else 'until the model is on this disk'}; model.shape gives it")]
     gpu, excess = find_gpu_memory(recipe), find_excess(recipe)
     if gpu is None:
         lines = [("memory", f"{describe_peaks(estimate_host_peaks(job))} a process, libraries included")]
@@ -249,11 +267,18 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
         engine=recipe.engine.rollout,
         new_tokens=recipe.max_completion_tokens,
         whole=count_whole(recipe, shape),
+        targets=name_targets(recipe),
     )
 
 
+def name_targets(recipe: Recipe) -> tuple[str, ...] | None:
+    """The layers that get adapters, where the recipe names them; None: all linear ones."""
+    targets = recipe.model.lora.targets
+    return None if isinstance(targets, str) else targets
+
+
 def count_whole(recipe: Recipe, shape: ModelShape) -> int:
-    """Weights of the layers in model.lora.modules_to_save. A layer whose name tells nothing counts as a norm."""
+    """Weights of the layers in model.lora.modules_to_save. A layer with another name counts as a norm."""
     ends = shape.vocab * shape.hidden
     known = {"lm_head": ends, "embed_tokens": ends, "experts": shape.count_experts(shape.experts) - shape.count_experts(0)}
     names = recipe.model.lora.modules_to_save if recipe.model.lora.rank else ()

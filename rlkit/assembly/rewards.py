@@ -9,7 +9,7 @@ from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.engines.placement import Placement
 from rlkit.rewarding.client import RewardClient
-from rlkit.rewarding.spec import RewardSettings
+from rlkit.rewarding.spec import TRUST, RewardSettings
 from rlkit.rollout.model_reward import ModelReward
 from rlkit.runtime.ranks import Ranks
 
@@ -22,18 +22,15 @@ def list_in_process_rewards(recipe: Recipe) -> list[str]:
 def load_reward_models(context: BuildContext, rewards: RewardClient, placement: Placement) -> None:
     """Loads the reward models, each with a phase of its own on the device."""
     from rlkit.engines.classifier import Classifier
+    from rlkit.engines.loading import load_config
 
-    recipe = context.recipe
+    recipe, what = context.recipe, "the reward model"
     for name in list_in_process_rewards(recipe):
-        path = str(require(recipe.rewards)[name].args["model"])
-        model = Classifier(
-            path,
-            context.dtype,
-            device=context.ranks.device,
-            offline=recipe.offline,
-            tokens_per_micro_batch=recipe.tokens_per_micro_batch,
-        )
-        rewards.in_process[name] = ModelReward(Renderer(path, offline=recipe.offline), model, placement.pause_rollout).score
+        args = require(recipe.rewards)[name].args
+        path, code = str(args["model"]), {"offline": recipe.offline, "trust_remote_code": args.get(TRUST, False)}
+        load_config(path, what, **code)  # before the tokenizer, which reads it too and would be blamed for its faults
+        model = Classifier(path, context.dtype, device=context.ranks.device, tokens_per_micro_batch=recipe.tokens_per_micro_batch, **code)
+        rewards.in_process[name] = ModelReward(Renderer(path, what=what, **code), model, placement.pause_rollout).score
 
 
 def build_reward_settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:

@@ -1,7 +1,8 @@
 """The shape of a model from its config.json, checked against what its files hold; no library of models is loaded.
 
-FAMILIES counts a family's weights exactly, as transformers builds it. Of any other family config.json is read as if it were a Llama's, and
-where the files hold another number of weights, the files are believed.
+FAMILIES counts a family's weights exactly, as transformers builds it. Of any other family config.json is read as if it were a Llama's.
+Where the files hold another number of weights, they are believed; of a known family only where they hold fewer, since they may hold more
+than the model (layers that predict further tokens, an image encoder).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import ShapeSection
+from rlkit.engines.weight_files import FLOATS, StoredTensor, read_header
 from rlkit.errors import UserError
 from rlkit.profiling.model_shape import ModelShape
 
@@ -24,7 +26,6 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
 SHARED_EXPERTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
 SHARED_INTERMEDIATE = ("shared_expert_intermediate_size", "shared_intermediate_size")
-FLOATS = {"F64", "F32", "F16", "BF16"}  # dtypes of weights in safetensors; any other is packed, and its elements are no weights
 PACKED = {"U8", "I8", "I32", "F8_E4M3", "F8_E5M2", "F4", "F8_E8M0"}
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 NEAR = 0.01  # by which the two counts may differ
@@ -59,7 +60,7 @@ def builtin_shape() -> ModelShape:
 
 def find_folder(path: str) -> Path:
     """The folder of a model: `path`, or the snapshot of a model of this name in the hub's cache, if there is one."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.is_dir() or path.count("/") != 1 or path.startswith(("/", ".", "~")):
         return folder
     from huggingface_hub import try_to_load_from_cache
@@ -226,9 +227,11 @@ FAMILIES: dict[str, Callable[[ModelShape, Config], ModelShape]] = {
 
 
 def correct_by_files(shape: ModelShape, config: Config, folder: Path) -> ModelShape:
-    """The shape, with the number of weights that the files hold where it is of no known family and its numbers give another."""
-    stored = None if config.get("model_type") in FAMILIES else count_stored_weights(folder, config, shape.tied)
+    """The shape, with the number of weights that the files hold where its numbers give another: fewer, or of an unknown family more."""
+    stored = count_stored_weights(folder, config, shape.tied)
     if stored is None or abs(stored - shape.parameters) <= NEAR * stored:
+        return shape
+    if config.get("model_type") in FAMILIES and stored > shape.parameters:
         return shape
     return add(shape, stored - shape.parameters, counted=False)
 
@@ -239,30 +242,19 @@ def count_stored_weights(folder: Path, config: Config, tied: bool) -> int | None
     index = folder / "model.safetensors.index.json"
     try:
         if not index.is_file():
-            return count_header(read_safetensors_header(folder / "model.safetensors"), tied)
+            return count_header(read_header(folder / "model.safetensors"), tied)
         content = json.loads(index.read_text())
         files = {folder / name for name in content["weight_map"].values()}
         if all(file.is_file() for file in files):
-            return sum(count_header(read_safetensors_header(file), tied) for file in files)
+            return sum(count_header(read_header(file), tied) for file in files)
         total = content["metadata"]
         return int(total.get("total_parameters") or total["total_size"] // BYTES[str(config.get("dtype") or config.get("torch_dtype"))])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a damaged file is refused in words where it is loaded
         return None
 
 
-def read_safetensors_header(file: Path) -> dict[str, Any]:
-    """Of a safetensors file: dtype and shape by the name of a tensor."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(min(size, file.stat().st_size)))
-    return header
-
-
-def count_header(header: Mapping[str, Any], tied: bool) -> int:
+def count_header(header: Mapping[str, StoredTensor], tied: bool) -> int:
     """Weights; a head that is the embedding does not count again. Raises ValueError where they are packed."""
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if any(entry["dtype"] in PACKED for entry in tensors.values()):
+    if any(tensor.dtype in PACKED for tensor in header.values()):
         raise ValueError("packed weights")
-    return sum(
-        prod(entry["shape"]) for name, entry in tensors.items() if entry["dtype"] in FLOATS and not (tied and name == "lm_head.weight")
-    )
+    return sum(prod(tensor.shape) for name, tensor in header.items() if tensor.dtype in FLOATS and not (tied and name == "lm_head.weight"))

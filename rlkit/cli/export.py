@@ -55,7 +55,7 @@ def export_model(arguments: list[str]) -> int:
     unfinished = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write_model(recipe, checkpoints.get_folder(step), unfinished, on_gpu)
+        write_model(recipe, folder, checkpoints.get_folder(step), unfinished, on_gpu)
         publish(unfinished, final)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{final} cannot be written: {error}") from error
@@ -105,19 +105,22 @@ def choose_step(checkpoints: Checkpoints, word: str | None) -> int:
     return int(word)
 
 
-def write_model(recipe: Recipe, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
-    """Write the model of a checkpoint, with its tokenizer, to a folder."""
+def write_model(recipe: Recipe, run: Path, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
+    """Write the model of a checkpoint of a run, with its tokenizer, to a folder. Raises UserError where model.path is another model now."""
     import torch
 
     from rlkit.assembly.base_model import build_lora, build_renderer, find_dtype, locate_model
+    from rlkit.assembly.model_record import MODEL, check_record, identify_model
     from rlkit.engines.loading import load_causal_lm, load_classifier
     from rlkit.engines.trained_model import TrainedModel
     from rlkit.engines.weight_sync import convert
 
     dtype = find_dtype(recipe, torch.device("cuda" if on_gpu else "cpu"))
-    path = locate_model(recipe, dtype, main=True).path
+    model_now = locate_model(recipe, dtype, main=True)
+    path = model_now.path
     code = {"offline": recipe.offline, "trust_remote_code": recipe.model.trust_remote_code}
     renderer = build_renderer(recipe, path)
+    check_record(run, {MODEL: identify_model(recipe, model_now)}, "put this back: a checkpoint holds only what was trained")
     if recipe.offline_algorithm and recipe.algorithm.learner == "reward_model":
         model = load_classifier(path, dtype, renderer.pad_id, **code)
         load_weights(model, checkpoint / "reward_model.safetensors", dtype)

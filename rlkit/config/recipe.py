@@ -18,6 +18,7 @@ from rlkit.algorithms.offline import COMPLETIONS_PER_ROW
 from rlkit.config.network import check_host, find_remote_urls
 from rlkit.config.renamed import answer_foreign_key, refuse_old_names
 from rlkit.config.sections import (
+    BlankValue,
     CheckpointSection,
     Count,
     CountOrZero,
@@ -27,6 +28,7 @@ from rlkit.config.sections import (
     HardwareSection,
     LaunchSection,
     ModelSection,
+    Name,
     OptimSection,
     ReportSection,
     SamplingSection,
@@ -107,7 +109,7 @@ class Recipe(Section):
     checkpoint: CheckpointSection
     report: ReportSection
     launch: LaunchSection
-    output_dir: str | None = describe_field("folder of the run; null: runs/RECIPE/TIME")
+    output_dir: Name | None = describe_field("folder of the run; null: runs/RECIPE/TIME")
     resume: Literal["auto", "never"] = describe_field("auto: go on from the last checkpoint of output_dir; never: refuse a folder in use")
     offline: bool = describe_field("true: nothing touches a network; a URL in the recipe is refused, unless it is of this machine")
     offline_hosts: tuple[Annotated[str, AfterValidator(check_host)], ...] = describe_field(
@@ -261,6 +263,7 @@ IDENTITY_FREE = frozenset(
         "checkpoint.every",
         "checkpoint.keep",
     }
+    | {"model.revision"}  # assembly/model_record.py compares the model itself
     | {"eval.every", "engine.gradient_checkpointing", "engine.memory", "engine.vllm"}
 )
 
@@ -296,7 +299,8 @@ def describe_error(error: Any, config: Mapping[str, Any]) -> list[str]:
     if error["type"] == "extra_forbidden":
         return describe_unknown_key(error["loc"], error["input"], config)
     if error["type"] == "value_error":
-        return [str(error["ctx"]["error"])]
+        cause = error["ctx"]["error"]
+        return [f"{key}={show(error['input'])} is not valid: {cause}" if isinstance(cause, BlankValue) else str(cause)]
     if error["type"] == "missing":
         return [f"{key} is not set; it has no default"]
     message = error["msg"].removeprefix("Input ")

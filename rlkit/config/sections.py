@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlkit.fields import describe_field
 
@@ -17,6 +17,21 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 NonNegative = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
+
+
+class BlankValue(ValueError):
+    """A text without a sign, where something is named by it."""
+
+
+def refuse_blank(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """The value. Raises BlankValue where it, or one of several, has no sign."""
+    if not all(text.strip() for text in ([value] if isinstance(value, str) else value)):
+        raise BlankValue("it is blank; write what is meant, or leave the key out")
+    return value
+
+
+Name = Annotated[str, AfterValidator(refuse_blank)]  # of a file, a layer, a column, a host: what no blank text can be
+Names = Annotated[tuple[str, ...], AfterValidator(refuse_blank)]
 
 
 class Section(BaseModel):
@@ -35,13 +50,13 @@ class SamplingSection(Section):
 class LoraSection(Section):
     rank: Count | None = describe_field("null: all weights are trained; a number: LoRA adapters of that rank")
     alpha: Positive = describe_field("what the adapters add is multiplied by alpha / rank")
-    targets: str | Annotated[tuple[str, ...], Field(min_length=1)] = describe_field(
+    targets: Annotated[str | Annotated[tuple[str, ...], Field(min_length=1)], AfterValidator(refuse_blank)] = describe_field(
         "all-linear: every linear layer but the head (and, in a mixture of experts, routers and experts); or a list of names: [q_proj, "
         "v_proj]"
     )
     dora: bool = describe_field("true: DoRA, a trained magnitude beside the adapters")
     rslora: bool = describe_field("true: alpha / sqrt(rank) in place of alpha / rank (rsLoRA, arXiv 2312.03732)")
-    modules_to_save: tuple[str, ...] = describe_field(
+    modules_to_save: Names = describe_field(
         "layers that are trained whole beside the adapters: [lm_head, embed_tokens], unless they share a weight"
     )
 
@@ -85,11 +100,11 @@ class ShapeSection(Section):
 
 
 class ModelSection(Section):
-    path: str = describe_field(
+    path: Name = describe_field(
         "a folder in Hugging Face format, a name of the hub, a file in GGUF (/models/x.gguf, FOLDER@x.gguf, HUB/NAME@x.gguf, "
         "pkg://PACKAGE/x.gguf), or builtin"
     )
-    revision: str | None = describe_field("of a hub name: a branch, a tag or a commit; null: main")
+    revision: Name | None = describe_field("of a hub name: a branch, a tag or a commit; null: main")
     trust_remote_code: Annotated[bool, Field(strict=True)] = describe_field(
         "true: Python code in the model's folder (auto_map in its config.json) may run here, unasked"
     )
@@ -105,29 +120,29 @@ class ModelSection(Section):
 
 
 class ColumnsSection(Section):
-    prompt: str | None = describe_field("column of the prompt: text, or a list of messages", default=None)
-    answer: str | None = describe_field("column of the reference answer, where a reward asks for one", default=None)
-    chosen: str | None = describe_field("column of the better completion of a pair", default=None)
-    rejected: str | None = describe_field("column of the worse completion of a pair", default=None)
-    completion: str | None = describe_field("column of a demonstration, or of a rated completion", default=None)
-    label: str | None = describe_field("column of the rating of a completion: true or false", default=None)
+    prompt: Name | None = describe_field("column of the prompt: text, or a list of messages", default=None)
+    answer: Name | None = describe_field("column of the reference answer, where a reward asks for one", default=None)
+    chosen: Name | None = describe_field("column of the better completion of a pair", default=None)
+    rejected: Name | None = describe_field("column of the worse completion of a pair", default=None)
+    completion: Name | None = describe_field("column of a demonstration, or of a rated completion", default=None)
+    label: Name | None = describe_field("column of the rating of a completion: true or false", default=None)
 
 
 class SourceSection(Section):
     """A source of rows. What it does not set, the section `data` sets. The user names it, so no file can hold its defaults."""
 
-    path: str = describe_field("builtin, a file (JSONL, JSON, CSV, Parquet, Arrow), a folder of them, or a dataset of the hub")
-    config: str | None = describe_field("configuration of a dataset of the hub; in short: NAME:CONFIG", default=None)
-    split: str | None = describe_field("its split; in short: NAME@SPLIT", default=None)
-    revision: str | None = describe_field("a branch, a tag or a commit of the hub; in short: NAME#REVISION", default=None)
+    path: Name = describe_field("builtin, a file (JSONL, JSON, CSV, Parquet, Arrow), a folder of them, or a dataset of the hub")
+    config: Name | None = describe_field("configuration of a dataset of the hub; in short: NAME:CONFIG", default=None)
+    split: Name | None = describe_field("its split; in short: NAME@SPLIT", default=None)
+    revision: Name | None = describe_field("a branch, a tag or a commit of the hub; in short: NAME#REVISION", default=None)
     weight: Positive | None = describe_field(
         "share of this source in a mixture, beside the weights of the others; null for all: one shuffle of all rows", default=None
     )
     columns: ColumnsSection | None = describe_field("as data.columns, of this source", default=None)
     chat: bool | None = describe_field("as data.chat, of this source", default=None)
     system: str | None = describe_field("as data.system, of this source", default=None)
-    template: str | None = describe_field("as data.template, of this source", default=None)
-    answer_pattern: str | None = describe_field("as data.answer_pattern, of this source", default=None)
+    template: Name | None = describe_field("as data.template, of this source", default=None)
+    answer_pattern: Name | None = describe_field("as data.answer_pattern, of this source", default=None)
 
 
 def parse_sources(value: Any) -> Any:
@@ -153,13 +168,13 @@ class HardwareSection(Section):
 class DataSection(Section):
     train: Sources = describe_field("one source, or several by name: {a: {path: a.jsonl, weight: 3}, b: {path: b.jsonl}}")
     test: Sources | None = describe_field("held-out rows, in the same form; null: evaluation is off")
-    curriculum: str | None = describe_field("a column of numbers: each pass over a source goes from small to large")
+    curriculum: Name | None = describe_field("a column of numbers: each pass over a source goes from small to large")
     epochs: Positive | None = describe_field("passes over the rows, instead of steps (steps=null); skipped rows count too")
     columns: ColumnsSection
     chat: bool | None = describe_field("text is a user's message (true) or raw text (false); null: raw where the column is called prompt")
     system: str | None = describe_field("a system message before every prompt")
-    template: str | None = describe_field("a Jinja template of the prompt over the row's columns")
-    answer_pattern: str | None = describe_field("a regular expression with one group that extracts the answer from its column")
+    template: Name | None = describe_field("a Jinja template of the prompt over the row's columns")
+    answer_pattern: Name | None = describe_field("a regular expression with one group that extracts the answer from its column")
     on_long: Literal["drop", "cut"] = describe_field(
         "a prompt longer than max_prompt_tokens: drop it, or cut its beginning; counted either way"
     )
@@ -234,11 +249,11 @@ class ReportSection(Section):
     roofline: bool = describe_field(
         "compare each phase with the least time that this machine needs; an unknown machine is measured at start"
     )
-    wandb: str | None = describe_field("a project name; null: off")
+    wandb: Name | None = describe_field("a project name; null: off")
 
 
 class LaunchSection(Section):
-    address: str | None = describe_field(
+    address: Name | None = describe_field(
         "of a Ray cluster, host:port; null: RAY_ADDRESS or the one here, else one started for this run (local: always)"
     )
     nodes: Count = describe_field(
@@ -249,10 +264,8 @@ class LaunchSection(Section):
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = describe_field(
         "at which the processes meet, on the first node; null: a free one"
     )
-    interface: str | None = describe_field("of the network, for gloo and NCCL; null: the one that has the node's address")
-    env: tuple[str, ...] = describe_field(
-        "environment variables that go to the nodes, beside RLKIT_*, HF_*, NCCL_*, VLLM_*, OMP_NUM_THREADS"
-    )
+    interface: Name | None = describe_field("of the network, for gloo and NCCL; null: the one that has the node's address")
+    env: Names = describe_field("environment variables that go to the nodes, beside RLKIT_*, HF_*, NCCL_*, VLLM_*, OMP_NUM_THREADS")
     watchdog_minutes: Positive = describe_field("without any progress on any process, after which all are ended", unit="minutes")
     max_restarts: CountOrZero = describe_field("from the last checkpoint, after a process or a node was lost")
     wait_minutes: Positive = describe_field("for enough nodes, at a restart", unit="minutes")

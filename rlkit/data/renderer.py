@@ -10,7 +10,8 @@ from typing import Any
 from rlkit.data.availability import is_hub_reachable, suggest_paths
 from rlkit.data.rows import show, truncate
 from rlkit.engines.generation_config import find_generation_config, read_end_tokens
-from rlkit.errors import UserError
+from rlkit.engines.own_code import find_failed_file
+from rlkit.errors import UserError, contain_exit
 from rlkit.runtime.model_path import is_hub_name
 
 TextOrChat = str | Sequence[Mapping[str, Any]]  # raw text, or a chat
@@ -26,7 +27,10 @@ class TextTooLong(Exception):
 
 
 class Renderer:
-    """Tokenizer of the model at `model_path` (folder or hub name). Raises UserError where it is missing or cannot be read."""
+    """Tokenizer of the model at `model_path` (folder or hub name), which messages call `what`.
+
+    Raises UserError where it is missing or cannot be read.
+    """
 
     def __init__(
         self,
@@ -35,11 +39,13 @@ class Renderer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         offline: bool = False,
         trust_remote_code: bool = False,
+        what: str = "model.path",
     ) -> None:
         self._path = str(model_path)
+        self._where = f"{what} {self._path}"
         offline = offline or (not Path(self._path).expanduser().is_dir() and not is_hub_reachable())
         self._kwargs = dict(chat_template_kwargs or {})
-        self._tokenizer = _load_tokenizer(self._path, offline, trust_remote_code)
+        self._tokenizer = _load_tokenizer(self._path, self._where, offline, trust_remote_code)
         starts = self._tokenizer("").input_ids
         self.vocabulary: int | None = None  # tokens that the model knows, where that is known
         self._bos = [starts[0]] if starts and starts[0] == self._tokenizer.bos_token_id else []
@@ -83,7 +89,7 @@ class Renderer:
         if not whole.startswith(before):
             at = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
             raise UserError(
-                f"the chat template of model.path {self._path} writes another prompt once a reply follows it, so that what is learned "
+                f"the chat template of {self._where} writes another prompt once a reply follows it, so that what is learned "
                 f"would not follow what is asked:\nasked:   ...{before[max(at - 40, 0) : at + 60]!r}\n"
                 f"replied: ...{whole[max(at - 40, 0) : at + 60]!r}\n"
                 "set model.chat_template_kwargs so that both agree (enable_thinking=false for many), or put another chat template there"
@@ -108,7 +114,7 @@ class Renderer:
         for what, found in (("tokens up to the id", ids - special), ("a special token (EOS, BOS or padding) of the id", ends)):
             if found and max(found) >= size:
                 raise UserError(
-                    f"model.path {self._path}: its tokenizer has {what} {max(found)}, and its config.json (vocab_size) a model that knows "
+                    f"{self._where}: its tokenizer has {what} {max(found)}, and its config.json (vocab_size) a model that knows "
                     f"{size} tokens, 0 to {size - 1}; take the tokenizer that belongs to the model, or resize its embedding"
                 )
         self.vocabulary = size
@@ -134,14 +140,14 @@ class Renderer:
         ids = list(self._tokenizer(text, add_special_tokens=False).input_ids)
         if self.vocabulary is not None and (largest := max(ids, default=0)) >= self.vocabulary:
             token = self._tokenizer.convert_ids_to_tokens(largest)
-            raise PromptRefused(f"holds the token {largest} ({token!r}), and the model of model.path {self._path} knows {self.vocabulary}")
+            raise PromptRefused(f"holds the token {largest} ({token!r}), and the model of {self._where} knows {self.vocabulary}")
         return ids
 
     def _apply_chat_template(self, chat: Sequence[Mapping[str, Any]], tools: Tools, *, opened: bool) -> str:
         """The chat template's text; opened: ready for the assistant's turn, or within it where the last message is the assistant's."""
         if not self._tokenizer.chat_template:
             raise UserError(
-                f"model.path {self._path} has no chat template, and the prompts are messages\n"
+                f"{self._where} has no chat template, and the prompts are messages\n"
                 "put a chat_template.jinja into its folder, take an instruct model, or set data.chat=false where rows hold text"
             )
         messages = [dict(m) for m in chat]
@@ -151,9 +157,7 @@ class Renderer:
             return str(self._tokenizer.apply_chat_template(messages, tools=list(tools) or None, tokenize=False, **turn, **self._kwargs))
         except Exception as error:  # templates add what cannot be added, and raise what their authors like
             why = truncate(str(error) or type(error).__name__)
-            raise PromptRefused(
-                f"the chat template of model.path {self._path} refuses a prompt: {why}\nprompt: {show(messages, 300)}"
-            ) from error
+            raise PromptRefused(f"the chat template of {self._where} refuses a prompt: {why}\nprompt: {show(messages, 300)}") from error
 
     def _find_eos_ids(self, offline: bool) -> frozenset[int]:
         """The tokenizer's EOS and those of generation_config.json: chat models end a turn with another token than a text."""
@@ -179,21 +183,24 @@ def _append_reply(chat: Sequence[Mapping[str, Any]], reply: Mapping[str, Any]) -
     return [*chat[:-1], {**chat[-1], **reply, "content": f"{chat[-1]['content']}{reply['content']}"}]
 
 
-def _load_tokenizer(path: str, offline: bool, trust_remote_code: bool) -> Any:
+def _load_tokenizer(path: str, where: str, offline: bool, trust_remote_code: bool) -> Any:
     folder = Path(path).expanduser()
     is_folder = folder.is_dir()
     beside = "" if is_folder else suggest_paths(folder, Path.is_dir, "folder")
     if not is_folder and not is_hub_name(path):
-        raise UserError(f"model.path {path} does not exist{beside}")
+        raise UserError(f"{where} does not exist{beside}")
     from transformers import AutoTokenizer
 
     try:
         settings = {"local_files_only": offline or is_folder, "trust_remote_code": trust_remote_code}  # None would ask on stdin
-        return AutoTokenizer.from_pretrained(str(folder) if is_folder else path, **settings)
+        with contain_exit():
+            return AutoTokenizer.from_pretrained(str(folder) if is_folder else path, **settings)
     except Exception as error:  # transformers, tokenizers and the hub each raise their own kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        if file := find_failed_file(error):
+            raise UserError(f"{where}: code of its own, {file}, cannot be run: {type(error).__name__}: {reason}") from error
         if is_folder:
             files = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-            raise UserError(f"model.path {path} holds no tokenizer that can be read (in it: {files}): {reason}") from error
+            raise UserError(f"{where} holds no tokenizer that can be read (in it: {files}): {reason}") from error
         why = "the hub cannot be asked (offline=true, or no network) and it is not in the cache" if offline else reason
-        raise UserError(f"model.path {path} is not a folder here{beside}\nas a model of the hub it cannot be loaded: {why}") from error
+        raise UserError(f"{where} is not a folder here{beside}\nas a model of the hub it cannot be loaded: {why}") from error

@@ -16,6 +16,7 @@ from rlkit.errors import UserError
 from rlkit.runtime.cache import find_cache_folder
 
 FOLDER = "checked_rows"  # in the cache folder of rlkit; an empty file for each check that found nothing
+LONG = 500_000  # rows that are announced: about five seconds
 FIRST_ROWS = 100_000  # of rows that lie in no file: looked at each time, about a second; later ones as they are read
 
 
@@ -29,6 +30,8 @@ def check_once(reader: RowReader[Any], settings: object) -> None:
         done = find_cache_folder() / FOLDER / hash_check(reader.rows.files, settings)
     if done is not None and done.exists():
         return
+    if len(reader) >= LONG and os.environ.get("RANK", "0") == "0":
+        print(f"looking at the {len(reader):,} rows of {reader.rows.name}, once until they or their settings change", flush=True)
     reader.check()
     if done is not None:
         with contextlib.suppress(OSError):

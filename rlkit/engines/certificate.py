@@ -26,7 +26,7 @@ from rlkit.engines.heads import LastTokenScorer, TokenScorer
 from rlkit.engines.loading import KINDS
 from rlkit.engines.packing import TokenizedSample
 from rlkit.engines.sequence_parallel import SequenceParallelGroup
-from rlkit.errors import UserError
+from rlkit.errors import UserError, contain_exit
 from rlkit.ops import logprobs as ops_logprobs
 from rlkit.types import Key
 
@@ -64,21 +64,25 @@ SOURCES = (ops_logprobs, heads, packing, rope, training_shape, twin)  # what a c
 TRANSIENT = ("_name_or_path", "transformers_version", "dtype", "use_cache", "_attn_implementation_internal")  # of a configuration
 
 
-def certify(config: Any, kind: str, *, where: str, cache: Path, checkpoint_every: int, device: torch.device) -> None:
-    """Checks the twin of a model with this configuration, of one of KINDS, where this was not done before; `where`: the model's name in
-    messages, `cache`: a folder. Raises UserError where packed samples are not what transformers computes of each alone."""
+def certify(
+    config: Any, kind: str, *, where: str, cache: Path, checkpoint_every: int, device: torch.device, trust_remote_code: bool = False
+) -> None:
+    """Checks the twin of a model with this configuration, of one of KINDS, where this was not done before; with code of its own each time,
+    for this code may change. `where`: the model's name in messages, `cache`: a folder. Raises UserError where packed samples are not what
+    transformers computes of each alone."""
     import transformers
 
     auto = getattr(transformers, KINDS[kind])
-    model_class = find_class(auto, config)
+    own_code = trust_remote_code and auto.__name__ in (getattr(config, "auto_map", None) or {})
+    model_class = None if own_code else find_class(auto, config)
     if model_class is not None:
         packing.check_attention(model_class, config)
     found = cache / f"{describe(config, kind, checkpoint_every, device)}.json"
-    if found.is_file():
+    if found.is_file() and not own_code:
         return
     try:
-        with silence():
-            plain = twin.build_twin(config, auto, LONGEST)
+        with silence(), contain_exit():
+            plain = twin.build_twin(config, auto, LONGEST, own_code)
     except Exception as error:  # of any kind: the code of each family is another
         raise UserError(
             f"{where}: a small model of its configuration, by which it is checked, cannot be built: {type(error).__name__}: "
@@ -89,7 +93,8 @@ def certify(config: Any, kind: str, *, where: str, cache: Path, checkpoint_every
     if difference:
         kind = config.get_text_config().model_type
         raise UserError(f"{where}: models of type {kind} cannot be trained exactly: {difference.describe()}; choose another model.path")
-    write_certificate(found, config)
+    if not own_code:
+        write_certificate(found, config)
 
 
 @contextmanager

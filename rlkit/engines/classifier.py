@@ -16,8 +16,18 @@ from rlkit.ops.masking import pad_rows
 class Classifier:
     """A frozen classifier that can be moved to the host. Raises UserError where `path` holds none with one label."""
 
-    def __init__(self, path: str, dtype: torch.dtype, *, device: torch.device, offline: bool, tokens_per_micro_batch: int = 16384) -> None:
-        model = load_pretrained("sequence classifier", path, "the reward model", offline=offline, unused=(LANGUAGE_HEAD,), dtype=dtype)
+    def __init__(
+        self,
+        path: str,
+        dtype: torch.dtype,
+        *,
+        device: torch.device,
+        offline: bool,
+        trust_remote_code: bool = False,
+        tokens_per_micro_batch: int = 16384,
+    ) -> None:
+        code, what = {"offline": offline, "trust_remote_code": trust_remote_code}, "the reward model"
+        model = load_pretrained("sequence classifier", path, what, unused=(LANGUAGE_HEAD,), dtype=dtype, **code)
         if model.config.num_labels != 1:
             raise UserError(f"the reward model {path} has {model.config.num_labels} labels; expected a classifier with one")
         self.model = model.eval().requires_grad_(False)

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from rlkit.engines.loading import check_tensors, first_line
+from rlkit.engines.loading import check_finite, check_tensors, first_line
+from rlkit.engines.weight_files import check_written, list_some, read_header
 from rlkit.errors import UserError
 
 HEAD_SIZE = "attention.key_length"
@@ -38,13 +39,12 @@ KNOWN_KEYS = REQUIRED_KEYS | HEAD_KEYS | {"rope.freq_base", "vocab_size"}
 TENSOR = re.compile(
     r"(token_embd|output|output_norm|blk\.\d+\.(attn_(norm|q|k|v|output|q_norm|k_norm)|ffn_(norm|gate|up|down)))\.(weight|bias)"
 )
-NAMED = 3  # tensors or keys in a message
 LINK = "model.gguf"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of its model. keys: those of the architecture, without its name; elements: of all tensors together."""
+    """The header of a GGUF file. keys: those of the architecture, without its name; elements: of all tensors together."""
 
     architecture: str
     keys: dict[str, Any]
@@ -62,17 +62,19 @@ def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> None:
     Raises UserError where the package gguf is not installed, where the file is damaged, or holds what transformers would not read.
     """
     where = f"model.path {file}"
-    header = read_header(file, where)
+    header = read_gguf_header(file, where)
     check_header(header, where)
     with tempfile.TemporaryDirectory() as place:  # where nothing lies beside the file: transformers would read a tokenizer.json there
         (Path(place) / LINK).symlink_to(file.absolute())
         with redirect_stderr(io.StringIO()):  # progress bars
             model, tokenizer = load_gguf(place, header, dtype, where)
             model.save_pretrained(folder)
+            for part in folder.glob("*.safetensors"):
+                check_written(part, read_header(part), where)
             tokenizer.save_pretrained(folder)
 
 
-def read_header(file: Path, where: str) -> Header:
+def read_gguf_header(file: Path, where: str) -> Header:
     """Raises UserError where the file is no whole GGUF file, or the package gguf is not installed."""
     require_gguf(where)
     from gguf import GGUFReader
@@ -81,14 +83,7 @@ def read_header(file: Path, where: str) -> Header:
         reader = GGUFReader(file)
         values = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.ggml.token")}
         architecture = str(values["general.architecture"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        OverflowError,
-    ) as error:  # whatever numpy says of bytes that are not there
+    except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError) as error:  # numpy's, of bytes that are not there
         raise UserError(
             f"{where} cannot be read as a GGUF file: {first_line(error)}; it is damaged or incomplete, copy it again"
         ) from error
@@ -122,12 +117,9 @@ def check_header(header: Header, where: str) -> None:
         known = ", ".join(f"gpt2/{splits}" for splits in SPLITS)
         raise UserError(f"{where} has {kind}; from GGUF those of the kinds {known} are read; {others}")
     faults = [
-        f"{words} {', '.join(sorted(names)[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+        f"{words} {list_some(sorted(names))}"
         for words, names in (
-            (
-                "its header lacks",
-                (REQUIRED_KEYS | ARCHITECTURES[header.architecture]) - header.keys.keys(),
-            ),
+            ("its header lacks", (REQUIRED_KEYS | ARCHITECTURES[header.architecture]) - header.keys.keys()),
             ("its header has keys that are not read:", header.keys.keys() - KNOWN_KEYS),
             ("it has tensors that are not read:", {name for name in header.tensors if not TENSOR.fullmatch(name)}),
         )
@@ -151,6 +143,7 @@ def load_gguf(place: str, header: Header, dtype: torch.dtype, where: str) -> tup
     except Exception as error:  # gguf, transformers and tokenizers each raise their own kinds
         raise UserError(f"{where} cannot be read by transformers {transformers.__version__}: {first_line(error)}") from error
     check_model(model, info, header, where)
+    check_finite(where, model)
     model.hf_quantizer, model.is_quantized = None, False  # they are plain weights now; transformers would refuse to write them
     del model.config.quantization_config
     vars(model.config).pop("_model_name_or_path", None)  # general.name of the file

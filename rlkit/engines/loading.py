@@ -6,7 +6,7 @@ Transformers' from_pretrained gives random values to tensors that the files lack
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
@@ -16,15 +16,16 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rlkit.engines import quantization
+from rlkit.engines.own_code import find_failed_file
 from rlkit.engines.packing import restore_soft_cap
 from rlkit.engines.routers import compute_routers_in_float32
 from rlkit.engines.training_shape import set_training_shape
-from rlkit.errors import UserError
+from rlkit.engines.weight_files import list_some
+from rlkit.errors import UserError, contain_exit
 
 KINDS = {"causal language model": "AutoModelForCausalLM", "sequence classifier": "AutoModelForSequenceClassification"}
-DAMAGED = (SafetensorError, EOFError, UnpicklingError)
+DAMAGE = "a file of it is damaged or incomplete, download or copy it again"
 LANGUAGE_HEAD, SCORE_HEAD = "lm_head.", "score."  # how the names of a head's tensors begin
-NAMED = 3  # tensors in a message
 
 
 def load_causal_lm(
@@ -67,6 +68,19 @@ def load_classifier(
     return set_training_shape(model, checkpoint_every)
 
 
+def load_config(path: str, what: str, *, offline: bool, trust_remote_code: bool) -> Any:
+    """The configuration of a model, as transformers has it. Raises UserError where a value is not valid, or code of its own fails."""
+    from transformers import AutoConfig
+
+    try:
+        with contain_exit():
+            return AutoConfig.from_pretrained(path, local_files_only=offline, trust_remote_code=trust_remote_code)
+    except Exception as error:  # each configuration checks its values in its own way
+        file = find_failed_file(error)
+        fault = f"code of its own, {file}, cannot be run" if file else "its config.json is not valid"
+        raise UserError(f"{what} {path}: {fault}: {first_line(error)}") from error
+
+
 def checkpoint_names(model: Any) -> list[str]:
     """Every tensor of the model's checkpoint, the tied ones too; not the constants of 4-bit weights."""
     return [name for name in model.state_dict() if ".weight." not in name]
@@ -81,7 +95,6 @@ def load_pretrained(
     such model, or not all of it. Its generation_config.json is not read: it would change sampling, or be refused when the model is saved.
     """
     import transformers
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
     settings |= {"local_files_only": offline, "trust_remote_code": trust_remote_code, "generation_config": transformers.GenerationConfig()}
@@ -91,37 +104,47 @@ def load_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **(settings | more)
         )
         check_tensors(f"{what} {path}", type(model).__name__, info, unused)
-        check_tied(f"{what} {path}", model)
+        if "device_map" not in more:
+            check_tied(f"{what} {path}", model)
         check_finite(f"{what} {path}", model)
         restore_soft_cap(model)
         return model
 
-    def load_names() -> None:  # and shapes, without memory for the weights
+    def load_names() -> None:  # and shapes, without memory for the weights; with ZeRO 3 transformers compares neither as it loads
         with without_zero3():
-            load(device_map="meta")
+            load(device_map="meta", quantization_config=None)
 
+    where = f"{what} {path} cannot be loaded as a {kind}"
     disable_progress_bar()
     verbosity = get_verbosity()
     set_verbosity_error()  # its warnings are about what is refused here, and about a new head
     try:
-        if is_deepspeed_zero3_enabled():  # then transformers does not look for unexpected tensors, and only rank 0 checks shapes
-            load_names()
+        refuse_other_files(where, load_names)  # a config.json of another model may ask for more memory than there is
         return load()
-    except UserError:
-        raise
-    except Exception as error:  # transformers raises what its parts raise; what is not about the files is raised again
-        where = f"{what} {path} cannot be loaded as a {kind}"
-        if isinstance(error, DAMAGED) or "PytorchStreamReader" in str(error):
-            raise UserError(f"{where}: {first_line(error)}; a file of it is damaged or incomplete, download or copy it again") from error
-        try:
-            load_names()
-        except UserError:
-            raise
-        except Exception as reason:  # noqa: BLE001  of the same kinds, and of the files, since no device was used
-            raise UserError(f"{where}: {first_line(reason)}; its config.json or its files are not those of such a model") from error
-        raise  # an error of the device or of another process
+    except Exception as error:
+        if is_damage(error):
+            raise UserError(f"{where}: {first_line(error)}; {DAMAGE}") from error
+        raise  # UserError, or an error of the device or of another process
     finally:
         set_verbosity(verbosity)
+
+
+def refuse_other_files(where: str, load_names: Callable[[], None]) -> None:
+    """Raises UserError where a model cannot be built of its files, even without a device and memory."""
+    try:
+        with contain_exit():
+            load_names()
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises what its parts raise, and code that comes with a model what it likes
+        if file := find_failed_file(error):
+            raise UserError(f"{where}: code of its own, {file}, cannot be run: {first_line(error)}") from error
+        advice = DAMAGE if is_damage(error) else "its config.json or its files are not those of such a model"
+        raise UserError(f"{where}: {first_line(error)}; {advice}") from error
+
+
+def is_damage(error: Exception) -> bool:
+    return isinstance(error, (SafetensorError, EOFError, UnpicklingError)) or "PytorchStreamReader" in str(error)
 
 
 def check_tensors(where: str, model: str, info: dict[str, Any], unused: tuple[str, ...] = ()) -> None:
@@ -130,7 +153,7 @@ def check_tensors(where: str, model: str, info: dict[str, Any], unused: tuple[st
     missing, unexpected = ({name for name in info[key] if not name.startswith(unused)} for key in ("missing_keys", "unexpected_keys"))
     reshaped = {f"{name} {[*held]} instead of {[*own]}" for name, held, own in info["mismatched_keys"] if not name.startswith(unused)}
     faults = [
-        f"{len(names)} {word} ({', '.join(sorted(names)[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+        f"{len(names)} {word} ({list_some(sorted(names))})"
         for word, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
         if names
     ]
@@ -146,7 +169,7 @@ def check_tensors(where: str, model: str, info: dict[str, Any], unused: tuple[st
 
 
 def check_tied(where: str, model: Any) -> None:
-    """Raises UserError where the configuration says that head and embedding are one tensor, and the files hold two different ones."""
+    """Raises UserError where head and embedding are one tensor by the configuration, and the files hold two different ones."""
     head, embedding = (getattr(get(), "weight", None) for get in (model.get_output_embeddings, model.get_input_embeddings))
     asked = getattr(model, "_tied_weights_keys", None) and getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     if asked and head is not None and head is not embedding:

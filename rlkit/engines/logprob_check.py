@@ -20,7 +20,7 @@ class LogprobCheck:
     """Compares sampler and trainer before an optimizer step.
 
     limit: of the mean absolute difference, nats; None: no limit. suspect: a smaller difference from which the weights themselves are
-    compared: where they are the same it is rounding, which `warn` says once. Rounding in bfloat16 grows with depth: of SmolLM2-135M's
+    compared: where they are the same it is rounding, which `warn` reports once. Rounding in bfloat16 grows with depth: of SmolLM2-135M's
     own samples transformers alone is 0.029 off its float32, and two engines are 0.041 apart.
     """
 

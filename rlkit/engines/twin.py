@@ -41,23 +41,24 @@ def build_twin_config(config: Any, narrow: bool = True) -> Any:
     return type(config).from_dict(shrink(config.to_dict(), narrow))
 
 
-def build_twin(config: Any, auto: Any, longest: int) -> Any:
-    """A random model in float32 on the CPU in evaluation mode; `auto`: AutoModelForCausalLM or another, `longest`: tokens of its samples.
+def build_twin(config: Any, auto: Any, longest: int, own_code: bool = False) -> Any:
+    """A random model in float32 on the CPU in evaluation mode; `auto`: AutoModelForCausalLM or another, `longest`: tokens of its samples,
+    `own_code`: its class is the one that comes with its files.
 
     Where narrow layers do not fit each other in a family, its layers are as wide as the model's. Raises the errors of transformers where
     neither can be built and run, and ValueError where the twin is too large.
     """
     try:
-        return build_and_run(build_twin_config(config), auto, longest)
+        return build_and_run(build_twin_config(config), auto, longest, own_code)
     except Exception as error:  # noqa: BLE001 of any kind: each family has its own ways to refuse sizes
         try:
-            return build_and_run(build_twin_config(config, narrow=False), auto, longest)
-        except Exception:  # noqa: BLE001 the first error says more
+            return build_and_run(build_twin_config(config, narrow=False), auto, longest, own_code)
+        except Exception:  # noqa: BLE001 the first error is the one that helps
             raise error from None
 
 
-def build_and_run(config: Any, auto: Any, longest: int) -> Any:
-    code = {"trust_remote_code": type(config) not in auto._model_mapping}  # a class that came with the files was allowed to; never ask
+def build_and_run(config: Any, auto: Any, longest: int, own_code: bool) -> Any:
+    code = {"trust_remote_code": own_code}  # None would ask on stdin
     with torch.device("meta"):
         size = sum(weights.numel() for weights in auto.from_config(config, **code).parameters())
     if size > LARGEST:

@@ -57,14 +57,20 @@ class Job:
     engine: str = "vllm"  # of rollouts
     new_tokens: int = 0  # of the longest completion
     whole: int = 0  # weights that are trained beside adapters
+    targets: tuple[str, ...] | None = None  # names of the layers that get adapters; None: all linear ones
+
+    @property
+    def adapters(self) -> int:
+        """Weights of the adapters."""
+        return 0 if self.rank is None else self.shape.adapters(self.rank, self.targets)
 
     @property
     def trained(self) -> int:
-        return self.shape.parameters if self.rank is None else self.shape.adapters(self.rank) + self.whole
+        return self.shape.parameters if self.rank is None else self.adapters + self.whole
 
     @property
     def parameters(self) -> int:
-        return self.shape.parameters + (0 if self.rank is None else self.shape.adapters(self.rank))
+        return self.shape.parameters + self.adapters
 
 
 def estimate_weights(job: Job) -> float:
@@ -113,14 +119,15 @@ def resolve_zero_stage(zero_stage: int, world: int) -> int:
     return max(1, zero_stage if world > 1 or zero_stage == 3 else 1)
 
 
-def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None = None, sparse: bool = False) -> int:
+def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None = None, sparse: bool = False, maps: int = 7) -> int:
     """Bytes that a layer keeps of each token for its backward pass; letters b = width, h, i, and q, k, v, o of all heads.
 
     Two norms: the input in float32, the output, and the normalised input where the norm's weights are trained, h (4 + 2 b) each; of
     compressed queries, keys and values as much of each; with norms of queries and keys also (q + k)(4 + b). Queries, keys, values, the
     output of attention and its log-sums, (q + k + v + o) b and 4 for each head. Gate, up, the activated gate and its product with up,
-    4 i b. Adapters: the output of each A, 7 rank b. In a sparse layer instead of the MLP: of each expert of a token its own 4 i b, its
-    input and output, 2 h b, and four numbers of 8 bytes; of the router E (4 + b); and the shared experts as an MLP.
+    4 i b. Adapters: the output of each A, rank b for each of the `maps` that have one. In a sparse layer instead of the MLP: of each expert
+    of a token its own 4 i b, its input and output, 2 h b, and four numbers of 8 bytes; of the router E (4 + b); and the shared experts as
+    an MLP.
     """
     heads = shape.heads * shape.head_dim
     q, k, v, o = heads, shape.kv_heads * shape.head_dim, shape.kv_heads * shape.head_dim, heads
@@ -131,13 +138,14 @@ def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None =
     mlp = 4 * (shape.shared_intermediate if sparse else shape.intermediate) * width
     if sparse:
         mlp += shape.experts_per_token * ((4 * shape.expert_intermediate + 2 * shape.hidden) * width + 32) + shape.experts * (4 + width)
-    return norms + (q + k + v + o + 7 * (rank or 0)) * width + mlp + 4 * shape.heads
+    return norms + (q + k + v + o + maps * (rank or 0)) * width + mlp + 4 * shape.heads
 
 
 def estimate_activations(job: Job, more: float = 0.0) -> float:
     """Of all layers; of recomputed layers only the input, and one complete layer at a time. `more`: bytes of a token in each layer."""
     shape, layers = job.shape, job.shape.layers
-    dense, sparse = (estimate_layer_activations(shape, job.width, job.rank, kind) + more for kind in (False, True))
+    maps = 7 if job.targets is None else min(7, len(job.targets))
+    dense, sparse = (estimate_layer_activations(shape, job.width, job.rank, kind, maps) + more for kind in (False, True))
     mean = dense + (sparse - dense) * shape.sparse_layers / layers
     largest = max(dense if shape.sparse_layers < layers else 0.0, sparse if shape.sparse_layers else 0.0)
     recomputed = -(-layers // job.checkpointing) if job.checkpointing else 0

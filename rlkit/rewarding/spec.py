@@ -15,6 +15,7 @@ from rlkit.rewarding.job import WorkerReward
 
 PositiveCount = Annotated[int, Field(strict=True, ge=1)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
+TRUST = "trust_remote_code"  # a key of the args of a reward model; that of the recipe's model is for the recipe's model
 DEFAULT_CPU_PER_TIMEOUT = 2.0  # CPU seconds for each second of the timeout
 
 
@@ -60,8 +61,14 @@ class RewardSpec(BaseModel):
 
     @model_validator(mode="after")
     def check_model(self) -> RewardSpec:
-        if self.path == "reward_model" and set(self.args) != {"model"}:
-            raise ValueError(f"path=reward_model takes args={{model: FOLDER}}, a folder or hub name of a classifier; here args={self.args}")
+        if self.path != "reward_model":
+            return self
+        model, trusted = self.args.get("model"), self.args.get(TRUST, False)
+        if not isinstance(model, str) or not model.strip() or self.args.keys() - {"model", TRUST} or not isinstance(trusted, bool):
+            raise ValueError(
+                "path=reward_model takes args={model: FOLDER}, a folder or hub name of a classifier, and trust_remote_code: true where its "
+                f"own code may run here; here args={self.args}"
+            )
         return self
 
     @property

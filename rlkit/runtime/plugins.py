@@ -8,9 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from zlib import crc32
 
+from rlkit.errors import contain_exit
+
 
 def import_file(file: Path) -> ModuleType:
-    """Imports the file once and returns its module. The module name contains a hash of the path: files of the same name do not collide."""
+    """Imports the file once and returns its module. Raises whatever the file raises, and RuntimeError where it ends the process.
+
+    The module name contains a hash of the path: files of the same name do not collide."""
     name = f"rlkit_file_{file.stem}_{crc32(str(file).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
@@ -21,8 +25,9 @@ def import_file(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses and pickle look up the module
     try:
-        spec.loader.exec_module(module)
-    except BaseException:  # also sys.exit: an incomplete module must not be found again
+        with contain_exit():
+            spec.loader.exec_module(module)
+    except BaseException:  # an incomplete module must not be found again
         del sys.modules[name]
         raise
     return module

@@ -57,3 +57,22 @@ def test_a_model_with_fewer_tokens_than_its_tokenizer_is_refused(tiny_model: Pat
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 258}))
     with pytest.raises(UserError, match=r"a special token .* of the id 258, and its .* a model that knows 258 tokens"):
         build_renderer(read(f"model.path={folder}"), str(folder))
+
+
+@pytest.mark.parametrize("settings", [{"num_hidden_layers": "two"}, {"layer_types": ["a"]}], ids=lambda value: next(iter(value)))
+def test_a_fault_of_the_config_is_not_put_on_the_tokenizer(settings: dict[str, object], tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, folder := tmp_path / "model")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(UserError, match=f"^model.path {folder}: its config.json is not valid: .*{next(iter(settings))[:4]}"):
+        build_renderer(read(f"model.path={folder}"), str(folder))
+
+
+def test_a_name_that_is_neither_here_nor_in_the_cache_is_refused_with_what_is_near(
+    hub: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+    with pytest.raises(
+        UserError, match=r"^model.path modle is not a folder here; in .* there is model\nas one of the hub: .* the hub cannot"
+    ):
+        build_renderer(read("model.path=modle"), "modle")

@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlkit import run as door
+from rlkit.assembly import plan
 from rlkit.assembly.model_files import ALL_MODELS, CAUSAL_LM, CLASSIFIER, ENCODERS, TABLES, check_config, list_model_types
+from rlkit.config.compose import compose_config
+from rlkit.config.recipe import read_recipe
 from rlkit.errors import UserError
 
 Config = dict[str, Any]
@@ -46,7 +49,11 @@ def cut(kept: int) -> Callable[[Path], object]:
     return lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:kept])
 
 
-def quantise(method: str) -> Callable[[Path], object]:
+def fill_half(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
+def quantise(method: str | None) -> Callable[[Path], object]:
     return write_config(lambda config: config | {"quantization_config": {"quant_method": method, "bits": 4}})
 
 
@@ -87,6 +94,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "awq": (quantise("awq"), "holds weights quantised by awq"),
     "fp8": (quantise("fp8"), "holds weights quantised by fp8"),
     "in 4 bits": (quantise("bitsandbytes"), "holds weights quantised by bitsandbytes"),
+    "quantised by nobody": (quantise(None), "holds weights quantised by a method that it does not name, which cannot be trained"),
+    "quantised by a word": (write_config(lambda config: config | {"quantization_config": "gptq"}), "by a method that it does not name"),
+    "half of it never written": (
+        lambda folder: (folder / "model.safetensors").write_bytes(fill_half((folder / "model.safetensors").read_bytes())),
+        "model.safetensors holds zeros where there should be weights, in ",
+    ),
     "code": (
         write_config(lambda config: config | {"model_type": "mine", "auto_map": CODE}),
         "code of its own (my.MyModel), which would run",
@@ -142,6 +155,45 @@ def test_the_tables_read_from_the_source_are_those_of_transformers() -> None:
     assert list_model_types(TABLES[CAUSAL_LM]) > ENCODERS
 
 
+BLANK = {
+    "model.path=''": "model.path='' is not valid: it is blank; write what is meant, or leave the key out",
+    "model.path='  '": "model.path='  ' is not valid: it is blank",
+    "model.revision=''": "model.revision='' is not valid: it is blank",
+    "model.lora.targets=['']": "model.lora.targets=[''] is not valid: it is blank",
+    "model.lora.targets=[q_proj,' ']": "model.lora.targets=['q_proj', ' '] is not valid: it is blank",
+    "model.lora.targets=''": "model.lora.targets='' is not valid: it is blank",
+    "model.lora.modules_to_save=['']": "model.lora.modules_to_save=[''] is not valid: it is blank",
+    "data.train=''": "data.train.path='' is not valid: it is blank",
+    "data.columns={prompt: ''}": "data.columns.prompt='' is not valid: it is blank",
+    "data.curriculum=''": "data.curriculum='' is not valid: it is blank",
+    "output_dir=''": "output_dir='' is not valid: it is blank",
+    "report.wandb=''": "report.wandb='' is not valid: it is blank",
+}
+
+
+@pytest.mark.parametrize("word", BLANK)
+def test_a_blank_value_is_refused_by_its_key(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert door.main(["recipe=grpo_math", word, "dry_run=true"]) == 2
+    assert capsys.readouterr().err.startswith(f"rlkit: {BLANK[word]}")
+
+
+def test_a_plan_shows_what_is_done_with_code_that_the_library_stands_in_for(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, folder := tmp_path / "model")
+    reward = f"+rewards.rm={{path: reward_model, args: {{model: {folder}}}}}"
+    words = ["recipe=grpo_math", f"model.path={folder}", reward, "dry_run=true"]
+
+    def describe(*more: str) -> list[str]:
+        recipe = read_recipe(compose_config([*words, *more], None))
+        return [value for label, value in plan.describe_plan(recipe) if label == "own code"]
+
+    assert describe() == []
+    write_config(lambda config: config | {"auto_map": CODE})(folder)
+    instead = "does not run: transformers' own class of this model_type is used in its place"
+    scorer = f"my.MyConfig of {folder} {instead} (rewards.rm.args.trust_remote_code=false)"
+    assert describe() == [f"my.MyModel of {folder} {instead} (model.trust_remote_code=false)", scorer]
+    assert describe("model.trust_remote_code=true") == [f"my.MyModel of {folder} runs (model.trust_remote_code=true)", scorer]
+
+
 def test_a_revision_is_of_the_hub(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(["recipe=grpo_math", f"model.path={tiny_model}", "model.revision=v2", "dry_run=true"]) == 2
     assert f"model.revision=v2 is of a name of the hub, and model.path {tiny_model} is on this disk" in capsys.readouterr().err
@@ -152,6 +204,11 @@ def test_a_reward_model_and_a_file_in_gguf_are_looked_at_too(
 ) -> None:
     shutil.copytree(tiny_model, folder := tmp_path / "model")
     reward = f"+rewards.rm={{path: reward_model, args: {{model: {folder}}}}}"
+    assert door.main(["recipe=grpo_math", reward, "dry_run=true"]) == 0
+    write_config(lambda config: config | {"model_type": "mine", "auto_map": {"AutoModelForSequenceClassification": "my.MyModel"}})(folder)
+    assert door.main(["recipe=grpo_math", reward, "model.trust_remote_code=true", "dry_run=true"]) == 2
+    assert "and allow it with rewards.rm.args.trust_remote_code=true" in capsys.readouterr().err
+    reward = reward.replace("}}", ", trust_remote_code: true}}")
     assert door.main(["recipe=grpo_math", reward, "dry_run=true"]) == 0
     quantise("gptq")(folder)
     assert door.main(["recipe=grpo_math", reward, "dry_run=true"]) == 2

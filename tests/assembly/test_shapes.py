@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,8 +197,37 @@ def test_the_files_of_an_unknown_family_are_believed(
     recipe = composed("recipe=grpo_math", "model=hf", f"model.path={tmp_path}")
     shape = shapes.find_shape(recipe)
     assert shape is not None and (shape.parameters, shape.counted) == (parameters, counted)
-    told = "0.0 M parameters in its files (as a Llama its config.json would have 0.0 M)" in plan.describe_model(recipe)
+    told = "0.0 M parameters in its files (by its config.json, read as that of a Llama, 0.0 M)" in plan.describe_model(recipe)
     assert told is not counted
+
+
+@pytest.mark.parametrize(("times", "parameters"), [(1000, 58_880), (1, 58_880), (0.5, 52_640)])
+def test_a_known_family_has_no_more_weights_than_its_files(times: float, parameters: int, tiny_model: Path, tmp_path: Path) -> None:
+    """They may hold more: layers that predict further tokens."""
+    shutil.copytree(tiny_model, folder := tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": int(times * config["vocab_size"])}))
+    shape = shapes.find_shape(composed("recipe=grpo_math", "model=hf", f"model.path={folder}"))
+    assert shape is not None and shape.parameters == parameters
+
+
+def test_named_targets_of_adapters_are_counted_by_hand(tiny_model: Path) -> None:
+    """TINY: h = 4, q = 6, kv = 3, i = 8, 2 layers, a vocabulary of 10."""
+    wanted = {
+        ("q_proj",): 2 * 10,
+        ("q_proj", "self_attn.v_proj"): 2 * (10 + 7),
+        ("model.layers.0.mlp.down_proj", "layers.1.mlp.down_proj"): 2 * 12,
+        ("qkv_proj", "q_proj"): 2 * (10 + 7 + 7),
+        ("lm_head",): 4 + 10,
+        ("c_proj",): 2 * 12,
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"): 2 * 70,
+    }
+    assert {targets: TINY.adapters(1, targets) for targets in wanted} == wanted
+    words = ["recipe=grpo_math", "model=hf", f"model.path={tiny_model}", "model.lora.rank=8"]
+    every, named = (plan.build_job(composed(*words, *more)) for more in ([], ["model.lora.targets=[q_proj]"]))
+    assert every is not None and named is not None
+    assert (every.trained, named.trained) == (8 * 2 * (48 * 4 + 64 * 2 + 32 * 2 + 48 * 3 + 96 * 3), 8 * 2 * (48 + 64))
+    assert ", LoRA of rank 8: 0.0 M" in plan.describe_model(composed(*words, "model.lora.targets=[q_proj]"))
 
 
 def test_parts_are_summed_and_an_index_stands_for_parts_that_are_not_here(tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ def test_files_without_a_fault_are_looked_at_once(tmp_path: Path, scans: list[in
         check(path)
 
 
+def test_a_long_look_is_announced(
+    tmp_path: Path, scans: list[int | None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [2, 3])
+    check(path)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("rlkit.data.row_check.LONG", 2)
+    check(path, "other columns")
+    check(path, "other columns")
+    assert capsys.readouterr().out == f"looking at the 2 rows of data.train {path}, once until they or their settings change\n"
+
+
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
 def test_the_files_of_tables_are_known(tmp_path: Path, kind: str) -> None:
     import datasets

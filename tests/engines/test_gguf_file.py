@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rlkit.builtin.model import build_tokenizer
 from rlkit.engines.gguf_file import convert_gguf, split_as_smollm
 from rlkit.engines.loading import load_causal_lm
 from rlkit.errors import UserError
+from rlkit.runtime.cache import ensure_folder
 from tests.gguf_models import VOCABULARY, Change, build_model, write_gguf
 
 
@@ -92,6 +94,29 @@ def test_a_gguf_file_that_was_cut_off_is_refused(kept: int, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(UserError, match=f"model.path {file} cannot be read as a GGUF file: .*; it is damaged or incomplete, copy it again"):
         convert_gguf(file, tmp_path / "out", torch.float32)
+
+
+def spoil(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    tensors["blk.1.ffn_up.weight"][3, 5] = np.nan
+
+
+def empty(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    tensors["blk.1.ffn_up.weight"][:] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil, r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"),
+        (empty, r"holds zeros where .* 1 matrices \(model\.layers\.1"),
+    ],
+)
+def test_weights_that_are_none_are_refused_by_the_name_of_the_file(change: Change, message: str, tmp_path: Path) -> None:
+    """Not by that of a folder in the cache, which is not written."""
+    file = write_gguf(build_model("llama", tied=True), tmp_path / "x.gguf", change)
+    with pytest.raises(UserError, match=f"^model.path {file}:? {message}"):
+        ensure_folder(tmp_path / "out", lambda part: convert_gguf(file, part, torch.float32))
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_package_its_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,22 @@ def test_a_setting_that_makes_no_model_is_refused_in_words(key: str, tiny_model:
         load_causal_lm(path, FLOAT, offline=True)
 
 
+def test_a_config_of_a_larger_model_is_refused_before_memory_is_taken(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever hardware.force overrides: this one would take 190 GB."""
+    from transformers import AutoModelForCausalLM
+
+    devices, load = list[object](), AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *a, **more: devices.append(more.get("device_map")) or load(*a, **more)
+    )
+    path = change_model(tiny_model, tmp_path / "model", dict, vocab_size=10**9)
+    with pytest.raises(UserError, match=r"1 of another shape \(model\.embed_tokens\.weight \[259, 48\] instead of \[1000000000, 48\]\)"):
+        load_causal_lm(path, FLOAT, offline=True)
+    assert devices == ["meta"]
+
+
 def test_an_error_of_the_device_is_none_of_the_files(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str, model: torch.nn.Module) -> None:
         if not next(model.parameters()).is_meta:

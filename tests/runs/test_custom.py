@@ -47,11 +47,13 @@ def test_the_example_of_the_documentation_trains(small: list[str], tmp_path: Pat
         ("mine.py:MedianBaselin", "is not in that file (did you mean MedianBaseline?)"),
         ("mine.py:json", "is not a subclass of rlkit.algorithms.Objective; it has: MedianBaseline"),
         ("broken.py:Mine", "cannot be imported: NameError: name 'torhc' is not defined"),
+        ("exits.py:Mine", "algorithm.path=exits.py:Mine cannot be imported: RuntimeError: it calls sys.exit(0)"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told(path: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(f"import json\n{EXAMPLE}")
     (tmp_path / "broken.py").write_text("torhc\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(told)):
         recipes.read_recipe(compose_config(["recipe=grpo_math", "algorithm=custom", f"algorithm.path={path}"], None))
