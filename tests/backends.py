@@ -13,9 +13,11 @@ from rlkit.engines.deepspeed_config import DeepSpeedSettings, OptimizerSettings
 CPU = torch.device("cpu")
 
 
-def settings(stage: int, *, norm: float = 1.0, offload: bool = False, extra: Mapping[str, Any] | None = None) -> DeepSpeedSettings:
-    """norm: to which gradients are clipped."""
-    return DeepSpeedSettings(stage, OptimizerSettings((0.9, 0.95), 1e-8, 0.0, norm), offload, extra or {})
+def settings(
+    stage: int, *, norm: float = 1.0, offload: bool = False, wide: bool = True, extra: Mapping[str, Any] | None = None
+) -> DeepSpeedSettings:
+    """norm: to which gradients are clipped; wide: gradients of any dtype add up in float32."""
+    return DeepSpeedSettings(stage, OptimizerSettings((0.9, 0.95), 1e-8, 0.0, norm), offload, wide, extra or {})
 
 
 def deepspeed(stage: int, device: torch.device = CPU, **more: Any) -> DeepSpeed:

@@ -47,7 +47,9 @@ def build_backend(recipe: Recipe, ranks: Ranks) -> BackendFactory:
 
     optim, engine = recipe.optim, recipe.engine
     optimizer = OptimizerSettings(optim.betas, optim.eps, optim.weight_decay, optim.max_grad_norm)
-    return DeepSpeed(DeepSpeedSettings(engine.zero_stage, optimizer, engine.offload == "optimizer", engine.deepspeed), ranks.device)
+    wide = not ranks.any_rank(not plan.accumulates_in_float32(recipe))  # GPUs may differ in size
+    settings = DeepSpeedSettings(engine.zero_stage, optimizer, engine.offload == "optimizer", wide, engine.deepspeed)
+    return DeepSpeed(settings, ranks.device)
 
 
 def build_policy(context: BuildContext) -> PolicyLearner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rlkit.assembly.capacity import explain_gpu_excess, explain_host_excess, explain_offload_excess, format_gib
 from rlkit.assembly.model_files import CAUSAL_LM, CLASSIFIER, find_own_code
@@ -14,6 +15,7 @@ from rlkit.errors import UserError
 from rlkit.profiling import memory_estimate as sizes
 from rlkit.profiling.host_estimate import LARGE_PROCESS, estimate_host_peaks
 from rlkit.profiling.model_shape import ModelShape
+from rlkit.profiling.zero_estimate import resolve_zero_stage
 from rlkit.rewarding.code_packages import find_packages
 from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
 from rlkit.rewarding.spec import TRUST
@@ -34,7 +36,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
     unit = recipe.algorithm.reads if offline else "prompts"
     each = f" x {recipe.samples_per_prompt}" if recipe.samples_per_prompt else ""
     rewards = [(name, f"{r.path}, weight {r.weight:g}") for name, r in (recipe.rewards or {}).items()]
-    trainer = f"DeepSpeed ZeRO {sizes.resolve_zero_stage(recipe.engine.zero_stage, world)}"
+    trainer = f"DeepSpeed ZeRO {resolve_zero_stage(recipe.engine.zero_stage, world)}"
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", describe_model(recipe)),
@@ -163,6 +165,8 @@ def describe_memory(recipe: Recipe) -> list[tuple[str, str]]:
         fits = "; it fits" if excess is None else ""
         size = f"{describe_peaks(plan.peaks)} of {format_gib(gpu)} a GPU; host {format_gib(plan.host)} a process"
         lines = [("memory", f"{plan.mode}: {size}{fits}")]
+    if job.width < 4:
+        lines.append(("gradients", describe_gradients(job)))
     forced = "; it starts all the same, by hardware.force=true" if recipe.hardware.force else ""
     return [*lines, *([("too large", f"{excess}{forced}")] if excess else [])]
 
@@ -245,12 +249,12 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
     size = recipe.engine.sequence_parallel
     share = count_share(recipe, world // size, size)
     tokens = max(min(recipe.tokens_per_micro_batch, share), recipe.least_budget)
-    return sizes.Job(
+    job = sizes.Job(
         shape=shape,
         width=BYTES[name_dtype(recipe)],
         rank=recipe.model.lora.rank,
         world=world,
-        stage=sizes.resolve_zero_stage(recipe.engine.zero_stage, world),
+        stage=resolve_zero_stage(recipe.engine.zero_stage, world),
         tensor_parallel=recipe.engine.tensor_parallel,
         tokens=tokens,
         completions=tokens * together * recipe.max_completion_tokens // family,
@@ -268,7 +272,31 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
         new_tokens=recipe.max_completion_tokens,
         whole=count_whole(recipe, shape),
         targets=name_targets(recipe),
+        float32_gradients=recipe.engine.float32_gradients is not False,
     )
+    return choose_gradients(recipe, job) if recipe.engine.float32_gradients == "auto" else job
+
+
+def choose_gradients(recipe: Recipe, job: sizes.Job) -> sizes.Job:
+    """The job with gradients that add up in float32 where that costs nothing or fits, and else in the dtype of the weights."""
+    gpu, narrow = find_gpu_memory(recipe), replace(job, float32_gradients=False)
+    more = sizes.estimate_training(job) - sizes.estimate_training(narrow)
+    return job if gpu is None or more <= 0 or sizes.plan_memory(job, gpu, recipe.engine.memory).fits else narrow
+
+
+def accumulates_in_float32(recipe: Recipe) -> bool:
+    """Where the model's shape is not known, whatever it takes."""
+    job = build_job(recipe)
+    return recipe.engine.float32_gradients is not False if job is None else job.float32_gradients
+
+
+def describe_gradients(job: sizes.Job) -> str:
+    """In which dtype they add up, what the sum takes, and what the other dtype would."""
+    other = replace(job, float32_gradients=not job.float32_gradients)
+    names = ("float32", "bfloat16") if job.zero.is_widened else ("bfloat16", "float32")
+    more = sizes.estimate_training(other) - sizes.estimate_training(job)
+    size = f"{format_gib(abs(more))} {'more' if more > 0 else 'less'}"
+    return f"add up in {names[0]}, {format_gib(job.zero.gradients)} a process; an update in {names[1]} takes {size}"
 
 
 def name_targets(recipe: Recipe) -> tuple[str, ...] | None:

@@ -140,6 +140,10 @@ class Recipe(Section):
             )
         for reason in self.find_lora_conflicts():
             raise ValueError(reason)
+        if self.engine.float32_gradients is True and self.engine.offload == "optimizer" and self.engine.zero_stage < 3:
+            raise ValueError(
+                "engine.float32_gradients=true with engine.offload=optimizer needs engine.zero_stage=3; set that, or float32_gradients=auto"
+            )
         if self.engine.tensor_parallel > 1 and self.engine.rollout != "vllm":
             raise ValueError("engine.tensor_parallel above 1 needs engine.rollout=vllm")
         if self.engine.tensor_parallel > 1 and any(reward.path == "reward_model" for reward in (self.rewards or {}).values()):

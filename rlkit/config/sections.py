@@ -203,6 +203,9 @@ class EngineSection(Section):
     gradient_checkpointing: CountOrZero = describe_field(
         "layers whose activations are computed again in the backward pass: 0 none, 1 all, n every n-th"
     )
+    float32_gradients: Literal["auto"] | bool = describe_field(
+        "whether micro-batches of a bfloat16 model add up in float32; auto: where the plan says that it fits"
+    )
     tensor_parallel: Count = describe_field(
         "that share one rollout engine, each holding a part of its weights; must divide their number", unit="processes"
     )

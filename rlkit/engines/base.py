@@ -105,6 +105,10 @@ class Learner(Protocol):
         """A forward and a backward pass with zero weights, which changes nothing, even where memory runs out in it."""
         ...
 
+    def reserve_update(self) -> Sequence[Tensor]:
+        """Memory as large as what an update holds beside the passes, and has not been allocated yet; for whoever tries passes."""
+        ...
+
     def step(self, lr: float) -> Update: ...
 
     def save(self, files: FileFactory) -> None:
@@ -176,6 +180,10 @@ class Backend(Shards, Offloadable, Protocol):
 
     def try_backward(self, forward: Callable[[nn.Module], Tensor]) -> None:
         """forward(module) and its backward pass, without any effect, even where memory runs out."""
+        ...
+
+    def reserve_update(self) -> Sequence[Tensor]:
+        """As of Learner."""
         ...
 
     def step(self, lr: float) -> Update: ...

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from rlkit.engines import weight_sync
 from rlkit.engines.base import FileFactory, Update
-from rlkit.engines.deepspeed_config import DeepSpeedSettings, build_config, find_stage, set_deepspeed_environment, shard_on_load
+from rlkit.engines.deepspeed_config import DeepSpeedSettings, build_config, build_zero_memory, set_deepspeed_environment, shard_on_load
 from rlkit.engines.offload import CpuOffload
 from rlkit.engines.tensor_file import TensorReader, write_tensors
-from rlkit.profiling import memory_estimate
+from rlkit.profiling import zero_estimate
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = (  # of DeepSpeed's optimizers: masters and gradients of ZeRO 1 and 2, then of ZeRO 3
@@ -56,12 +56,17 @@ class DeepSpeedBackend:
         self.device = device
         self.named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         sizes = {name: self.count_elements(parameter) for name, parameter in self.named.items()}
+        self.memory = build_zero_memory(settings, dtype, sizes.values())
+        self.stage = self.memory.stage
+        if self.memory.is_widened and self.stage == 1:
+            for parameter in self.named.values():
+                parameter.grad_dtype = torch.float32
         optimizer = settings.optimizer
         adam = torch.optim.AdamW(
             # one group after the other: DeepSpeed copies the gradients of a group, in float32 too
             [
                 {"params": [self.named[name] for name in group]}
-                for group in weight_sync.split_into_buckets(sizes, memory_estimate.OPTIMIZER_BLOCK)
+                for group in weight_sync.split_into_buckets(sizes, zero_estimate.OPTIMIZER_BLOCK)
             ],
             lr=0.0,
             betas=optimizer.betas,
@@ -71,9 +76,8 @@ class DeepSpeedBackend:
         )
         with redirect_stdout(StringIO()):  # it prints its build
             self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=module, optimizer=adam, config=build_config(settings, dtype, sum(sizes.values())), dist_init_required=False
+                model=module, optimizer=adam, config=build_config(settings, dtype, self.memory), dist_init_required=False
             )
-        self.stage = find_stage(settings)
         self._offload = CpuOffload(
             self.list_training_state, keep=lambda: find_tensors([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
         )
@@ -87,14 +91,25 @@ class DeepSpeedBackend:
         self.engine.backward(loss * dist.get_world_size())
 
     def try_backward(self, forward: Callable[[nn.Module], Tensor]) -> None:
-        """As of Backend. It goes around DeepSpeed's engine, which cannot be left in the middle of a backward pass; the one parameter whose
-        gradient is computed is the first, at the end of that pass."""
-        first = next(iter(self.named.values()))
+        """As of Backend. It goes around DeepSpeed's engine, which cannot be left in the middle of a backward pass; the gradient of each
+        parameter is computed as there, and dropped where DeepSpeed would reduce it."""
+        trained = list(self.named.values())
+        hooks = [parameter.register_hook(drop_gradient) for parameter in trained]
         try:
-            torch.autograd.grad(forward(self.engine.module).sum() * 0.0, first, allow_unused=True)
+            torch.autograd.grad(forward(self.engine.module).sum() * 0.0, trained, allow_unused=True)
         finally:
+            for hook in hooks:
+                hook.remove()
             if self.stage == 3:
                 self.engine.empty_partition_cache()
+
+    def reserve_update(self) -> list[Tensor]:
+        """As of Backend. In an update of several micro-batches, of which the trial is a later one."""
+        memory = self.memory
+        later = 0.0 if self._optimizer_states() or memory.offload else memory.moments
+        if self.stage < 3:  # ZeRO 3 has allocated its buffer and its bucket
+            later += memory.gradients + memory.reduction
+        return [torch.empty(int(later), dtype=torch.uint8, device=self.device)]
 
     def step(self, lr: float) -> Update:
         for group in self.optimizer.param_groups:
@@ -239,3 +254,8 @@ def find_tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, list | tuple):
         for value in values:
             yield from find_tensors(value)
+
+
+def drop_gradient(gradient: Tensor) -> Tensor:
+    """One zero in its shape, which takes no memory."""
+    return gradient.new_zeros(()).expand(gradient.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from rlkit.errors import RunFailed
-from rlkit.profiling import memory_estimate
+from rlkit.profiling.zero_estimate import REDUCE_BUCKET, ZeroMemory, resolve_zero_stage
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,32 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class DeepSpeedSettings:
-    """`offload_optimizer`: its state and step are on the host. `extra`: raw configuration, which wins section by section."""
+    """`offload_optimizer`: its state and step are on the host. `float32_gradients`: micro-batches add up in float32, whatever the dtype of
+    the weights. `extra`: raw configuration, which wins section by section."""
 
     zero_stage: int
     optimizer: OptimizerSettings
     offload_optimizer: bool = False
+    float32_gradients: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_stage(settings: DeepSpeedSettings) -> int:
     """The ZeRO stage that is run."""
-    return memory_estimate.resolve_zero_stage(settings.zero_stage, dist.get_world_size())
+    return resolve_zero_stage(settings.zero_stage, dist.get_world_size())
 
 
-def build_config(settings: DeepSpeedSettings, dtype: torch.dtype, trained: int = memory_estimate.REDUCE_BUCKET) -> dict[str, Any]:
-    """DeepSpeed's own configuration for so many trained weights."""
+def build_zero_memory(settings: DeepSpeedSettings, dtype: torch.dtype, sizes: Collection[int] = (REDUCE_BUCKET,)) -> ZeroMemory:
+    """What so many trained weights in each tensor take."""
+    largest, world = max(sizes, default=0), dist.get_world_size()
+    return ZeroMemory(
+        sum(sizes), largest, dtype.itemsize, world, find_stage(settings), settings.float32_gradients, settings.offload_optimizer
+    )
+
+
+def build_config(settings: DeepSpeedSettings, dtype: torch.dtype, memory: ZeroMemory | None = None) -> dict[str, Any]:
+    """DeepSpeed's own configuration; memory: of the weights that are trained, where they are known."""
+    memory = memory or build_zero_memory(settings, dtype)
     if dtype not in (torch.float32, torch.bfloat16):
         raise RunFailed(f"no training in {dtype}")
     config: dict[str, Any] = {
@@ -53,16 +64,22 @@ def build_config(settings: DeepSpeedSettings, dtype: torch.dtype, trained: int =
         "managed_gradient_accumulation": False,
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": settings.optimizer.max_grad_norm,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device in every forward pass
         "zero_optimization": {
-            "stage": find_stage(settings),
-            "overlap_comm": False,
-            "reduce_bucket_size": min(trained, memory_estimate.REDUCE_BUCKET),  # allocated whole
+            "stage": memory.stage,
+            "contiguous_gradients": memory.stage > 1,  # else ZeRO 1 copies all gradients of its part in the step
+            "overlap_comm": memory.stage > 1 and memory.world > 1,
+            "reduce_bucket_size": memory.bucket,  # allocated whole
             # By default a block of experts is whole or not at all, its gradients come at the end, and no pass can be tried. That is for
             # experts that are modules, which may get no token; they are one tensor now.
             "leaf_module": {"classes": []},
         },
         "bf16": {"enabled": dtype == torch.bfloat16},
     }
+    if memory.is_widened and memory.stage == 1:  # the dtype of a parameter's gradient is set where the parameter is
+        config["communication_data_type"] = "fp32"
+    elif memory.is_widened:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     if settings.offload_optimizer:
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         config["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW runs on a CPU too

@@ -53,6 +53,9 @@ class ModuleLearner(ABC):
     def try_samples(self, samples: Sequence[Sample]) -> None:
         self.backend.try_backward(lambda module: self.forward(module, samples))
 
+    def reserve_update(self) -> Sequence[Tensor]:
+        return self.backend.reserve_update()
+
     def step(self, lr: float) -> Update:
         return self.backend.step(lr)
 

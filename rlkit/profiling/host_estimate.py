@@ -15,11 +15,7 @@ from rlkit.profiling.memory_estimate import (
     LOGIT_COPIES,
     Job,
     estimate_activations,
-    estimate_gradients,
-    estimate_optimizer_state,
-    estimate_optimizer_step,
     estimate_other_models,
-    estimate_reduce_bucket,
     estimate_weights,
 )
 
@@ -39,7 +35,9 @@ BLOCK_COPIES = 3  # of a block of logits, where not all are in memory at once: i
 def estimate_host_peaks(job: Job) -> dict[str, float]:
     """Bytes of a process at the peak of each phase."""
     more, more_state = estimate_other_models(job)
-    stays = LIBRARIES[job.engine if job.samples else "none"] + estimate_weights(job) + more + more_state + estimate_optimizer_state(job)
+    zero = job.zero
+    state = (zero.offloaded if job.offload else zero.state) + zero.fixed
+    stays = LIBRARIES[job.engine if job.samples else "none"] + estimate_weights(job) + more + more_state + state
     if not job.samples:
         return {"train": stays + estimate_update(job)}
     engine = job.shape.parameters * job.width / job.tensor_parallel + (KV_CACHE if job.engine == "vllm" else 0.0)
@@ -49,10 +47,10 @@ def estimate_host_peaks(job: Job) -> dict[str, float]:
 def estimate_update(job: Job) -> float:
     """Beside what always stays: the sum of the gradients of earlier micro-batches, and the largest of a forward pass, of the gradients
     that one has left, of the optimizer's step, and of the copy that is exported at the end."""
-    gradients = estimate_gradients(job)
+    gradients = job.zero.gradients
     forward = estimate_host_activations(job) + estimate_host_logits(job) + (gradients if job.accumulates else 0.0)
-    backward = gradients + estimate_reduce_bucket(job) + (gradients if job.stage == 2 else 0.0)
-    return max(forward, backward, gradients + estimate_optimizer_step(job), float(job.shape.parameters * job.width))
+    largest = max(forward, gradients + job.zero.incoming + job.zero.reduction, gradients + job.zero.step)
+    return max(largest, float(job.shape.parameters * job.width))
 
 
 def estimate_host_activations(job: Job) -> float:

@@ -2,12 +2,11 @@
 
 Letters: P parameters, T trained parameters, b bytes of a weight, W processes, z ZeRO stage, n tokens of a micro-batch.
 
-Counted: weights P b, over W with z = 3, but not less than one gathered bucket. Masters in float32 and two moments, 12 T / W (DeepSpeed
-keeps masters beside float32 weights too). Gradients T b, over W from z = 2 on. In a backward pass the bucket in which they are reduced, and
-the activations: of all layers (`estimate_activations`), or of one layer and the inputs of all with checkpointing; and LOGIT_COPIES floats
-for each logit. Then the buffers of the optimizer's step (`estimate_optimizer_step`). A reference (weights) and a critic (as the policy,
-with all parameters trained). The rollout engine: P b over its processes, its KV cache, and ENGINE_OVERHEAD. Of libraries a constant,
-CUDA_CONTEXT. What differs in a process without a GPU is in host_estimate.py.
+Counted: weights P b, over W with z = 3, but not less than one gathered bucket. Optimizer state, gradients, the buckets in which they are
+reduced and the buffers of the optimizer's step: zero_estimate.py. In a backward pass the activations: of all layers
+(`estimate_activations`), or of one layer and the inputs of all with checkpointing; and LOGIT_COPIES floats for each logit. A reference
+(weights) and a critic (as the policy, with all parameters trained). The rollout engine: P b over its processes, its KV cache, and
+ENGINE_OVERHEAD. Of libraries a constant, CUDA_CONTEXT. What differs in a process without a GPU is in host_estimate.py.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from rlkit.profiling.model_shape import ModelShape, count_weights
+from rlkit.profiling.zero_estimate import ZeroMemory
 
 GIB = 2**30
 CUDA_CONTEXT = 1.5 * GIB  # CUDA, its kernels, and NCCL
@@ -26,8 +26,6 @@ LOGIT_COPIES = 4  # of each logit in float32: itself, its log-softmax, the expon
 FOUR_BIT_BYTES = (
     0.5 + 1 / 64 + 4 / 64 / 256
 )  # bytes of a weight: a scale of 1 byte for 64 weights, a scale of 4 bytes for 256 of those scales
-REDUCE_BUCKET = 500_000_000  # gradients in the bucket in which DeepSpeed reduces them, at most
-OPTIMIZER_BLOCK = 2**28  # weights that the optimizer updates at a time, unless one tensor has more
 GATHER_BUFFER = 1 * GIB  # of weights in a sync, twice: gathered and copied
 MIN_COMPLETIONS = 32  # completions that should be sampled at the same time
 
@@ -57,6 +55,7 @@ class Job:
     engine: str = "vllm"  # of rollouts
     new_tokens: int = 0  # of the longest completion
     whole: int = 0  # weights that are trained beside adapters
+    float32_gradients: bool = True  # micro-batches add up in float32
     targets: tuple[str, ...] | None = None  # names of the layers that get adapters; None: all linear ones
 
     @property
@@ -72,6 +71,13 @@ class Job:
     def parameters(self) -> int:
         return self.shape.parameters + self.adapters
 
+    @property
+    def zero(self) -> ZeroMemory:
+        """What the policy takes under ZeRO."""
+        ends = self.shape.vocab * self.shape.hidden
+        largest = self.shape.largest_tensor if self.rank is None else max(min(self.whole, ends), self.shape.largest_adapter(self.rank))
+        return ZeroMemory(self.trained, largest, self.width, self.world, self.stage, self.float32_gradients, self.offload)
+
 
 def estimate_weights(job: Job) -> float:
     """P b; with z = 3 a part of it, and the gathered weights of one layer."""
@@ -82,41 +88,14 @@ def estimate_weights(job: Job) -> float:
     return min(full, full / job.world + 2 * job.shape.largest_layer * job.width)
 
 
-def estimate_optimizer_state(job: Job) -> float:
-    """float32 masters and two moments, of one process."""
-    return 12 * job.trained / job.world
-
-
-def estimate_gradients(job: Job) -> float:
-    return job.trained * job.width / (job.world if job.stage >= 2 else 1)
-
-
-def estimate_reduce_bucket(job: Job) -> float:
-    return min(REDUCE_BUCKET, job.trained) * job.width
-
-
 def estimate_backward(job: Job) -> float:
-    """Activations, logits, the bucket, and with z = 2 the gradients of a micro-batch before they are added to the sum."""
-    return (
-        estimate_activations(job)
-        + estimate_logits(job)
-        + estimate_reduce_bucket(job)
-        + (estimate_gradients(job) if job.stage == 2 else 0.0)
-    )
+    """Activations, logits, the gradient of the head, which is computed while all activations are there, and what reduces gradients."""
+    return estimate_activations(job) + estimate_logits(job) + job.zero.incoming + job.zero.reduction
 
 
-def estimate_optimizer_step(job: Job) -> float:
-    """Gradients of the weights that the optimizer updates at a time, flat and then in float32; with z = 3 the bucket stays."""
-    ends = job.shape.vocab * job.shape.hidden
-    largest = ends if job.rank is None else min(job.whole, ends)
-    copied = min(job.trained, max(OPTIMIZER_BLOCK, largest)) / job.world * (job.width + (4 if job.width < 4 else 0))
-    return copied + (estimate_reduce_bucket(job) if job.stage == 3 else 0.0)
-
-
-def resolve_zero_stage(zero_stage: int, world: int) -> int:
-    """The ZeRO stage that is used. Not 0, which does not detect non-finite gradients. In one process not 2, which partitions nothing
-    there and keeps gradients twice."""
-    return max(1, zero_stage if world > 1 or zero_stage == 3 else 1)
+def estimate_training(job: Job) -> float:
+    """Gradients and the larger of a backward pass and an optimizer step."""
+    return job.zero.gradients + max(estimate_backward(job), job.zero.step)
 
 
 def estimate_layer_activations(shape: ModelShape, width: int, rank: int | None = None, sparse: bool = False, maps: int = 7) -> int:
@@ -163,9 +142,10 @@ def estimate_other_models(job: Job) -> tuple[float, float]:
     """(weights, training state) of a reference and a critic. A policy with adapters alone is its own reference."""
     reference = job.shape.parameters * job.width if job.reference and (job.rank is None or job.whole) else 0.0
     critic = replace(job, rank=None, four_bits=False)
-    return reference + (estimate_weights(critic) if job.critic else 0.0), estimate_optimizer_state(critic) + estimate_gradients(
-        critic
-    ) if job.critic else 0.0
+    if not job.critic:
+        return reference, 0.0
+    own = critic.zero
+    return reference + estimate_weights(critic), (0.0 if job.offload else own.state) + own.gradients + own.fixed
 
 
 def estimate_engine_weights(job: Job) -> float:
@@ -181,9 +161,8 @@ def estimate_parts(job: Job) -> dict[str, float]:
     more, more_state = estimate_other_models(job)
     return {
         "weights": estimate_weights(job) + more,
-        "training state": (0.0 if job.offload else estimate_optimizer_state(job)) + more_state,
-        "gradients": estimate_gradients(job),
-        "update": max(estimate_backward(job), estimate_optimizer_step(job)),
+        "training state": (0.0 if job.offload else job.zero.state) + job.zero.fixed + more_state,
+        "update": estimate_training(job),
         "engine weights": estimate_engine_weights(job),
         "engine cache": estimate_kv_cache(job, min(job.rows, MIN_COMPLETIONS)),
     }
@@ -197,7 +176,7 @@ def estimate_gpu_peaks(job: Job, mode: str) -> dict[str, float]:
     GPU in training; sleep_and_offload: the training state also leaves it in a rollout."""
     p = estimate_parts(job)
     engine = p["engine weights"] + p["engine cache"] + ENGINE_OVERHEAD
-    learning = p["weights"] + p["training state"] + p["gradients"] + p["update"]
+    learning = p["weights"] + p["training state"] + p["update"]
     if not job.samples:
         return {"train": CUDA_CONTEXT + learning}
     return {
@@ -212,9 +191,11 @@ def estimate_gpu_peaks(job: Job, mode: str) -> dict[str, float]:
 
 
 def estimate_host_memory(job: Job, mode: str) -> float:
-    """Bytes of host memory of one process: the weights while they load (with ZeRO 3 its part of them, except in 4 bits), or the offloaded
-    training state."""
-    away = estimate_optimizer_state(job) if job.offload or mode == "sleep_and_offload" else 0.0
+    """Bytes of host memory of one process: the weights while they load (with ZeRO 3 its part of them, except in 4 bits), or the training
+    state that is there."""
+    learners = [job.zero, *([replace(job, rank=None).zero] if job.critic else [])]
+    parked = mode == "sleep_and_offload"
+    away = sum(zero.offloaded if job.offload else zero.parked if parked else 0.0 for zero in learners)
     in_parts = job.stage == 3 and not job.four_bits
     return max(job.shape.parameters * job.width / (job.world if in_parts else 1), away) + 4 * GIB
 
@@ -223,7 +204,7 @@ def compute_rollout_budget(job: Job, mode: str, gpu: float) -> float:
     """Bytes of a GPU that the rollout engine may use for weights, KV cache and activations."""
     p = estimate_parts(job)
     stays = CUDA_CONTEXT + p["weights"] + (0.0 if mode == "sleep_and_offload" else p["training state"]) + GATHER_BUFFER
-    return USABLE_SHARE * gpu - stays - (p["gradients"] + p["update"] if mode == "resident" else 0.0)
+    return USABLE_SHARE * gpu - stays - (p["update"] if mode == "resident" else 0.0)
 
 
 @dataclass(frozen=True)
@@ -283,6 +264,9 @@ def suggest_changes(job: Job, mode: str, host: bool = False) -> Iterator[tuple[s
     if not (job.offload or host):
         job = replace(job, offload=True)
         yield add("engine.offload=optimizer"), job, mode
+    if job.zero.is_widened and job.stage != 2:  # ZeRO 2 would hold the gradients of a micro-batch beside their sum
+        job = replace(job, float32_gradients=False)
+        yield add("engine.float32_gradients=false"), job, mode
     if job.rank is None:
         job = replace(job, rank=32)
         yield add("model.lora.rank=32"), job, mode

@@ -97,6 +97,12 @@ class ModelShape:
         return own + max(dense, sparse + count_weights(self.mlp(self.shared_intermediate).values()) if sparse else 0)
 
     @property
+    def largest_tensor(self) -> int:
+        """Weights of the largest tensor: an end of the model, a linear map, or the gates of all experts of a layer, which are one."""
+        experts = 2 * self.hidden * self.expert_intermediate * self.experts
+        return max(self.vocab * self.hidden, experts, *(into * out for into, out in self.linears))
+
+    @property
     def parameters(self) -> int:
         """The number of weights."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -124,6 +130,10 @@ class ModelShape:
         known = {name for _, part in self._parts for name in part}
         odd = [(1, (self.hidden, self.vocab)) if name == "lm_head" else (chosen[name], largest) for name in chosen if name not in known]
         return rank * sum(layers * (into + out) for layers, (into, out) in maps + odd)
+
+    def largest_adapter(self, rank: int) -> int:
+        """Weights of the largest matrix of the adapters."""
+        return rank * max(max(pair) for pair in self.linears)
 
     def cache(self, width: int) -> int:
         """Bytes of the keys and values of one token; of latent attention what stands for them."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlkit.profiling.memory_estimate import Job, estimate_optimizer_state
+from rlkit.profiling.memory_estimate import Job
 from rlkit.profiling.model_shape import ModelShape
 
 PromptLengths = tuple[int, Sequence[int]]  # P of a prompt, and L of each of its completions
@@ -157,7 +157,7 @@ class Roofline:
         """The weights that are sent are read and written once; the training state that is offloaded goes over the bus."""
         job = self.job
         weights = job.trained if self.sends_adapter else job.shape.parameters / job.tensor_parallel
-        away = estimate_optimizer_state(job) if offloaded and self.offloads and not job.offload else 0.0
+        away = job.zero.parked if offloaded and self.offloads else 0.0
         return sent * 2 * weights * job.width / self.machine.bandwidth + away / self.machine.bus
 
 

@@ -77,17 +77,24 @@ def any_rank_after_barrier(
 
 def fits_in_memory(learners: Sequence[Learner], samples: Sequence[Sample]) -> bool:
     try:
-        for learner in learners:
-            learner.try_samples(samples)
+        try_beside_update(learners, samples)
+        fits = True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    else:
-        return True
-    gc.collect()  # now nothing refers to the failed pass and its tensors
+        fits = False
+    gc.collect()  # now nothing refers to a failed pass and its tensors
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return False
+    return fits
+
+
+def try_beside_update(learners: Sequence[Learner], samples: Sequence[Sample]) -> None:
+    """Each learner's passes, beside the moments, gradients and buckets of all, which the first update allocates."""
+    reserved = [learner.reserve_update() for learner in learners]
+    for learner in learners:
+        learner.try_samples(samples)
+    del reserved
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -121,14 +121,16 @@ def test_where_nothing_helps_a_larger_machine_is_named() -> None:
 def test_peaks_of_a_host_by_hand() -> None:
     """JOB has 436 weights of 2 bytes, 100 tokens with 50 through a head of 10; a layer keeps 172 bytes of a token and its result again."""
     offline = replace(JOB, samples=False)
-    state, gradients = 872 + 12 * 436, 872
+    state, gradients = 872 + 12 * 436, 4 * 436
     activations = 2 * 100 * (172 + 6 * 2)
     assert estimate_host_peaks(offline) == {"train": LIBRARIES["none"] + state + gradients + activations + 4 * 4 * 50 * 10}
     short = replace(offline, tokens=1, completions=1, keys=1)
-    assert estimate_host_peaks(short)["train"] == LIBRARIES["none"] + state + gradients + 436 * 6  # the optimizer's step
+    assert estimate_host_peaks(short)["train"] == LIBRARIES["none"] + state + gradients + 436 * 4  # the optimizer's step
     shared = replace(offline, keys=150)  # 50 keys and values again in each layer, and a mask of 20 keys for half of the tokens
     more = estimate_host_peaks(shared)["train"] - estimate_host_peaks(offline)["train"]
     assert more == 2 * (50 * 2 * 3 * 2 + 50 * 20 * 2)
+    away = replace(short, offload=True)  # gradients in 2 bytes, and 20 bytes a weight where the others have their state
+    assert estimate_host_peaks(away)["train"] == LIBRARIES["none"] + 872 + 20 * 436 + 2 * 2 * 40 + 2 * 436 + 2 * 436
     once = replace(offline, accumulates=False)
     assert estimate_host_peaks(once)["train"] == estimate_host_peaks(offline)["train"] - gradients
 

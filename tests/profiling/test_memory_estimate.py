@@ -64,26 +64,21 @@ def test_shapes_give_the_published_number_of_parameters(name: str) -> None:
 
 
 def test_the_training_state_by_hand() -> None:
-    assert TINY.parameters == 436
-    assert memory_estimate.estimate_weights(JOB) == 872 and memory_estimate.estimate_optimizer_state(JOB) == 5232
+    """Of 436 weights of 2 bytes, 40 of them in the largest tensor."""
+    assert (TINY.parameters, TINY.largest_tensor, TINY.largest_adapter(2)) == (436, 40, 16)
+    assert memory_estimate.estimate_weights(JOB) == 872 and JOB.zero.state == 12 * 436
     many = replace(JOB, world=4, stage=2)
-    assert memory_estimate.estimate_optimizer_state(many) == 1308 and (
-        memory_estimate.estimate_gradients(JOB),
-        memory_estimate.estimate_gradients(many),
-    ) == (872, 218)
+    sharded = replace(many, stage=3)
     learnt = memory_estimate.estimate_activations(JOB) + memory_estimate.estimate_logits(JOB)
-    assert memory_estimate.estimate_backward(JOB) == learnt + 872  # the bucket in which they are reduced
-    assert memory_estimate.estimate_backward(many) == learnt + 872 + 218  # and its part of a micro-batch's, before it is added to the sum
-    assert (
-        memory_estimate.estimate_optimizer_step(JOB) == 436 * (2 + 4)
-        and memory_estimate.estimate_optimizer_step(replace(many, width=4)) == 109 * 4
-    )
-    assert memory_estimate.estimate_optimizer_step(replace(many, stage=3)) == 109 * 6 + 872  # there the bucket stays
-    assert memory_estimate.estimate_weights(replace(many, stage=3)) == min(
-        872, 218 + 2 * 168 * 2
-    )  # its part, and a gathered layer with its copy
+    assert memory_estimate.estimate_training(JOB) == 4 * 436 + learnt + 40 * (2 + 4)  # the head's gradient; ZeRO 1 reduces in the step
+    assert memory_estimate.estimate_training(many) == 4 * 109 + learnt + 40 * 2 + 2 * 872 + 872  # two buckets, and a copy of one
+    assert memory_estimate.estimate_training(sharded) == 4 * 109 + learnt + 40 * 2 + 872  # its one bucket is always there:
+    parts = memory_estimate.estimate_parts(sharded)
+    assert parts["training state"] == 12 * 109 + 872
+    assert parts["weights"] == min(872, 218 + 2 * 168 * 2)  # its part, and a gathered layer with its copy
     lora = replace(JOB, rank=2)
-    assert memory_estimate.estimate_weights(lora) == 872 + 560 and memory_estimate.estimate_optimizer_state(lora) == 12 * 280
+    assert memory_estimate.estimate_weights(lora) == 872 + 560 and lora.zero.state == 12 * 280
+    assert lora.zero.largest == 16 and replace(lora, whole=40).zero.largest == 40
     four = replace(lora, four_bits=True)  # 2 x 168 weights of linear layers in 4 bits and their scales
     assert memory_estimate.estimate_weights(four) == pytest.approx(872 + 560 - 336 * 2 + 336 * (0.5 + 1 / 64 + 4 / 64 / 256))
     assert memory_estimate.estimate_other_models(replace(lora, reference=True)) == (
@@ -91,19 +86,23 @@ def test_the_training_state_by_hand() -> None:
         0.0,
     )  # with its adapters off it is its own reference
     assert memory_estimate.estimate_other_models(replace(JOB, reference=True)) == (872, 0.0)
+    assert memory_estimate.estimate_other_models(replace(JOB, critic=True)) == (872, (12 + 4) * 436)
     assert memory_estimate.estimate_logits(JOB) == 4 * 4 * 50 * 10
     assert memory_estimate.estimate_kv_cache(JOB, 3) == 3 * 20 * 24
 
 
 def test_the_host_holds_what_loads_and_what_is_parked() -> None:
     many = replace(JOB, world=4, stage=2)
-    assert (
-        memory_estimate.estimate_host_memory(many, "resident") - 4 * GIB == 872
-        and memory_estimate.estimate_host_memory(replace(many, stage=3), "resident") - 4 * GIB == 218
-    )
-    assert (
-        memory_estimate.estimate_host_memory(many, "sleep_and_offload") - 4 * GIB == memory_estimate.estimate_optimizer_state(many) == 1308
-    )
+
+    def host(job: Job, mode: str = "resident") -> float:
+        return memory_estimate.estimate_host_memory(job, mode) - 4 * GIB
+
+    assert host(many) == 872 and host(replace(many, stage=3)) == 218
+    assert host(many, "sleep_and_offload") == 12 * 109 and host(replace(many, stage=3), "sleep_and_offload") == (12 + 4) * 109
+    away = replace(many, offload=True)  # masters, moments, their gradients, the sum of gradients and the weights on their way back
+    assert host(away) == host(away, "sleep_and_offload") == (4 + 8 + 4 + 2 + 2) * 109 + 40 * 2  # and a buffer for the largest tensor
+    assert host(replace(away, stage=3)) == (4 + 8 + 4 + 4) * 109 == host(replace(away, stage=3, float32_gradients=False)) + 2 * 109
+    assert host(replace(away, critic=True)) == 2 * host(away)
 
 
 def test_recomputed_layers_keep_their_input_alone() -> None:
@@ -167,14 +166,14 @@ def test_the_first_way_that_fits_is_taken_and_what_mends_the_rest_is_named() -> 
     shape = shapes.find_shape(composed("recipe=grpo_qwen2_5_7b"))
     assert shape is not None
     job = replace(JOB, shape=shape, world=4, stage=2, tokens=8192, completions=4096, longest=1536, checkpointing=1)
-    seen = [memory_estimate.plan_memory(job, gpu * GIB) for gpu in (40, 56, 64, 100, 160)]
+    seen = [memory_estimate.plan_memory(job, gpu * GIB) for gpu in (44, 56, 64, 100, 160)]
     assert [p.mode for p in seen if p.fits] == sorted(
         (p.mode for p in seen if p.fits), key=("sleep_and_offload", "sleep", "resident").index
     )
     assert [p.fits for p in seen] == sorted(p.fits for p in seen) and not seen[0].fits and seen[-1].mode == "resident"
     assert seen[0].change is not None and seen[0].largest_phase == "train"
     mended = replace(job, tokens=1536, completions=1536, stage=3)
-    assert memory_estimate.fits_gpu(mended, "sleep_and_offload", 40 * GIB) and seen[0].change.startswith(
+    assert memory_estimate.fits_gpu(mended, "sleep_and_offload", 44 * GIB) and seen[0].change.startswith(
         "tokens_per_micro_batch=1536 engine.zero_stage=3"
     )
     assert memory_estimate.plan_memory(job, 8 * GIB).change is not None or not memory_estimate.fits_gpu(
@@ -205,15 +204,16 @@ def test_a_plan_that_does_not_fit_says_what_makes_it() -> None:
 
 
 def test_layers_are_recomputed_before_the_optimizer_leaves() -> None:
-    """Of each change one at a time, with what it leaves of the ones before."""
+    """Of each change one at a time, with what it leaves of the ones before: first what costs time alone, then what costs exactness."""
     job = replace(JOB, tokens=100, longest=30, world=2, stage=1)
     changes = [(settings, other) for settings, other, _ in memory_estimate.suggest_changes(job, "resident")]
     small = "engine.memory=sleep_and_offload tokens_per_micro_batch=30"
-    rest = ("engine.zero_stage=3", "engine.gradient_checkpointing=1", "engine.offload=optimizer", "model.lora.rank=32")
-    assert [settings for settings, _ in changes[:8]] == [
+    rest = ("engine.zero_stage=3", "engine.gradient_checkpointing=1", "engine.offload=optimizer", "engine.float32_gradients=false")
+    rest += ("model.lora.rank=32",)
+    assert [settings for settings, _ in changes[:9]] == [
         "engine.memory=sleep_and_offload",
         "engine.memory=sleep_and_offload tokens_per_micro_batch=50",
-        *(" ".join([small, *rest[:n]]) for n in range(5)),
+        *(" ".join([small, *rest[:n]]) for n in range(6)),
         " ".join([small, *rest]) + " and 4 GPUs",
     ]
     assert [(other.tokens, other.completions, other.keys) for _, other in changes[:3]] == [(100, 50, 100), (50, 25, 50), (30, 15, 30)]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from rlkit.assembly.shapes import read_shape
 from rlkit.engines.learners import PolicyLearner
-from rlkit.profiling import host_estimate, memory_estimate
+from rlkit.profiling import host_estimate, memory_estimate, zero_estimate
 from rlkit.profiling.memory_peak import read_peak, reset_peak
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
@@ -25,7 +25,7 @@ from tests.backends import deepspeed
 TOKENS, PROMPT, SAID = 64, 8, 8
 model, zero_stage, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 if sys.argv[4:]:
-    memory_estimate.OPTIMIZER_BLOCK = int(sys.argv[4])
+    zero_estimate.OPTIMIZER_BLOCK = int(sys.argv[4])
 ranks = Ranks()
 rest = {"backend": deepspeed(zero_stage, ranks.device), "temperature": 1.0, "offline": True}
 
@@ -64,7 +64,7 @@ job = memory_estimate.Job(
     width=2,
     rank=None,
     world=ranks.world,
-    stage=memory_estimate.resolve_zero_stage(zero_stage, ranks.world),
+    stage=zero_estimate.resolve_zero_stage(zero_stage, ranks.world),
     tensor_parallel=1,
     tokens=TOKENS,
     completions=TOKENS // 2,

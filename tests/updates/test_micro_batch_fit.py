@@ -19,6 +19,9 @@ class Model:
     def __init__(self, tokens: int) -> None:
         self.tokens, self.tried = tokens, list[int]()
 
+    def reserve_update(self) -> Sequence[torch.Tensor]:
+        return []
+
     def try_samples(self, samples: Sequence[Sample]) -> None:
         self.tried.append(sum(len(s.prompt) + len(s.tokens) for s in samples))
         if self.tried[-1] > self.tokens:
