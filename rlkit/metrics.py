@@ -1,66 +1,71 @@
-"""Metric values that merge over micro-batches and over ranks. They are only observed; nothing depends on them."""
+"""Metric values that merge over micro-batches and over ranks. They are only observed; nothing depends on them.
+
+Their numbers may be tensors [] on a device, for which the host need not wait; `merge` reads all of them in one transfer.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor  # reward workers import this file, and are many: no torch in them
+
+    Number = float | Tensor
 
 
 @dataclass(frozen=True)
 class Mean:
     """A weighted mean, kept as its two sums."""
 
-    total: float
-    weight: float
+    total: Number
+    weight: Number
 
     def merge(self, other: Mean) -> Mean:
         return Mean(self.total + other.total, self.weight + other.weight)
 
     @property
     def value(self) -> float:
-        return self.total / self.weight if self.weight else math.nan
+        return float(self.total / self.weight) if self.weight else math.nan
 
 
 @dataclass(frozen=True)
 class Sum:
     """A count, or a total."""
 
-    total: float
+    total: Number
 
     def merge(self, other: Sum) -> Sum:
         return Sum(self.total + other.total)
 
     @property
     def value(self) -> float:
-        return self.total
+        return float(self.total)
 
 
 @dataclass(frozen=True)
 class Max:
     """The largest seen."""
 
-    largest: float
+    largest: Number
 
     def merge(self, other: Max) -> Max:
-        return Max(max(self.largest, other.largest))
+        return other if other.largest > self.largest else self
 
     @property
     def value(self) -> float:
-        return self.largest
+        return float(self.largest)
 
 
 @dataclass(frozen=True)
 class Std:
     """The standard deviation (n-1) of scalars, from their count, sum and sum of squares."""
 
-    count: float
-    mean: float
-    squares: float  # of the distances from the mean
+    count: Number
+    mean: Number
+    squares: Number  # of the distances from the mean
 
     def merge(self, other: Std) -> Std:
         if not self.count or not other.count:
@@ -87,7 +92,7 @@ class EffectiveShare(Std):
     @property
     def value(self) -> float:
         square = self.mean**2 + self.squares / self.count if self.count else 0.0  # the mean of the squares
-        return self.mean**2 / square if square else math.nan
+        return float(self.mean**2 / square) if square else math.nan
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,17 @@ Metrics = dict[str, Metric]
 
 def mean_over_mask(values: Tensor, mask: Tensor) -> Mean:
     """The mean of `values` where `mask` is True; both [...] of one shape."""
-    chosen = values.detach()[mask].double()
-    return Mean(float(chosen.sum()), float(mask.sum()))
+    return Mean(sum_over_mask(values, mask), mask.sum().double())
+
+
+def max_over_mask(values: Tensor, mask: Tensor) -> Max:
+    """The largest of `values`, none of them negative, where `mask` is True; both [...] of one shape."""
+    return Max(values.detach().where(mask, 0.0).max() if mask.numel() else 0.0)
+
+
+def sum_over_mask(values: Tensor, mask: Tensor) -> Tensor:
+    """A scalar, float64."""
+    return values.detach().double().where(mask, 0.0).sum()
 
 
 def mean_of(values: Iterable[float]) -> Mean:
@@ -128,16 +142,17 @@ def std_of(values: Iterable[float]) -> Std:
     return Std(float(len(numbers)), mean, math.fsum((v - mean) ** 2 for v in numbers))
 
 
-def effective_share(weights: Tensor) -> EffectiveShare:
-    """The effective share of weights [n]."""
-    mean = weights.mean() if weights.numel() else weights.sum()
-    return EffectiveShare(float(weights.numel()), float(mean), float((weights - mean).square().sum()))
+def effective_share(weights: Tensor, mask: Tensor) -> EffectiveShare:
+    """The effective share of `weights` where `mask` is True; both [...] of one shape."""
+    count = mask.sum().double()
+    mean = sum_over_mask(weights, mask) / count.clamp(min=1.0)
+    return EffectiveShare(count, mean, sum_over_mask((weights.detach().double() - mean).square(), mask))
 
 
 def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
     """Merges metrics of the same name, in the order given. Raises TypeError where one name has two kinds."""
     merged: Metrics = {}
-    for part in parts:
+    for part in read_tensors(list(parts)):
         for name, metric in part.items():
             before = merged.get(name)
             if before is None:
@@ -147,6 +162,25 @@ def merge(parts: Iterable[Mapping[str, Metric]]) -> Metrics:
             else:
                 merged[name] = before.merge(metric)  # type: ignore[arg-type]
     return merged
+
+
+def read_tensors(parts: Sequence[Mapping[str, Metric]]) -> list[Mapping[str, Metric]]:
+    """The metrics with plain numbers: the tensors among them are read in one transfer."""
+    tensors = [value for part in parts for metric in part.values() for value in vars(metric).values() if is_tensor(value)]
+    if not tensors:
+        return list(parts)
+    import torch
+
+    numbers = iter(torch.stack([tensor.double().to(tensors[0].device) for tensor in tensors]).tolist())
+
+    def read(metric: Metric) -> Metric:
+        return replace(metric, **{name: next(numbers) for name, value in vars(metric).items() if is_tensor(value)})
+
+    return [{name: read(metric) for name, metric in part.items()} for part in parts]
+
+
+def is_tensor(value: object) -> bool:
+    return hasattr(value, "device")
 
 
 def metric_values(metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -159,7 +193,7 @@ def wilson_interval(share: Mean) -> tuple[float, float]:
 
     Wilson (1927), "Probable inference, the law of succession, and statistical inference".
     """
-    n, z = share.weight, 1.959963984540054
+    n, z = float(share.weight), 1.959963984540054
     if not n:
         return 0.0, 1.0
     p = share.value

@@ -57,4 +57,4 @@ class KTO(OfflineObjective):
         x, good = compute_log_ratios(rows), rows.desirable  # [B]
         losses = preference.kto_loss(x, good, rows.baseline, self.beta, self.desirable_weight, self.undesirable_weight)
         margins = torch.where(good, x - rows.baseline, rows.baseline - x)
-        return losses, {**compute_reward_metrics(self.beta * x, sum_logprobs(rows), good, margins), "kl": Mean(float(rows.baseline), 1.0)}
+        return losses, {**compute_reward_metrics(self.beta * x, sum_logprobs(rows), good, margins), "kl": Mean(rows.baseline, 1.0)}

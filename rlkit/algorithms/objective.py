@@ -20,7 +20,7 @@ from torch import Tensor
 from rlkit.algorithms.base import Needs, State
 from rlkit.errors import UserError
 from rlkit.fields import describe_field
-from rlkit.metrics import Max, Metrics, effective_share, mean_over_mask
+from rlkit.metrics import Metrics, effective_share, max_over_mask, mean_over_mask
 from rlkit.ops import kl, surrogate, values
 from rlkit.ops.masking import Reduction
 from rlkit.types import MicroBatch
@@ -128,9 +128,8 @@ class Objective(BaseModel):
         if self.loss == "gspo":
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
         loss, cut = POLICY_LOSSES[self.loss](self, rows, log_ratios)
-        apart = (log_ratios.detach().exp() - 1.0).abs()[rows.mask]
         metrics: Metrics = {
-            "ratio/max_deviation": Max(float(apart.max()) if apart.numel() else 0.0),
+            "ratio/max_deviation": max_over_mask((log_ratios.detach().exp() - 1.0).abs(), rows.mask),
             "clip_ratio/low_mean": mean_over_mask((cut & (log_ratios < 0)).float(), rows.mask),
             "clip_ratio/high_mean": mean_over_mask((cut & (log_ratios > 0)).float(), rows.mask),
         }
@@ -154,11 +153,10 @@ class Objective(BaseModel):
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
         raw = surrogate.importance_weights(log_ratios, float("inf"), drop=False)
         weights = surrogate.importance_weights(log_ratios, self.correction_cap, drop=self.correction == "mask")
-        counted = raw[rows.mask]
         metrics: Metrics = {
             "sampling/importance_sampling_ratio/mean": mean_over_mask(raw, rows.mask),
-            "sampling/importance_sampling_ratio/max": Max(float(counted.max()) if counted.numel() else 0.0),
-            "sampling/effective_sample_size": effective_share(weights[rows.mask].double()),
+            "sampling/importance_sampling_ratio/max": max_over_mask(raw, rows.mask),
+            "sampling/effective_sample_size": effective_share(weights, rows.mask),
         }
         return weights, metrics
 

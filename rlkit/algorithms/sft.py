@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlkit.algorithms.offline import Kind, OfflineObjective, Unit, sum_logprobs
-from rlkit.metrics import Metrics, mean_of
+from rlkit.metrics import Metrics, mean_over_mask
 from rlkit.types import OfflineMicroBatch
 
 
@@ -26,4 +26,5 @@ class SFT(OfflineObjective):
 
     def compute_losses(self, rows: OfflineMicroBatch) -> tuple[Tensor, Metrics]:
         """One value a token, [B, T]."""
-        return torch.where(rows.mask, -rows.outputs, 0.0), {"logps/chosen": mean_of(sum_logprobs(rows).tolist())}
+        logps = sum_logprobs(rows)  # [B]
+        return torch.where(rows.mask, -rows.outputs, 0.0), {"logps/chosen": mean_over_mask(logps, torch.ones_like(logps, dtype=torch.bool))}

@@ -174,14 +174,16 @@ def build_samples() -> list[TokenizedSample]:
     prompts = [tuple(ids[:before].tolist()) for ids, (before, _) in zip(drawn, LENGTHS, strict=True)]
     prompts[OTHER] = prompts[LONG]
     keys = [Key(0, 0, 0), Key(1, 0, 0), Key(1, 0, 1)]
-    return [TokenizedSample(k, p, ids[b:]) for k, p, ids, (b, _) in zip(keys, prompts, drawn, LENGTHS, strict=True)]
+    completions = [ids[before:] for ids, (before, _) in zip(drawn, LENGTHS, strict=True)]
+    return [TokenizedSample(k, p, c, torch.ones_like(c, dtype=torch.bool)) for k, p, c in zip(keys, prompts, completions, strict=True)]
 
 
 def compute_plain(model: Any, samples: Sequence[TokenizedSample], device: torch.device) -> list[Tensor]:
     """By transformers alone, sample by sample: log-probs and entropies [2, L] of a causal LM, the score [1] of a classifier."""
     outputs = []
     for sample in samples:
-        ids = torch.cat([torch.tensor(sample.prompt), sample.tokens]).unsqueeze(0).to(device)  # [1, S]
+        read = sample.tokens if model.get_output_embeddings() is None else sample.tokens[:-1]  # the last predicts nothing
+        ids = torch.cat([torch.tensor(sample.prompt), read]).unsqueeze(0).to(device)  # [1, S]
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]  # [S, V] or [1]
         if logits.ndim == 2:
             index = ops_logprobs.build_predict_index([len(sample.prompt)], [len(sample.tokens)])
@@ -192,7 +194,7 @@ def compute_plain(model: Any, samples: Sequence[TokenizedSample], device: torch.
 
 def compute_packed(scorer: nn.Module, samples: Sequence[TokenizedSample], device: torch.device) -> list[Tensor]:
     """The same by a TokenScorer or a LastTokenScorer, of samples in one row."""
-    row = packing.pack_samples(samples, 0, device)
+    row = packing.pack_samples(samples, 0, device, whole=isinstance(scorer, LastTokenScorer))
     if isinstance(scorer, LastTokenScorer):
         last = [start + len(sample.tokens) - 1 for (_, start), sample in zip(row.starts, samples, strict=True)]
         return list(scorer(*row[:3], torch.tensor(last, device=device)).split(1))

@@ -1,6 +1,6 @@
 """What a model computes of packed samples: log-probs and entropies, values, or one score; and their place on the grid of the batch.
 
-S tokens in a packed row, n of them completion tokens, H hidden size, B samples.
+S tokens in a packed row, n tokens that count, H hidden size, B samples.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from rlkit.engines import liger, packing
 from rlkit.engines.packing import PackedRow, SeqLens, TokenizedSample
 from rlkit.engines.sequence_parallel import SequenceParallelGroup
+from rlkit.engines.transfer import copy_to_device
 from rlkit.ops import logprobs as ops_logprobs
+from rlkit.ops.logprobs import UsedOutputs
 from rlkit.types import Sample
 
 
@@ -35,15 +37,22 @@ class TokenScorer(nn.Module):
         self.head_returns_logprobs = add_logprobs_to_head(model.get_output_embeddings(), self.cap)
 
     def forward(
-        self, ids: Tensor, positions: Tensor, seq_lens: SeqLens, predict_index: Tensor, tokens: Tensor, temperature: float
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        seq_lens: SeqLens,
+        predict_index: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        used: UsedOutputs | None = None,
     ) -> Tensor:
-        """The first five fields of a PackedRow -> log-probs and entropy [2, n]."""
+        """The first five fields of a PackedRow -> log-probs and entropy [2, n]. `used`: known before the backward pass."""
         decoder = self.model.get_decoder()
         hidden = decoder(**packing.build_decoder_arguments(ids, positions, seq_lens)).last_hidden_state  # [1, S, H]
         chosen = hidden[0].index_select(0, predict_index)  # [n, H]
         head = self.model.get_output_embeddings()
         if self.head_returns_logprobs:
-            both: Tensor = head(chosen, tokens, temperature / self.scale)
+            both: Tensor = head(chosen, tokens, temperature / self.scale, used)
             return both
         return torch.stack(ops_logprobs.logprobs_from_logits(head(chosen), tokens, temperature / self.scale, self.cap))
 
@@ -61,12 +70,12 @@ def add_logprobs_to_head(head: nn.Module, cap: float | None = None) -> bool:
     if type(head) is not nn.Linear:
         return False
 
-    def forward(hidden: Tensor, tokens: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    def forward(hidden: Tensor, tokens: Tensor | None = None, temperature: float = 1.0, used: UsedOutputs | None = None) -> Tensor:
         if tokens is None:
             return nn.functional.linear(hidden, head.weight, head.bias)
         if cap is None and liger.supports(hidden, head.bias):
             return torch.stack(liger.liger_logprobs(hidden, head.weight, tokens, temperature))
-        return torch.stack(ops_logprobs.logprobs_from_hidden(hidden, head.weight, head.bias, tokens, temperature, cap))
+        return torch.stack(ops_logprobs.logprobs_from_hidden(hidden, head.weight, head.bias, tokens, temperature, cap, used))
 
     head.forward = forward  # type: ignore[method-assign, assignment]
     return True
@@ -112,24 +121,47 @@ def compute_logprobs(
     device: torch.device,
     sp_group: SequenceParallelGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropy of samples by a TokenScorer; each [B, width], 0 beyond a completion."""
-    chosen, entropy = run_on_grid(lambda row: scorer(*row[:5], temperature).unbind(), samples, width, device, sp_group)
+    """Log-probs and entropy of samples by a TokenScorer; each [B, width], 0 where no token counts."""
+    used = UsedOutputs()
+
+    def score(row: PackedRow) -> tuple[Tensor, ...]:
+        return SplitOutputs.apply(scorer(*row[:5], temperature, used), used)  # type: ignore[no-untyped-call, no-any-return]
+
+    chosen, entropy = run_on_grid(score, samples, width, device, sp_group)
     return chosen, entropy
+
+
+class SplitOutputs(torch.autograd.Function):
+    """Log-probs and entropy [2, n] as two, of which the loss may use one alone: that is noted for the head, whose turn is later."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor, used: UsedOutputs) -> tuple[Tensor, Tensor]:
+        ctx.used = used
+        ctx.set_materialize_grads(False)
+        return both[0].clone(), both[1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None]:
+        by_chosen, by_entropy = gradients
+        ctx.used.entropy = by_entropy is not None
+        known = next(gradient for gradient in gradients if gradient is not None)
+        return torch.stack([torch.zeros_like(known) if gradient is None else gradient for gradient in (by_chosen, by_entropy)]), None
 
 
 def compute_values(
     valuer: nn.Module, samples: Sequence[Sample], width: int, device: torch.device, sp_group: SequenceParallelGroup | None = None
 ) -> Tensor:
-    """Values of samples by a TokenValuer; [B, width], 0 beyond a completion."""
+    """Values of samples by a TokenValuer; [B, width], 0 where no token counts."""
     (values,) = run_on_grid(lambda row: (valuer(*row[:4]),), samples, width, device, sp_group)
     return values
 
 
 def compute_scores(scorer: nn.Module, samples: Sequence[Sample], pad: int, device: torch.device) -> Tensor:
     """Scores of samples by a LastTokenScorer; [B], and [1] of no samples: sharded models are gathered on all ranks together."""
-    row = packing.pack_samples(samples, 0, device)
+    row = packing.pack_samples(samples, 0, device, whole=True)
     last = [find_last_token(sample, pad, *starts) for sample, starts in zip(samples, row.starts, strict=True)]
-    scores: Tensor = scorer(row.ids, row.positions, row.seq_lens, torch.tensor(last or [0], device=device))
+    (index,) = copy_to_device([torch.tensor(last or [0])], device)
+    scores: Tensor = scorer(row.ids, row.positions, row.seq_lens, index)
     return scores
 
 
@@ -140,7 +172,7 @@ def run_on_grid(
     device: torch.device,
     sp_group: SequenceParallelGroup | None,
 ) -> list[Tensor]:
-    """What `forward` returns of the completion tokens of packed samples, each on the grid [B, width]."""
+    """What `forward` returns of the tokens of packed samples that count, each on the grid [B, width]."""
     outputs: Iterable[Tensor]
     if sp_group:
         outputs, grid_index = sp_group.run(forward, samples, width, device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlkit.engines.base import RolloutEngine, checksum
 from rlkit.errors import RunFailed
-from rlkit.metrics import Max, Mean, Metrics, Sum, mean_over_mask
+from rlkit.metrics import Mean, Metrics, Sum, max_over_mask, mean_over_mask
 
 MEAN = "sampling/sampling_logp_difference/mean"
 MAX = "sampling/sampling_logp_difference/max"
@@ -38,12 +38,8 @@ class LogprobCheck:
     def compare(self, trained: Tensor, sampled: Tensor, mask: Tensor) -> Metrics:
         """Log-probs [B, T] of the trainer's first pass and of the sampler, over the tokens of mask [B, T]."""
         difference = (trained.detach() - sampled).abs()
-        counted = difference[mask]
-        return {
-            MEAN: mean_over_mask(difference, mask),
-            MAX: Max(float(counted.max()) if counted.numel() else 0.0),
-            COMPARED: Sum(float(counted.numel())),
-        }
+        mean = mean_over_mask(difference, mask)
+        return {MEAN: mean, MAX: max_over_mask(difference, mask), COMPARED: Sum(mean.weight)}
 
     def check(self, metrics: Metrics) -> None:
         """Raises RunFailed, with the names of tensors that differ, where sampler and trainer are not the same policy."""

@@ -14,15 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from rlkit.engines.transfer import copy_to_device
 from rlkit.errors import UserError
-from rlkit.ops.logprobs import build_predict_index
+from rlkit.ops.logprobs import build_predict_index, build_ranges
 from rlkit.types import Key, Sample
 
 NAME = "rlkit_packed"  # of the attention, as transformers knows it
@@ -36,6 +37,7 @@ class TokenizedSample(NamedTuple):
     key: Key
     prompt: tuple[int, ...]
     tokens: Tensor  # [L] of the completion
+    mask: Tensor  # [L] bool, which of them count
 
 
 class SeqLens(NamedTuple):
@@ -43,82 +45,137 @@ class SeqLens(NamedTuple):
 
     cu_seqlens_q: Tensor  # [N + 1] int32, where each run begins in the row, and the end
     cu_seqlens_k: Tensor  # [N + 1] int32, where its keys begin among the K keys, and the end
-    max_seqlen_q: int  # of a run
-    max_seqlen_k: int
+    q_lens: tuple[int, ...]  # of each run; on the host, which need not wait for the bounds
+    k_lens: tuple[int, ...]
     key_index: Tensor | None  # [K] positions in the row; None: each run attends to itself alone
+
+    @property
+    def max_seqlen_q(self) -> int:
+        return max(self.q_lens)
+
+    @property
+    def max_seqlen_k(self) -> int:
+        return max(self.k_lens)
 
 
 class PackedRow(NamedTuple):
-    """Samples as a model takes them."""
+    """Samples as a model takes them: n of their completion tokens count."""
 
     ids: Tensor  # [1, S]
     positions: Tensor  # [1, S] in their own sample
     seq_lens: SeqLens
-    predict_index: Tensor  # [n] positions in ids whose outputs predict the completion tokens
-    tokens: Tensor  # [n] the completion tokens
+    predict_index: Tensor  # [n] positions in ids whose outputs predict the tokens that count
+    tokens: Tensor  # [n] these tokens
     grid_index: Tensor  # [n] their flat positions on the grid [B, width]
     starts: list[tuple[int, int]]  # of each sample: where in ids its prompt and its completion begin
 
+    def to(self, device: torch.device) -> PackedRow:
+        """The row on a device, in one copy for which the host does not wait."""
+        bounds = self.seq_lens
+        tensors = [*self[:2], *bounds[:2], *self[3:6], *([] if bounds.key_index is None else [bounds.key_index])]
+        ids, positions, cu_q, cu_k, predict_index, tokens, grid_index, *keys = copy_to_device(tensors, device)
+        seq_lens = bounds._replace(cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, key_index=keys[0] if keys else None)
+        return PackedRow(ids, positions, seq_lens, predict_index, tokens, grid_index, self.starts)
 
-def pack_samples(samples: Sequence[Sample | TokenizedSample], width: int, device: torch.device) -> PackedRow:
+
+def pack_samples(samples: Sequence[Sample | TokenizedSample], width: int, device: torch.device, whole: bool = False) -> PackedRow:
     """Packs samples prompt by prompt, in the order in which the prompts come first.
 
-    Without samples the row is one token without use: sharded models are gathered on all ranks together, so a rank without work takes part.
-    Raises ValueError where samples of one key have different prompts.
+    Of a completion the tokens before the last one that counts are in the row: the others predict nothing that counts. With `whole` all
+    are. Without samples the row is one token without use: sharded models are gathered on all ranks together, so a rank without work takes
+    part. Raises ValueError where samples of one key have different prompts.
     """
     if not samples:
-        one = torch.zeros(1, dtype=torch.int64, device=device)
-        bounds = torch.tensor([0, 1], dtype=torch.int32, device=device)
-        return PackedRow(one.view(1, 1), one.view(1, 1), SeqLens(bounds, bounds, 1, 1, None), one, one, one[:0], [])
+        one = torch.zeros(1, dtype=torch.int64)
+        return PackedRow(one.view(1, 1), one.view(1, 1), build_seq_lens([1], [1], None), one, one, one[:0], []).to(device)
+    lengths = [len(s.tokens) for s in samples]
+    all_tokens, counts = torch.cat([s.tokens for s in samples]), torch.cat([s.mask for s in samples])
+    inputs = lengths if whole else count_inputs(counts, lengths)
     members: dict[tuple[int, int], list[int]] = {}
     for i, sample in enumerate(samples):
         members.setdefault(sample.key.of_prompt, []).append(i)
-    lengths = [len(s.tokens) for s in samples]
+    firsts = [0, *accumulate(lengths)]
     starts = [(0, 0)] * len(samples)
-    ids, positions, keys, q_ends, k_ends = list[Tensor](), list[Tensor](), list[Tensor](), [0], [0]
+    prompts, pieces, runs, end = list[int](), list[Piece](), list[AttentionRun](), 0
     for of_prompt in members.values():
         prompt = samples[of_prompt[0]].prompt
-        begin, size = q_ends[-1], len(prompt)
-        ids.append(torch.tensor(prompt, dtype=torch.int64))
+        begin, size = end, len(prompt)
+        pieces.append(Piece(len(all_tokens) + len(prompts), 0, size))
+        prompts += prompt
+        end += size
         for i in of_prompt:
             if samples[i].prompt != prompt:
                 raise ValueError(f"samples of the prompt {samples[i].key.of_prompt} have different token ids of it")
-            first, n = i == of_prompt[0], lengths[i]
-            start = begin + size if first else q_ends[-1]
-            starts[i] = begin, start
-            if first or n:
-                ids.append(samples[i].tokens)
-                positions.append(torch.arange(0 if first else size, size + n))
-                keys += [torch.arange(begin, begin + size), torch.arange(start, start + n)]
-                q_ends.append(start + n)
-                k_ends.append(k_ends[-1] + size + n)
-    predict_index = index_predictions(samples, starts)
-    shares = k_ends[-1] > q_ends[-1]
-    cu_seqlens = [torch.tensor(ends, dtype=torch.int32) for ends in (q_ends, k_ends)]
-    row, tokens = torch.cat([torch.cat(ids)[None], torch.cat(positions)[None]]), torch.cat([s.tokens for s in samples])
-    parts = [row, *cu_seqlens, predict_index, tokens, grid_indices(lengths, width)]
-    row, cu_q, cu_k, predict_index, tokens, grid_index = (t.to(device, non_blocking=True) for t in parts)
-    longest_q, longest_k = (max(b - a for a, b in pairwise(ends)) for ends in (q_ends, k_ends))
-    seq_lens = SeqLens(cu_q, cu_k, longest_q, longest_k, torch.cat(keys).to(device) if shares else None)
-    return PackedRow(row[:1], row[1:], seq_lens, predict_index, tokens, grid_index, starts)
+            starts[i] = begin, end
+            first = i == of_prompt[0]
+            if first or inputs[i]:
+                pieces.append(Piece(firsts[i], size, inputs[i]))
+                runs.append(AttentionRun(begin, size, end, inputs[i], first))
+                end += inputs[i]
+    sources, offsets, sizes = zip(*pieces, strict=True)
+    ids = torch.cat([all_tokens, torch.tensor(prompts, dtype=torch.int64)])[build_ranges(sources, sizes)]
+    ends = [prompt + len(sample.prompt) for (prompt, _), sample in zip(starts, samples, strict=True)]
+    predict_index = index_predictions(ends, [start for _, start in starts], lengths)[counts]
+    outputs = (predict_index, all_tokens[counts]) if len(predict_index) else (torch.zeros(1, dtype=torch.int64),) * 2  # one of no use
+    row = ids[None], build_ranges(offsets, sizes)[None], lay_out(runs), *outputs, index_grid(samples, width), starts
+    return PackedRow(*row).to(device)
 
 
-def index_predictions(samples: Sequence[Sample | TokenizedSample], starts: Sequence[tuple[int, int]]) -> Tensor:
-    """Positions in the row whose outputs predict the completion tokens; [n]. The last token of a prompt predicts the first of each of its
-    completions."""
-    lengths = [len(s.tokens) for s in samples]
-    index = build_predict_index([start for _, start in starts], lengths)  # [n]
+class Piece(NamedTuple):
+    """A part of a row: `size` tokens from `source` on, of which the first is at this position in its sample."""
+
+    source: int
+    position: int
+    size: int
+
+
+class AttentionRun(NamedTuple):
+    """A completion of `size` tokens from `start` on in the row, and its prompt. `first`: the prompt attends in this run too."""
+
+    prompt: int
+    prompt_size: int
+    start: int
+    size: int
+    first: bool
+
+
+def lay_out(runs: Sequence[AttentionRun]) -> SeqLens:
+    """Which keys the runs attend to."""
+    q_lens = [run.size + run.first * run.prompt_size for run in runs]
+    k_lens = [run.size + run.prompt_size for run in runs]
+    if q_lens == k_lens:
+        return build_seq_lens(q_lens, k_lens, None)
+    spans = [span for run in runs for span in ((run.prompt, run.prompt_size), (run.start, run.size))]
+    return build_seq_lens(q_lens, k_lens, build_ranges(*zip(*spans, strict=True)))
+
+
+def build_seq_lens(q_lens: Sequence[int], k_lens: Sequence[int], key_index: Tensor | None) -> SeqLens:
+    cu_q, cu_k = (torch.tensor([0, *accumulate(lens)], dtype=torch.int32) for lens in (q_lens, k_lens))
+    return SeqLens(cu_q, cu_k, tuple(q_lens), tuple(k_lens), key_index)
+
+
+def count_inputs(counts: Tensor, lengths: Sequence[int]) -> list[int]:
+    """Of completions of these lengths, end to end, the tokens before the last one that counts; counts [sum of lengths] bool."""
+    sizes = torch.tensor(lengths, dtype=torch.int64)
+    places = build_ranges([0] * len(lengths), lengths) * counts
+    sample = torch.arange(len(lengths)).repeat_interleave(sizes)
+    return torch.zeros(len(lengths), dtype=torch.int64).scatter_reduce(0, sample, places, "amax").tolist()
+
+
+def index_predictions(ends: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """Positions in the row whose outputs predict the completion tokens; [sum of lengths]. Completions start at `starts`, their prompts end
+    before `ends`: the last token of a prompt predicts the first of each of its completions."""
+    index = build_predict_index(starts, lengths)
     firsts = [0, *accumulate(lengths)]
-    not_empty = [i for i, n in enumerate(lengths) if n]
-    ends = torch.tensor([starts[i][0] + len(samples[i].prompt) - 1 for i in not_empty], dtype=torch.int64)
-    index[[firsts[i] for i in not_empty]] = ends
+    written = [i for i, n in enumerate(lengths) if n]
+    index[[firsts[i] for i in written]] = build_predict_index([ends[i] for i in written], [1] * len(written))
     return index
 
 
-def grid_indices(lengths: Sequence[int], width: int) -> Tensor:
-    """Flat positions on the grid [B, width] of completions of these lengths; [n]."""
-    spans = [torch.arange(i * width, i * width + n) for i, n in enumerate(lengths)]
-    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
+def index_grid(samples: Sequence[Sample | TokenizedSample], width: int) -> Tensor:
+    """Flat positions on the grid [B, width] of the completion tokens that count; [n]."""
+    index = build_ranges([i * width for i in range(len(samples))], [len(s.tokens) for s in samples])
+    return index[torch.cat([s.mask for s in samples])] if samples else index
 
 
 def build_decoder_arguments(ids: Tensor, positions: Tensor, seq_lens: SeqLens) -> dict[str, Any]:
@@ -131,6 +188,8 @@ def build_decoder_arguments(ids: Tensor, positions: Tensor, seq_lens: SeqLens) -
         "cu_seq_lens_k": seq_lens.cu_seqlens_k,
         "max_length_q": seq_lens.max_seqlen_q,
         "max_length_k": seq_lens.max_seqlen_k,
+        "q_lens": seq_lens.q_lens,
+        "k_lens": seq_lens.k_lens,
         "key_index": seq_lens.key_index,
     }
 
@@ -181,8 +240,8 @@ def attention(
     scaling: float,
     cu_seq_lens_q: Tensor,
     cu_seq_lens_k: Tensor,
-    max_length_q: int,
-    max_length_k: int,
+    q_lens: tuple[int, ...],
+    k_lens: tuple[int, ...],
     key_index: Tensor | None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -193,8 +252,8 @@ def attention(
 
     softcap: scores become softcap tanh(scores / softcap); s_aux [h]: sinks, the score of a further key without a value.
     """
-    window = sliding_window if sliding_window and sliding_window < max_length_k else None
-    seq_lens = SeqLens(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, key_index)
+    seq_lens = SeqLens(cu_seq_lens_q, cu_seq_lens_k, q_lens, k_lens, key_index)
+    window = sliding_window if sliding_window and sliding_window < seq_lens.max_seqlen_k else None
     if key_index is not None:
         key, value = (x.index_select(2, key_index) for x in (key, value))  # [1, k, K, d]
     if softcap or s_aux is not None:
@@ -216,7 +275,9 @@ def attend_varlen(query: Tensor, key: Tensor, value: Tensor, seq_lens: SeqLens, 
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [S, h, d], [K, k, d]
     back = -1 if window is None else window - 1
     grouped: dict[str, Any] = {"enable_gqa": True} if shared > 1 else {}
-    output = varlen_attn(q, k, v, *seq_lens[:4], scale=scaling, window_size=(back, 0), **grouped)
+    output = varlen_attn(
+        q, k, v, *seq_lens[:2], seq_lens.max_seqlen_q, seq_lens.max_seqlen_k, scale=scaling, window_size=(back, 0), **grouped
+    )
     assert isinstance(output, Tensor)
     return output[None]
 
@@ -231,16 +292,24 @@ def attend_per_run(
     attend: Attention = scaled_dot_product_attention,
 ) -> Tensor:
     """One call of `attend` for each run."""
-    queries, keys = seq_lens.cu_seqlens_q.diff().tolist(), seq_lens.cu_seqlens_k.diff().tolist()
+    queries, keys = seq_lens.q_lens, seq_lens.k_lens
     many = query.shape[1] != key.shape[1]
+    biases = build_causal_bias(seq_lens.max_seqlen_k, window, query.dtype, query.device) if window or queries != keys else None
     outputs = []
     for q, k, v in zip(query.split(queries, dim=2), key.split(keys, dim=2), value.split(keys, dim=2), strict=True):
         near, before = None, k.shape[2] - q.shape[2]
-        if before or (window is not None and window < k.shape[2]):
-            back = torch.arange(before, k.shape[2], device=q.device)[:, None] - torch.arange(k.shape[2], device=q.device)  # [Lq, Lk]
-            near = (back >= 0) & (back < (window or k.shape[2]))
+        if biases is not None and (before or (window is not None and window < k.shape[2])):
+            near = biases[before : k.shape[2], : k.shape[2]]  # [Lq, Lk]
         outputs.append(attend(q, k, v, near, is_causal=near is None, scale=scaling, enable_gqa=many).transpose(1, 2))
     return torch.cat(outputs, dim=1)  # [1, S, h, d]
+
+
+def build_causal_bias(size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to scores [size, size] of queries and keys in order: 0 where a query attends to a key, else -inf. The last rows and
+    columns that are left out make it that of fewer."""
+    place = torch.arange(size, device=device)
+    back = place[:, None] - place
+    return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_((back < 0) | (back >= (window or size)), float("-inf"))
 
 
 def attend_in_steps(
@@ -263,8 +332,8 @@ def attend_in_steps(
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     if near is None:
-        near = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
-    scores = scores.masked_fill(~near, float("-inf"))
+        near = build_causal_bias(scores.shape[3], None, scores.dtype, scores.device)
+    scores = scores + near
     if sinks is not None:
         scores = torch.cat([scores, sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], dim=3)
     shares = scores.softmax(dim=3)[..., : key.shape[2]]

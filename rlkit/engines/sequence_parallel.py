@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlkit.engines.packing import REMEDY, PackedRow, SeqLens, TokenizedSample, grid_indices, pack_samples
+from rlkit.engines.packing import REMEDY, PackedRow, TokenizedSample, build_seq_lens, index_grid, pack_samples
+from rlkit.engines.transfer import copy_to_device
 from rlkit.errors import UserError
 from rlkit.types import Sample
 
@@ -45,15 +46,17 @@ class SequenceParallelGroup:
         `forward` gets a part of the row that the group shares, with the bounds of the whole row.
         """
         gathered: list[list[TokenizedSample]] = [[]] * self.size
-        dist.all_gather_object(gathered, [TokenizedSample(s.key, s.prompt, s.tokens) for s in samples], group=self.group)
+        dist.all_gather_object(gathered, [TokenizedSample(s.key, s.prompt, s.tokens, s.mask) for s in samples], group=self.group)
         row = pad_to_multiple(pack_samples([sample for part in gathered for sample in part], 0, CPU), self.size)
         inside, part = self._take_part(row)
-        outputs = torch.stack(forward(move_row(part, device)))  # [k, n of the part]
-        of_row = outputs.new_zeros(len(outputs), len(row.predict_index)).index_copy(1, inside.to(device), outputs)  # [k, n]
-        counts = [sum(len(sample.tokens) for sample in part) for part in gathered]
+        counts = [sum(int(sample.mask.sum()) for sample in part) for part in gathered]
+        grid_index = index_grid(samples, width)
+        part, (inside, grid_index) = part.to(device), copy_to_device([inside, grid_index], device)
+        outputs = torch.stack(forward(part))  # [k, n of the part]
+        of_row = outputs.new_zeros(len(outputs), len(row.predict_index)).index_copy(1, inside, outputs)  # [k, n]
         first = [0, *accumulate(counts)][self.rank]
         own = AllReduceSum.apply(of_row, self.group)[:, first : first + counts[self.rank]]  # type: ignore[no-untyped-call]
-        return own, grid_indices([len(s.tokens) for s in samples], width).to(device)
+        return own, grid_index
 
     def _take_part(self, row: PackedRow) -> tuple[Tensor, PackedRow]:
         """Which of the n predictions are made in this rank's part of a row, and the part.
@@ -99,15 +102,6 @@ class SequenceParallelGroup:
         return f"over_{self.size}_{heads}x{kv_heads}x{width}", attend
 
 
-def move_row(row: PackedRow, device: torch.device) -> PackedRow:
-    """The row with its tensors on a device."""
-
-    def move(field: Any) -> Any:
-        return field.to(device) if torch.is_tensor(field) else field
-
-    return PackedRow(*map(move, row))._replace(seq_lens=SeqLens(*map(move, row.seq_lens)))
-
-
 def pad_to_multiple(row: PackedRow, parts: int) -> PackedRow:
     """The row, made longer to a multiple of `parts` by a run without use."""
     size = row.ids.shape[1]
@@ -115,13 +109,8 @@ def pad_to_multiple(row: PackedRow, parts: int) -> PackedRow:
     if not more:
         return row
     bounds = row.seq_lens
-    longer = SeqLens(
-        torch.cat([bounds.cu_seqlens_q, bounds.cu_seqlens_q[-1:] + more]),
-        torch.cat([bounds.cu_seqlens_k, bounds.cu_seqlens_k[-1:] + more]),
-        max(bounds.max_seqlen_q, more),
-        max(bounds.max_seqlen_k, more),
-        None if bounds.key_index is None else torch.cat([bounds.key_index, torch.arange(size, size + more)]),
-    )
+    key_index = None if bounds.key_index is None else torch.cat([bounds.key_index, torch.arange(size, size + more)])
+    longer = build_seq_lens((*bounds.q_lens, more), (*bounds.k_lens, more), key_index)
     positions = torch.cat([row.positions, torch.arange(more)[None]], dim=1)
     return row._replace(ids=pad(row.ids, (0, more)), positions=positions, seq_lens=longer)
 

@@ -2,7 +2,8 @@
 
 A minibatch is the batch of one update: whole groups, its size differs from the others by at most one group. Its samples are split over
 ranks so that tokens balance. Each rank splits its share into micro-batches of at most `budget` tokens; all ranks run the same number of
-them. In a micro-batch a prompt is computed once for all its samples (rlkit/engines/packing.py), so its tokens count once.
+them. In a micro-batch a prompt is computed once for all its samples (rlkit/engines/packing.py), so its tokens count once. The last token
+of a completion counts too, which no layer sees: the budget then also bounds the rows of the head.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlkit.algorithms import OfflineAlgorithm
 from rlkit.engines.base import Learner
+from rlkit.engines.transfer import copy_to_device
 from rlkit.metrics import Metrics
 from rlkit.ops.batching import SampleLength, assign_minibatches, balance_costs, measure_sample
 from rlkit.ops.masking import pad_rows, token_weights, uniform_weights, weighted_sum
@@ -92,18 +93,22 @@ class OfflineMinibatch:
         outputs = self.updater.outputs(samples, width)  # [B, T]; without samples too: sharded models are gathered on all ranks
         if not samples:
             return outputs.sum() * 0.0, {}
-        device, algorithm = outputs.device, self.updater.algorithm
-        mask = pad_rows([s.mask for s in samples], width, False)[:, : outputs.shape[1]].to(device)
+        algorithm = self.updater.algorithm
+        mask = pad_rows([s.mask for s in samples], width, False)[:, : outputs.shape[1]]
+        desirable = torch.tensor([u.desirable for u in units for _ in u.samples])
+        reference = self.reference.look_up(samples) if self.reference else None
+        known = [tensor for tensor in (reference, self.baseline) if tensor is not None]
+        totals, mask, desirable, *known = copy_to_device([self.totals, mask, desirable, *known], outputs.device)
         rows = OfflineMicroBatch(
             mask=mask,
             outputs=outputs,
-            reference=self.reference.look_up(samples).to(device) if self.reference else None,
-            desirable=torch.tensor([u.desirable for u in units for _ in u.samples], device=device),
-            baseline=None if self.baseline is None else self.baseline.to(device),
+            reference=None if reference is None else known[0],
+            desirable=desirable,
+            baseline=None if self.baseline is None else known[-1],
         )
         losses, metrics = algorithm.compute_losses(rows)
         if algorithm.unit == "token":
-            weights = token_weights(mask, "token_mean", self.totals.to(device), 1)
+            weights = token_weights(mask, "token_mean", totals, 1)
         else:
             weights = uniform_weights(losses, len(self.units))
         return weighted_sum(losses, weights), metrics

@@ -15,6 +15,7 @@ from torch import Tensor
 from rlkit.algorithms import Algorithm, CriticObjective, Needs
 from rlkit.engines.base import Critic, Learner, Policy, Scores
 from rlkit.engines.logprob_check import LogprobCheck
+from rlkit.engines.transfer import copy_to_device
 from rlkit.metrics import Metrics, Sum, mean_over_mask, merge
 from rlkit.ops.batching import measure_sample
 from rlkit.ops.masking import count_units, token_weights, weighted_sum
@@ -126,24 +127,23 @@ class OnlineUpdater:
         width = max(len(s.tokens) for s in samples)
         logprobs, entropy = self.policy.logprobs(samples, width)  # [B, T]
 
-        def cut(grid: Tensor) -> Tensor:
-            return grid[chosen, :width].to(logprobs.device)
-
-        mask = cut(batch.mask)
+        old, ref = signals.old_logprobs, signals.ref_logprobs
+        grids = [batch.mask, batch.own, batch.rollout_logprobs, credit.advantages, *(grid for grid in (old, ref) if grid is not None)]
+        (totals, mask, own, rollout_logprobs, advantages, *scored) = cut_rows(grids, chosen, width, totals, logprobs.device)
         rows = MicroBatch(
             mask=mask,
             logprobs=logprobs,
             entropy=entropy,
-            old_logprobs=logprobs.detach() if signals.old_logprobs is None else cut(signals.old_logprobs),
-            rollout_logprobs=cut(batch.rollout_logprobs),
-            ref_logprobs=None if signals.ref_logprobs is None else cut(signals.ref_logprobs),
-            advantages=cut(credit.advantages),
+            old_logprobs=logprobs.detach() if old is None else scored[0],
+            rollout_logprobs=rollout_logprobs,
+            ref_logprobs=None if ref is None else scored[-1],
+            advantages=advantages,
             kl_coef=credit.kl_coef,
         )
         losses, metrics = self.algorithm.compute_policy_loss(rows)  # [B, T]
         metrics |= {"entropy": mean_over_mask(entropy, mask)}
         if signals.old_logprobs is None:
-            metrics |= self.logprob_check.compare(rows.old_logprobs, rows.rollout_logprobs, cut(batch.own))
+            metrics |= self.logprob_check.compare(rows.old_logprobs, rollout_logprobs, own)
         return self._reduce(losses, mask, totals), metrics
 
     def _value_loss(
@@ -155,13 +155,20 @@ class OnlineUpdater:
         samples = [batch.samples[i] for i in chosen]
         width = max(len(s.tokens) for s in samples)
         values = critic.values(samples, width)  # [B, T]
-        mask, old_values, returns = (grid[chosen, :width].to(values.device) for grid in (batch.mask, signals.values, credit.returns))
+        grids = [batch.mask, signals.values, credit.returns]
+        totals, mask, old_values, returns = cut_rows(grids, chosen, width, totals, values.device)
         losses, metrics = self.algorithm.compute_value_loss(values, old_values, returns, mask)  # [B, T]
         return self._reduce(losses, mask, totals), metrics
 
     def _reduce(self, losses: Tensor, mask: Tensor, totals: Tensor) -> Tensor:
-        weights = token_weights(mask, self.algorithm.reduction, totals.to(mask.device), self.fixed_length)
+        weights = token_weights(mask, self.algorithm.reduction, totals, self.fixed_length)
         return weighted_sum(losses, weights)
+
+
+def cut_rows(grids: Sequence[Tensor], chosen: list[int], width: int, totals: Tensor, device: torch.device) -> list[Tensor]:
+    """The totals, and the chosen rows of grids [B, T], each [b, width], on a device."""
+    index = torch.tensor(chosen)
+    return copy_to_device([totals, *(grid[:, :width].index_select(0, index) for grid in grids)], device)
 
 
 def select_rows_with_signal(updater: OnlineUpdater, credit: Credit, rows: Sequence[int]) -> list[int]:

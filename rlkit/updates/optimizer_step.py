@@ -75,7 +75,7 @@ def backward_micro_batches(plan: Sequence[list[int]], losses: Sequence[LearnerLo
                     continue
                 value, metrics = loss.compute(items)
                 loss.learner.backward(value)
-                parts.append(metrics | {f"{loss.prefix}loss": Sum(float(value.detach()))})
+                parts.append(metrics | {f"{loss.prefix}loss": Sum(value.detach())})
     return ranks.merge_metrics(merge(parts)) if plan else None
 
 

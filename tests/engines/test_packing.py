@@ -90,14 +90,14 @@ def apart(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def test_the_layout_in_numbers() -> None:
-    """Two prompts (7 8 | 9) with completions (5 | 4 3): 7 8 5 9 4 3; token 5 is predicted at 1, 4 and 3 at 3 and 4."""
+    """Two prompts (7 8 | 9) with completions (5 | 4 3): 7 8 9 4, as 5 and 3 predict nothing; 5 is predicted at 1, 4 and 3 at 2 and 3."""
     requests = [Request(Key(i, 0, 0), prompt, Sampling(), 0) for i, prompt in enumerate([(7, 8), (9,)])]
     samples = [make_sample(r, tokens, [0.0] * len(tokens), Stop.LENGTH, 0) for r, tokens in zip(requests, [[5], [4, 3]], strict=True)]
     row = packing.pack_samples(samples, 3, CPU)
-    assert row.ids.tolist() == [[7, 8, 5, 9, 4, 3]] and row.positions.tolist() == [[0, 1, 2, 0, 1, 2]]
-    assert row.seq_lens.cu_seqlens_q.tolist() == row.seq_lens.cu_seqlens_k.tolist() == [0, 3, 6]
-    assert row.seq_lens.max_seqlen_q == row.seq_lens.max_seqlen_k == 3 and row.seq_lens.key_index is None
-    assert row.predict_index.tolist() == [1, 3, 4] and row.tokens.tolist() == [5, 4, 3] and row.grid_index.tolist() == [0, 3, 4]
+    assert row.ids.tolist() == [[7, 8, 9, 4]] and row.positions.tolist() == [[0, 1, 0, 1]]
+    assert row.seq_lens.cu_seqlens_q.tolist() == row.seq_lens.cu_seqlens_k.tolist() == [0, 2, 4]
+    assert row.seq_lens.max_seqlen_q == row.seq_lens.max_seqlen_k == 2 and row.seq_lens.key_index is None
+    assert row.predict_index.tolist() == [1, 2, 3] and row.tokens.tolist() == [5, 4, 3] and row.grid_index.tolist() == [0, 3, 4]
 
 
 def test_two_rows_with_the_same_token_ids_are_two_prompts() -> None:
@@ -105,7 +105,7 @@ def test_two_rows_with_the_same_token_ids_are_two_prompts() -> None:
     ids = torch.tensor([5, 6])
     for keys, tokens in (([Key(0, 0, 0), Key(0, 0, 1)], 6), ([Key(0, 0, 0), Key(1, 0, 0)], 8), ([Key(0, 0, 0), Key(0, 1, 0)], 8)):
         samples = [make_sample(Request(key, (7, 8), Sampling(), 0), ids.tolist(), [0.0] * 2, Stop.EOS, 0) for key in keys]
-        assert packing.pack_samples(samples, 2, CPU).ids.shape == (1, tokens) == (1, count_tokens([measure_sample(s) for s in samples]))
+        assert tokens == count_tokens([measure_sample(s) for s in samples]) == packing.pack_samples(samples, 2, CPU).ids.shape[1] + 2
         assert sum(prompt + sum(lengths) for prompt, lengths in lengths_by_prompt(samples)) == tokens
 
 
@@ -117,16 +117,23 @@ def test_one_key_with_two_prompts_is_a_fault() -> None:
 
 
 def test_a_prompt_stands_once() -> None:
-    """Of 7 8 the completions 5 6, 4, none, 3 3, and of 9 in their midst 2 and none: 7 8 5 6 4 3 3 9 2. The run 4 looks at 7 8 4, the run
-    3 3 at 7 8 3 3; token 4 is predicted at 8, and so is the first 3."""
+    """Of 7 8 the completions 5 6, 4, none, 3 3, and of 9 in their midst 2 and none: 7 8 5 3 9, or whole 7 8 5 6 4 3 3 9 2, where
+    the run 4 attends to 7 8 4, the run 3 3 to 7 8 3 3. Token 4 is predicted at 8, and so is the first 3."""
     made = [((7, 8), [5, 6]), ((7, 8), [4]), ((9,), [2]), ((7, 8), []), ((7, 8), [3, 3]), ((9,), [])]
     samples = [
-        packing.TokenizedSample(Key(prompt[0], 0, i), prompt, torch.tensor(ids, dtype=torch.int64)) for i, (prompt, ids) in enumerate(made)
+        packing.TokenizedSample(Key(p[0], 0, i), p, torch.tensor(ids, dtype=torch.int64), torch.ones(len(ids), dtype=torch.bool))
+        for i, (p, ids) in enumerate(made)
     ]
     row = packing.pack_samples(samples, 2, CPU)
+    assert row.ids.tolist() == [[7, 8, 5, 3, 9]] and row.positions.tolist() == [[0, 1, 2, 2, 0]]
+    bounds = row.seq_lens
+    assert bounds.cu_seqlens_q.tolist() == [0, 3, 4, 5] and bounds.cu_seqlens_k.tolist() == [0, 3, 6, 7]
+    assert bounds.key_index is not None and bounds.key_index.tolist() == [0, 1, 2, 0, 1, 3, 4]
+    assert row.predict_index.tolist() == [1, 2, 1, 4, 1, 3] and row.tokens.tolist() == [5, 6, 4, 2, 3, 3]
+    row = packing.pack_samples(samples, 2, CPU, whole=True)
     assert row.ids.tolist() == [[7, 8, 5, 6, 4, 3, 3, 9, 2]] and row.positions.tolist() == [[0, 1, 2, 3, 2, 2, 3, 0, 1]]
-    queries, keys, *most, seen = row.seq_lens
-    assert queries.tolist() == [0, 4, 5, 7, 9] and keys.tolist() == [0, 4, 7, 11, 13] and most == [4, 4]
+    queries, keys, *lens, seen = row.seq_lens
+    assert queries.tolist() == [0, 4, 5, 7, 9] and keys.tolist() == [0, 4, 7, 11, 13] and lens == [(4, 1, 2, 2), (4, 3, 4, 2)]
     assert seen is not None and seen.tolist() == [0, 1, 2, 3, 0, 1, 4, 0, 1, 5, 6, 7, 8]
     assert row.predict_index.tolist() == [1, 2, 1, 7, 1, 5] and row.tokens.tolist() == [5, 6, 4, 2, 3, 3]
     assert row.grid_index.tolist() == [0, 1, 2, 4, 8, 9]
@@ -174,7 +181,7 @@ def test_scores_are_those_of_each_sample_alone() -> None:
     made = [((9, 8), [5, 6]), ((7, 3, 4), [2]), ((7, 3, 4), []), ((9, 8), [3, 0]), ((7, 3, 0), []), ((7, 3, 4), [0])]
     samples = [make_sample(Request(Key(i, 0, 0), p, Sampling(), 0), t, [0.0] * len(t), Stop.EOS, 0) for i, (p, t) in enumerate(made)]
     wanted = [model(input_ids=torch.tensor([[*p, *t]])).logits.item() for p, t in made]
-    row = packing.pack_samples(samples, 0, CPU)
+    row = packing.pack_samples(samples, 0, CPU, whole=True)
     last = [find_last_token(s, 0, *begin) for s, begin in zip(samples, row.starts, strict=True)]
     found = LastTokenScorer(model)(row.ids, row.positions, row.seq_lens, torch.tensor(last))
     assert found.tolist() == pytest.approx(wanted, rel=1e-6) and len({round(x, 6) for x in wanted}) == 5  # one ends twice in its prompt

@@ -130,8 +130,10 @@ def test_what_a_layer_keeps_is_what_autograd_keeps(family: str, width: int, comp
 
     from rlkit.engines import packing
 
-    texts = [packing.TokenizedSample(Key(0, 0, 0), (0,) * 96, torch.zeros(32, dtype=torch.int64))] * completions
-    row = packing.pack_samples(texts, 32, torch.device("cpu"))
+    texts = [
+        packing.TokenizedSample(Key(0, 0, 0), (0,) * 96, torch.zeros(32, dtype=torch.int64), torch.ones(32, dtype=torch.bool))
+    ] * completions
+    row = packing.pack_samples(texts, 32, torch.device("cpu"), whole=True)
     tokens, looked_at = 96 + 32 * completions, 128 * completions
     assert row.ids.shape == (1, tokens) and row.seq_lens.cu_seqlens_k[-1] == looked_at
 

@@ -57,12 +57,13 @@ def test_ranks_that_share_rows_try_them_together() -> None:
 
 
 def test_the_samples_tried_fill_a_row() -> None:
-    """Prompts of 3 tokens, completions of 7, four of a prompt: 31 tokens together, and what is left is a smaller one."""
+    """Prompts of 3 tokens, completions of 7, four of a prompt: 31 tokens together, and what is left is a smaller one. The last token
+    of each is no input."""
     for tokens, count in ((10, 1), (24, 3), (31, 4), (62, 8), (72, 9), (31 * 150, 600)):
         samples = micro_batch_fit.longest_samples(tokens, 3, 7, 4)
         row = pack_samples(samples, 7, torch.device("cpu"))
-        assert len(samples) == count and tokens - 7 < row.ids.shape[1] <= tokens, tokens
-        assert row.seq_lens.cu_seqlens_k[-1] == 10 * count
+        assert len(samples) == count and tokens - 7 < row.ids.shape[1] + count <= tokens, tokens
+        assert row.seq_lens.cu_seqlens_k[-1] == 9 * count
 
 
 def test_one_sample_that_does_not_fit_is_said_so() -> None:
