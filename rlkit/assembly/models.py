@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.placement import Colocated
 from rlkit.engines.rope import pin_rope
 from rlkit.engines.vllm_startup import explain_rounding
-from rlkit.engines.weight_sync import send_adapter, send_merged, send_to_module
+from rlkit.engines.weight_sync import Send, WeightSync, send_adapter, send_merged, send_to_module
 from rlkit.errors import UserError
 from rlkit.runtime.cache import find_cache_folder
 from rlkit.runtime.ranks import Ranks
@@ -28,9 +27,9 @@ if TYPE_CHECKING:  # these import transformers or deepspeed, which a dry run doe
     from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
 
-SENDS: dict[str, Callable[[Any, Any, int], None]] = {"merged": send_merged, "adapter": send_adapter, "hf": send_to_module}
+SENDS: dict[str, Send] = {"merged": send_merged, "adapter": send_adapter, "hf": send_to_module}
 MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # mean |difference of log-probs|, nats
-SUSPECT = {torch.float32: math.inf, torch.bfloat16: 2e-2}  # from which the weights are compared, nats
+USUAL_MISMATCH = {torch.float32: math.inf, torch.bfloat16: 2e-2}  # above which a run warns, nats
 
 
 def build_sp_group(ranks: Ranks) -> SequenceParallelGroup | None:
@@ -211,13 +210,10 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
     return reference
 
 
-def build_logprob_check(context: BuildContext, policy: PolicyLearner, engine: RolloutEngine, sampling: Sampling) -> LogprobCheck:
-    engine_settings = context.recipe.engine
-    limit = MISMATCH_LIMIT[context.dtype] if engine_settings.mismatch_limit == "auto" else engine_settings.mismatch_limit
-    sent = {"merged": policy.weights, "adapter": policy.base_and_adapter_weights, "hf": policy.module_weights}
-    weights = sent[choose_send(context.recipe)]
-    suspect = SUSPECT[context.dtype] if engine_settings.mismatch_limit == "auto" else math.inf
-    return LogprobCheck(engine, weights, None if sampling.truncated else limit, suspect, context.report.warn)
+def build_logprob_check(context: BuildContext, sampling: Sampling) -> LogprobCheck:
+    chosen = context.recipe.engine.mismatch_limit
+    limit, usual = (MISMATCH_LIMIT[context.dtype], USUAL_MISMATCH[context.dtype]) if chosen == "auto" else (chosen, math.inf)
+    return LogprobCheck(None if sampling.truncated else limit, usual, context.report.warn)
 
 
 def choose_send(recipe: Recipe) -> str:
@@ -231,5 +227,6 @@ def build_placement(
     """others: models beside policy and engine, where there are any."""
     recipe = context.recipe
     movables = tuple(other for other in others if other)
-    send, mode = SENDS[choose_send(recipe)], plan.choose_mode(recipe)
+    send = WeightSync(SENDS[choose_send(recipe)], context.ranks.gather, context.report.warn)
+    mode = plan.choose_mode(recipe)
     return Colocated(policy, engine, movables, context.timer, send, mode, predicted=plan.predict_peaks(recipe))

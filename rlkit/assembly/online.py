@@ -43,7 +43,7 @@ def build_online(context: BuildContext, rewards: RewardClient, train: Stream[Pro
         reference=reference,
         algorithm=recipe.algorithm,
         schedule=build_schedule(recipe, delay=critic_warmup),
-        logprob_check=build_logprob_check(context, policy, engine, sampling),
+        logprob_check=build_logprob_check(context, sampling),
         ranks=ranks,
         passes=recipe.passes_per_step,
         minibatches=recipe.minibatches,

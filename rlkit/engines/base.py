@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rlkit.engines.bit_sums import SentWeights, WeightComparison
 from rlkit.errors import RunFailed
 from rlkit.types import Request, Sample, Stop
 
@@ -37,8 +38,8 @@ class RolloutEngine(Protocol):
         """Replaces every tensor of the checkpoint. Raises RunFailed with the names of tensors that are missing or unknown."""
         ...
 
-    def checksums(self) -> Mapping[str, Tensor]:
-        """A checksum of each tensor as it arrived in the last load."""
+    def compare_weights(self, sent: SentWeights) -> WeightComparison:
+        """What it holds now, against what was sent in the last load."""
         ...
 
     def wake_weights(self) -> None: ...
@@ -237,17 +238,3 @@ def check_names(expected: Mapping[str, Any] | Sequence[str], received: Mapping[s
                 if names
             )
         )
-
-
-def checksum(tensor: Tensor) -> Tensor:
-    """A number [] int64 on the tensor's own device; equal tensors have equal ones, different tensors almost never: sums of the bits.
-
-    It does not synchronize, and allocates nothing of the size of the tensor. The second half counts three times, so that swaps are seen.
-    """
-    flat = tensor.detach().contiguous().view(-1)
-    if flat.storage_offset() * flat.element_size() % 8:
-        flat = flat.clone()
-    bits = flat.view(torch.uint8)
-    words, rest = bits[: len(bits) // 8 * 8].view(torch.int64), bits[len(bits) // 8 * 8 :]
-    first, second = words[: len(words) // 2], words[len(words) // 2 :]
-    return first.sum() + 3 * second.sum() + 5 * rest.sum(dtype=torch.int64)

@@ -6,13 +6,14 @@ tokens do not depend on the rest of the batch. B requests, P tokens of the longe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlkit.engines.base import check_names, checksum, make_sample
+from rlkit.engines.base import check_names, make_sample
+from rlkit.engines.bit_sums import SentWeights, WeightComparison, compare_state
 from rlkit.engines.loading import load_causal_lm
 from rlkit.errors import RunFailed
 from rlkit.types import Request, Sample, Sampling, Stop
@@ -39,7 +40,6 @@ class HFEngine:
         self.device, self.eos, self.pad, self.rows = device, eos, pad, rows
         self.version: int | None = None
         self._waiting: list[Request] = []
-        self._checksums: dict[str, Tensor] = {}
 
     @property
     def pending(self) -> int:
@@ -94,17 +94,17 @@ class HFEngine:
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         own = self.model.state_dict()
-        self._checksums = {}
+        arrived: dict[str, None] = {}
         with torch.no_grad():
             for name, tensor in weights:
                 if name in own:
                     own[name].copy_(tensor)
-                self._checksums[name] = checksum(tensor)
-        check_names(own, self._checksums)
+                arrived[name] = None
+        check_names(own, arrived)
         self.version = version
 
-    def checksums(self) -> Mapping[str, Tensor]:
-        return self._checksums
+    def compare_weights(self, sent: SentWeights) -> WeightComparison:
+        return compare_state(self.model.state_dict(), sent.weights)
 
     def wake_weights(self) -> None: ...
 

@@ -127,10 +127,11 @@ class PolicyLearner(ModuleLearner):
         """The adapters' tensors by the names of peft's files."""
         return self._stream(self.trained.adapter_parts())
 
-    def base_and_adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All that is sent to a rollout engine that takes adapters."""
-        yield from self.base_weights()
-        yield from self.adapter_weights()
+    @property
+    def adapter_scaling(self) -> float:
+        """As of AdapterSource."""
+        assert self.adapters is not None
+        return self.adapters.settings.scaling
 
     def _stream(self, parts: Parts) -> Iterator[tuple[str, Tensor]]:
         return weight_sync.stream_weights(*parts, self.trained.dtype, self.backend, weight_sync.BUCKET[self.device.type])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlkit.engines.base import check_names, checksum, make_sample
+from rlkit.engines.base import check_names, make_sample
+from rlkit.engines.bit_sums import SentWeights, WeightComparison
+from rlkit.engines.held_weights import HeldWeights, record_before_packing
 from rlkit.engines.vllm_startup import explain_startup_error
 from rlkit.errors import RunFailed, UserError
 from rlkit.profiling import host_estimate, memory_estimate
@@ -62,6 +64,8 @@ class VLLMEngine:
             settings |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": find_max_lora_rank(adapter_rank)}
             patch_adapted_layers()
         keep_model_classes()
+        if not gpu:
+            record_packed_weights()
         settings.update(extra)
         try:
             self.llm = LLM(**settings)
@@ -77,8 +81,8 @@ class VLLMEngine:
         self.names, self.eos, self.sleeps = list(names), eos, sleeps
         self.version: int | None = None
         self._requests: dict[str, Request] = {}
-        self._checksums: dict[str, Tensor] = {}
         self._adapter: Any = None
+        self._held = HeldWeights(gather_over_engine)
 
     @property
     def pending(self) -> int:
@@ -139,16 +143,18 @@ class VLLMEngine:
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         if self._requests:
             raise RunFailed(f"weights arrived while {len(self._requests)} completions were being sampled")
-        self._checksums, self._adapter = {}, None
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._record_checksums(weights)})
-        check_names(self.names, self._checksums)
+        self._adapter = None
+        arrived: dict[str, None] = {}
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._pass_on(weights, arrived)})
+        check_names(self.names, arrived)
         self._reset_prefix_cache()
         self.version = version
 
-    def _record_checksums(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def _pass_on(self, weights: Iterator[tuple[str, Tensor]], arrived: dict[str, None]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that vLLM's model has; the names of all are put into `arrived`."""
         headless = not any(self.llm.apply_model(lambda model: hasattr(model, "lm_head")))  # Gemma 2, whose head is its embedding
         for name, tensor in weights:
-            self._checksums[name] = checksum(tensor)
+            arrived[name] = None
             if not (headless and name == HEAD):
                 yield name, tensor
 
@@ -159,7 +165,6 @@ class VLLMEngine:
         from vllm.lora.request import LoRARequest
 
         own = dict(tensors)
-        self._checksums |= {name: checksum(tensor) for name, tensor in own.items()}
         ram = Path("/dev/shm")
         with TemporaryDirectory(prefix="rlkit-adapter-", dir=ram if ram.is_dir() else None) as folder:
             write(Path(folder), own)
@@ -180,8 +185,10 @@ class VLLMEngine:
                 "from keys and values of older weights; the same command continues from the last checkpoint"
             )
 
-    def checksums(self) -> Mapping[str, Tensor]:
-        return self._checksums
+    def compare_weights(self, sent: SentWeights) -> WeightComparison:
+        [found] = self.llm.apply_model(partial(self._held.compare, sent=sent))
+        comparison: WeightComparison = found
+        return comparison
 
     def wake_weights(self) -> None:
         if self.sleeps:
@@ -262,6 +269,24 @@ def patch_adapted_layers() -> None:
 
     if not hasattr(BaseLayerWithLoRA, "load_weights"):
         BaseLayerWithLoRA.load_weights = load  # type: ignore[method-assign, assignment]
+
+
+def record_packed_weights() -> None:
+    """Keeps the sums of the weights that vLLM repacks for its kernels on a CPU, where it holds no other form of them."""
+    from vllm.model_executor.layers import utils
+
+    if not hasattr(utils.dispatch_cpu_unquantized_gemm, "__wrapped__"):
+        utils.dispatch_cpu_unquantized_gemm = record_before_packing(utils.dispatch_cpu_unquantized_gemm)
+
+
+def gather_over_engine(numbers: list[int]) -> list[list[int]]:
+    """The lists of all ranks that share this rank's engine."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    parts: list[list[int]] = [[] for _ in range(group.world_size)]
+    dist.all_gather_object(parts, numbers, group=group.cpu_group)
+    return parts
 
 
 def keep_model_classes() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rlkit.engines.base import RolloutEngine, Shards, Source
+from rlkit.engines.bit_sums import SentWeights
+from rlkit.engines.lora_targets import join
+from rlkit.errors import RunFailed
 
 BUCKET = {"cuda": 2**30, "cpu": 2**26}  # bytes gathered at once: enough for a full-speed collective, little beside the weights
 
@@ -59,6 +62,11 @@ class AdapterSource(Source, Protocol):
 
     def write_adapter(self, folder: Path, tensors: Mapping[str, Tensor]) -> None: ...
 
+    @property
+    def adapter_scaling(self) -> float:
+        """s in W x + s B A x."""
+        ...
+
 
 class AdapterEngine(RolloutEngine, Protocol):
     """A rollout engine that takes adapters."""
@@ -68,18 +76,51 @@ class AdapterEngine(RolloutEngine, Protocol):
     ) -> None: ...
 
 
-def send_merged(policy: Source, engine: RolloutEngine, version: int) -> None:
+Send = Callable[[Any, Any, int, SentWeights], None]
+
+
+def send_merged(policy: Source, engine: RolloutEngine, version: int, sent: SentWeights) -> None:
     """Sends all weights, adapters merged into them."""
-    engine.load(policy.weights(), version)
+    engine.load(sent.record(policy.weights()), version)
 
 
-def send_to_module(policy: Source, engine: RolloutEngine, version: int) -> None:
+def send_to_module(policy: Source, engine: RolloutEngine, version: int, sent: SentWeights) -> None:
     """Sends all weights, adapters merged into them, to an engine that samples with the same module."""
-    engine.load(policy.module_weights(), version)
+    engine.load(sent.record(policy.module_weights()), version)
 
 
-def send_adapter(policy: AdapterSource, engine: AdapterEngine, version: int) -> None:
+def send_adapter(policy: AdapterSource, engine: AdapterEngine, version: int, sent: SentWeights) -> None:
     """Sends the adapter alone; before it the base, where the engine has none."""
     if engine.version is None:
-        engine.load(policy.base_weights(), version)
-    engine.load_adapter(policy.adapter_weights(), policy.write_adapter, version)
+        engine.load(sent.record(policy.base_weights()), version)
+    engine.load_adapter(sent.record_adapter(policy.adapter_weights(), policy.adapter_scaling), policy.write_adapter, version)
+
+
+class WeightSync:
+    """Sends the policy's weights, and compares what the engine then holds with what was sent.
+
+    gather: the items of all ranks; warn: called once, where the engine holds something in another form.
+    """
+
+    def __init__(self, send: Send, gather: Callable[[list[str]], list[list[str]]], warn: Callable[[str], None]) -> None:
+        self._send, self._gather, self._warn = send, gather, warn
+        self._warned = False
+
+    def __call__(self, policy: Any, engine: RolloutEngine, version: int) -> None:
+        """Raises RunFailed on all ranks, with the same words, where an engine of any of them holds something else than it was sent."""
+        sent = SentWeights()
+        self._send(policy, engine, version, sent)
+        found = engine.compare_weights(sent)
+        ranks = self._gather(found.differing)
+        if names := list(dict.fromkeys(name for differing in ranks for name in differing)):
+            where = f" on {sum(map(bool, ranks))} of {len(ranks)} processes" if len(ranks) > 1 else ""
+            raise RunFailed(
+                f"the rollout engine does not hold the weights that it was sent in the sync of version {version}: {len(names)} of "
+                f"{len(sent.weights) + len(sent.adapter)} tensors differ{where}: {join(names)}; nothing was sampled from them"
+            )
+        if found.uncompared and not self._warned:
+            self._warned = True
+            self._warn(
+                f"the rollout engine holds {len(found.uncompared)} tensors in another form than they were sent, so that they cannot be "
+                f"compared bit by bit, only by log-probs (engine.mismatch_limit): {join(found.uncompared)}"
+            )

@@ -188,7 +188,7 @@ def learning(algorithm: Any, ranks: Ranks, minibatches: int, **changes: Any) -> 
         "reference": Policy(ranks, seed=1),
         "algorithm": algorithm,
         "schedule": Schedule(0.2, "constant", 0, 10),
-        "logprob_check": LogprobCheck(None, None, None),  # type: ignore[arg-type]
+        "logprob_check": LogprobCheck(None),
         "ranks": ranks,
         "passes": 1,
         "minibatches": minibatches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from rlkit.engines.hf_generate import HFEngine
 from rlkit.engines.learners import PolicyLearner
-from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.engines.vllm import VLLMEngine, patch_adapted_layers
+from rlkit.engines.weight_sync import WeightSync, send_merged
 from rlkit.errors import RunFailed
 from rlkit.ops.masking import pad_rows
 from rlkit.runtime.manifest import CheckpointWriter
@@ -65,11 +66,11 @@ def said(samples: list[Sample]) -> Tensor:
     return pad_rows([s.rollout_logprobs for s in samples], max(len(s.tokens) for s in samples), 0.0)
 
 
-def large_update(policy: PolicyLearner, samples: list[Sample], sign: float) -> None:
+def large_update(policy: PolicyLearner, samples: list[Sample], sign: float, lr: float = 0.03) -> None:
     with policy.enable_grad():
         logprobs, _ = policy.logprobs(samples, max(len(s.tokens) for s in samples))
         policy.backward(sign * logprobs.sum() / 100)
-    assert policy.step(0.03).applied
+    assert policy.step(lr).applied
 
 
 def test_nothing_is_sampled_before_the_first_weights(vllm: VLLMEngine, hf: HFEngine) -> None:
@@ -140,24 +141,54 @@ def test_a_sync_that_leaves_a_tensor_out_is_caught(kind: str, left_out: str, req
     engine.load(policy.weights(), 7)
 
 
-def test_a_sync_that_sends_an_old_tensor_is_caught_and_the_tensor_named(vllm: VLLMEngine, policy: PolicyLearner) -> None:
-    sampling = Sampling(temperature=TEMPERATURE, max_tokens=24)
-    vllm.load(policy.weights(), 8)
-    kept = {name: tensor.clone() for name, tensor in policy.weights()}
-    logprob_check = LogprobCheck(vllm, policy.weights, 1e-4)
-    good = asked(vllm, 16, sampling)
-    logprob_check.check(logprob_check.compare(trained(policy, good), said(good), said(good) != 0))
-    large_update(policy, good, -1.0)
-    old = ("model.embed_tokens.weight", "lm_head.weight")  # two names of one tensor, of which vLLM reads the one or the other
+LEFT_OUT = "model.layers.1.self_attn.o_proj.weight"
 
-    def one_old() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in policy.weights():
-            yield name, kept[name] if name in old else tensor
 
-    vllm.load(one_old(), 9)
-    bad = asked(vllm, 16, sampling)
-    with pytest.raises(RunFailed, match=r"tensors that differ from the policy's: model\.embed_tokens\.weight, lm_head\.weight$"):
-        logprob_check.check(logprob_check.compare(trained(policy, bad), said(bad), said(bad) != 0))
+def send(policy: PolicyLearner, engine: Any, version: int) -> None:
+    """As in a run, which no warning interrupts: all that the engine holds is compared."""
+    sync = WeightSync(send_merged, lambda names: [names], pytest.fail)
+    sync(policy, engine, version)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "hf"])
+def test_a_tensor_that_is_an_update_old_is_named_however_small_the_update(
+    kind: str, request: pytest.FixtureRequest, policy: PolicyLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine keeps one tensor, at learning rate 1e-6 and at one that is too small to move any weight; then it gets it."""
+    engine = request.getfixturevalue(kind)
+    for version, (lr, seen) in enumerate([(1e-6, True), (1e-30, False)], start=8):
+        send(policy, engine, version)
+        large_update(policy, asked(engine, 4, Sampling(max_tokens=8)), 1.0, lr)
+        with monkeypatch.context() as patch:
+            skip_tensor(kind, engine, patch)
+            if seen:
+                with pytest.raises(RunFailed, match=rf"1 of 25 tensors differ: {re.escape(LEFT_OUT)}; nothing"):
+                    send(policy, engine, version)
+            else:
+                send(policy, engine, version)
+    send(policy, engine, 10)
+
+
+def skip_tensor(kind: str, engine: Any, patch: pytest.MonkeyPatch) -> None:
+    """All names arrive, and one tensor does not."""
+    if kind == "hf":
+        own = engine.model.state_dict
+        patch.setattr(engine.model, "state_dict", lambda: own() | {LEFT_OUT: own()[LEFT_OUT].clone()})
+    pass_on = engine._pass_on if kind == "vllm" else None
+    if pass_on:
+        patch.setattr(engine, "_pass_on", lambda *arguments: ((n, tensor) for n, tensor in pass_on(*arguments) if n != LEFT_OUT))
+
+
+def test_layers_that_were_exchanged_are_named(vllm: VLLMEngine, policy: PolicyLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    pass_on = vllm._pass_on
+    other = {".0.": ".1.", ".1.": ".0."}
+    monkeypatch.setattr(
+        vllm, "_pass_on", lambda *args: ((re.sub(r"\.[01]\.", lambda n: other[n[0]], name), t) for name, t in pass_on(*args))
+    )
+    with pytest.raises(RunFailed, match=r"22 of 25 tensors differ"):
+        send(policy, vllm, 11)
+    monkeypatch.undo()
+    send(policy, vllm, 11)
 
 
 def test_what_adapters_stand_on_is_loaded_by_its_own_name(vllm: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from rlkit.engines.lora import LoraSettings
 from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
 from rlkit.engines.trained_model import TrainedModel
 from rlkit.engines.vllm import VLLMEngine
-from rlkit.engines.weight_sync import send_adapter, send_merged
+from rlkit.engines.weight_sync import WeightSync, send_adapter, send_merged
+from rlkit.errors import RunFailed
 from rlkit.ops.masking import pad_rows
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
@@ -28,6 +29,7 @@ from rlkit.types import Key, Request, Sample, Sampling
 from tests.backends import deepspeed
 
 TEMPERATURE, LR = 0.7, 0.03
+LOST = "model.layers.1.self_attn.o_proj.weight"
 SHARDED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # ZeRO 3 keeps small tensors whole, and here all are small
 weight_sync.BUCKET["cpu"] = 30_000  # bytes: several buckets
 SAMPLING = Sampling(temperature=TEMPERATURE, max_tokens=24)
@@ -81,8 +83,9 @@ def first_logprobs(policy: PolicyLearner, samples: list[Sample]) -> Tensor:
 
 def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
     policy = policy_of(kind, stage)
-    send = send_adapter if kind.endswith("adapter") else send_merged
-    found: dict[str, Any] = {"trained": sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in policy.backend.named.values())}
+    found: dict[str, Any] = {"warnings": []}
+    send = WeightSync(send_adapter if kind.endswith("adapter") else send_merged, ranks.gather, found["warnings"].append)
+    found |= {"trained": sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in policy.backend.named.values())}
     for version in range(3):
         send(policy, engine, version)
         samples = asked(engine, 16, 1000 * version)
@@ -95,6 +98,8 @@ def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
     send(policy, engine, 3)
     last = asked(engine, 32, 7)
     found["fresh"] = apart(policy, last)
+    if kind == "full":
+        found["stopped"] = ranks.gather(lose_shard(policy, engine, send))
     found["shards"] = sum(p.numel() == 0 for p in policy.model.parameters())
     if policy.adapters is not None:
         ours = BaseOfPolicy(policy).logprobs(begun[0], SAMPLING.max_tokens)[0]
@@ -104,6 +109,21 @@ def shown(kind: str, stage: int, engine: VLLMEngine) -> dict[str, Any]:
         alone = ReferenceModel(model, torch.float32, temperature=TEMPERATURE, device=ranks.device, offline=True)
         found["loaded"] = float((ours - alone.logprobs(begun[0], SAMPLING.max_tokens)[0]).abs().max())
     return found
+
+
+def lose_shard(policy: PolicyLearner, engine: VLLMEngine, send: WeightSync) -> str:
+    """What stops a sync of which the last rank's engine did not load one tensor, which it shares with others or not."""
+    pass_on = engine._pass_on
+    large_update(policy, asked(engine, 4, 9), 1.0)
+    if ranks.rank == ranks.world - 1:
+        engine._pass_on = lambda *own: ((name, tensor) for name, tensor in pass_on(*own) if name != LOST)
+    try:
+        send(policy, engine, 4)
+    except RunFailed as error:
+        return str(error)
+    finally:
+        engine._pass_on = pass_on
+    return ""
 
 
 def engine_of(kind: str) -> VLLMEngine:

@@ -161,9 +161,10 @@ class Family:
 
     def train(self, column: str, policy: Any, engine: Any) -> str:
         """Three large updates, and what sampler and trainer say before the first, before the last and after the last weights are sent."""
-        from rlkit.engines.weight_sync import send_merged, send_to_module
+        from rlkit.engines.weight_sync import WeightSync, send_merged, send_to_module
 
-        send = send_merged if column == "vLLM" else send_to_module
+        uncompared: list[str] = []
+        send = WeightSync(send_merged if column == "vLLM" else send_to_module, lambda names: [names], uncompared.append)
         self.begun: tuple[Any, Any] | None = None
         for version in range(3):
             send(policy, engine, version)
@@ -177,6 +178,8 @@ class Family:
         self.figures[f"{column} stale"] = stale = self.measure(policy, self.sample(engine, 3))
         send(policy, engine, 3)
         verdict = self.judge(column, max(worst, self.measure(policy, self.sample(engine, 3))))
+        if uncompared:
+            return f"failed: {uncompared[0]}"
         return verdict if stale > STALE else f"failed: three updates changed log-probs by {stale:.2g} nats alone"
 
     def sample(self, engine: Any, seed: int) -> list[Any]:

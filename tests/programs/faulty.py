@@ -1,6 +1,6 @@
 """rlkit.run with a fault in the policy: faulty.py FAULT arguments...
 
-leaves_out: from the second sync on the tied head is not sent. keeps_old: from the second sync on one tensor is sent as it was at first.
+leaves_out: from the second sync on the tied head is not sent. keeps_old: of the third sync vLLM does not load one tensor.
 not_finite: the gradients of updates 2, 3 and 4 are not finite.
 dropout: from the first sync on the policy forgets a tenth of what it reads, at random: the check of the model at start does not see it.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,21 +21,22 @@ from rlkit.engines.vllm import VLLMEngine
 
 fault = sys.argv[1]
 weights, load, step = PolicyLearner.weights, VLLMEngine.load, PolicyLearner.step
-OLD = "model.layers.0.mlp.up_proj.weight"
-first: dict[str, Tensor] = {}
+OLD = "model.layers.1.self_attn.o_proj.weight"
 steps = 0
 
 
 def faulty_load(self: VLLMEngine, sent: Iterator[tuple[str, Tensor]], version: int) -> None:
-    def changed() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in sent:
-            if version == 0 and name == OLD:
-                first[name] = tensor.clone()
-            if fault == "leaves_out" and version > 0 and name == "lm_head.weight":
-                continue
-            yield name, first[name] if fault == "keeps_old" and name == OLD and version > 0 else tensor
+    rpc = self.llm.collective_rpc
 
-    load(self, changed(), version)
+    def forgetful_rpc(method: str, kwargs: dict[str, Any]) -> object:
+        tensors = kwargs["weights_iterator"]
+        return rpc(method, kwargs={"weights_iterator": ((name, tensor) for name, tensor in tensors if name != OLD)})
+
+    if fault == "leaves_out" and version > 0:
+        sent = ((name, tensor) for name, tensor in sent if name != "lm_head.weight")
+    if fault == "keeps_old" and version == 2:
+        self.llm.collective_rpc = forgetful_rpc
+    load(self, sent, version)
 
 
 def faulty_step(self: PolicyLearner, lr: float) -> object:

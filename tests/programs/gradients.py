@@ -75,7 +75,7 @@ def learning(ranks: Ranks, policy: Any, critic: Any, keys: Any, budget: int) -> 
         reference=None,
         algorithm=keys,
         schedule=Schedule(0.1, "constant", 0, 10),
-        logprob_check=LogprobCheck(None, policy.weights, None),  # type: ignore[arg-type]
+        logprob_check=LogprobCheck(None),
         ranks=ranks,
         passes=1,
         minibatches=1,

@@ -17,7 +17,7 @@ from rlkit.engines.learners import PolicyLearner
 from rlkit.engines.lora import LoraSettings
 from rlkit.engines.placement import Colocated
 from rlkit.engines.vllm import VLLMEngine
-from rlkit.engines.weight_sync import send_adapter, send_merged
+from rlkit.engines.weight_sync import WeightSync, send_adapter, send_merged
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sampling
@@ -36,7 +36,8 @@ for kind in ("full", "lora"):
         eos = Renderer(Path(model), offline=True).eos_ids
         made = VLLMEngine(model, "float32", names=policy.names, max_model_len=96, eos=eos, world=1, sleeps=False, extra={}, adapter_rank=4)
     made.version = None
-    placement = Colocated(policy, made, (), lambda name: nullcontext(), send_adapter if lora else send_merged)
+    send = WeightSync(send_adapter if lora else send_merged, ranks.gather, sys.exit)
+    placement = Colocated(policy, made, (), lambda name: nullcontext(), send)
     found[kind] = []
     for cycle in range(CYCLES):
         with placement.rollout():

@@ -9,21 +9,22 @@ import pytest
 
 from tests.conftest import run
 
+KEPT = "in the sync of version 2: 1 of 25 tensors differ: model.layers.1.self_attn.o_proj.weight;"
 FAULTS = [
-    ("leaves_out", ["missing lm_head.weight"]),
-    pytest.param("keeps_old", ["does not sample from the policy", "model.layers.0.mlp.up_proj.weight"], marks=pytest.mark.slow),
+    ("keeps_old", KEPT, [0, 1, 2]),
+    pytest.param("leaves_out", "missing lm_head.weight", [0, 1], marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize(("fault", "words"), FAULTS)
-def test_a_sync_with_a_fault_stops_the_run(fault: str, words: list[str], small_vllm: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fault", "words", "steps"), FAULTS)
+def test_a_sync_with_a_fault_stops_the_run(fault: str, words: str, steps: list[int], small_vllm: list[str], tmp_path: Path) -> None:
+    """At a learning rate so small that a tensor which is a step old moves no log-prob by more than rounding."""
     folder = tmp_path / "run"
-    ended = run(fault, *small_vllm, "optim.lr=0.05", f"output_dir={folder}", program="faulty.py")
+    ended = run(fault, *small_vllm, "optim.lr=1e-6", "eval.every=0", f"output_dir={folder}", program="faulty.py")
     assert ended.code == 1, ended.out + ended.err
-    for word in words:
-        assert word in ended.err
+    assert words in ended.err
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 1]  # nothing was learned from what the faulty engine sampled
+    assert [row["step"] for row in rows] == steps  # nothing was learned from what the faulty engine would have sampled
     assert not (folder / "model").exists()
 
 
