@@ -221,8 +221,7 @@ class EngineSection(Section):
         "how adapters reach vLLM: merged into the weights on the way, or as an adapter (not DoRA's)"
     )
     mismatch_limit: Literal["auto"] | Positive = describe_field(
-        "mean |log-prob of sampler - of trainer| that stops the run; auto: 1e-4 in float32, 0.1 in bfloat16, where the weights are "
-        "compared from 2e-2 on",
+        "mean |log-prob of sampler - of trainer| that stops the run; auto: 1e-4 in float32, 0.1 in bfloat16 with a warning from 0.02 on",
         unit="nats",
     )
     max_skipped_updates: Count = describe_field("updates in a row whose gradient was not finite, after which the run stops", unit="updates")
