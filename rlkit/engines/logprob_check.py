@@ -47,7 +47,6 @@ class LogprobCheck:
         if mean.value > self.usual:
             self.warn(
                 f"the rollout engine holds the policy's weights, and {apart} from the trainer's, more than the usual {self.usual:.2g}: "
-                f"rounding in bfloat16, mostly of the logits, which {MEAN} of each step shows; model.float32_head=true reduces it, "
-                "model.dtype=float32 has none"
+                f"rounding in bfloat16, mostly of the logits, which {MEAN} of each step shows; model.dtype=float32 has none"
             )
             self.usual = math.inf
