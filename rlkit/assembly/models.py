@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -51,6 +51,15 @@ def build_backend(recipe: Recipe, ranks: Ranks) -> BackendFactory:
     return DeepSpeed(settings, ranks.device)
 
 
+def set_computation(recipe: Recipe, model: Any) -> None:
+    """What trainer, reference and sampler compute alike, where the recipe decides it."""
+    from rlkit.engines.heads import compute_head_in_float32
+
+    pin_rope(model, plan.longest_sample(recipe))
+    if recipe.model.float32_head:
+        compute_head_in_float32(model)
+
+
 def build_policy(context: BuildContext) -> PolicyLearner:
     """The policy, of a model that was shown to be trained exactly."""
     from rlkit.engines.learners import PolicyLearner
@@ -71,7 +80,7 @@ def build_policy(context: BuildContext) -> PolicyLearner:
     )
     if policy.adapters and recipe.checkpoint.export == "adapter":
         policy.adapters.check_files()
-    pin_rope(policy.model, plan.longest_sample(recipe))
+    set_computation(recipe, policy.model)
     verify_weights(context, policy)
     return policy
 
@@ -154,7 +163,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
             offline=recipe.offline,
             trust_remote_code=recipe.model.trust_remote_code,
         )
-        pin_rope(engine.model, plan.longest_sample(recipe))
+        set_computation(recipe, engine.model)
         return engine
     from rlkit.engines.vllm import VLLMEngine
     from rlkit.engines.vllm_overrides import build_overrides
@@ -173,7 +182,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         sleeps=ranks.device.type == "cuda" and plan.choose_mode(recipe) != "resident",
         extra={
             "trust_remote_code": recipe.model.trust_remote_code,
-            "hf_overrides": build_overrides(load_model_config(context.recipe, context.model_path), context.dtype),
+            "hf_overrides": build_overrides(load_model_config(recipe, context.model_path), context.dtype, recipe.model.float32_head),
             **plan.vllm_memory_share(recipe),
             **recipe.engine.vllm,
         },
@@ -206,7 +215,7 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
         trust_remote_code=recipe.model.trust_remote_code,
         sp_group=build_sp_group(ranks),
     )
-    pin_rope(reference.scorer, plan.longest_sample(recipe))
+    set_computation(recipe, reference.scorer.model)
     return reference
 
 

@@ -265,6 +265,7 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
         critic=needs is not None and needs.values,
         samples=not offline,
         four_bits=recipe.model.load_in_4bit,
+        float32_head=recipe.model.float32_head,
         offload=recipe.engine.offload == "optimizer",
         checkpointing=recipe.engine.gradient_checkpointing,
         accumulates=share > recipe.minibatches * tokens,

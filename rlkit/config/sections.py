@@ -111,6 +111,9 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = describe_field(
         "of the weights in training and sampling; auto: bfloat16 on a GPU, float32 without one; master weights are float32 always"
     )
+    float32_head: bool = describe_field(
+        "true: trainer, reference and sampler compute the logits of a bfloat16 model in float32, so that their log-probs differ less"
+    )
     load_in_4bit: bool = describe_field(
         "true, with adapters: the base in 4 bits (NF4, bitsandbytes); vLLM gets it as the trainer sees it, in dtype"
     )

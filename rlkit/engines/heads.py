@@ -15,6 +15,7 @@ from rlkit.engines import liger, packing
 from rlkit.engines.packing import PackedRow, SeqLens, TokenizedSample
 from rlkit.engines.sequence_parallel import SequenceParallelGroup
 from rlkit.engines.transfer import copy_to_device
+from rlkit.errors import UserError
 from rlkit.ops import logprobs as ops_logprobs
 from rlkit.ops.logprobs import UsedOutputs
 from rlkit.types import Sample
@@ -71,14 +72,35 @@ def add_logprobs_to_head(head: nn.Module, cap: float | None = None) -> bool:
         return False
 
     def forward(hidden: Tensor, tokens: Tensor | None = None, temperature: float = 1.0, used: UsedOutputs | None = None) -> Tensor:
+        hidden, weight, bias = read_head(head, hidden)
         if tokens is None:
-            return nn.functional.linear(hidden, head.weight, head.bias)
-        if cap is None and liger.supports(hidden, head.bias):
-            return torch.stack(liger.liger_logprobs(hidden, head.weight, tokens, temperature))
-        return torch.stack(ops_logprobs.logprobs_from_hidden(hidden, head.weight, head.bias, tokens, temperature, cap, used))
+            return nn.functional.linear(hidden, weight, bias)
+        if cap is None and liger.supports(hidden, bias):
+            return torch.stack(liger.liger_logprobs(hidden, weight, tokens, temperature))
+        return torch.stack(ops_logprobs.logprobs_from_hidden(hidden, weight, bias, tokens, temperature, cap, used))
 
     head.forward = forward  # type: ignore[method-assign, assignment]
     return True
+
+
+def compute_head_in_float32(model: Any) -> None:
+    """Lets a causal LM compute its logits in float32, of hidden states and weights as they are. Raises UserError where its head is not
+    one linear layer."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise UserError(
+            f"model.float32_head=true: the head of this model is a {type(head).__name__}, not one linear layer; set it to false"
+        )
+    head.in_float32 = True  # type: ignore[assignment]
+    if "forward" not in vars(head):  # no TokenScorer has it
+        head.forward = lambda hidden: nn.functional.linear(*read_head(head, hidden))  # type: ignore[method-assign, assignment]
+
+
+def read_head(head: nn.Linear, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states, weight and bias of a head in the dtype in which it computes."""
+    if not getattr(head, "in_float32", False):
+        return hidden, head.weight, head.bias
+    return hidden.float(), head.weight.float(), None if head.bias is None else head.bias.float()
 
 
 class TokenValuer(nn.Module):

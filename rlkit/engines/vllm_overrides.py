@@ -14,8 +14,9 @@ HALF_ACTIVATIONS = ("xielu",)  # whose parameters vLLM holds in bfloat16 (Apertu
 NOT_RELOADED = ("gemma3n", "gemma3n_text")  # of which vLLM returned NaN for log-probs once it had got new weights, seen on a CPU
 
 
-def build_overrides(config: Any, dtype: torch.dtype) -> dict[str, Any]:
+def build_overrides(config: Any, dtype: torch.dtype, float32_head: bool = False) -> dict[str, Any]:
     """vLLM's `hf_overrides` for a model with this configuration, none of whose samples is longer than its context; mostly empty.
+    float32_head: logits are computed in float32.
 
     Raises UserError where no setting makes it the same.
     """
@@ -27,7 +28,7 @@ def build_overrides(config: Any, dtype: torch.dtype) -> dict[str, Any]:
             f"models of type {config.model_type}: vLLM holds parameters of their activation {activation} in bfloat16, and samples from "
             "another policy than one in float32; set engine.rollout=hf or model.dtype=bfloat16"
         )
-    return fix_dynamic(config) | narrow_window(config)
+    return fix_dynamic(config) | narrow_window(config) | ({"head_dtype": "float32"} if float32_head else {})
 
 
 def fix_dynamic(config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rlkit.profiling.memory_estimate import (
     estimate_activations,
     estimate_other_models,
     estimate_weights,
+    estimate_wide_head,
 )
 
 LIBRARIES = {  # by rollout engine, with a tokenizer of 50,000 tokens; measured with a model of next to no weights
@@ -62,7 +63,7 @@ def estimate_host_activations(job: Job) -> float:
 
 def estimate_host_logits(job: Job) -> float:
     logits = job.completions * job.shape.vocab
-    return 4.0 * (LOGIT_COPIES * logits if logits <= LOGIT_BLOCK else BLOCK_COPIES * LOGIT_BLOCK)
+    return 4.0 * (LOGIT_COPIES * logits if logits <= LOGIT_BLOCK else BLOCK_COPIES * LOGIT_BLOCK) + estimate_wide_head(job)
 
 
 def estimate_sampling(job: Job) -> float:
@@ -70,7 +71,7 @@ def estimate_sampling(job: Job) -> float:
     their product; or, if that is more, the largest tensor that is sent to it, on its way and where it is kept until it is loaded. Of
     transformers' `generate` keys and values, one layer's twice, and the log-probs of all tokens, twice."""
     rows = min(ROWS, job.rows)
-    logits = SAMPLING_COPIES * 4.0 * rows * job.shape.vocab
+    logits = SAMPLING_COPIES * 4.0 * rows * job.shape.vocab + estimate_wide_head(job) / 2
     if job.engine == "hf":
         cache = rows * job.longest * job.shape.cache(job.width) * (1 + 1 / job.shape.layers)
         return logits + cache + 2 * 4.0 * rows * job.new_tokens * job.shape.vocab

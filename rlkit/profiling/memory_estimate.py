@@ -56,6 +56,7 @@ class Job:
     new_tokens: int = 0  # of the longest completion
     whole: int = 0  # weights that are trained beside adapters
     float32_gradients: bool = True  # micro-batches add up in float32
+    float32_head: bool = False  # logits are computed in float32, whatever the weights have
     targets: tuple[str, ...] | None = None  # names of the layers that get adapters; None: all linear ones
 
     @property
@@ -135,7 +136,12 @@ def estimate_activations(job: Job, more: float = 0.0) -> float:
 
 
 def estimate_logits(job: Job) -> float:
-    return LOGIT_COPIES * 4.0 * min(job.completions * job.shape.vocab, LOGIT_BLOCK)
+    return LOGIT_COPIES * 4.0 * min(job.completions * job.shape.vocab, LOGIT_BLOCK) + estimate_wide_head(job)
+
+
+def estimate_wide_head(job: Job) -> float:
+    """The head's weight and its gradient in float32, where it computes in that and the model does not."""
+    return 8.0 * job.shape.vocab * job.shape.hidden if job.float32_head and job.width < 4 else 0.0
 
 
 def estimate_other_models(job: Job) -> tuple[float, float]:
