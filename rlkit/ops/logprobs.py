@@ -106,7 +106,7 @@ class BlockwiseLogprobs(torch.autograd.Function):
         cap: float | None,
         used: UsedOutputs,
     ) -> tuple[Tensor, Tensor]:
-        own = found = shares = None
+        own = found = kept = None
         blocks = split_vocabulary(len(tokens), weight.shape[0])
         for a, b in blocks:
             z = compute_scaled_logits(hidden, weight, bias, a, b, temperature, cap)  # [n, v]
@@ -118,8 +118,9 @@ class BlockwiseLogprobs(torch.autograd.Function):
             mean = torch.bmm(shares.unsqueeze(1), z.unsqueeze(2)).view(-1)  # [n], of z
             part = PartialSoftmax(top, -largest.log(), top - mean - largest.log())
             found = part if found is None else found.merge(part)
+            kept = shares if len(blocks) == 1 and cap is None else None
+            del z, shares  # before the next block
         assert own is not None and found is not None, "a vocabulary has tokens"
-        kept = shares if len(blocks) == 1 and cap is None else None
         ctx.save_for_backward(hidden, weight, bias, tokens, kept, *found)
         ctx.temperature, ctx.cap, ctx.used = temperature, cap, used
         ctx.set_materialize_grads(False)
@@ -148,6 +149,7 @@ class BlockwiseLogprobs(torch.autograd.Function):
                 bend = None if ctx.cap is None else 1 - (z * (ctx.temperature / ctx.cap)).square()  # [n, v], the slope of the soft cap
                 z -= top.unsqueeze(-1)
                 shares, logs = (z.exp_(), None) if bent is None else (z.exp(), z)  # [n, v], p mass and log (p mass)
+                del z
             slope = shares
             if bent is not None and logs is not None:
                 level = one + bent * (entropy - log_mass)
@@ -164,6 +166,7 @@ class BlockwiseLogprobs(torch.autograd.Function):
                 to_weight[a:b] = slope.T @ rows
             if to_bias is not None:
                 to_bias[a:b] = slope.T @ factor
+            del shares, logs, slope, bend  # before the next block
         return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, to_bias, None, None, None, None
 
 
