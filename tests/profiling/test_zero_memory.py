@@ -46,10 +46,10 @@ def test_an_update_takes_the_address_space_that_was_planned(world: int, tmp_path
     for case, found in measure(world, CASES[world], tmp_path).items():
         print(world, case, {name: round(size / MIB, 1) for name, size in found.items()})
         stage = int(case[0])
-        if case != CASES[world][0]:  # which has loaded DeepSpeed
-            assert stage == 3 or found["state"] == pytest.approx(found["predicted_state"], rel=0.02), case
-        if case.endswith("offload"):
-            continue  # on a CPU the host's memory is the device's
+        if case.endswith("offload"):  # on a CPU the host's memory is the device's: new weights are not sent back
+            assert found["state"] == pytest.approx(found["predicted_state"] - 42 * MIB, rel=0.02), case
+            continue
+        assert stage == 3 or found["state"] == pytest.approx(found["predicted_state"], rel=0.02), case
         assert found["kept"] == pytest.approx(found["gradients"] if stage < 3 else 0, abs=MIB), case
         assert found["step"] == pytest.approx(found["kept"] + found["predicted_step"], abs=MIB), case
         planned = found["gradients"] + found["reduction"] + found["incoming"]
