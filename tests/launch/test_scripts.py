@@ -166,7 +166,16 @@ def test_the_image_takes_in_all_that_an_install_needs() -> None:
 
 
 def test_no_script_of_launch_is_without_a_test() -> None:
-    tried = {"local.sh", "setup.sh", "slurm.sbatch", "kuberay.yaml", "Dockerfile", "README.md"}
+    tried = {
+        "constraints-cpu.txt",
+        "constraints-gpu.txt",
+        "local.sh",
+        "setup.sh",
+        "slurm.sbatch",
+        "kuberay.yaml",
+        "Dockerfile",
+        "README.md",
+    }
     here = {path.name for path in LAUNCH.iterdir() if path.is_file() and path.suffix != ".py"}
     assert here == tried
     assert all(os.access(LAUNCH / name, os.X_OK) for name in ("local.sh", "slurm.sbatch"))
