@@ -237,7 +237,7 @@ def test_the_table_of_the_readme_is_what_the_command_prints() -> None:
         pytest.param(1, 1, None, marks=NIGHTLY),
         pytest.param(1, 1, 2**24, marks=NIGHTLY),
         pytest.param(2, 2, None, marks=NIGHTLY),
-        pytest.param(3, 2, None, marks=pytest.mark.slow),
+        pytest.param(3, 2, None, marks=NIGHTLY),
     ],
 )
 def test_an_update_in_half_precision_takes_what_was_predicted(stage: int, ranks: int, stepped: int | None, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_an_update_in_half_precision_takes_what_was_predicted(stage: int, ranks:
     out = tmp_path / "bytes.json"
     words = [str(tmp_path / "large"), str(stage), str(out), *([str(stepped)] if stepped else [])]
     ended = run(
-        *words, program="update_memory.py", ranks=ranks, timeout=250, cold=True, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536"
+        *words, program="update_memory.py", ranks=ranks, timeout=290, cold=True, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536"
     )
     assert ended.code == 0, ended.out + ended.err
     found = json.loads(out.read_text())

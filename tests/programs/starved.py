@@ -47,7 +47,7 @@ def second_update(*given: Any) -> Any:
 
 ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed goes back: the heap keeps no room that the limit would not see
 if sys.argv[1] == "alone":
-    ranks.PATIENCE = timedelta(seconds=10)
+    ranks.BARRIER_TIMEOUT = timedelta(seconds=10)
 if sys.argv[1] == "trial" or (sys.argv[1] == "alone" and os.environ["RANK"] == "1"):
     micro_batch_fit.largest_micro_batch = in_little_room
 elif sys.argv[1] == "update":
