@@ -1,6 +1,7 @@
 """rlkit.run in an address space that ends so many MiB above what is in use: starved.py (trial|alone|update) MIB arguments...
 
-trial: while the largest micro-batch is tried; alone: so for the second process only, and processes wait 10 s for each other; update: from
+trial: while the largest micro-batch is tried; alone: a tensor at the begin of that, in the second process only, and processes wait 10 s for
+each other; update: from
 the second update of the run on.
 """
 
@@ -13,6 +14,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rlkit import run
 from rlkit.runtime import ranks
@@ -38,6 +41,15 @@ def in_little_room(*given: Any, **named: Any) -> Any:
     return found
 
 
+def run_out(*given: Any) -> None:
+    """A trial that ends at its first tensor, before anything that the other process waits for."""
+    starve()
+    try:
+        torch.empty(4 * int(sys.argv[2]) * 2**20, dtype=torch.uint8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 def second_update(*given: Any) -> Any:
     calls.append(1)
     if len(calls) == 2:
@@ -48,7 +60,9 @@ def second_update(*given: Any) -> Any:
 ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is freed goes back: the heap keeps no room that the limit would not see
 if sys.argv[1] == "alone":
     ranks.BARRIER_TIMEOUT = timedelta(seconds=10)
-if sys.argv[1] == "trial" or (sys.argv[1] == "alone" and os.environ["RANK"] == "1"):
+    if os.environ["RANK"] == "1":
+        micro_batch_fit.try_beside_update = run_out
+elif sys.argv[1] == "trial":
     micro_batch_fit.largest_micro_batch = in_little_room
 elif sys.argv[1] == "update":
     OnlineUpdater.update = second_update  # type: ignore[method-assign]

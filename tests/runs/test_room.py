@@ -41,7 +41,7 @@ def test_a_process_that_alone_runs_out_of_memory_says_so(small: list[str], tmp_p
     folder = tmp_path / "run"
     sharded = ["engine.zero_stage=3", "engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"]
     arguments = [*small, *LONG, *sharded, "tokens_per_micro_batch=9728", f"output_dir={folder}"]
-    ended = run("alone", "1", *arguments, program="starved.py", ranks=2, OMP_NUM_THREADS="1")
+    ended = run("alone", "16", *arguments, program="starved.py", ranks=2, OMP_NUM_THREADS="1")
     assert ended.code == 1, ended.out + ended.err
     assert (
         "memory ran out in the phase trying the largest micro-batch, and on this process alone, with tokens_per_micro_batch=9728; "
