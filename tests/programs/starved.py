@@ -1,8 +1,7 @@
 """rlkit.run in an address space that ends so many MiB above what is in use: starved.py (trial|alone|update) MIB arguments...
 
-trial: while the largest micro-batch is tried; alone: a tensor at the begin of that, in the second process only, and processes wait 10 s for
-each other; update: from
-the second update of the run on.
+trial: while the largest micro-batch is tried; alone: at the beginning of that, in the second process only, and processes wait 10 s for
+each other; update: from the second update of the run on.
 """
 
 from __future__ import annotations
