@@ -51,9 +51,9 @@ def test_a_process_that_alone_runs_out_of_memory_says_so(small: list[str], tmp_p
 
 
 def test_the_trial_leaves_room_for_what_an_update_holds_beside_its_passes(tmp_path: Path) -> None:
-    """2,048 rows take 54 MiB in a pass, and gradients and moments another 40: in 80 the trial alone would find room, and the second
+    """2,048 rows take 54 MiB in a pass, and gradients and moments another 40: in 68 the trial alone would find room, and the second
     micro-batch none."""
     out = tmp_path / "found.json"
-    ended = run("80", "2048", str(out), program="reserved.py", OMP_NUM_THREADS="1")
+    ended = run("68", "2048", str(out), program="reserved.py", cold=True, OMP_NUM_THREADS="1")
     assert ended.code == 0, ended.out + ended.err
     assert json.loads(out.read_text()) == {"found": [1024, 2048], "passes": 4, "ended": "well"}
