@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_DONE = 0
@@ -30,3 +30,8 @@ def contain_exit() -> Iterator[None]:
         yield
     except SystemExit as error:
         raise RuntimeError(f"it calls sys.exit({'' if error.code is None else repr(error.code)})") from error
+
+
+def list_some(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, as a message shows them."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

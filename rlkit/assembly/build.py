@@ -9,7 +9,7 @@ from pathlib import Path
 from rlkit.assembly import machine, plan
 from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
-from rlkit.assembly.datasets import Kind, build_datasets, count_steps, open_sources
+from rlkit.assembly.datasets import build_datasets, choose_kind, count_steps, open_sources
 from rlkit.assembly.model_record import RECORD, record_models
 from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
@@ -44,7 +44,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         plan.describe_sandbox(recipe)  # refused before anything is written or started
         folder = choose_folder(recipe, text, ranks)
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
-        kind: Kind = "prompts" if rewards else recipe.algorithm.reads
+        kind = choose_kind(recipe)
         sources = open_sources(recipe, kind)  # a missing file is found before a model is made or downloaded
         model = locate_model(recipe, find_dtype(recipe, ranks.device), ranks.main)
         recipe, model_path = replace_path(recipe, model), model.path

@@ -39,6 +39,12 @@ PROBED_ROWS = 100  # made into tokens before anything is written, so that what a
 OF_SOURCE = ("chat", "system", "template", "answer_pattern")  # keys of `data` that a source may set for itself
 
 
+def choose_kind(recipe: Recipe) -> Kind:
+    """What a row of the data is to this recipe."""
+    kind: Kind = recipe.algorithm.reads if recipe.offline_algorithm else "prompts"
+    return kind
+
+
 def open_sources(recipe: Recipe, kind: Kind) -> dict[str, list[RowReader[Any]]]:
     """A reader of each source of each split. Raises UserError for what is missing or cannot be read."""
     splits = {"train": recipe.data.train, "test": recipe.data.test or {}}

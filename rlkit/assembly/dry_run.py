@@ -13,7 +13,7 @@ import torch
 
 from rlkit.assembly import plan
 from rlkit.assembly.base_model import build_renderer
-from rlkit.assembly.datasets import Kind, build_readers
+from rlkit.assembly.datasets import build_readers, choose_kind
 from rlkit.assembly.rewards import list_in_process_rewards
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
@@ -65,12 +65,6 @@ def open_local_sources(recipe: Recipe, split: str) -> list[RowReader[Any]] | Non
     if not sources or (not recipe.offline and any(is_on_hub(source.path) for source in sources.values())):
         return None
     return build_readers(recipe, choose_kind(recipe), split, sources)
-
-
-def choose_kind(recipe: Recipe) -> Kind:
-    """What a row of the data is to this recipe."""
-    kind: Kind = recipe.algorithm.reads if recipe.offline_algorithm else "prompts"
-    return kind
 
 
 def describe_rows(readers: Mapping[str, Sequence[RowReader[Any]] | None]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Whether the GPUs of this machine can be used as they are, told before anything is loaded, and how this process uses its own."""
+"""Checks that the GPUs of this machine can be used as they are, before anything is loaded, and sets how this process uses its own."""
 
 from __future__ import annotations
 

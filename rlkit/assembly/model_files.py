@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.config.recipe import suggest
-from rlkit.engines.weight_files import check_written, list_some, read_header
-from rlkit.errors import UserError
+from rlkit.engines.weight_files import check_written, read_header
+from rlkit.errors import UserError, list_some
 from rlkit.runtime.model_path import GGUF
 
 CAUSAL_LM, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"

@@ -17,8 +17,7 @@ from blake3 import blake3
 from rlkit.assembly.base_model import LocatedModel, find_commit
 from rlkit.assembly.model_files import TOKENIZERS, list_weight_files
 from rlkit.config.recipe import Recipe
-from rlkit.engines.weight_files import list_some
-from rlkit.errors import UserError
+from rlkit.errors import UserError, list_some
 from rlkit.runtime.cache import find_cache_folder
 from rlkit.runtime.checkpoint import CHECKPOINTS
 from rlkit.runtime.manifest import hash_file

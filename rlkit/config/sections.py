@@ -165,7 +165,7 @@ class HardwareSection(Section):
         "of the machine that dry_run plans for where this one has no GPU; null: the processes that are started", unit="GPUs"
     )
     gpu_gib: Positive | None = describe_field("memory of one of them; null: no GPU", unit="GiB")
-    force: bool = describe_field("true: a run starts although its plan says that it does not fit into memory")
+    force: bool = describe_field("true: a run starts although by its plan it does not fit into memory")
 
 
 class DataSection(Section):
@@ -207,7 +207,7 @@ class EngineSection(Section):
         "layers whose activations are computed again in the backward pass: 0 none, 1 all, n every n-th"
     )
     float32_gradients: Literal["auto"] | bool = describe_field(
-        "whether micro-batches of a bfloat16 model add up in float32; auto: where the plan says that it fits"
+        "whether micro-batches of a bfloat16 model add up in float32; auto: where it fits by the plan"
     )
     tensor_parallel: Count = describe_field(
         "that share one rollout engine, each holding a part of its weights; must divide their number", unit="processes"

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from rlkit.engines.loading import check_finite, check_tensors, first_line
-from rlkit.engines.weight_files import check_written, list_some, read_header
-from rlkit.errors import UserError
+from rlkit.engines.weight_files import check_written, read_header
+from rlkit.errors import UserError, list_some
 
 HEAD_SIZE = "attention.key_length"
 # The keys that each must have beside REQUIRED_KEYS.

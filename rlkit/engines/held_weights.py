@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import accumulate
 from typing import Any
 
@@ -159,6 +160,7 @@ def record_before_packing(pack: Callable[..., None]) -> Callable[..., None]:
     """`pack(layer, ...)`, which makes a layer's kernel `cpu_linear` of its weight, repacked, and mostly drops the weight: with the sums of
     the weight kept beside that kernel."""
 
+    @wraps(pack)
     def record_and_pack(layer: Any, *arguments: Any, **keywords: Any) -> None:
         parts = [] if layer.weight.is_meta else split_fused(layer, layer.weight)
         totals, counts = [sum_bits(part) for part in parts], [part.numel() for part in parts]

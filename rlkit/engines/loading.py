@@ -20,8 +20,7 @@ from rlkit.engines.own_code import find_failed_file
 from rlkit.engines.packing import restore_soft_cap
 from rlkit.engines.routers import compute_routers_in_float32
 from rlkit.engines.training_shape import set_training_shape
-from rlkit.engines.weight_files import list_some
-from rlkit.errors import UserError, contain_exit
+from rlkit.errors import UserError, contain_exit, list_some
 
 KINDS = {"causal language model": "AutoModelForCausalLM", "sequence classifier": "AutoModelForSequenceClassification"}
 DAMAGE = "a file of it is damaged or incomplete, download or copy it again"

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkit.engines.lora_targets import find_adapted_layers, find_whole_modules, format_names, join
-from rlkit.errors import UserError
+from rlkit.engines.lora_targets import find_adapted_layers, find_whole_modules, format_names
+from rlkit.errors import UserError, list_some
 
 ADAPTER = "default"  # peft's name for the one adapter
 BASE = ".base_layer"
@@ -73,7 +73,9 @@ class Adapters:
                 raise UserError(f"model.lora.targets={format_names(settings.targets)} does not fit this model: {error}") from error
         self.layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
         if left := [name for name in targets if name not in self.layers]:
-            raise UserError(f"model.lora.targets={format_names(settings.targets)}: peft puts no adapter on {join(left)}; leave them out")
+            raise UserError(
+                f"model.lora.targets={format_names(settings.targets)}: peft puts no adapter on {list_some(left)}; leave them out"
+            )
         model.requires_grad_(False)
         for trained in (*self.name_tensors().values(), *(p for module in self.whole.values() for p in module.parameters())):
             trained.requires_grad_(True)
@@ -123,8 +125,8 @@ class Adapters:
         """Raises UserError where peft could not read a file of these adapters."""
         if self.taken_for_experts:
             raise UserError(
-                f"checkpoint.export=adapter: peft takes {join(self.taken_for_experts)} of this model for experts as it reads a file; set "
-                "checkpoint.export=merged, or model.lora.targets to layers of attention alone"
+                f"checkpoint.export=adapter: peft takes {list_some(self.taken_for_experts)} of this model for experts as it reads a file; "
+                "set checkpoint.export=merged, or model.lora.targets to layers of attention alone"
             )
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor], base: str) -> None:

@@ -14,11 +14,10 @@ from typing import Any
 from torch import nn
 
 from rlkit.engines.routers import find_routers
-from rlkit.errors import UserError
+from rlkit.errors import UserError, list_some
 
 ALL_LINEAR = "all-linear"
 PLAIN = ("FalconLinear",)  # subclasses that multiply in another order
-NAMED = 4  # layers in a message
 
 
 def find_adapted_layers(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -35,7 +34,7 @@ def find_adapted_layers(model: nn.Module, targets: str | Sequence[str]) -> list[
     other = [name for name in chosen if not is_plain_linear(modules[name])]
     if other or not chosen:
         experts = "; experts of a mixture of experts are one tensor and get no adapters" if any("expert" in name for name in other) else ""
-        what = f"layers that are not linear: {join(other)}" if other else "no layer, since the model has no linear ones"
+        what = f"layers that are not linear: {list_some(other)}" if other else "no layer, since the model has no linear ones"
         raise UserError(
             f"{where}={format_names(targets)} names {what}{experts}; leave them out, or set model.lora.rank=null to train all weights"
         )
@@ -52,8 +51,8 @@ def find_whole_modules(model: nn.Module, names: Sequence[str], adapted: Sequence
         inside = [layer for layer in adapted if f"{layer}.".startswith(f"{name}.")]
         if inside:
             raise UserError(
-                f"{where} names {name}, of which model.lora.targets adapts {join(inside)}: a weight is trained whole or adapted; take it "
-                "out of one of them"
+                f"{where} names {name}, of which model.lora.targets adapts {list_some(inside)}: a weight is trained whole or adapted; take "
+                "it out of one of them"
             )
         if any(not parameter.is_floating_point() for parameter in module.parameters()):
             raise UserError(
@@ -73,7 +72,7 @@ def match_names(where: str, wanted: Sequence[str], modules: Mapping[str, Any], k
             leaves = sorted({module.rpartition(".")[2] for module in known} - {""})
             close = difflib.get_close_matches(name, leaves, n=3) or leaves
             raise UserError(
-                f"{where}={format_names(wanted)} names {name!r}, and no layer of this model is called that; it has {join(close, 12)}"
+                f"{where}={format_names(wanted)} names {name!r}, and no layer of this model is called that; it has {list_some(close, 12)}"
             )
     return [module for module in modules if module and any(matches(module, name) for name in wanted)]
 
@@ -98,15 +97,11 @@ def refuse_shared(where: str, model: nn.Module, chosen: Mapping[str, nn.Module])
             others = [other for other in holders[id(parameter)] if not other.startswith(f"{name}.")]
             if others:
                 raise UserError(
-                    f"{where} names {name}, whose weight is that of {join(others)} too (config.json: tie_word_embeddings); what is trained "
-                    f"in one of them would be lost at export; leave {name.rpartition('.')[2]} out"
+                    f"{where} names {name}, whose weight is that of {list_some(others)} too (config.json: tie_word_embeddings); what is "
+                    f"trained in one of them would be lost at export; leave {name.rpartition('.')[2]} out"
                 )
 
 
 def format_names(names: str | Iterable[str]) -> str:
     """As in a recipe."""
     return names if isinstance(names, str) else f"[{', '.join(names)}]"
-
-
-def join(names: Sequence[str], most: int = NAMED) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rlkit.errors import UserError
+from rlkit.errors import UserError, list_some
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # dtypes of weights; any other is packed, and its elements are no weights
 PIECE = 1 << 23  # bytes; a layer that was padded for more GPUs has shorter rows of zeros
 SMALL = 1 << 12  # bytes of a matrix that is looked at as a whole
 ENDS = ("embed", "head", "wte")  # in names of matrices with a row for each token, of which many may be unused
 MEANT = ("lora", "adapter", "score.")  # in names of matrices that may be zero
-NAMED = 3  # tensors in a message
 
 
 class StoredTensor(NamedTuple):
@@ -88,7 +87,3 @@ def is_zero(opened: int, begin: int, end: int) -> bool:
     middle = min(begin + 64, end)
     spans = [(begin, middle), *((at, min(at + (1 << 20), end)) for at in range(middle, end, 1 << 20))]
     return not any(os.pread(opened, stop - start, start).strip(b"\0") for start, stop in spans)
-
-
-def list_some(names: list[str]) -> str:
-    return f"{', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}"

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from rlkit.engines.base import RolloutEngine, Shards, Source
 from rlkit.engines.bit_sums import SentWeights
-from rlkit.engines.lora_targets import join
-from rlkit.errors import RunFailed
+from rlkit.errors import RunFailed, list_some
 
 BUCKET = {"cuda": 2**30, "cpu": 2**26}  # bytes gathered at once: enough for a full-speed collective, little beside the weights
 
@@ -116,11 +115,11 @@ class WeightSync:
             where = f" on {sum(map(bool, ranks))} of {len(ranks)} processes" if len(ranks) > 1 else ""
             raise RunFailed(
                 f"the rollout engine does not hold the weights that it was sent in the sync of version {version}: {len(names)} of "
-                f"{len(sent.weights) + len(sent.adapter)} tensors differ{where}: {join(names)}; nothing was sampled from them"
+                f"{len(sent.weights) + len(sent.adapter)} tensors differ{where}: {list_some(names)}; nothing was sampled from them"
             )
         if found.uncompared and not self._warned:
             self._warned = True
             self._warn(
                 f"the rollout engine holds {len(found.uncompared)} tensors in another form than they were sent, so that they cannot be "
-                f"compared bit by bit, only by log-probs (engine.mismatch_limit): {join(found.uncompared)}"
+                f"compared bit by bit, only by log-probs (engine.mismatch_limit): {list_some(found.uncompared)}"
             )
