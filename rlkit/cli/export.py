@@ -36,9 +36,8 @@ def run_export(arguments: list[str]) -> int:
 
 def export_model(arguments: list[str]) -> int:
     """As run_export. Raises UserError."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return EXIT_DONE
+    if not arguments:
+        raise UserError(f"name the folder of a run: {USAGE}")
     run, *rest = arguments
     options = dict(word.split("=", 1) for word in rest if "=" in word)
     if len(options) < len(rest) or options.keys() - {"step", "to"}:

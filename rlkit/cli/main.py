@@ -1,91 +1,160 @@
-"""The command `rlkit`: run, export, reward try, reward retry, keys, version. Each is a file of this folder; overrides are key=value.
+"""The command `rlkit`: what it is called with, and its help. Each command is a file of this folder, loaded when it is called.
 
-Left out: the arguments of run and export, which those commands parse themselves, `--help` included.
+Left out: key=value words and the flags of `run`, which the commands read themselves.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from rlkit import run as door
-from rlkit.cli import version
+from rlkit.config.compose import list_options
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-reward_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+TRAIN, LOOK, MODELS, MACHINE = "Train", "Look at data, recipes and runs", "Models", "This machine"
+FLAGS = "\b\n" + "\n\n".join(str(door.__doc__).split("\n\n")[1:])  # \b: the first part as it is, not wrapped anew
+
+
+class GroupedHelp(TyperGroup):
+    """Lists commands under headings, those of a sub-command too."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self._walk(ctx):
+            rows.setdefault(str(command.rich_help_panel), []).append((name, command.get_short_help_str(formatter.width)))
+        width = max((len(name) for part in rows.values() for name, _ in part), default=0)
+        for heading in sorted(rows, key=(TRAIN, LOOK, MODELS, MACHINE).index):
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows[heading]])
+
+    def _walk(self, ctx: Any) -> Iterator[tuple[str, Any]]:
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            if isinstance(command, GroupedHelp):
+                yield from ((f"{name} {inner}", found) for inner, found in command._walk(ctx))
+            else:
+                yield name, command
+
+
+class WordCommand(TyperCommand):
+    """Shows as its usage what it was registered with: its words are its own affair."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [str(self.options_metavar)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """The recipes that begin so, with `recipe=` where it is written. Bash takes `=` for the end of a word, and asks for what follows."""
+    key = "recipe=" if incomplete.startswith("recipe=") else ""
+    begin = incomplete.removeprefix(key).removeprefix("=")
+    return [key + name for name in list_options("recipe", None) if name.startswith(begin)]
+
+
+SETTINGS: dict[str, Any] = {"cls": GroupedHelp, "no_args_is_help": True, "rich_markup_mode": None}
+app = typer.Typer(**SETTINGS, pretty_exceptions_enable=False)
+data_app, reward_app = typer.Typer(**SETTINGS), typer.Typer(**SETTINGS)
+app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
-OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-OWN_ARGUMENTS = OVERRIDES | {"help_option_names": list[str]()}  # `--help` is passed on too
+
+RecipeWords = Annotated[list[str] | None, typer.Argument(hidden=True, autocompletion=complete_recipe)]
+Words = Annotated[list[str] | None, typer.Argument(hidden=True)]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
+Command = Callable[..., None]
+
+
+def register(group: str, name: str, usage: str, example: str, more: str = "", to: typer.Typer = app) -> Callable[[Command], Command]:
+    """Adds a function as a command, whose words are passed on as they are. The help: its docstring, `more`, the example."""
+
+    def add(function: Command) -> Command:
+        text = "\n\n".join(filter(None, (inspect.cleandoc(function.__doc__ or ""), more, f"\b\nExample:\n  {example}")))
+        settings = {"ignore_unknown_options": True}
+        to.command(name, cls=WordCommand, help=text, options_metavar=usage, rich_help_panel=group, context_settings=settings)(function)
+        return function
+
+    return add
 
 
 @app.callback()
 def describe_app() -> None:
-    """Aligns language models by reinforcement learning."""
+    """Aligns language models by reinforcement learning. `rlkit COMMAND --help` describes a command."""
+
+
+@data_app.callback()
+def describe_data_app() -> None:
+    """Look at the data of a recipe."""
 
 
 @reward_app.callback()
 def describe_reward_app() -> None:
-    """Call the rewards of a recipe without training.
+    """Call the rewards of a recipe without training."""
 
-    \b
-    rlkit reward try recipe=NAME [n=20] [samples=FILE] [key=value ...]
-    rlkit reward retry FILE
+
+@register(TRAIN, "run", "NAME|FILE [key=value ...] [FLAGS]", "rlkit run grpo_math steps=10 seed=1", more=FLAGS)
+def run_training(words: RecipeWords = None) -> None:
+    """Train by a recipe; check or plan it.
+
+    The same as `python -m rlkit.run`. NAME is one of `rlkit recipes`; FILE is the recipe.yaml of a run, again.
     """
+    door.run_process(words or [])
 
 
-@app.command("run", context_settings=OWN_ARGUMENTS)
-def run_training(context: typer.Context) -> None:
-    """Train: recipe=NAME [key=value ...], the same as python -m rlkit.run."""
-    door.run_process(context.args)
-
-
-@app.command("export", context_settings=OWN_ARGUMENTS)
-def export_checkpoint(context: typer.Context) -> None:
-    """Write the model of a checkpoint: RUN [step=N|best] [to=FOLDER]."""
-    from rlkit.cli import export
-
-    raise typer.Exit(export.run_export(context.args))
-
-
-@reward_app.command("try", context_settings=OVERRIDES)
-def try_rewards(context: typer.Context) -> None:
+@register(LOOK, "try", "NAME [n=20] [samples=FILE] [key=value ...]", "rlkit reward try grpo_math n=5", to=reward_app)
+def try_rewards(words: RecipeWords = None) -> None:
     """Print the scores of a recipe's rewards for rows of its data.
 
     Loads no model. Each row is tried with the completions that it brings along: its answer in a box (each one of a list of right answers),
     the text that the answer was extracted from, and an empty text. With samples=FILE, the samples.jsonl of a run, the completions are those
     of the run.
-
-    \b
-    rlkit reward try recipe=NAME [n=20] [samples=FILE] [key=value ...]
     """
     from rlkit.cli import reward_try
 
-    raise typer.Exit(reward_try.run_try(context.args))
+    raise typer.Exit(reward_try.run_try(words or []))
 
 
-@reward_app.command("retry")
-def retry_reward(file: Path) -> None:
+@register(LOOK, "retry", "FILE", "rlkit reward retry runs/mine/failed_reward.json", to=reward_app)
+def retry_reward(file: Annotated[Path, typer.Argument(hidden=True)]) -> None:
     """Call a reward again with the sample that stopped a run.
 
-    It runs in this process, with its prints. FILE: the file that the run wrote.
+    FILE is what the run wrote. The reward runs in this process, with its prints.
     """
     from rlkit.cli import reward_retry
 
     raise typer.Exit(reward_retry.run_retry(file))
 
 
-@app.command("keys")
-def print_keys(word: str = typer.Argument("", help="a part of a key, or of what it does")) -> None:
-    """Print the keys of recipes: value, unit, default, meaning. All of them, or those that speak of WORD."""
+@register(LOOK, "keys", "[WORD]", "rlkit keys warmup")
+def print_keys(word: Annotated[str, typer.Argument(hidden=True)] = "") -> None:
+    """Print the keys of recipes: value, unit, default, meaning.
+
+    All of them, or those that have WORD in their name or in what they do.
+    """
     from rlkit.cli import keys
 
     raise typer.Exit(keys.run_keys(word))
 
 
-@app.command("version")
+@register(MODELS, "export", "RUN [step=N|best] [to=FOLDER]", "rlkit export runs/grpo_math/2026-11-21_19-54-03 step=best to=my_model")
+def export_checkpoint(words: Words = None) -> None:
+    """Write the model of a checkpoint, as at the end of a run.
+
+    RUN is the folder of a run, finished or not. Without `step` the newest checkpoint is used; step=best is the one of the best evaluation,
+    which checkpoint.best=true keeps. Adapters are merged, or kept with checkpoint.export=adapter.
+    """
+    from rlkit.cli import export
+
+    raise typer.Exit(export.run_export(words or []))
+
+
+@register(MACHINE, "version", "", "rlkit version")
 def print_versions() -> None:
     """Print the versions of rlkit and of the libraries that it uses."""
+    from rlkit.cli import version
+
     print(version.format_versions())
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from rlkit.cli import main
+from rlkit.config.compose import list_options
 from tests.conftest import run
 from tests.test_laws import HEAVY
 
@@ -18,24 +24,53 @@ def command(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
     return ended.code, ended.out, ended.err
 
 
-def test_it_lists_its_commands() -> None:
-    code, out, err = command("--help")
-    assert (code, err) == (0, "")
-    for name in ("run", "export", "reward", "keys", "version"):
-        assert f"\n  {name} " in out
+def shown_help(*words: str) -> str:
+    answer = CliRunner().invoke(main.app, [*words, "--help"], prog_name="rlkit", terminal_width=80)
+    assert answer.exit_code == 0
+    return answer.output
+
+
+def list_commands(app: typer.Typer = main.app, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for command in app.registered_commands:
+        yield (*before, str(command.name))
+    for group in app.registered_groups:
+        assert group.typer_instance
+        yield from list_commands(group.typer_instance, (*before, str(group.name)))
+
+
+COMMANDS = sorted(list_commands())
+
+
+def test_it_lists_its_commands_by_what_they_are_for() -> None:
+    out = shown_help()
+    for command in COMMANDS:
+        assert re.search(rf"^  {' '.join(command)} +[A-Z].*\.$", out, re.MULTILINE), command  # a whole sentence, on one line
+    headings = re.findall(r"^(\S.*):$", out, re.MULTILINE)
+    assert [name for name in headings if name != "Options"] == [main.TRAIN, main.LOOK, main.MODELS, main.MACHINE]
+
+
+@pytest.mark.parametrize("command", [(), *COMMANDS], ids=" ".join)
+def test_help_fits_eighty_columns_and_shows_usage_and_an_example(command: tuple[str, ...]) -> None:
+    out = shown_help(*command)
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.startswith(" ".join(("Usage: rlkit", *command)))
+    assert not command or re.search(rf"\n  Example:\n    rlkit {' '.join(command)}\b", out)
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("words", "line"),  # what bash, which takes = for the end of a word, and what zsh asks for
     [
-        (("run", "--help"), "--multirun, -m"),
-        (("export", "--help"), "rlkit export RUN [step=N|best] [to=FOLDER]"),
-        (("reward", "--help"), "rlkit reward retry FILE"),
+        (["run", "gspo"], ["gspo_math"]),
+        (["run", "recipe=gspo"], ["recipe=gspo_math"]),
+        (["run", "recipe", "=", "gspo"], ["gspo_math"]),
+        (["run", "recipe", "="], list_options("recipe", None)),
+        (["reward", "tr"], ["try"]),
     ],
 )
-def test_help_of_a_command_is_its_own(words: tuple[str, ...], text: str) -> None:
-    code, out, _ = command(*words)
-    assert code == 0 and text in out
+def test_the_shell_completes_commands_and_recipes(words: list[str], line: list[str]) -> None:
+    env = {"_RLKIT_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(["rlkit", *words]), "COMP_CWORD": str(len(words))}
+    answer = CliRunner().invoke(main.app, [], prog_name="rlkit", env=env)
+    assert answer.output.split() == line
 
 
 def test_run_is_the_door_and_passes_words_on(tmp_path: Path) -> None:
