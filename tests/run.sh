@@ -24,7 +24,5 @@ while (($#)); do
 done
 cd -- "$ROOT"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# DeepSpeed compiles its operators once per environment; in a shared folder two environments build over each other, and wait for ever.
-export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VENV/torch_extensions}
 workers=$(($(getconf _NPROCESSORS_ONLN) + 1)) # one more than cores: tests of limits and launchers mostly wait
 exec "$PYTHON" -m pytest --numprocesses="$workers" --maxprocesses=4 --no-loadscope-reorder -m "$marks" "${arguments[@]}"

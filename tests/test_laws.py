@@ -46,7 +46,7 @@ TOP = {
 }  # files of no room
 OWNERS = {  # heavy library -> the only files that may import it
     "vllm": {"rlkit/engines/vllm.py"},
-    "deepspeed": {"rlkit/engines/deepspeed.py", "rlkit/engines/sequence_parallel.py"},
+    "deepspeed": {f"rlkit/engines/{name}.py" for name in ("deepspeed", "deepspeed_config", "sequence_parallel")},
     "peft": {"rlkit/engines/lora.py"},
     "bitsandbytes": {"rlkit/engines/quantization.py"},
     "liger_kernel": {"rlkit/engines/liger.py"},

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from io import StringIO
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from rlkit.engines import weight_sync
 from rlkit.engines.base import FileFactory, Update
-from rlkit.engines.deepspeed_config import DeepSpeedSettings, build_config, build_zero_memory, set_deepspeed_environment, shard_on_load
+from rlkit.engines.deepspeed_config import DeepSpeedSettings, build_config, build_zero_memory, prepare_deepspeed, shard_on_load
 from rlkit.engines.offload import CpuOffload
 from rlkit.engines.tensor_file import TensorReader, write_tensors
 from rlkit.profiling import zero_estimate
@@ -37,7 +36,7 @@ class DeepSpeed:
     """Builds backends with the same settings on the same device."""
 
     def __init__(self, settings: DeepSpeedSettings, device: torch.device) -> None:
-        set_deepspeed_environment()
+        prepare_deepspeed()
         self.settings, self.device = settings, device
 
     def shard_on_load(self, dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -74,10 +73,9 @@ class DeepSpeedBackend:
             weight_decay=optimizer.weight_decay,
             fused=True,  # one kernel, and nothing the size of the weights beside them
         )
-        with redirect_stdout(StringIO()):  # it prints its build
-            self.engine, self.optimizer, *_ = deepspeed.initialize(
-                model=module, optimizer=adam, config=build_config(settings, dtype, self.memory), dist_init_required=False
-            )
+        self.engine, self.optimizer, *_ = deepspeed.initialize(
+            model=module, optimizer=adam, config=build_config(settings, dtype, self.memory), dist_init_required=False
+        )
         self._offload = CpuOffload(
             self.list_training_state, keep=lambda: find_tensors([[p, getattr(p, "ds_tensor", None)] for p in module.parameters()])
         )

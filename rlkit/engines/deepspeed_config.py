@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,8 @@ import torch.distributed as dist
 
 from rlkit.errors import RunFailed
 from rlkit.profiling.zero_estimate import REDUCE_BUCKET, ZeroMemory, resolve_zero_stage
+
+SHM_KERNEL = "deepspeed_shm_comm"
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,17 @@ def shard_on_load(config: dict[str, Any]) -> Iterator[None]:
     del alive
 
 
-def set_deepspeed_environment() -> None:
-    """To be called before deepspeed is imported. Its compiler needs ninja on the path, which is beside the interpreter."""
+def prepare_deepspeed() -> None:
+    """To be called before deepspeed is used; imports it.
+
+    Its all-reduce through shared memory is for inference on CPUs and nothing here calls it: turned off, since a process that starts
+    DeepSpeed compiles it first (a minute of a C++ compiler), and a killed build leaves a lock for which the next one waits for ever.
+    """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     logging.getLogger("DeepSpeed").addFilter(is_error)  # its import sets the level anew
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__[SHM_KERNEL] = False
 
 
 def is_error(record: logging.LogRecord) -> bool:

@@ -10,8 +10,6 @@ completion tokens, k outputs a token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from itertools import accumulate
 from typing import Any
 
@@ -89,8 +87,7 @@ class SequenceParallelGroup:
         import deepspeed
         from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
-        with redirect_stdout(StringIO()):  # it prints its build
-            deepspeed.init_distributed(dist_init_required=False)
+        deepspeed.init_distributed(dist_init_required=False)
         ulysses = UlyssesSPAttentionHF(
             attention, 1, heads, width, kv_heads, config.num_hidden_layers, self.group, seq_length_is_variable=True
         )

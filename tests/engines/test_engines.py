@@ -73,6 +73,12 @@ def large_update(policy: PolicyLearner, samples: list[Sample], sign: float, lr: 
     assert policy.step(lr).applied
 
 
+def test_deepspeed_compiles_nothing_on_a_cpu(policy: PolicyLearner) -> None:
+    from deepspeed.comm.torch import build_shm_op
+
+    assert build_shm_op() is None
+
+
 def test_nothing_is_sampled_before_the_first_weights(vllm: VLLMEngine, hf: HFEngine) -> None:
     for engine in (vllm, hf):
         if engine.version is None:

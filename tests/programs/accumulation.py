@@ -6,7 +6,6 @@ and whether DeepSpeed's overlapping of communication changes a bit. The optimize
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlkit.engines.deepspeed_config import set_deepspeed_environment
+from rlkit.engines.deepspeed_config import prepare_deepspeed
 from rlkit.run import exit_process
 from rlkit.runtime.ranks import Ranks
 from tests.backends import deepspeed
@@ -55,8 +54,7 @@ def gradient(ranks: Ranks, stage: int, parts: int, wide: bool, **extra: Any) -> 
     return (before - masters()) / STEP
 
 
-set_deepspeed_environment()
-importlib.import_module("deepspeed")  # it derives classes from the true AdamW
+prepare_deepspeed()  # its import derives classes from the true AdamW
 torch.optim.AdamW = Descent  # type: ignore[misc]
 ranks = Ranks()
 torch.manual_seed(1)

@@ -17,7 +17,7 @@ from rlkit import run
 from rlkit.assembly import build
 from rlkit.config import recipe
 from rlkit.config.compose import compose_config
-from rlkit.engines.deepspeed_config import set_deepspeed_environment
+from rlkit.engines.deepspeed_config import prepare_deepspeed
 from rlkit.ops.masking import count_units
 from rlkit.trainers.offline import OfflineTrainer
 from rlkit.trainers.online import OnlineTrainer
@@ -41,9 +41,7 @@ def weights_of(learner: Any) -> dict[str, torch.Tensor]:
     return {name: safe_get_full_fp32_param(parameter).clone() for name, parameter in learner.backend.named.items()}
 
 
-set_deepspeed_environment()
-import deepspeed  # noqa: E402, F401  derives classes from the true AdamW
-
+prepare_deepspeed()  # its import derives classes from the true AdamW
 torch.optim.AdamW = Descent
 config = compose_config([*sys.argv[2:], "optim.max_grad_norm=1e9"], None)
 with build.build_run(recipe.read_recipe(config), yaml.safe_dump(config)) as made:

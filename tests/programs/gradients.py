@@ -8,7 +8,6 @@ from the sample's key. With CREW ranks sharing each row: some of the algorithms.
 
 from __future__ import annotations
 
-import importlib
 import random
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from rlkit import run
 from rlkit.algorithms import Needs
 from rlkit.config import recipe
 from rlkit.config.compose import compose_config
-from rlkit.engines.deepspeed_config import set_deepspeed_environment
+from rlkit.engines.deepspeed_config import prepare_deepspeed
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.ops.masking import count_units
 from rlkit.runtime.manifest import CheckpointWriter
@@ -180,9 +179,7 @@ def weights(learner: Any) -> Tensor:
 
 
 def main(out: Path, model: str, sp_size: int, cells: set[str]) -> None:
-    set_deepspeed_environment()
-    importlib.import_module("deepspeed")  # it derives classes from the true AdamW
-
+    prepare_deepspeed()  # its import derives classes from the true AdamW
     torch.optim.AdamW = Descent  # type: ignore[misc]
     from rlkit.engines.learners import CriticLearner, PolicyLearner, RewardModelLearner
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
