@@ -38,26 +38,30 @@ def main(arguments: list[str] | None = None) -> int:
     return handle_errors(lambda: dispatch(arguments), arguments)
 
 
-def handle_errors(action: Callable[[], int], arguments: list[str]) -> int:
-    """The exit code of an action. An error that rlkit raises on purpose is printed and becomes its exit code."""
+def print_error(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def handle_errors(action: Callable[[], int], arguments: list[str], show: Callable[[str], None] = print_error) -> int:
+    """The exit code of an action. An error that rlkit raises on purpose becomes its exit code, and `show` gets the message."""
     debug = "debug=true" in [a.lower() for a in arguments]
     try:
         return action()
     except UserError as error:
-        return report_error(error, EXIT_USER, debug)
+        return report_error(error, EXIT_USER, debug, show)
     except RunFailed as error:
-        return report_error(error, EXIT_FAILED, debug)
+        return report_error(error, EXIT_FAILED, debug, show)
     except ModuleNotFoundError as error:
         advice = explain_missing_module(error)
         if advice is None:
             raise
-        return report_error(UserError(advice), EXIT_USER, debug)
+        return report_error(UserError(advice), EXIT_USER, debug, show)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        return report_error(UserError(f"a path of the recipe is longer than a file system takes: {error.filename}"), EXIT_USER, debug)
+        return report_error(UserError(f"a path of the recipe is longer than a file system takes: {error.filename}"), EXIT_USER, debug, show)
     except Stopped as error:
-        print(error, file=sys.stderr, flush=True)
+        show(str(error))
         return EXIT_STOPPED
 
 
@@ -78,12 +82,12 @@ def explain_missing_module(error: ModuleNotFoundError) -> str | None:
     return None
 
 
-def report_error(error: Exception, code: int, debug: bool) -> int:
-    """Prints the error's message and returns `code`; with debug=true raises the error, for its traceback."""
+def report_error(error: Exception, code: int, debug: bool, show: Callable[[str], None]) -> int:
+    """Shows the error's message and returns `code`; with debug=true raises the error, for its traceback."""
     if debug:
         raise error
     message = redact_message(str(error))
-    print(f"rlkit: {truncate_message(message) if code == EXIT_USER else message}", file=sys.stderr, flush=True)
+    show(f"rlkit: {truncate_message(message) if code == EXIT_USER else message}")
     return code
 
 
@@ -95,7 +99,12 @@ def truncate_message(message: str) -> str:
     return "\n".join(lines)
 
 
-def dispatch(arguments: list[str]) -> int:
+def ignore_folder(folder: Path) -> None:
+    """Nobody asked for the folder of the run."""
+
+
+def dispatch(arguments: list[str], started: Callable[[Path], None] = ignore_folder) -> int:
+    """Does what the arguments ask for; returns the exit code. started: is called with the folder of the run before its first step."""
     flags, overrides, folder = parse_arguments(arguments)
     if "--help" in flags:
         print(__doc__, f"\nrecipes: {', '.join(list_options('recipe', folder))}", sep="")
@@ -128,7 +137,8 @@ def dispatch(arguments: list[str]) -> int:
     from rlkit.trainers import loop
 
     with build.build_run(recipe, composed.text) as run:
-        loop.train(run)
+        started(run.folder)
+        loop.run_loop(run)
     return EXIT_DONE
 
 
@@ -208,12 +218,17 @@ def exit_process(code: int) -> None:
 
 def run_process(arguments: list[str] | None = None) -> None:
     """Runs `main` as the whole process; does not return."""
+    end_process_with(lambda: main(arguments))
+
+
+def end_process_with(action: Callable[[], int]) -> None:
+    """Runs an action, which returns an exit code, as the whole process; does not return."""
     for missing in ("stdout", "stderr"):  # the parent may have closed them; a run needs neither
         if getattr(sys, missing) is None:
             setattr(sys, missing, open(os.devnull, "w"))  # noqa: SIM115  for the life of the process
     exit_on_signal()  # until the run handles signals itself: a stop while libraries are loaded is not a crash
     try:
-        code = main(arguments)
+        code = action()
     except BaseException:  # noqa: BLE001  after any error the process ends here, not in the exit handlers of a library
         print(redact_message(traceback.format_exc()), end="", file=sys.stderr)
         code = EXIT_FAILED

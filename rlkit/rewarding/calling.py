@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,8 @@ from rlkit.rewarding.forms import (
     detect_form,
 )
 from rlkit.rewarding.job import WorkerReward
-from rlkit.rewarding.resolve import import_reward, locate_reward
+from rlkit.rewarding.python_functions import Parameters, find_registered
+from rlkit.rewarding.resolve import RewardLocation, import_reward, locate_reward
 from rlkit.rewarding.scores import Score, parse_scores
 
 
@@ -91,7 +93,8 @@ class RewardFunction:
 
 def load_function(reward: WorkerReward) -> RewardFunction:
     """Import a reward and recognise its form. Raises UserError where its parameters match no form, or its args do not fit them."""
-    function, args, where = import_reward(reward.path), dict(reward.args), f"rewards.{reward.name} ({reward.path})"
+    function: Callable[..., Any] = pickle.loads(reward.pickled) if reward.pickled else import_reward(reward.path)
+    args, where = dict(reward.args), f"rewards.{reward.name} ({reward.path})"
     if inspect.isclass(function):
         function, args = _create_instance(function, args, where)
     try:
@@ -138,20 +141,26 @@ def needs_answer(path: str, args: Mapping[str, Any]) -> bool:
     False too where the source does not show it (a module, an object, a decorated function): such a reward fails when it is called without
     an answer. Raises UserError like locate_reward.
     """
-    location = locate_reward(path)
+    registered = find_registered(path)
+    parameters = registered.parameters if registered else _read_parameters(locate_reward(path))
+    form = detect_form(parameters.names) if parameters else None
+    return parameters is not None and form is not None and bool(parameters.required & {"answer", *form.answers} - args.keys())
+
+
+def _read_parameters(location: RewardLocation) -> Parameters | None:
+    """The parameters of a function as its source shows them; None where it does not."""
     try:
         body = ast.parse(location.file.read_bytes()).body if location.file else []
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return False  # the workers report it when they import the file
+        return None  # the workers report it when they import the file
     found = _find_function(body, location.function)
     if found is None or found.decorator_list:
-        return False
+        return None
     signature = found.args
     positional = [argument.arg for argument in (*signature.posonlyargs, *signature.args)]
     required = {*positional[: len(positional) - len(signature.defaults)]}
     required |= {argument.arg for argument, default in zip(signature.kwonlyargs, signature.kw_defaults, strict=True) if default is None}
-    form = detect_form(frozenset({*positional, *(argument.arg for argument in signature.kwonlyargs)}))
-    return form is not None and bool(required & {"answer", *form.answers} - args.keys())
+    return Parameters(frozenset({*positional, *(argument.arg for argument in signature.kwonlyargs)}), frozenset(required))
 
 
 def _find_function(body: Sequence[ast.stmt], name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:

@@ -42,8 +42,9 @@ class FailureWindow:
         """The message for the user, of at most ten lines."""
         detail = "\n".join(f"  {line}" for line in outcome.detail.strip().splitlines()[-TRACEBACK_LINES:])
         completion = json.dumps(str(item.get("completion", ""))[:SAMPLE_CHARACTERS], ensure_ascii=False)
+        again = f"The sample is in {file}" if reward.pickled else f"To reproduce it: rlkit reward retry {file}"
         return (
             f"rewards.{reward.name} ({reward.path}) failed for {sum(self._failed)} of the last {len(self._failed)} samples, "
             f"more than rewarding.max_failure_rate={self._limit:g} allows. The first ({outcome.kind.value}), sample {key}:\n"
-            f"{detail}\n  completion: {completion}\nTo reproduce it: rlkit reward retry {file}"
+            f"{detail}\n  completion: {completion}\n{again}"
         )

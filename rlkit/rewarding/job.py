@@ -11,7 +11,10 @@ from rlkit.rewarding.outcome import Outcome
 
 @dataclass(frozen=True)
 class WorkerReward:
-    """One reward as a worker runs it. timeout and cpu_seconds (seconds) are for one sample; args are passed to the function by name."""
+    """One reward as a worker runs it. timeout and cpu_seconds (seconds) are for one sample; args are passed to the function by name.
+
+    pickled: the function, where no file holds it (python_functions.py).
+    """
 
     name: str
     path: str
@@ -19,6 +22,7 @@ class WorkerReward:
     timeout: float = 10.0
     cpu_seconds: float = 20.0
     concurrency: int = 32
+    pickled: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)

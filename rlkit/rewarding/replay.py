@@ -35,7 +35,7 @@ def write_replay(folder: Path, reward: WorkerReward, items: Sequence[Mapping[str
     encoder = TypedJsonEncoder()
     content = {
         "format": FORMAT,
-        "reward": encoder.encode(asdict(reward), "reward"),
+        "reward": encoder.encode({key: value for key, value in asdict(reward).items() if key != "pickled"}, "reward"),
         "working_directory": os.getcwd(),
         "sample": str(key),
         "outcome": {"kind": outcome.kind.value, "detail": encoder.encode(outcome.detail, "detail")},

@@ -1,7 +1,8 @@
 """From the `path` of a reward to its function.
 
 A path is one of: the name of a shipped reward (`accuracy`), a file and a function (`my_rewards.py:accuracy`, relative to the working
-directory), a dotted name (`package.module:function` or `package.module.function`).
+directory), a dotted name (`package.module:function` or `package.module.function`). `rlkit.train` also writes `python:NAME` for a function
+that no file holds (python_functions.py).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from types import ModuleType
 from typing import Any
 
 from rlkit.errors import UserError
+from rlkit.rewarding.python_functions import find_registered
 from rlkit.runtime.paths import find_bundled_folder
 from rlkit.runtime.plugins import import_file
 
 
 @dataclass(frozen=True)
 class RewardLocation:
-    """The file or the module of a reward (the other is None), and the name of the function in it."""
+    """The file or the module of a reward (the other is None), and the name of the function in it. Both are None for python:NAME."""
 
     function: str
     file: Path | None = None
@@ -33,6 +35,8 @@ class RewardLocation:
 def locate_reward(path: str) -> RewardLocation:
     """Find the function of a path without importing it. Raises UserError where the name or the file does not exist."""
     head, colon, function = path.rpartition(":")
+    if find_registered(path):
+        return RewardLocation(function)
     if colon and (head.endswith(".py") or "/" in head):
         return RewardLocation(function, file=_find_file(path, Path(head)))
     if colon:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlkit.fields import describe_field
 from rlkit.rewarding.job import WorkerReward
+from rlkit.rewarding.python_functions import find_registered
 
 PositiveCount = Annotated[int, Field(strict=True, ge=1)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
@@ -80,4 +81,6 @@ class RewardSpec(BaseModel):
         """What a worker needs to know of this reward, with the defaults of `settings` filled in."""
         timeout = settings.timeout if self.timeout is None else self.timeout
         cpu_seconds = settings.cpu_seconds or DEFAULT_CPU_PER_TIMEOUT * timeout
-        return WorkerReward(name, self.path, self.args, timeout, cpu_seconds, self.concurrency)
+        function = find_registered(self.path)
+        pickled = function.pickled if function else b""
+        return WorkerReward(name, self.path, self.args, timeout, cpu_seconds, self.concurrency, pickled)

@@ -100,7 +100,7 @@ class Run:
     training: Callable[[], AbstractContextManager[None]] = nullcontext  # inside it the state of the learners is on the device
 
 
-def train(run: Run) -> None:
+def run_loop(run: Run) -> None:
     """Runs from the last checkpoint to the last step. Raises Stopped, after saving, where a stop was requested."""
     state = resume(run)
     run.stopping.deferred = True

@@ -4,35 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import run
+from tests.own_data import ASKED, REWARD, REWARD_OF_VERL, SHAPES
 
-REWARD = """
-def score(prompt, completion, answer, **columns) -> float:
-    return float(answer) + len(completion) / 1000
-"""
-REWARD_OF_VERL = """
-def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    assert data_source == "mine" and extra_info["index"] == int(ground_truth)
-    return float(ground_truth) + len(solution_str) / 1000
-"""
-ASKED = "Name {} fruits."
-SHAPES: dict[str, Any] = {  # the row of number n
-    "question": lambda n: {"question": ASKED.format(n), "answer": str(n)},
-    "prompt": lambda n: {"prompt": ASKED.format(n), "solution": str(n)},
-    "problem": lambda n: {"problem": ASKED.format(n), "ground_truth": str(n)},
-    "messages": lambda n: {"messages": [{"role": "user", "content": ASKED.format(n)}], "answer": str(n)},
-    "verl": lambda n: {
-        "data_source": "mine",
-        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ASKED.format(n)}],
-        "ability": "lists",
-        "reward_model": {"style": "rule", "ground_truth": str(n)},
-        "extra_info": {"split": "train", "index": n},
-    },
-}
 SMALL = ["steps=1", "prompts_per_step=2", "samples_per_prompt=2", "max_prompt_tokens=128", "max_completion_tokens=8", "engine.rollout=hf"]
 
 
