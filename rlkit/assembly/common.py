@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 from rlkit.assembly import plan
@@ -78,5 +80,12 @@ def build_trainer_run(context: BuildContext, trainer: Trainer, learners: Sequenc
 
 def build_schedule(recipe: Recipe, lr: float | None = None, delay: int = 0) -> Schedule:
     """lr: the recipe's where it is None; delay: updates before the first."""
-    updates, peak = recipe.updates_per_step, recipe.optim.lr if lr is None else lr
-    return Schedule(peak, recipe.optim.schedule, recipe.optim.warmup_steps * updates, require(recipe.steps) * updates - delay)
+    optim, peak = recipe.optim, recipe.optim.lr if lr is None else lr
+    updates, total = recipe.updates_per_step, require(recipe.steps) * recipe.updates_per_step
+    warmup = count_warmup_updates(optim.warmup_steps, updates, total)
+    return Schedule(peak, optim.schedule, warmup, total - delay, optim.min_lr_ratio)
+
+
+def count_warmup_updates(warmup: float, updates_per_step: int, total: int) -> int:
+    """Updates of a warm-up given in steps or, below 1, as a share of all updates, rounded up as in transformers."""
+    return math.ceil(Fraction(str(warmup)) * (total if warmup < 1 else updates_per_step))  # of the decimal: 0.07 of 100 is 7, not 8

@@ -9,7 +9,8 @@ from __future__ import annotations
 EVERY_STEP = ": every step is logged; report.table_every sets how often samples are shown"
 BY_TOKENS = "tokens_per_micro_batch: tokens, not sequences; results do not depend on it"
 PROMPTS = "prompts_per_step: prompts, each with samples_per_prompt completions"
-WARMUP = "optim.warmup_steps: steps, not a share of them"
+WARMUP = "optim.warmup_steps: a number below 1 is a share of all steps"
+LEAST_LR = "optim.min_lr_ratio: a share of optim.lr"
 EPOCHS = "data.epochs: with steps=null"
 REWARD = "rewards.NAME.path: FILE.py:FUNCTION"
 UPDATES = "updates_per_step: their number, prompts_per_step over this"
@@ -25,6 +26,7 @@ TRL = {
     "model_revision": "model.revision",
     "torch_dtype": "model.dtype",
     "bf16": "model.dtype=bfloat16",
+    "cast_lm_head_to_fp32": "model.float32_head",
     "attn_implementation": ATTENTION,
     "dataset_name": "data.train",
     "dataset_config": "data.train: NAME:CONFIG@SPLIT",
@@ -47,6 +49,7 @@ TRL = {
     "lr_scheduler_type": "optim.schedule",
     "warmup_steps": "optim.warmup_steps",
     "warmup_ratio": WARMUP,
+    "lr_scheduler_kwargs": "optim.min_lr_ratio: for min_lr_rate, or min_lr over learning_rate; no other schedule",
     "weight_decay": "optim.weight_decay",
     "max_grad_norm": "optim.max_grad_norm",
     "adam_beta1": "optim.betas",
@@ -117,6 +120,8 @@ VERL_ACTOR = {
     "actor.optim.lr": "optim.lr",
     "actor.optim.lr_warmup_steps": "optim.warmup_steps",
     "actor.optim.lr_warmup_steps_ratio": WARMUP,
+    "actor.optim.min_lr_ratio": LEAST_LR,
+    "actor.optim.lr_scheduler_type": "optim.schedule",
     "actor.optim.weight_decay": "optim.weight_decay",
     "actor.grad_clip": "optim.max_grad_norm",
     "actor.ppo_mini_batch_size": UPDATES,
@@ -210,6 +215,7 @@ EASY_R1 = {
     "worker.actor.optim.lr": "optim.lr",
     "worker.actor.optim.weight_decay": "optim.weight_decay",
     "worker.actor.optim.lr_warmup_ratio": WARMUP,
+    "worker.actor.optim.min_lr_ratio": LEAST_LR,
     "worker.actor.max_grad_norm": "optim.max_grad_norm",
     "worker.actor.clip_ratio_low": "algorithm.clip_low",
     "worker.actor.clip_ratio_high": "algorithm.clip_high",
@@ -318,6 +324,7 @@ LLAMA_FACTORY = {
     "lr_scheduler_type": "optim.schedule",
     "warmup_ratio": WARMUP,
     "warmup_steps": "optim.warmup_steps",
+    "lr_scheduler_kwargs": "optim.min_lr_ratio: for min_lr_rate, or min_lr over learning_rate",
     "max_grad_norm": "optim.max_grad_norm",
     "bf16": "model.dtype=bfloat16",
     "flash_attn": ATTENTION,

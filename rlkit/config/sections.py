@@ -184,6 +184,13 @@ class DataSection(Section):
     on_bad_row: Literal["stop", "skip"] = describe_field("a row that cannot be read: stop, or skip it (counted)")
 
 
+def check_warmup(steps: float) -> float:
+    """The number. Raises ValueError where it is neither a whole number of steps nor a share of them."""
+    if steps >= 1 and not (steps.is_integer() and steps <= LARGEST_COUNT):
+        raise ValueError(f"optim.warmup_steps={steps:g} is not valid: it should be a whole number of steps, or a share of them below 1")
+    return steps
+
+
 class OptimSection(Section):
     lr: NonNegative = describe_field("peak learning rate of the policy")
     betas: tuple[Annotated[float, Field(strict=True, ge=0.0, lt=1.0)], Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]] = (
@@ -191,11 +198,25 @@ class OptimSection(Section):
     )
     eps: Positive = describe_field("added to AdamW's denominator")
     weight_decay: NonNegative = describe_field("of AdamW")
-    warmup_steps: CountOrZero = describe_field("in which the learning rate rises from 0", unit="steps")
-    schedule: Literal["constant", "linear", "cosine"] = describe_field(
-        "of the learning rate after the warm-up: constant, or towards 0 at the last update"
+    warmup_steps: Annotated[NonNegative, AfterValidator(check_warmup)] = describe_field(
+        "in which the learning rate rises from 0; a number below 1: their share of all steps, 0.1 a tenth", unit="steps"
     )
+    schedule: Literal["constant", "linear", "cosine"] = describe_field(
+        "of the learning rate after the warm-up: constant, or towards lr * min_lr_ratio at the last of all steps; of a run whose steps are "
+        "raised, each further step has the rate that it has in a run of so many steps"
+    )
+    min_lr_ratio: Fraction = describe_field("least learning rate of a linear or cosine schedule, as a share of lr (and of critic_lr)")
     max_grad_norm: Positive = describe_field("global norm to which gradients are clipped")
+
+    @model_validator(mode="after")
+    def check_schedule(self) -> Self:
+        """Raises ValueError for a least learning rate of a schedule that does not fall."""
+        if self.schedule == "constant" and self.min_lr_ratio:
+            raise ValueError(
+                f"optim.min_lr_ratio={self.min_lr_ratio}: with optim.schedule=constant the learning rate does not fall; "
+                "set optim.schedule=linear or cosine, or leave min_lr_ratio out"
+            )
+        return self
 
 
 class EngineSection(Section):

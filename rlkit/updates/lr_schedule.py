@@ -9,12 +9,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then constant, or a linear or cosine decay that reaches 0 one update after the last."""
+    """Linear warm-up, then constant, or a linear or cosine decay that reaches peak * floor one update after the last."""
 
     peak: float
     kind: Literal["constant", "linear", "cosine"]
     warmup: int  # updates
     total: int  # updates of the run
+    floor: float = 0.0  # of a decay, as a share of the peak: 0 to 1
 
     def lr(self, update: int) -> float:
         """Of update `update`, counted from 0."""
@@ -23,4 +24,5 @@ class Schedule:
         if self.kind == "constant":
             return self.peak
         left = (self.total - update) / max(self.total - self.warmup, 1)  # 1 at the first update after warm-up
-        return self.peak * (left if self.kind == "linear" else 0.5 * (1.0 - math.cos(math.pi * left)))
+        share = left if self.kind == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
+        return self.peak * (self.floor + (1.0 - self.floor) * share)

@@ -88,7 +88,7 @@ def test_keys_prints_those_that_speak_of_a_word() -> None:
         "algorithm.critic_warmup_steps",
         "optim.warmup_steps",
     ]
-    assert "optim.warmup_steps=0 steps\n    whole number, at least 0\n    in which the learning rate rises" in out
+    assert "optim.warmup_steps=0 steps\n    number, at least 0\n    in which the learning rate rises" in out
     code, out, err = command("keys", "optim.warmupsteps")
     assert (code, out) == (2, "") and "no key speaks of 'optim.warmupsteps' (did you mean optim.warmup_steps" in err
 

@@ -126,6 +126,8 @@ REFUSED = {
     "sampling.top_p=1.5": "sampling.top_p=1.5 is not valid: it should be less than or equal to 1",
     "steps=-1": "steps=-1 is not valid: it should be greater than or equal to 0",
     "engine.zero_stage=4": "engine.zero_stage=4 is not valid: it should be 0, 1, 2 or 3",
+    "optim.warmup_steps=1.5": "optim.warmup_steps=1.5 is not valid: it should be a whole number of steps, or a share of them below 1",
+    "optim={schedule: constant, min_lr_ratio: 0.1}": "optim.min_lr_ratio=0.1: with optim.schedule=constant the learning rate does not fall",
     "optim.schedule=exp": "optim.schedule='exp' is not valid: it should be 'constant', 'linear' or 'cosine'",
     "algorithm.reduction=mean": "it should be 'token_mean', 'sequence_mean' or 'fixed_length'",
     "algorithm.clip_low=1": "algorithm.clip_low=1 is not valid: it should be less than 1",
