@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkit import run
+from rlkit.cli.multirun import run_sweep
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config, list_groups, quote
 from rlkit.config.recipe import Recipe, suggest
@@ -43,12 +44,15 @@ class LaunchSpec:
         return {k: v for k, v in os.environ.items() if k in names or k.startswith(FORWARDED_PREFIXES)}
 
 
-def parse_launch(arguments: list[str]) -> LaunchSpec | int:
-    """The spec, or an exit code where nothing is to be launched (--help, --cfg, dry_run). Raises UserError."""
+def parse_launch(arguments: list[str], module: str = "launch.local") -> LaunchSpec | int:
+    """The spec, or an exit code where nothing is to be launched here (--help, --cfg, dry_run, --multirun). Raises UserError.
+
+    module: the launcher, which --multirun starts for each of its jobs.
+    """
     arguments = [expand_key(argument) for argument in arguments]
     flags, overrides, extra = run.parse_arguments(arguments)
     if "--multirun" in flags:
-        raise UserError("--multirun starts its jobs one after the other with `python -m rlkit.run`; launch each with a command of its own")
+        return run_sweep(overrides, extra, module)
     if flags:
         return run.main(arguments)
     config = compose_config(overrides, extra)
@@ -89,7 +93,8 @@ def run_launcher(launch: Callable[[LaunchSpec], int]) -> None:
     StopRequest().install()  # until the launcher installs its own handler
 
     def run_all() -> int:
-        spec = parse_launch(arguments)
+        main = sys.modules["__main__"].__spec__
+        spec = parse_launch(arguments, main.name if main else "launch.local")
         return spec if isinstance(spec, int) else launch(spec)
 
     run.exit_process(run.handle_errors(run_all, arguments))

@@ -200,3 +200,9 @@ def wilson_interval(share: Mean) -> tuple[float, float]:
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return middle - reach, middle + reach
+
+
+def describe_accuracy(accuracy: Mean, samples: int = 1) -> dict[str, float]:
+    """The held-out accuracy and its 95 % interval. samples: of each problem, which count as one case: they are not independent."""
+    low, high = wilson_interval(Mean(accuracy.total / samples, accuracy.weight / samples))
+    return {"eval/accuracy": accuracy.value, "eval/accuracy_low": low, "eval/accuracy_high": high}

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from rlkit.config.compose import compose_config, compose_recipe, expand_sweep, list_options, quote
+from rlkit.config.compose import compose_recipe, list_options
 from rlkit.config.renamed import answer_foreign_key
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
 from rlkit.runtime.library_settings import configure_libraries
-from rlkit.runtime.redaction import redact_arguments, redact_message
-from rlkit.runtime.signals import SIGNALS, exit_on_signal
+from rlkit.runtime.redaction import redact_message
+from rlkit.runtime.signals import exit_on_signal
 
 MESSAGE_LINES = 10
 LINE_CHARACTERS = 1000
@@ -110,7 +107,9 @@ def dispatch(arguments: list[str], started: Callable[[Path], None] = ignore_fold
         print(__doc__, f"\nrecipes: {', '.join(list_options('recipe', folder))}", sep="")
         return EXIT_DONE
     if "--multirun" in flags:
-        return sweep(overrides, folder)
+        from rlkit.cli.multirun import run_sweep
+
+        return run_sweep(overrides, folder)
     composed = compose_recipe(overrides, folder)
     from rlkit.config.recipe import read_recipe
 
@@ -170,43 +169,6 @@ def parse_arguments(arguments: list[str]) -> tuple[set[str], list[str], Path | N
         else:
             overrides.append(argument)
     return flags, overrides, folder
-
-
-def sweep(overrides: list[str], folder: Path | None) -> int:
-    """Runs every combination of the comma-separated values, one after the other, each in a process of its own."""
-    from rlkit.config.recipe import read_recipe
-
-    started = time.strftime("%Y-%m-%d_%H-%M-%S")
-    jobs: list[list[str]] = []
-    for words, varied in expand_sweep(overrides, folder):
-        config = compose_config(words, folder)
-        read_recipe(config)  # a mistake in one job is found before the first starts
-        base = config["output_dir"] or f"runs/{config['recipe']}/{started}"
-        name = redact_message(varied)
-        name = (name if name == varied else f"{len(jobs)},{name}").replace("/", "_")
-        jobs.append([*words, f"output_dir={quote(Path(base) / name)}"])
-    codes = []
-    for number, words in enumerate(jobs, start=1):
-        print(f"job {number}/{len(jobs)}: {' '.join(redact_arguments(words))}", flush=True)
-        extra = ["--config-dir", str(folder)] if folder else []
-        codes.append(run_and_forward_signals([sys.executable, "-m", "rlkit.run", *extra, *words]))
-        if codes[-1] == EXIT_STOPPED:
-            return EXIT_STOPPED
-    return next((code for code in codes if code != EXIT_DONE), EXIT_DONE)
-
-
-def run_and_forward_signals(command: list[str]) -> int:
-    """The exit code of a command. Signals that ask a run to stop are forwarded to it: it saves, and this process waits.
-
-    The command has a session of its own. Otherwise a signal of the terminal would reach it twice, and the second ends a run unsaved.
-    """
-    process = subprocess.Popen(command, start_new_session=True)
-    before = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in SIGNALS}
-    try:
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def exit_process(code: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,14 @@ def find_gguf(place: ModelPlace, recipe: Recipe) -> Path:
     return Path(fetch(recipe, lambda **settings: hf_hub_download(place.place, str(place.gguf), **settings)))
 
 
-def find_snapshot(place: ModelPlace, recipe: Recipe) -> str:
-    """The folder of one revision of a hub name, so that all that is loaded is of this revision. Raises UserError where there is none."""
+def find_snapshot(place: ModelPlace, recipe: Recipe, left_out: Sequence[str] = ()) -> str:
+    """The folder of one revision of a hub name, so that all that is loaded is of this revision. Raises UserError where there is none.
+
+    left_out: patterns of files that are not needed this time.
+    """
     from huggingface_hub import snapshot_download
 
-    return fetch(recipe, lambda **settings: snapshot_download(place.place, ignore_patterns=NOT_NEEDED, **settings))
+    return fetch(recipe, lambda **settings: snapshot_download(place.place, ignore_patterns=[*NOT_NEEDED, *left_out], **settings))
 
 
 def find_commit(name: str, what: str, offline: bool) -> str:

@@ -16,7 +16,7 @@ from rlkit.data.messages import read_tools
 from rlkit.data.offline_rows import DemonstrationSet, PairSet, RatedSet
 from rlkit.data.renderer import Renderer
 from rlkit.data.row_check import check_once
-from rlkit.data.sources import open_rows
+from rlkit.data.sources import is_on_hub, open_rows
 from rlkit.data.stream import PromptSet, RowSet, Stream
 from rlkit.errors import UserError
 from rlkit.grading.references import REFERENCE_CHECKS
@@ -45,9 +45,14 @@ def choose_kind(recipe: Recipe) -> Kind:
     return kind
 
 
-def open_sources(recipe: Recipe, kind: Kind) -> dict[str, list[RowReader[Any]]]:
-    """A reader of each source of each split. Raises UserError for what is missing or cannot be read."""
+def open_sources(recipe: Recipe, kind: Kind, *, without_hub: bool = False) -> dict[str, list[RowReader[Any]]]:
+    """A reader of each source of each split. Raises UserError for what is missing or cannot be read.
+
+    without_hub: a split with a dataset of the hub, which may have to be downloaded, has no readers.
+    """
     splits = {"train": recipe.data.train, "test": recipe.data.test or {}}
+    if without_hub and not recipe.offline:
+        splits = {split: {} if any(is_on_hub(source.path) for source in found.values()) else found for split, found in splits.items()}
     return {split: build_readers(recipe, kind, split, sources) for split, sources in splits.items()}
 
 

@@ -6,28 +6,21 @@ Nothing is asked of a network, and no weights are loaded. Left out: datasets and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlkit.assembly import plan
-from rlkit.assembly.base_model import build_renderer
-from rlkit.assembly.datasets import build_readers, choose_kind
+from rlkit.assembly.data_view import TextView, find_renderer
+from rlkit.assembly.datasets import choose_kind, open_sources
 from rlkit.assembly.rewards import list_in_process_rewards
 from rlkit.config.recipe import Recipe
-from rlkit.config.sections import SourceSection
 from rlkit.data.columns import RowReader
-from rlkit.data.renderer import Renderer
 from rlkit.data.rows import show
-from rlkit.data.sources import is_on_hub
-from rlkit.errors import UserError
 from rlkit.profiling.roofline import KNOWN_GPUS, DeviceLimits, Roofline, measure_device
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.resolve import list_shipped_rewards, locate_reward
 from rlkit.rewarding.spec import RewardSpec
-from rlkit.runtime.cache import name_cache_folder
-from rlkit.runtime.model_path import is_hub_name
 
 SHOWN_CHARACTERS = 600  # of a prompt
 MOST_SAMPLES = 1_000_000  # of a step whose time is estimated
@@ -37,7 +30,7 @@ GPUS_BY_GIB = {24: "NVIDIA GeForce RTX 4090", 40: "NVIDIA A100-SXM4-40GB", 80: "
 def describe_dry_run(recipe: Recipe) -> list[tuple[str, str]]:
     """(label, value) pairs. Raises UserError for data, rewards or a prompt that a run would refuse."""
     check_rewards(recipe)
-    readers = {split: open_local_sources(recipe, split) for split in ("train", "test")}
+    readers = open_sources(recipe, choose_kind(recipe), without_hub=True)
     return [*describe_rows(readers), *describe_prompt(recipe, readers["train"]), *describe_time(recipe)]
 
 
@@ -59,66 +52,29 @@ def needs_trial(reward: RewardSpec) -> bool:
     return bool(reward.args) or reward.path not in list_shipped_rewards()
 
 
-def open_local_sources(recipe: Recipe, split: str) -> list[RowReader[Any]] | None:
-    """A reader of each source; None where there is none, or where a dataset of the hub is among them."""
-    sources: Mapping[str, SourceSection] | None = getattr(recipe.data, split)
-    if not sources or (not recipe.offline and any(is_on_hub(source.path) for source in sources.values())):
-        return None
-    return build_readers(recipe, choose_kind(recipe), split, sources)
-
-
-def describe_rows(readers: Mapping[str, Sequence[RowReader[Any]] | None]) -> Iterator[tuple[str, str]]:
+def describe_rows(readers: Mapping[str, Sequence[RowReader[Any]]]) -> Iterator[tuple[str, str]]:
     counts = [f"{split} {sum(map(len, found)):,}" for split, found in readers.items() if found]
     yield "rows", ", ".join(counts) if counts else "not looked at: the data is a dataset of the hub, which a run downloads"
 
 
-def describe_prompt(recipe: Recipe, readers: Sequence[RowReader[Any]] | None) -> Iterator[tuple[str, str]]:
+def describe_prompt(recipe: Recipe, readers: Sequence[RowReader[Any]]) -> Iterator[tuple[str, str]]:
     """The first prompt as the model gets it, where its tokenizer is on this disk, and what answers it."""
     if not readers:
         return
-    row = readers[0].read(0)
-    renderer = find_renderer(recipe)
+    row, renderer = readers[0].read(0), find_renderer(recipe)
     if renderer is None:
-        text, size = (
-            row.prompt if isinstance(row.prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in row.prompt),
-            "the chat template is not on this disk yet",
-        )
+        chat = row.prompt if isinstance(row.prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in row.prompt)
+        view = TextView(chat, 0)
     else:
         ids = renderer.encode_prompt(row.prompt, row.tools)
-        text, size = renderer.decode(ids, special=True), f"{len(ids)} tokens"
-    yield "first prompt", f"({size}) {text[:SHOWN_CHARACTERS]!r}{' ...' if len(text) > SHOWN_CHARACTERS else ''}"
+        view = TextView(renderer.decode(ids, special=True), len(ids))
+    size = f"{view.tokens} tokens" if renderer else "the chat template is not on this disk yet"
+    yield "first prompt", f"({size}) {view.text[:SHOWN_CHARACTERS]!r}{' ...' if len(view.text) > SHOWN_CHARACTERS else ''}"
     answers = [message["content"] for message in row.completions] if recipe.offline_algorithm else [row.answer]
     yield (
         "its answer",
         " / ".join(show(answer, SHOWN_CHARACTERS) for answer in answers) if answers != [None] else "none: no reward asks for one",
     )
-
-
-def find_renderer(recipe: Recipe) -> Renderer | None:
-    """Tokenizer and chat template; None where they are not on this disk. Raises UserError as build_renderer."""
-    path = recipe.model.path
-    if Path(path).expanduser().is_dir():
-        return build_renderer(recipe, path)
-    if path == "builtin":
-        folder = next(name_cache_folder().glob("builtin-*"), None)  # all have the same tokenizer
-    else:
-        folder = find_cached_model(path, recipe.model.revision)
-    if folder is None or not any(folder.glob("tokenizer*")):
-        return None
-    return Renderer(folder, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=True)
-
-
-def find_cached_model(name: str, revision: str | None) -> Path | None:
-    """The folder of a model of the hub in its cache, if it is one and is there. Raises UserError for what can be no name."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if not is_hub_name(name):
-        return None
-    try:
-        file = try_to_load_from_cache(name, "config.json", revision=revision)
-    except ValueError as error:
-        raise UserError(f"model.path {name} is no folder here, and no name of the hub: {error}") from error
-    return Path(file).parent if isinstance(file, str) else None
 
 
 def describe_time(recipe: Recipe) -> Iterator[tuple[str, str]]:

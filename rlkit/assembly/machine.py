@@ -16,13 +16,18 @@ def check_gpu(recipe: Recipe) -> None:
     if not count_visible_gpus() or plan.is_for_other_nodes(recipe):
         return
     if plan.find_gpu_memory(recipe) is None:
-        raise UserError(
-            f"this machine has {count_visible_gpus()} GPU(s), and nvidia-smi does not answer with their memory, by which a run is planned: "
-            "install it (the driver's package nvidia-utils; for a container NVIDIA_DRIVER_CAPABILITIES=compute,utility), "
-            f"or set hardware.gpu_gib; or, {ON_THE_CPU}"
-        )
+        raise UserError(explain_silent_driver())
     if samples_with_vllm(recipe) or liger.is_installed():
         check_compiler()
+
+
+def explain_silent_driver() -> str:
+    """What to do where nvidia-smi does not answer."""
+    return (
+        f"this machine has {count_visible_gpus()} GPU(s), and nvidia-smi does not answer with their memory, by which a run is planned: "
+        "install it (the driver's package nvidia-utils; for a container NVIDIA_DRIVER_CAPABILITIES=compute,utility), "
+        f"or set hardware.gpu_gib; or, {ON_THE_CPU}"
+    )
 
 
 def prepare_gpu(recipe: Recipe) -> None:

@@ -48,6 +48,11 @@ def ensure_model(cache: Path, on_progress: Progress | None = None) -> Path:
     return ensure_folder(cache / f"builtin-{_hash_sources()}", lambda part: _build_model_folder(part, on_progress))
 
 
+def ensure_tokenizer(cache: Path) -> Path:
+    """The folder of its tokenizer alone, made in a moment."""
+    return ensure_folder(cache / f"builtin-tokenizer-{_hash_sources()}", _build_tokenizer_folder)
+
+
 def _hash_sources() -> str:
     """A hash of what the weights depend on, without the processor: other sources or libraries give another model."""
     digest = hashlib.sha256()
@@ -56,6 +61,10 @@ def _hash_sources() -> str:
     for library in ("torch", "transformers", "tokenizers"):
         digest.update(f"{library} {version(library)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _build_tokenizer_folder(folder: Path) -> None:
+    build_tokenizer().save_pretrained(folder)
 
 
 def _build_model_folder(folder: Path, on_progress: Progress | None) -> None:

@@ -63,6 +63,7 @@ app.add_typer(reward_app, name="reward")
 
 RecipeWords = Annotated[list[str] | None, typer.Argument(hidden=True, autocompletion=complete_recipe)]
 Words = Annotated[list[str] | None, typer.Argument(hidden=True)]
+Word = Annotated[str, typer.Argument(hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document and nothing else")]
 Command = Callable[..., None]
 
@@ -103,6 +104,18 @@ def run_training(words: RecipeWords = None) -> None:
     door.run_process(words or [])
 
 
+@register(LOOK, "show", "NAME [n=3] [split=train|test] [key=value ...] [--json]", "rlkit data show grpo_math n=1", to=data_app)
+def show_data(words: RecipeWords = None, as_json: Json = False) -> None:
+    """Show rows of a recipe's data as a run would read them.
+
+    Loads the tokenizer, no model. Shows the columns that were found, the prompts as the model gets them, with special tokens and their
+    number of tokens, the answers, and which rows are left out and why.
+    """
+    from rlkit.cli import data_show
+
+    raise typer.Exit(data_show.run_data_show(words or [], as_json))
+
+
 @register(LOOK, "try", "NAME [n=20] [samples=FILE] [key=value ...]", "rlkit reward try grpo_math n=5", to=reward_app)
 def try_rewards(words: RecipeWords = None) -> None:
     """Print the scores of a recipe's rewards for rows of its data.
@@ -127,15 +140,42 @@ def retry_reward(file: Annotated[Path, typer.Argument(hidden=True)]) -> None:
     raise typer.Exit(reward_retry.run_retry(file))
 
 
-@register(LOOK, "keys", "[WORD]", "rlkit keys warmup")
-def print_keys(word: Annotated[str, typer.Argument(hidden=True)] = "") -> None:
+@register(LOOK, "recipes", "[WORD] [--config-dir DIR] [--json]", "rlkit recipes lora")
+def show_recipes(
+    word: Word = "",
+    config_dir: Annotated[Path | None, typer.Option(help="look there too, for DIR/recipe/*.yaml")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the recipes: what they do, algorithm, data, model.
+
+    All of them, or those that have WORD in their name or in one of these.
+    """
+    from rlkit.cli import recipes
+
+    raise typer.Exit(recipes.run_recipes(word, config_dir, as_json))
+
+
+@register(LOOK, "keys", "[WORD] [--json]", "rlkit keys warmup")
+def print_keys(word: Word = "", as_json: Json = False) -> None:
     """Print the keys of recipes: value, unit, default, meaning.
 
     All of them, or those that have WORD in their name or in what they do.
     """
     from rlkit.cli import keys
 
-    raise typer.Exit(keys.run_keys(word))
+    raise typer.Exit(keys.run_keys(word, as_json))
+
+
+@register(LOOK, "compare", "RUN RUN ... [--json]", "rlkit compare runs/grpo_math/*")
+def compare_runs(words: Words = None, as_json: Json = False) -> None:
+    """Compare runs: recipes, held-out accuracy, reward, speed.
+
+    RUN is the folder of a run, also of one that is not finished, or of a --multirun. Of the recipes only the keys that differ are shown;
+    of the held-out accuracy the first, the best and the last value, with their 95 % intervals.
+    """
+    from rlkit.cli import compare
+
+    raise typer.Exit(compare.run_compare(words or [], as_json))
 
 
 @register(MODELS, "export", "RUN [step=N|best] [to=FOLDER]", "rlkit export runs/grpo_math/2026-11-21_19-54-03 step=best to=my_model")
@@ -150,12 +190,24 @@ def export_checkpoint(words: Words = None) -> None:
     raise typer.Exit(export.run_export(words or []))
 
 
-@register(MACHINE, "version", "", "rlkit version")
-def print_versions() -> None:
+@register(MACHINE, "doctor", "[--json]", "rlkit doctor")
+def check_machine(as_json: Json = False) -> None:
+    """Check what this machine has of what rlkit needs.
+
+    Versions, driver and GPUs, compiler, sandbox for code, memory, disk, whether vLLM loads. Each line is ok, a warning or a problem, with
+    what to do; the exit code is 1 where there is a problem.
+    """
+    from rlkit.cli import doctor
+
+    raise typer.Exit(doctor.run_doctor(as_json))
+
+
+@register(MACHINE, "version", "[--json]", "rlkit version")
+def show_versions(as_json: Json = False) -> None:
     """Print the versions of rlkit and of the libraries that it uses."""
     from rlkit.cli import version
 
-    print(version.format_versions())
+    version.print_versions(as_json)
 
 
 if __name__ == "__main__":

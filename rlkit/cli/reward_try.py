@@ -9,6 +9,7 @@ from typing import Any
 
 from rlkit import run
 from rlkit.assembly.datasets import build_readers
+from rlkit.cli.words import parse_count, split_own_keys
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config
 from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, RowReader, get_column
@@ -20,6 +21,7 @@ from rlkit.runtime.redaction import redact_message
 
 OWN_KEYS = ("n", "samples")  # all other key=value are overrides of the recipe
 DEFAULT_ROWS = "20"
+NO_MODEL = "model.path=builtin"  # none is loaded; a recipe may have none of its own
 Items = list[tuple[int, dict[str, Any]]]  # number of the data row, and what a reward gets
 
 
@@ -31,16 +33,14 @@ def run_try(arguments: list[str]) -> int:
 
 def print_trial(arguments: list[str]) -> int:
     """As run_try. Raises UserError."""
-    own = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in OWN_KEYS}
-    overrides = [argument for argument in arguments if argument.partition("=")[0] not in own]
-    count = own.get("n", DEFAULT_ROWS)
-    if not count.isdigit() or int(count) < 1:
-        raise UserError(f"n={count} is not valid: it must be a whole number of rows, at least 1")
-    recipe = recipes.read_recipe(compose_config(overrides, None))
+    own, words = split_own_keys(arguments, OWN_KEYS)
+    count = parse_count(own.get("n", DEFAULT_ROWS))
+    _, overrides, folder = run.parse_arguments(words)
+    recipe = recipes.read_recipe(compose_config([NO_MODEL, *overrides], folder))
     configure_libraries(offline=recipe.offline)
     if not recipe.rewards or recipe.rewarding is None:
         raise UserError("this recipe has no rewards to try; choose one with an algorithm that samples: recipe=grpo_math")
-    items = read_sample_items(recipe, Path(own["samples"]), int(count)) if "samples" in own else build_row_items(recipe, int(count))
+    items = read_sample_items(recipe, Path(own["samples"]), count) if "samples" in own else build_row_items(recipe, count)
     print(redact_message(run_trial(recipe.rewards, recipe.rewarding, items)))
     return EXIT_DONE
 

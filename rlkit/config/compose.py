@@ -266,8 +266,16 @@ def to_yaml(config: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
-def expand_sweep(words: list[str], folder: Path | None) -> list[tuple[list[str], str]]:
-    """Every combination of comma-separated values: its overrides, and those of them that vary, as one text ("0" where none does)."""
+@dataclass(frozen=True)
+class SweepJob:
+    """One combination of a sweep: its overrides, and the value of each key that varies."""
+
+    words: list[str]
+    values: dict[str, str]
+
+
+def expand_sweep(words: list[str], folder: Path | None) -> list[SweepJob]:
+    """Every combination of comma-separated values. Raises UserError for words that cannot be read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -277,10 +285,9 @@ def expand_sweep(words: list[str], folder: Path | None) -> list[tuple[list[str],
     except (HydraException, ValueError, RecursionError) as error:
         raise UserError(summarise_error(error)) from error
     choices = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
-    combinations = []
+    jobs = []
     for combination in itertools.product(*choices):
-        words = [str(o.input_line) if c is None else f"{o.get_key_element()}={c}" for o, c in zip(parsed, combination, strict=True)]
-        combinations.append(
-            ([*([str(file)] if file else []), *words], ",".join(w for w, c in zip(words, combination, strict=True) if c is not None) or "0")
-        )
-    return combinations
+        values = {o.get_key_element(): str(c) for o, c in zip(parsed, combination, strict=True) if c is not None}
+        fixed = [str(o.input_line) if c is None else f"{o.get_key_element()}={c}" for o, c in zip(parsed, combination, strict=True)]
+        jobs.append(SweepJob([*([str(file)] if file else []), *fixed], values))
+    return jobs

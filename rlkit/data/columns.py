@@ -74,8 +74,8 @@ class RowReader(ABC, Generic[T]):
         """The item of a row. Raises RowFault."""
 
     @abstractmethod
-    def _list_columns(self) -> list[str]:
-        """The columns that an item is made of."""
+    def name_columns(self) -> dict[str, str]:
+        """The columns that an item is made of, by the recipe's word for them."""
 
     def read(self, index: int) -> T:
         """The item of row `index`. Raises BadRow, with file and row, where the row cannot be used."""
@@ -84,7 +84,11 @@ class RowReader(ABC, Generic[T]):
     def check(self, limit: int | None = None, *, stop: bool = True) -> list[BadRow]:
         """Looks at the first `limit` rows, or at all; returns the faults, or with `stop` raises the first."""
         bad: list[BadRow] = []
-        wanted = None if self._template else [name for column in self._list_columns() for name in (column, column.split(".")[0])]
+        wanted = (
+            None
+            if self._template
+            else [name for column in ("system", *self.name_columns().values()) for name in (column, column.split(".")[0])]
+        )
         for index, row in enumerate(islice(self.rows.scan(wanted), limit)):
             fault = row if isinstance(row, BadRow) else self._find_fault(index, row)
             if fault and stop:
@@ -200,8 +204,8 @@ class PromptReader(RowReader[PromptRow]):
         self._answer = columns.answer or (self._find_column(answers, "answer") if answers else None)
         self._answer_required = needs_answer or columns.answer is not None
 
-    def _list_columns(self) -> list[str]:
-        return [self._prompt, "system", *([self._answer] if self._answer else [])]
+    def name_columns(self) -> dict[str, str]:
+        return {"prompt": self._prompt, **({"answer": self._answer} if self._answer else {})}
 
     def _build_row(self, index: int, row: Row) -> PromptRow:
         prompt = self._format_prompt(row, self._read_chat(row, self._prompt), chat=self._text_is_chat(self._prompt))

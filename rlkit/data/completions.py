@@ -53,8 +53,8 @@ class _CompletionReader(RowReader[CompletionRow]):
     def _find_completions(self, columns: Columns) -> dict[str, str]:
         """The recipe's word for each completion -> its column."""
 
-    def _list_columns(self) -> list[str]:
-        return [*self._completions.values(), "system", *([self._prompt] if self._prompt else [])]
+    def name_columns(self) -> dict[str, str]:
+        return {**({"prompt": self._prompt} if self._prompt else {}), **self._completions}
 
     def _build_row(self, index: int, row: Row) -> CompletionRow:
         sides = {what: self._read_content(row, column, what) for what, column in self._completions.items()}
@@ -144,8 +144,8 @@ class RatedReader(_CompletionReader):
     def _find_completions(self, columns: Columns) -> dict[str, str]:
         return {"completion": columns.completion or self._find_column((*COMPLETION_COLUMNS, *self._find_conversations()), "completion")}
 
-    def _list_columns(self) -> list[str]:
-        return [*super()._list_columns(), self._label]
+    def name_columns(self) -> dict[str, str]:
+        return {**super().name_columns(), "label": self._label}
 
     def _read_label(self, row: Row) -> bool:
         value = require_column(row, self._label, "label")

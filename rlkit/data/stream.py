@@ -89,6 +89,11 @@ class RowSet(ABC, Generic[T]):
     def _build_row(self, read: Any, row: int, draw: int) -> T | SkipReason:
         """What a reader read, with tokens."""
 
+    def describe_row(self, row: int) -> str:
+        """The name of a row for a reader: its source, and its number there."""
+        reader, inside = self._find(row)
+        return reader.rows.describe_row(inside)
+
     def list_columns(self) -> set[str]:
         """The columns of all sources, as the first row of each has them."""
         return {name for reader in self._readers for name in reader.first}

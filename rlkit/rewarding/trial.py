@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlkit.report.table import format_table
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.outcome import Outcome
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
@@ -33,10 +34,8 @@ def run_trial(rewards: Mapping[str, RewardSpec], settings: RewardSettings, items
         seconds = sum(outcome.seconds for outcome in components.values())
         scores = [*(_format_outcome(components[name]) for name in rewards), _format_number(found[number].reward)]
         lines.append([str(row + 1), _abbreviate(item["completion"]), *scores, f"{seconds:.4f}"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     failures = _format_failures(list(rewards), [sample.components for sample in found.values()])
-    return "\n".join([*table, *failures, *(f"\n{line}" for line in ignored)])
+    return "\n".join([format_table(lines), *failures, *(f"\n{line}" for line in ignored)])
 
 
 def _format_outcome(outcome: Outcome) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlkit.metrics import Mean, Metrics, mean_of, metric_values
+from rlkit.metrics import Mean, Metrics, describe_accuracy, mean_of, metric_values
 from rlkit.rollout import records
 from rlkit.rollout.sampler import PromptRequest, Sampler
 from rlkit.runtime.ranks import Ranks
@@ -26,13 +26,16 @@ class Evaluation:
     graded_by: str  # the reward that grades an answer
 
     def run(self) -> tuple[dict[str, float], list[Group]] | None:
-        """Metrics over all ranks, and this rank's groups; None where a stop was requested."""
+        """Metrics over all ranks, of the accuracy its 95 % interval too, and this rank's groups; None where a stop was requested."""
         prompts = list(enumerate(self.prompts))
         groups = self.sampler.sample_groups(self.ranks.shard(prompts), self.samples, self.sampling)
         if self.ranks.any_rank(groups is None) or groups is None:
             return None
         groups = groups if self.ranks.is_tp_leader else []
-        return metric_values(self.ranks.merge_metrics(self._compute_metrics(groups))), groups
+        merged = self.ranks.merge_metrics(self._compute_metrics(groups))
+        accuracy = merged["eval/accuracy"]
+        assert isinstance(accuracy, Mean)
+        return {**metric_values(merged), **describe_accuracy(accuracy, self.samples)}, groups
 
     def _compute_metrics(self, groups: list[Group]) -> Metrics:
         scored = [s for group in groups for s in group.samples]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from rlkit.errors import Stopped
-from rlkit.metrics import Mean, Metrics, Sum, merge, metric_values, wilson_interval
+from rlkit.metrics import Mean, Metrics, Sum, describe_accuracy, merge, metric_values
 from rlkit.profiling.memory_peak import PeakMemory, build_memory_metrics
 from rlkit.profiling.roofline import Roofline, compute_ratios
 from rlkit.runtime.signals import StopRequest
@@ -106,8 +106,7 @@ class OfflineTrainer:
         row = {f"eval/{name}": value for name, value in add_margins(metric_values(merged)).items()}
         accuracy = merged.get("rewards/accuracies")
         if isinstance(accuracy, Mean):
-            low, high = wilson_interval(accuracy)
-            row |= {"eval/accuracy": accuracy.value, "eval/accuracy_low": low, "eval/accuracy_high": high}
+            row |= describe_accuracy(accuracy)
         return row
 
     def state(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from rlkit.cli import main
 from rlkit.config.compose import list_options
+from tests.cli.conftest import call
 from tests.conftest import run
 from tests.test_laws import HEAVY
 
@@ -82,20 +84,23 @@ def test_run_is_the_door_and_passes_words_on(tmp_path: Path) -> None:
 
 
 def test_keys_prints_those_that_speak_of_a_word() -> None:
-    code, out, err = command("keys", "warmup")
+    code, out, err = call("keys", "warmup")
     assert (code, err) == (0, "")
     assert [line.partition("=")[0] for line in out.splitlines() if not line.startswith(" ")] == [
         "algorithm.critic_warmup_steps",
         "optim.warmup_steps",
     ]
     assert "optim.warmup_steps=0 steps\n    number, at least 0\n    in which the learning rate rises" in out
-    code, out, err = command("keys", "optim.warmupsteps")
+    code, out, _ = call("keys", "warmup", "--json")
+    assert [entry["default"] for entry in json.loads(out)["keys"]] == ["2", "0"]
+    code, out, err = call("keys", "optim.warmupsteps", "--json")
     assert (code, out) == (2, "") and "no key speaks of 'optim.warmupsteps' (did you mean optim.warmup_steps" in err
 
 
 def test_version_names_what_is_installed() -> None:
-    code, out, _ = command("version")
+    code, out, _ = call("version")
     found = dict(line.split() for line in out.splitlines())
+    assert json.loads(call("version", "--json")[1]) == found
     assert code == 0 and found["rlkit"] == metadata.version("rlkit") and found["torch"] == metadata.version("torch")
 
 

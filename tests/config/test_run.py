@@ -60,7 +60,7 @@ def test_a_sweep_waits_for_the_job_that_saves(number: int, group: bool, tmp_path
         "until = time.monotonic() + 20\nwhile not seen and time.monotonic() < until: time.sleep(0.02)\n"
         "time.sleep(1.0)\nsys.exit(75 if len(seen) == 1 else 9)"
     )
-    sweep = f"import sys; from rlkit import run; sys.exit(run.run_and_forward_signals([sys.executable, '-c', {job!r}]))"
+    sweep = f"import sys; from rlkit.cli import multirun; sys.exit(multirun.run_and_forward_signals([sys.executable, '-c', {job!r}]))"
     process = subprocess.Popen([sys.executable, "-c", sweep], cwd=ROOT, start_new_session=True)
     until = time.monotonic() + 60
     while not (tmp_path / "ready").exists() and time.monotonic() < until:

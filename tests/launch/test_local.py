@@ -15,7 +15,7 @@ import pytest
 from launch.launcher import AttemptResult, describe_hang, find_result
 from launch.worker_group import WorkerGroup, build_environments, read_process_state
 from rlkit.runtime.processes import list_descendants
-from tests.conftest import environment
+from tests.conftest import environment, run
 from tests.launch.conftest import Halt, Launch, launcher, left_behind, metrics, restarts, until
 
 HERE = ["nodes=1", "workers_per_node=2"]
@@ -162,6 +162,19 @@ def test_a_reader_that_goes_away_does_not_end_the_launcher() -> None:
 
 
 # -- real runs ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_starts_a_launcher_for_each_job_and_ends_with_a_table(tmp_path: Path) -> None:
+    words = ["--multirun", "recipe=sft_math", "workers_per_node=2", "seed=7", "dry_run=true", f"output_dir={tmp_path}"]
+    ended = run(*words, module="launch.local")
+    assert (ended.code, ended.err) == (0, "")
+    assert re.search(r"^job 1/1: .*launch.workers_per_node=2", ended.out) and " 2 processes taking turns" in ended.out
+    assert ended.out.splitlines()[-2:] == [
+        "state  steps  held-out accuracy  reward  seconds a step",
+        "done   -      -                  -       -",
+    ]
+    ended = run("--multirun", "recipe=sft_math", "seed=0,1", WORLD_SIZE="2")
+    assert ended.code == 2 and "this one is a rank of torchrun or srun" in ended.err
 
 
 def test_a_mistake_that_the_ranks_find_is_told_once_and_not_tried_again(on_two: list[str], tmp_path: Path) -> None:

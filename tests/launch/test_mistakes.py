@@ -63,8 +63,6 @@ def test_bounds_and_unknown_keys_of_the_launcher() -> None:
         spec.parse_launch(["recipe=grpo_math", "nodes=0"])
     with pytest.raises(UserError, match=r"unknown key launch.max_restart \(did you mean max_restarts"):
         spec.parse_launch(["recipe=grpo_math", "launch.max_restart=1"])
-    with pytest.raises(UserError, match="--multirun"):
-        spec.parse_launch(["--multirun", "recipe=grpo_math", "seed=0,1"])
 
 
 def test_a_restart_goes_on_whatever_resume_says(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_rewards_of_a_recipe_on_rows_of_its_data(tmp_path: Path, write_rewar
 
 def test_each_of_several_right_answers_is_tried_and_a_row_without_one_stands_for_nothing(tmp_path: Path) -> None:
     data = lines(tmp_path / "rows.jsonl", {"question": "1/2?", "answer": ["0.5", "1/3", 2]})
-    done = command("try", "recipe=grpo_math", "n=1", f"data.train={data}")
+    done = command("try", "recipe=grpo", "n=1", f"data.train={data}")  # which leaves model.path to the user: none is needed here
     assert (done.code, done.err) == (0, "")
     assert [line.split()[1:3] for line in done.out.splitlines()[1:]] == [
         ['"\\\\boxed{0.5}"', "1"],

@@ -49,6 +49,8 @@ def test_of_several_samples(world: int) -> None:
     row = evaluated([[1.0, 0.0], [0.0, 0.25], [None, None], [None, 0.0], [1.0, None]], world)
     assert row == {
         "eval/accuracy": 2 / 6,
+        "eval/accuracy_low": pytest.approx(0.0615, abs=1e-4),  # Wilson's interval of 1 of 3
+        "eval/accuracy_high": pytest.approx(0.7923, abs=1e-4),
         "eval/reward": 2.25 / 6,
         "eval/pass@2": 1 / 2,
         "eval/completions/mean_length": 2.5,

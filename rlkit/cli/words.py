@@ -1,0 +1,20 @@
+"""The words of a command: its own keys among the overrides of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlkit.errors import UserError
+
+
+def split_own_keys(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The values of a command's own keys, and all other words."""
+    found = {key: value for key, equals, value in (word.partition("=") for word in words) if equals and key in own}
+    return found, [word for word in words if word.partition("=")[0] not in found]
+
+
+def parse_count(text: str) -> int:
+    """The value of n=. Raises UserError where it is no whole number of rows."""
+    if not (text.isascii() and text.isdigit()) or int(text[:9]) < 1:
+        raise UserError(f"n={text} is not valid: it must be a whole number of rows, at least 1")
+    return int(text[:9])
