@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from rlkit.errors import UserError
+from rlkit.errors import RunFailed, Stopped, UserError
 from rlkit.report.console import Console
 from rlkit.report.folder import METRICS, RunFolder, read_metrics
-from rlkit.report.names import format_roofline
+from rlkit.report.names import CLOCK, format_roofline
+from rlkit.report.progress import Phase, Ticker
 from rlkit.report.provenance import collect_environment
+from rlkit.report.run_log import RunLog
+from rlkit.report.status import BEAT_SECONDS, RunStatus, describe_process, write_run_status
 from rlkit.report.trackers import TRACKERS, Tracker, TrackerSettings
 from rlkit.report.wandb import require_wandb
+from rlkit.runtime import heartbeat
 from rlkit.runtime.redaction import redact_message
 
 __all__ = ["Report"]
@@ -46,16 +53,22 @@ class Report:
         self._plan = [(label, redact_message(value)) for label, value in plan]
         self._title = title
         self._table_every = table_every
-        self._console = open_console(steps, quiet=not main)
+        self._consoles = [open_console(steps, quiet=not main)]
         self._trackers: dict[str, Tracker] = {}
         self._shown: Sequence[Mapping[str, Any]] = []
         if main and wandb is not None:
             require_wandb(offline)  # before the folder is created: the run could not start
+        self._phase = Phase("starting", time.monotonic())
         self._folder = RunFolder(folder) if main else None
         if self._folder is not None:
-            settings = TrackerSettings(folder, title, self._folder.attempt, offline, wandb)
+            self._consoles.append(RunLog(steps, folder))
+            now, attempt = time.time(), self._folder.attempt
+            self._status = RunStatus("running", steps, attempt=attempt, started=now, updated=now, **describe_process())
+            write_run_status(folder, self._status)
+            settings = TrackerSettings(folder, title, attempt, offline, wandb)
             for name in TRACKERS:
                 self._try(name, partial(self._open_tracker, name, settings))
+            self._ticker = Ticker(self._tick)
 
     @property
     def attempt(self) -> int:
@@ -66,7 +79,8 @@ class Report:
         """Print the plan and write environment.json."""
         if self._folder is None:
             return
-        self._console.print_header(self._title, self._plan)
+        for console in self._consoles:
+            console.print_header(self._title, self._plan)
         self.write_json("environment.json", collect_environment())
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -80,16 +94,20 @@ class Report:
             self._folder.write_text(name, text)
 
     def show_phase(self, name: str) -> None:
-        """Show the current phase in the live line of a terminal."""
-        self._console.show_phase(name)
+        """A phase begins: the live line of a terminal shows it at once, and how far it is from then on."""
+        self._phase = Phase(name, time.monotonic())
+        if self._folder is not None:
+            self._show_progress()
 
     def note(self, text: str) -> None:
         """Print a line of information."""
-        self._console.note(redact_message(text))
+        for console in self._consoles:
+            console.note(redact_message(text))
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._console.warn(redact_message(text))
+        for console in self._consoles:
+            console.warn(redact_message(text))
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Write samples of this step to samples.jsonl. Some of those with an advantage are shown when the step is reported.
@@ -108,13 +126,15 @@ class Report:
         """
         if self._folder is None:
             return
-        self._folder.append_metrics(step, metrics)  # after the samples: this row marks the step as reported
+        self._folder.append_metrics(step, {**metrics, CLOCK: round(time.time(), 3)})  # after the samples: it marks the step as reported
+        self._write_status(step=step)
         for name, tracker in list(self._trackers.items()):
             if not self._try(name, partial(tracker.log, step, metrics)):
                 del self._trackers[name]
-        self._console.print_step(step, metrics)
-        if self._shown and step % self._table_every == 0:
-            self._console.print_samples(step, self._shown)
+        for console in self._consoles:
+            console.print_step(step, metrics)
+            if self._shown and step % self._table_every == 0:
+                console.print_samples(step, self._shown)
         if step % self._table_every == 0:
             self._print_roofline(f"  roofline of step {step}", [metrics])
         self._shown = []
@@ -140,11 +160,20 @@ class Report:
         self._folder.write_json("summary.json", summary)
         self._try("report.png", self._draw)
         self._print_roofline("roofline", read_metrics(self._folder.path / METRICS))
-        self._console.finish(status, before, after, wall_seconds, steps, self._folder.path, measure)
+        for console in self._consoles:
+            console.finish(status, before, after, wall_seconds, steps, self._folder.path, measure)
+        self._write_status(state=status, step=steps)
 
-    def close(self) -> None:
-        """Close the display, the trackers and the logs. A second call does nothing."""
-        self._console.close()
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the display, the trackers and the logs; error: what ended the run. A second call does nothing."""
+        if self._folder is not None:
+            self._ticker.stop()
+            if self._status.state == "running":
+                self._write_status(**describe_end(error))
+            if error is not None and isinstance(self._consoles[-1], RunLog):
+                self._consoles[-1].log_error(error, trace=not isinstance(error, UserError | RunFailed | Stopped))
+        for console in self._consoles:
+            console.close()
         while self._trackers:
             name, tracker = self._trackers.popitem()
             self._try(name, tracker.close)
@@ -155,7 +184,24 @@ class Report:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.close(error)
+
+    def _tick(self) -> None:
+        self._show_progress()
+        if time.time() - self._status.updated >= BEAT_SECONDS:
+            self._write_status()
+
+    def _show_progress(self) -> None:
+        step, progress = heartbeat.read_progress()
+        text = self._phase.format(progress)
+        for console in self._consoles:
+            console.show_progress(step, text)
+
+    def _write_status(self, **changes: Any) -> None:
+        assert self._folder is not None
+        self._status = replace(self._status, **{"phase": self._phase.name, "updated": time.time(), **changes})
+        with suppress(OSError):  # a removed folder ends the run at its next row, in words
+            write_run_status(self._folder.path, self._status)
 
     def _open_tracker(self, name: str, settings: TrackerSettings) -> None:
         if tracker := TRACKERS[name](settings):
@@ -163,7 +209,7 @@ class Report:
 
     def _print_roofline(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if line := format_roofline(rows):
-            self._console.note(f"{label}  {line}")
+            self.note(f"{label}  {line}")
 
     def _draw(self) -> None:
         from rlkit.report.picture import draw_report
@@ -188,6 +234,13 @@ def _select_spread(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
     if len(ranked) <= _SAMPLES_SHOWN:
         return ranked
     return [ranked[i * (len(ranked) - 1) // (_SAMPLES_SHOWN - 1)] for i in range(_SAMPLES_SHOWN)]
+
+
+def describe_end(error: BaseException | None) -> dict[str, str]:
+    """The fields of a RunStatus for a run that an error ended."""
+    if error is None or isinstance(error, Stopped):
+        return {"state": "stopped", "why": redact_message(str(error or "")).partition("\n")[0]}
+    return {"state": "failed", "why": redact_message(f"{type(error).__name__}: {error}").partition("\n")[0]}
 
 
 def open_console(steps: int, *, quiet: bool = False) -> Console:

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, find_train_accuracy
 
 _PACE_STEPS = 8  # the ETA uses the last steps only: the length of completions changes in training
+_PROGRESS_SECONDS = 30.0  # between two lines of progress
 _PROMPT_CHARS, _COMPLETION_CHARS = 60, 100  # of a sample, in a plain line
 
 
@@ -29,6 +30,7 @@ class Console:
         self.quiet = quiet
         self._stream = stream
         self._marks: deque[float] = deque(maxlen=_PACE_STEPS + 1)
+        self._spoke = time.monotonic()  # when the last line was printed
 
     def print_header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
         """The title, and the plan with one (label, value) on each line."""
@@ -37,8 +39,11 @@ class Console:
         for label, value in plan:
             self._print(f"  {label:<{width}}  {value}")
 
-    def show_phase(self, name: str) -> None:
-        """The current phase; only a live display shows it."""
+    def show_progress(self, step: int, phase: str) -> None:
+        """How far the phase of a step is: a line where none was printed for 30 s; a live display shows it at once."""
+        if time.monotonic() - self._spoke >= _PROGRESS_SECONDS:
+            self._spoke = time.monotonic()
+            self._print(f"step {step}/{self.steps}  {phase}")
 
     def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One finished step; step 0 is the evaluation before training."""
@@ -94,6 +99,7 @@ class Console:
     def _print(self, text: str) -> None:
         if self.quiet:
             return
+        self._spoke = time.monotonic()
         stream = self._stream or sys.stdout
         try:
             stream.write(escape_control(text, stream.encoding or "utf-8") + "\n")

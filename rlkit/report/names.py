@@ -21,6 +21,7 @@ LENGTH = "completions/mean_length"
 SPEED = "throughput/tokens_per_second"
 MFU = "throughput/mfu"  # of the update
 TIME = "time/"
+CLOCK = "time/clock"  # Unix seconds at the end of the step
 FLOOR = "floor/"  # by phase, its time over the least time that this machine needs
 
 

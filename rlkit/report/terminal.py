@@ -42,8 +42,8 @@ class Terminal(Console):
             grid.add_row(_escape_text(label), _escape_text(value))
         self._show(Panel(grid, title=_escape_text(title, "bold"), title_align="left", border_style="dim", expand=False))
 
-    def show_phase(self, name: str) -> None:
-        self._refresh(name)
+    def show_progress(self, step: int, phase: str) -> None:
+        self._refresh(phase)
 
     def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._line = self._format_step(step, metrics)
@@ -101,7 +101,7 @@ class Terminal(Console):
         text.no_wrap, text.overflow = True, "ellipsis"
         with self._ignore_closed_terminal():
             if self._live is None:
-                # No refresh thread: worker processes would inherit it by fork. Other output appears above the line.
+                # No refresh thread of its own: the report has one. Other output appears above the line.
                 self._live = Live(console=self._screen, auto_refresh=False, transient=True)
                 self._live.start()
                 self._screen.show_cursor(True)  # after a SIGKILL the shell must still have one

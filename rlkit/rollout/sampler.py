@@ -79,13 +79,16 @@ class Sampler:
                 self.engine.add(Request(key, tuple(prompt.tokens), own, seeds.sample_seed(self.seed, key)))
                 of_key[key] = prompt
         finished: dict[Key, Sample] = {}
+        tokens = 0
+        heartbeat.advance(0, len(of_key), "samples")
         while self.engine.pending:
             if self.ranks.any_tp_rank(self.stopping.requested):
                 self.engine.abort()
                 return None
             for sample in self.engine.advance():
-                heartbeat.beat()
                 finished[sample.key] = self._submit(sample, of_key[sample.key], samples + greedy)
+                tokens += len(sample.tokens)
+                heartbeat.advance(len(finished), len(of_key), "samples", tokens)
         rewards = self.ranks.broadcast_tp(self.rewards.collect(list(of_key)) if self.ranks.is_tp_leader else {})
         scored = {key: join_reward(finished[key], rewards[key]) for key in of_key}
         return [

@@ -57,8 +57,9 @@ def run_in_lockstep(
 ) -> Tensor:
     """Outputs of a model for all samples of this rank, micro-batch by micro-batch, without gradient; [B, width] float32 on the CPU."""
     grid = torch.zeros(len(samples), width)
-    for items in split_in_lockstep([measure_sample(s) for s in samples], budget, ranks):
-        heartbeat.beat()
+    plan = split_in_lockstep([measure_sample(s) for s in samples], budget, ranks)
+    for number, items in enumerate(plan):
+        heartbeat.advance(number, len(plan), "micro-batches")
         grid[items] = outputs([samples[i] for i in items], width).cpu()  # without items too: sharded models are gathered on all ranks
     return grid
 
@@ -66,8 +67,8 @@ def run_in_lockstep(
 def backward_micro_batches(plan: Sequence[list[int]], losses: Sequence[LearnerLoss], ranks: Ranks) -> Metrics | None:
     """Forward and backward of each learner on each micro-batch of a plan in lockstep; metrics of all ranks, None of an empty plan."""
     parts: list[Metrics] = []
-    for items in plan:
-        heartbeat.beat()
+    for number, items in enumerate(plan):
+        heartbeat.advance(number, len(plan), "micro-batches")
         for loss in losses:
             with loss.learner.enable_grad():
                 if not items:

@@ -6,9 +6,9 @@
 
 The kinds 1.5b, 1.5b-long and 7b (--kind) are for a GPU. There TRL rolls out with vLLM in its own process.
 
-Both sides get the same random model (the shape of the built-in one, or of Qwen2.5), prompts, number of samples and lengths, which are
-forced: each sample ends at a length drawn once from a seed. A process runs --steps steps of one optimizer step each, of which the first
-two warm up; processes of both sides alternate --rounds times. It fails where the two did not do the same work.
+Both sides get the same model (random, of the shape of the built-in one or of Qwen2.5; or SmolLM2-135M), prompts, number of samples and
+lengths, which are forced: each sample ends at a length drawn once from a seed. A process runs --steps steps of one optimizer step each, of
+which the first two warm up; processes of both sides alternate --rounds times. It fails where the two did not do the same work.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ ENDS = 0.0075  # chance that a ragged completion ends at a token: a mean near 11
 SPREAD = 0.6  # of the logarithm of a length
 
 
+SMOLLM2 = "smollm2_135m_q4"  # the one model that is not random: a package carries its weights
+
+
 @dataclass(frozen=True)
 class Kind:
     prompts: int
     samples: int  # of each prompt
     most: int  # tokens of a completion
-    prompt: int = 24  # bytes, of the built-in tokenizer a token each
+    prompt: int = 24  # bytes, of the built-in tokenizer a token each, and of SmolLM2's fewer
     model: str | None = None  # of recipes/model; None: the shape of the built-in one
     mean: float = 0.0  # tokens of a completion where lengths are log-normal, before the longest are cut
     words: tuple[str, ...] = ()  # settings of rlkit's that it needs on one GPU of 140 GB
@@ -51,6 +54,7 @@ LEAN = {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": Tr
 KINDS = {
     "ragged": Kind(16, 16, 256),
     "short": Kind(64, 16, 16),
+    "smollm2": Kind(8, 8, 128, model=SMOLLM2),
     "1.5b": Kind(64, 8, 512, 150, "qwen2_5_1_5b", 250.0, trl=PARTED),
     "1.5b-long": Kind(64, 8, 2048, 150, "qwen2_5_1_5b", 700.0, trl=PARTED | {"gradient_checkpointing": True}),
     "7b": Kind(64, 8, 512, 150, "qwen2_5_7b", 250.0, ("engine.gradient_checkpointing=1", "tokens_per_micro_batch=8192"), PARTED | LEAN),
@@ -98,7 +102,7 @@ def make_work(folder: Path, kind: str, steps: int) -> Path:
         "prompt_tokens": chosen.prompt,
         "tokens_per_micro_batch": 16384,
         "lr": 1e-4,
-        "reward": "letters" if chosen.model is None else "distinct",  # most tokens of a real vocabulary are no text here
+        "reward": "letters" if chosen.model in (None, SMOLLM2) else "distinct",  # most tokens of a real vocabulary are no text here
         "words": chosen.words,
         "trl": dict(chosen.trl),
     }
@@ -126,7 +130,9 @@ def make_model(folder: Path, name: str | None) -> None:
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    if name is None:
+    if name == SMOLLM2:
+        model, tokenizer = load_smollm2(folder)
+    elif name is None:
         model = _init_model(tokenizer).float()
     else:
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -134,6 +140,22 @@ def make_model(folder: Path, name: str | None) -> None:
     model.config.eos_token_id = model.generation_config.eos_token_id = None  # vLLM would stop at it, unasked
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def load_smollm2(folder: Path) -> tuple[Any, Any]:
+    """Model in float32, and tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlkit.config.compose import compose_config
+    from rlkit.engines.gguf_file import convert_gguf
+    from rlkit.runtime.model_path import parse_model_path
+
+    file = parse_model_path(compose_config(["recipe=grpo_smollm2", f"model={SMOLLM2}"], None).model.path).file
+    assert file is not None
+    folder.mkdir()
+    convert_gguf(file, folder, torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 
 
 def sides(name: str) -> dict[str, Any]:

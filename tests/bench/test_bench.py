@@ -14,6 +14,8 @@ def test_the_lengths_are_those_that_the_benchmark_is_of() -> None:
     assert len(ragged) == 16 * 16 and max(ragged) == 256 and 105 < statistics.mean(ragged) < 125
     assert len(short) == 64 * 16 and (min(short), max(short)) == (1, 16)
     assert ragged == grpo_step.lengths("ragged")
+    smollm2 = grpo_step.lengths("smollm2")
+    assert len(smollm2) == 8 * 8 and max(smollm2) == 128
     for kind, mean, most in (("1.5b", 250, 512), ("1.5b-long", 700, 2048), ("7b", 250, 512)):
         drawn = grpo_step.lengths(kind)
         assert len(drawn) == 512 and max(drawn) == most and 0.9 * mean < statistics.mean(drawn) < 1.01 * mean, kind

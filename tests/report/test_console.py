@@ -20,7 +20,8 @@ from rlkit.report.folder import read_metrics
 RUN = """
 import sys
 from pathlib import Path
-from rlkit.report import Report
+from rlkit.report import Report, console
+console._PROGRESS_SECONDS = 1e9  # the machine may be busy
 sample = {"prompt": "1 + 1 [bold]?", "completion": "[red]It is\\n\\x1b[31m\\u202e caf\\xe9 2"}
 sample |= {"reward": 1.0, "rewards": {"a": 1.0}, "advantage": 0.0}
 with Report(Path(sys.argv[1]), plan=[("model", "[link]tiny")], title="a run", steps=6, main=True) as report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def _report(folder: Path, main: bool = True) -> Report:
 
 
 def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = time.time() - 0.001  # rounded to milliseconds
     samples = [_sample(reward, f"r{reward}") for reward in (0.5, None, 0.0, 1.0, 0.25)]
     with _report(tmp_path) as report:
         assert report.attempt == 1
@@ -34,6 +36,8 @@ def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[st
         report.finish("done", 0.25, 0.5, 12.5, 2)
 
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    clocks = [row.pop("time/clock") for row in rows]
+    assert before <= clocks[0] <= clocks[1] <= clocks[2] <= time.time()
     assert rows == [
         {"step": 0, "attempt": 1, "eval/accuracy": 0.25},
         {"step": 1, "attempt": 1, "reward": 0.5, "floor/update": 3.0},
