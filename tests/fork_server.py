@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -32,15 +33,13 @@ ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 120.0
 MESSAGE_BYTES = 1 << 20
 IMPORTED = (
-    *("bitsandbytes", "datasets", "deepspeed", "matplotlib.pyplot", "peft", "torch.distributed.elastic", "transformers"),
+    *("bitsandbytes", "datasets", "deepspeed", "peft", "tensorboard.summary.writer.event_file_writer", "torch.distributed.elastic"),
+    *("transformers", "transformers.models.qwen3.modeling_qwen3"),
     *("vllm.entrypoints.llm", "vllm.model_executor.models.qwen3", "vllm.v1.executor.uniproc_executor", "vllm.v1.worker.cpu_worker"),
     *(
-        "rlkit.assembly.build",
-        "rlkit.assembly.offline",
-        "rlkit.engines.deepspeed",
-        "rlkit.engines.vllm",
-        "rlkit.assembly.plan",
-        "rlkit.trainers.loop",
+        *(f"rlkit.assembly.{name}" for name in ("build", "dry_run", "experts", "offline", "plan", "raw_settings")),
+        *(f"rlkit.engines.{name}" for name in ("certificate", "classifier", "deepspeed", "hf_generate", "learners", "twin", "vllm")),
+        *("rlkit.builtin.reading", "rlkit.report.picture", "rlkit.report.tensorboard", "rlkit.trainers.loop"),
     ),
 )
 
@@ -149,12 +148,20 @@ def kill_group(pid: int) -> None:
 
 
 def preload() -> None:
-    """Imports what a run imports, and starts nothing."""
+    """Imports what a run imports, fills the caches of Hydra and matplotlib, and starts nothing."""
     from rlkit.runtime.library_settings import configure_libraries
 
     configure_libraries(offline=False)
     for name in IMPORTED:
         importlib.import_module(name)
+    from rlkit.config.compose import compose_recipe
+    from rlkit.report.picture import draw_report
+
+    compose_recipe(["recipe=grpo_math"], None)
+    with tempfile.TemporaryDirectory() as folder:
+        draw_report(
+            [{"step": step, "reward": 0.5, "eval/accuracy": 0.5, "time/update": 1.0} for step in (1, 2)], Path(folder, "report.png")
+        )
 
 
 def start(connection: socket.socket, others: list[socket.socket]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -146,11 +147,8 @@ def list_model_types(table: str) -> frozenset[str]:
     """The model types in a table of transformers' modeling_auto.py; empty where the table is not there."""
     spec = find_spec("transformers")
     file = Path(str(spec.origin)).parent / "models" / "auto" / "modeling_auto.py" if spec else Path()
-    for node in ast.parse(file.read_text()).body if file.is_file() else []:
-        if isinstance(node, ast.Assign) and any(isinstance(name, ast.Name) and name.id == table for name in node.targets):
-            pairs = node.value.args[0] if isinstance(node.value, ast.Call) and node.value.args else node.value  # of an OrderedDict
-            return frozenset(dict(ast.literal_eval(pairs)))
-    return frozenset()
+    text = re.search(rf"^{table} = OrderedDict\((.*?)^\)", file.read_text() if file.is_file() else "", re.MULTILINE | re.DOTALL)
+    return frozenset(dict(ast.literal_eval(text[1].strip()))) if text else frozenset()
 
 
 def list_weight_files(folder: Path) -> list[Path]:

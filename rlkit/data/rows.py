@@ -108,11 +108,15 @@ def check_text(column: str, text: str) -> None:
 
 
 class ListRows(Rows):
-    """Rows that are in memory already."""
+    """Rows that are in memory already. `files`: those that decide what is in them."""
 
-    def __init__(self, name: str, rows: Sequence[Row]) -> None:
+    def __init__(self, name: str, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
         self.name = name
-        self._rows = rows
+        self._rows, self._files = rows, files
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return self._files
 
     def __len__(self) -> int:
         return len(self._rows)

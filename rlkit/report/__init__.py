@@ -160,6 +160,7 @@ class Report:
         self._folder.write_json("summary.json", summary)
         self._try("report.png", self._draw)
         self._print_roofline("roofline", read_metrics(self._folder.path / METRICS))
+        self._ticker.stop()  # a live line would come back below the end
         for console in self._consoles:
             console.finish(status, before, after, wall_seconds, steps, self._folder.path, measure)
         self._write_status(state=status, step=steps)

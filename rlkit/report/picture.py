@@ -24,7 +24,10 @@ def draw_report(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure  # no pyplot: no window and no global state; Agg draws the PNG
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=_INCHES, layout="constrained")
+    figure = Figure(figsize=_INCHES)
+    figure.subplots_adjust(
+        left=0.06, right=0.98, bottom=0.07, top=0.95, wspace=0.15, hspace=0.3
+    )  # by hand: matplotlib's layout draws twice
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
     _draw_reward(top_left, metrics)
     _draw_accuracy(top_right, metrics)
@@ -56,14 +59,14 @@ def _draw_reward(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
         _draw_curve(axes, _select_points(metrics, LOSS), color="tab:blue", label="train")
         _draw_curve(axes, _select_points(metrics, HELD_OUT_LOSS), color="tab:orange", label="held-out")
         if axes.has_data():
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="upper right")
         return
     _draw_curve(axes, rewards, color="tab:blue")
     spread = [row for row in metrics if row.get(REWARD) is not None and row.get(REWARD_STD) is not None]
     if spread:
         low, high = [row[REWARD] - row[REWARD_STD] for row in spread], [row[REWARD] + row[REWARD_STD] for row in spread]
         axes.fill_between([row["step"] for row in spread], low, high, color="tab:blue", alpha=0.15, linewidth=0, label="± reward_std")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left")
 
 
 def _draw_accuracy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -88,8 +91,8 @@ def _draw_time(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
         top = [below + (row.get(name) or 0.0) for below, row in zip(base, rows, strict=True)]
         axes.stairs(top, edges, baseline=base, fill=True, alpha=0.8, label=name.removeprefix(TIME))
         base = top
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.set_ylim(bottom=0, top=1.3 * max(base) or None)  # room for the legend
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
 
 
 def _select_points(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
