@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from rlkit.errors import UserError
 from rlkit.report.console import format_number
 from rlkit.report.folder import METRICS, read_metrics
 from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED
+from rlkit.report.status import read_run_status
 
 RECIPE = "recipe.yaml"
 STEP_SECONDS = "time/step"
@@ -33,7 +33,7 @@ class HeldOutResult:
 
 @dataclass(frozen=True)
 class RunResult:
-    """state: done, or what the run is in the words of a reader; step: the last one; steps: planned, None where it is not known.
+    """state: of report/status.py; step: the last one; steps: planned, None where it is not known.
 
     held_out: all evaluations of `measure`, accuracy or loss. seconds_per_step, tokens_per_second: medians. What was not measured is None.
     """
@@ -84,15 +84,16 @@ def read_result(folder: Path) -> RunResult:
         raise UserError(f"{folder} is not the folder of a run: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(recipe, dict):
         raise UserError(f"{folder} is not the folder of a run: its {RECIPE} is empty")
+    status = read_run_status(folder)
     steps = [row for row in rows if row["step"] > 0]
     last = steps[-1] if steps else {}
     name = HELD_OUT if any(HELD_OUT in row for row in rows) else HELD_OUT_LOSS
     return RunResult(
         folder=folder,
         recipe=recipe,
-        state=str(read_summary(folder).get("status", "not finished")),
+        state=status.state if status else "not begun",
         step=last.get("step", 0),
-        steps=recipe.get("steps") if isinstance(recipe.get("steps"), int) else None,
+        steps=status.steps if status else None,
         measure=name.removeprefix("eval/"),
         held_out=[
             HeldOutResult(row["step"], row[name], row.get(f"{name}_low"), row.get(f"{name}_high"))
@@ -104,15 +105,6 @@ def read_result(folder: Path) -> RunResult:
         seconds_per_step=find_median(steps, STEP_SECONDS),
         tokens_per_second=find_median(steps, SPEED),
     )
-
-
-def read_summary(folder: Path) -> Mapping[str, Any]:
-    """summary.json; empty where the run has not ended."""
-    try:
-        found = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def find_median(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -11,6 +11,7 @@ import socket
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -37,7 +38,7 @@ class RunStatus:
     process_started: float = 0.0  # a process id is used again
 
 
-def describe_process() -> dict[str, str | int | float]:
+def describe_process() -> dict[str, Any]:
     """The fields of a RunStatus that identify this process."""
     own = psutil.Process()
     return {"host": socket.gethostname(), "boot": read_boot_id(), "pid": own.pid, "process_started": own.create_time()}

@@ -12,6 +12,7 @@ import yaml
 from rlkit.cli import compare
 from rlkit.cli.multirun import FinishedJob, format_sweep, read_job_result
 from rlkit.report.folder import METRICS, RunFolder
+from rlkit.report.status import RunStatus, write_run_status
 from tests.cli.conftest import call
 
 
@@ -25,8 +26,7 @@ def write_run(folder: Path, *, done: bool = True, accuracy: tuple[float, ...] = 
         )
         written.append_metrics(step, row | held_out | ({"reward": step / 8} if step else {}))
     written.write_text("recipe.yaml", yaml.safe_dump({"recipe": "mine", "steps": 3, "output_dir": str(folder), **recipe}))
-    if done:
-        written.write_json("summary.json", {"status": "done"})
+    write_run_status(folder, RunStatus("done" if done else "stopped", 3))
     written.close()
     return folder
 
@@ -42,7 +42,7 @@ def test_it_shows_what_differs_and_what_came_of_it(tmp_path: Path) -> None:
     assert {key: table[key] for key in ("optim.lr", "data.chat", "state", "steps")} == {
         "optim.lr": ["0.1", "0.2"],
         "data.chat": ["-", "true"],
-        "state": ["done", "not finished"],
+        "state": ["done", "stopped"],
         "steps": ["3 of 3"] * 2,
     }
     assert "seed" not in table and "output_dir" not in table
