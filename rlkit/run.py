@@ -21,11 +21,13 @@ from rlkit.config.compose import compose_recipe, list_options
 from rlkit.config.renamed import answer_foreign_key
 from rlkit.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER, RunFailed, Stopped, UserError
 from rlkit.runtime.library_settings import configure_libraries
+from rlkit.runtime.model_path import explain_no_home
 from rlkit.runtime.redaction import redact_message
 from rlkit.runtime.signals import exit_on_signal
 
 MESSAGE_LINES = 10
 LINE_CHARACTERS = 1000
+NO_HOME = "Could not determine home directory."  # of Path.expanduser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,6 +59,11 @@ def handle_errors(action: Callable[[], int], arguments: list[str], show: Callabl
         if error.errno != errno.ENAMETOOLONG:
             raise
         return report_error(UserError(f"a path of the recipe is longer than a file system takes: {error.filename}"), EXIT_USER, debug, show)
+    except RuntimeError as error:
+        if str(error) != NO_HOME:
+            raise
+        path = next((word for word in arguments if word.startswith("~")), "~")
+        return report_error(UserError(f"{path}: {explain_no_home(path)}"), EXIT_USER, debug, show)
     except Stopped as error:
         show(str(error))
         return EXIT_STOPPED
@@ -124,10 +131,11 @@ def dispatch(arguments: list[str], started: Callable[[Path], None] = ignore_fold
     machine.check_gpu(recipe)
     if recipe.dry_run:
         from rlkit.assembly.base_model import check_models
+        from rlkit.assembly.disk import describe_disk
         from rlkit.assembly.dry_run import describe_dry_run
 
         check_models(recipe)
-        for label, value in [*plan.describe_plan(recipe), *describe_dry_run(recipe)]:
+        for label, value in [*plan.describe_plan(recipe), *describe_disk(recipe), *describe_dry_run(recipe)]:
             print(f"{label + ':':<14} {redact_message(value)}")
         plan.check_memory(recipe)
         return EXIT_DONE

@@ -10,6 +10,8 @@ from rlkit.assembly import machine, plan
 from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, choose_kind, count_steps, open_sources
+from rlkit.assembly.disk import describe_disk
+from rlkit.assembly.going_on import go_on
 from rlkit.assembly.model_record import RECORD, record_models
 from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
@@ -54,7 +56,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         record = record_models(recipe, model, folder, ranks)
         train, test, note = build_datasets(recipe, renderer, kind, sources)
         recipe = count_steps(recipe, len(train.rows))
-        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin))
+        goes_on = go_on(recipe, folder, ranks)
+        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on))
         report.write_text("recipe.yaml", text)
         report.write_json(RECORD, record)
         report.print_header()
@@ -92,11 +95,17 @@ def explain_memory(context: BuildContext, run: Run, sampling: bool) -> str:
     return micro_batch_fit.halve_budget(context.folder, phase, budget, context.recipe.least_budget)
 
 
-def create_report(recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None) -> Report:
-    """`origin`: what the folder of the model was made of, where it is not named by model.path."""
+def create_report(recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None, goes_on: list[tuple[str, str]]) -> Report:
+    """`origin`: what the folder of the model was made of, where it is not named by model.path; `goes_on`: lines of the header."""
     return Report(
         folder,
-        plan=[*plan.describe_plan(recipe), *([("origin", origin)] if origin else []), ("folder", str(folder))],
+        plan=[
+            *plan.describe_plan(recipe),
+            *describe_disk(recipe),
+            *([("origin", origin)] if origin else []),
+            *goes_on,
+            ("folder", str(folder)),
+        ],
         title=recipe.recipe,
         steps=require(recipe.steps),
         main=ranks.main,

@@ -15,6 +15,7 @@ from rlkit.engines.base import Learner
 from rlkit.profiling.roofline import Roofline, find_device_limits
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints
 from rlkit.trainers.loop import Run, Trainer
+from rlkit.trainers.selection import Selection
 from rlkit.updates import micro_batch_fit
 from rlkit.updates.lr_schedule import Schedule
 
@@ -69,7 +70,7 @@ def build_trainer_run(context: BuildContext, trainer: Trainer, learners: Sequenc
         export=export,
         save_tokenizer=context.renderer.save,
         checkpoints=Checkpoints(folder / CHECKPOINTS, every=every, keep=keep, main=ranks.main, gather=ranks.gather),
-        keep_best=recipe.checkpoint.best,
+        selection=Selection(recipe.eval.select or trainer.measure, recipe.eval.patience, recipe.checkpoint.best),
         report=context.report,
         timer=context.timer,
         ranks=ranks,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from rlkit.data.columns import RowReader
 from rlkit.data.renderer import Renderer
 from rlkit.data.stream import Counts, Prompt, RowSet, SkipReason
 from rlkit.errors import UserError
-from rlkit.runtime.cache import find_cache_folder
 from rlkit.runtime.model_path import is_hub_name, parse_model_path
 
 LOOKED_AT = 1000  # rows, evenly spread, of which is told how many are left out
@@ -115,7 +115,10 @@ def find_renderer(recipe: Recipe) -> Renderer | None:
     path = recipe.model.path
     if Path(path).expanduser().is_dir():
         return build_renderer(recipe, path)
-    folder = ensure_tokenizer(find_cache_folder()) if path == "builtin" else find_cached_model(path, recipe.model.revision)
+    if path == "builtin":
+        with TemporaryDirectory() as made:  # looking writes nothing into the cache
+            return Renderer(ensure_tokenizer(Path(made)), chat_template_kwargs=recipe.model.chat_template_kwargs, offline=True)
+    folder = find_cached_model(path, recipe.model.revision)
     if folder is None or not any(folder.glob("tokenizer*")):
         return None
     return Renderer(folder, chat_template_kwargs=recipe.model.chat_template_kwargs, offline=True)

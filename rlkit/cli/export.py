@@ -18,6 +18,7 @@ from rlkit.errors import EXIT_DONE, UserError
 from rlkit.run import handle_errors
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints, build_read_error, publish
 from rlkit.runtime.library_settings import configure_libraries
+from rlkit.trainers.selection import Evaluations, describe_best, load_evaluations
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ def export_model(arguments: list[str]) -> int:
         raise UserError(f"{final} cannot be written: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"{final}: the model after step {step}")
+    print(f"{final}: the model after step {step}{describe_selected(checkpoints, recipe, options.get('step'))}")
     return EXIT_DONE
 
 
@@ -80,6 +81,15 @@ def read_run(folder: Path) -> tuple[Recipe, bool]:
     return recipes.read_recipe(config), bool(gpus)
 
 
+def describe_selected(checkpoints: Checkpoints, recipe: Recipe, word: str | None) -> str:
+    """Behind the step that step=best chose: by what it was selected."""
+    if word != "best":
+        return ""
+    evaluations = read_evaluations(checkpoints, checkpoints.list_steps()[-1])
+    assert evaluations.best is not None
+    return f", held-out {recipe.eval.select or recipe.selectable[0]} {evaluations.best.value:.3f} ({describe_best(evaluations)})"
+
+
 def choose_step(checkpoints: Checkpoints, word: str | None) -> int:
     """The step of the checkpoint that `word` names: the newest for None. Raises UserError, with the known steps, where there is none."""
     steps = checkpoints.list_steps()
@@ -89,19 +99,24 @@ def choose_step(checkpoints: Checkpoints, word: str | None) -> int:
     if word is None:
         return steps[-1]
     if word == "best":
-        best = checkpoints.read_state(steps[-1]).get("best")
+        best = read_evaluations(checkpoints, steps[-1]).best
         if best is None:
             raise UserError(f"no evaluation was done yet, so no checkpoint is the best ({there})")
-        if best[1] == 0:
+        if best.step in steps:
+            return best.step
+        if best.step == 0:
             raise UserError(f"the best evaluation was before the first step, of model.path itself ({there})")
-        if best[1] not in steps:
-            raise UserError(
-                f"the best evaluation was after step {best[1]}, but its checkpoint was not kept; checkpoint.best=true keeps it ({there})"
-            )
-        return int(best[1])
+        raise UserError(
+            f"the best evaluation was after step {best.step}, but its checkpoint was not kept; checkpoint.best=true keeps it ({there})"
+        )
     if not word.isdigit() or int(word) not in steps:
         raise UserError(f"step={word}: there is no such checkpoint ({there}; or step=best)")
     return int(word)
+
+
+def read_evaluations(checkpoints: Checkpoints, step: int) -> Evaluations:
+    """Those of a run up to a checkpoint."""
+    return load_evaluations(checkpoints.read_state(step)["evaluations"])
 
 
 def write_model(recipe: Recipe, run: Path, checkpoint: Path, folder: Path, on_gpu: bool) -> None:

@@ -10,6 +10,8 @@ EVERY_STEP = ": every step is logged; report.table_every sets how often samples 
 BY_TOKENS = "tokens_per_micro_batch: tokens, not sequences; results do not depend on it"
 PROMPTS = "prompts_per_step: prompts, each with samples_per_prompt completions"
 WARMUP = "optim.warmup_steps: a number below 1 is a share of all steps"
+SELECT = "eval.select: accuracy, reward, pass@K or loss"
+GREATER = ": less is better of a loss, more of all else"
 LEAST_LR = "optim.min_lr_ratio: a share of optim.lr"
 EPOCHS = "data.epochs: with steps=null"
 REWARD = "rewards.NAME.path: FILE.py:FUNCTION"
@@ -93,7 +95,11 @@ TRL = {
     "logging_steps": EVERY_STEP,
     "save_steps": "checkpoint.every",
     "save_total_limit": "checkpoint.keep",
-    "load_best_model_at_end": "checkpoint.best",
+    "load_best_model_at_end": "checkpoint.best=export",
+    "metric_for_best_model": SELECT,
+    "greater_is_better": GREATER,
+    "early_stopping_patience": "eval.patience",
+    "early_stopping_threshold": ": any better number counts",
     "eval_steps": "eval.every",
     "eval_strategy": "eval.every",
     "report_to": TRACKER,
@@ -338,6 +344,10 @@ LLAMA_FACTORY = {
     "deepspeed": "engine.zero_stage",
     "logging_steps": EVERY_STEP,
     "save_steps": "checkpoint.every",
+    "load_best_model_at_end": "checkpoint.best=export",
+    "metric_for_best_model": SELECT,
+    "greater_is_better": GREATER,
+    "early_stopping_steps": "eval.patience",
     "eval_steps": "eval.every",
     "report_to": TRACKER,
     "resume_from_checkpoint": "output_dir: the folder of the run; it goes on from its last checkpoint",

@@ -39,6 +39,7 @@ from rlkit.data.rows import show
 from rlkit.errors import UserError
 from rlkit.fields import describe_field
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
+from rlkit.runtime.model_path import explain_no_home
 from rlkit.runtime.plugins import import_file
 
 
@@ -138,7 +139,7 @@ class Recipe(Section):
                 f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} needs more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
-        for reason in self.find_lora_conflicts():
+        for reason in [*self.find_lora_conflicts(), *self._find_selection_conflicts()]:
             raise ValueError(reason)
         if self.engine.float32_gradients is True and self.engine.offload == "optimizer" and self.engine.zero_stage < 3:
             raise ValueError(
@@ -226,6 +227,27 @@ class Recipe(Section):
         if sent and self.engine.rollout != "vllm":
             yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
 
+    def _find_selection_conflicts(self) -> Iterator[str]:
+        """Why no evaluation can be selected as the best, where the recipe asks for it."""
+        asked = {"eval.select": self.eval.select, "eval.patience": self.eval.patience, "checkpoint.best": self.checkpoint.best}
+        asking = [f"{key}={str(value).lower()}" for key, value in asked.items() if value]
+        if asking and self.data.test is None:
+            yield f"{asking[0]} selects by evaluations, and data.test=null turns them off; set data.test, or leave it out"
+        if self.eval.patience and not self.eval.every:
+            yield f"eval.patience={self.eval.patience} counts evaluations during training, and eval.every=0 does none; set eval.every"
+        if self.eval.select not in (None, *self.selectable):
+            yield (
+                f"eval.select={self.eval.select} is no metric that the evaluations of algorithm={self.algorithm.name} select by; "
+                f"valid: {', '.join(self.selectable)}"
+            )
+
+    @property
+    def selectable(self) -> tuple[str, ...]:
+        """The metrics of an evaluation that a best one can be selected by, the default first."""
+        if self.offline_algorithm:
+            return ("loss",) if self.algorithm.measure == "loss" else ("accuracy", "loss")
+        return ("accuracy", "reward", *([f"pass@{self.eval.samples}"] if self.eval.samples > 1 else []))
+
     @property
     def longest_unit(self) -> int:
         """Tokens of the longest unit that is never split: a sample, or both completions of a pair."""
@@ -252,30 +274,14 @@ class Recipe(Section):
         return self.updates_per_step // self.passes_per_step
 
 
-# Keys that may change when a run is resumed: they change nothing that it computes, or only how it uses memory.
-IDENTITY_FREE = frozenset(
-    {
-        "output_dir",
-        "resume",
-        "offline",
-        "offline_hosts",
-        "debug",
-        "dry_run",
-        "report",
-        "launch",
-        "hardware",
-        "checkpoint.every",
-        "checkpoint.keep",
-    }
-    | {"model.revision"}  # assembly/model_record.py compares the model itself
-    | {"eval.every", "engine.gradient_checkpointing", "engine.memory", "engine.vllm"}
-)
+PATH_KEYS = ("path", "output_dir", "model", "train", "test")  # the last word of a key whose value can be a path, with ~ for a home folder
 
 
 def read_recipe(config: Mapping[str, Any]) -> Recipe:
     """The typed recipe of a resolved configuration. Raises UserError naming each key, its value and what is valid."""
     refuse_old_names(config)
     refuse_odd_text(config)
+    refuse_unknown_home(config)
     try:
         return Recipe.model_validate(dict(config))
     except ValidationError as error:
@@ -295,6 +301,18 @@ def refuse_odd_text(value: Any, key: str = "") -> None:
             refuse_odd_text(part, f"{key}[{number}]")
     elif isinstance(value, str) and ("\0" in value or (not value.isascii() and value.encode(errors="ignore").decode() != value)):
         raise UserError(f"{key} holds a sign that is no text (NUL, or a byte that is not UTF-8): {show(value)}; write it without")
+
+
+def refuse_unknown_home(value: Any, key: str = "") -> None:
+    """Raises UserError for a path that begins with ~ where nobody of that name has a home folder here."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            refuse_unknown_home(part, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str) and value.startswith("~") and key.rpartition(".")[2] in PATH_KEYS:
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{key}={show(value)}: {explain_no_home(value)}") from error
 
 
 def describe_error(error: Any, config: Mapping[str, Any]) -> list[str]:
@@ -380,17 +398,3 @@ def suggest(word: str, known: Any, ask: str = "valid") -> str:
     if close:
         return f" (did you mean {', '.join(close)}?)"
     return f"; {ask}: {', '.join(sorted(names))}" if names else ""
-
-
-def list_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys, with both values, in which two recipes differ and that change what a run computes."""
-    lines = []
-    for key in sorted(set(before) | set(now)):
-        if f"{prefix}{key}" in IDENTITY_FREE:
-            continue
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += list_changes(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old} then, {new} now")
-    return lines

@@ -259,12 +259,22 @@ class EvalSection(Section):
     samples: Count = describe_field(
         "1: greedy; k: k samples with the settings of `sampling`, for pass@k, of the problems whose k are all graded", unit="samples"
     )
+    select: Name | None = describe_field(
+        "the metric of an evaluation, without eval/, by which the best is selected: accuracy, reward, pass@K, or loss; null: accuracy, of "
+        "sft loss"
+    )
+    patience: Count | None = describe_field(
+        "evaluations in a row without a better eval.select, after which the run stops early and is done; null: never", unit="evaluations"
+    )
 
 
 class CheckpointSection(Section):
     every: CountOrZero = describe_field("between checkpoints; 0: only at the end and when stopped", unit="steps")
     keep: Count = describe_field("newest checkpoints that are kept")
-    best: bool = describe_field("true: keep the checkpoint of the best evaluation too: rlkit export RUN step=best")
+    best: Literal["export"] | bool = describe_field(
+        "true: keep the checkpoint of the best evaluation too, by eval.select: rlkit export RUN step=best; export: and model/ at the end "
+        "has its weights, not those of the last step"
+    )
     export: Literal["merged", "adapter"] = describe_field(
         "the model at the end: merged, or adapter: a peft folder of the LoRA adapters alone"
     )

@@ -18,12 +18,13 @@ from rlkit.runtime.cache import find_cache_folder
 FOLDER = "checked_rows"  # in the cache folder of rlkit; an empty file for each check that found nothing
 LONG = 500_000  # rows that are announced: about five seconds
 FIRST_ROWS = 100_000  # of rows that lie in no file: looked at each time, about a second; later ones as they are read
+FIRST_OF_ONE_FORM = 100
 
 
 def check_once(reader: RowReader[Any], settings: object) -> None:
     """Raises BadRow for the first row that cannot be used. `settings`: all that decides this beside the rows; only its repr counts."""
     if not reader.rows.files:
-        reader.check(FIRST_ROWS)
+        reader.check(FIRST_OF_ONE_FORM if reader.rows.of_one_form else FIRST_ROWS)
         return
     done = None
     with contextlib.suppress(UserError):  # a cache folder that cannot be written costs time, and no more

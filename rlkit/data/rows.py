@@ -27,6 +27,7 @@ class Rows(Sequence[Row]):
     """Rows by index, read on access. `name` is how errors call the table: `data.train gsm8k/train.jsonl`."""
 
     name: str
+    of_one_form = False  # whether what makes one row usable holds for all, since one function made them
 
     @property
     def files(self) -> Sequence[Path]:
@@ -108,15 +109,11 @@ def check_text(column: str, text: str) -> None:
 
 
 class ListRows(Rows):
-    """Rows that are in memory already. `files`: those that decide what is in them."""
+    """Rows that are in memory already."""
 
-    def __init__(self, name: str, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
-        self.name = name
-        self._rows, self._files = rows, files
-
-    @property
-    def files(self) -> Sequence[Path]:
-        return self._files
+    def __init__(self, name: str, rows: Sequence[Row], *, of_one_form: bool = False) -> None:
+        self.name, self.of_one_form = name, of_one_form
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)

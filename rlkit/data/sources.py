@@ -106,7 +106,7 @@ def _load_builtin(name: str, task: str, split: str) -> Rows:
         raise UserError(f'{name}: there is no built-in task "{task}"; known are {", ".join(made)}')
     of, _, kind = split.partition("_")
     try:
-        return ListRows(name, made[task][kind](of), [Path(sums.__file__), Path(reading.__file__)])
+        return ListRows(name, made[task][kind](of), of_one_form=True)
     except KeyError:
         kinds = ", ".join(filter(None, made[task])) or "nothing else"
         raise UserError(f"{name}: the built-in task {task} has no {kind!r}; after {of}_ it has {kinds}") from None

@@ -15,12 +15,13 @@ from typing import Any, Self, TextIO
 
 from rlkit.errors import RunFailed, Stopped, UserError
 from rlkit.report.console import Console
-from rlkit.report.folder import METRICS, RunFolder, read_metrics
+from rlkit.report.folder import METRICS, SUMMARY, RunFolder, read_metrics
 from rlkit.report.names import CLOCK, format_roofline
 from rlkit.report.progress import Phase, Ticker
 from rlkit.report.provenance import collect_environment
 from rlkit.report.run_log import RunLog
 from rlkit.report.status import BEAT_SECONDS, RunStatus, describe_process, write_run_status
+from rlkit.report.summary import RunSummary
 from rlkit.report.trackers import TRACKERS, Tracker, TrackerSettings
 from rlkit.report.wandb import require_wandb
 from rlkit.runtime import heartbeat
@@ -139,31 +140,17 @@ class Report:
             self._print_roofline(f"  roofline of step {step}", [metrics])
         self._shown = []
 
-    def finish(
-        self,
-        status: str,
-        before: float | None,
-        after: float | None,
-        wall_seconds: float,
-        steps: int,
-        measure: str = "accuracy",
-        held_out: Mapping[str, float] | None = None,
-    ) -> None:
-        """Write summary.json, draw report.png, and print the held-out `measure` before and after, and the folder.
-
-        held_out: all metrics of the last evaluation.
-        """
+    def finish(self, summary: RunSummary) -> None:
+        """Write summary.json, draw report.png, and print the held-out measure before and after, and the folder."""
         if self._folder is None:
             return
-        summary = {"status": status, "steps": steps, "wall_seconds": wall_seconds}
-        summary |= {f"{measure}_before": before, f"{measure}_after": after} | ({"held_out": dict(held_out)} if held_out else {})
-        self._folder.write_json("summary.json", summary)
+        self._folder.write_json(SUMMARY, summary.to_json())
         self._try("report.png", self._draw)
         self._print_roofline("roofline", read_metrics(self._folder.path / METRICS))
         self._ticker.stop()  # a live line would come back below the end
         for console in self._consoles:
-            console.finish(status, before, after, wall_seconds, steps, self._folder.path, measure)
-        self._write_status(state=status, step=steps)
+            console.finish(summary, self._folder.path)
+        self._write_status(state=summary.status, step=summary.steps)
 
     def close(self, error: BaseException | None = None) -> None:
         """Close the display, the trackers and the logs; error: what ended the run. A second call does nothing."""

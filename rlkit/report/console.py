@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, find_train_accuracy
+from rlkit.report.names import BEST, HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, find_train_accuracy
+from rlkit.report.summary import RunSummary
 
 _PACE_STEPS = 8  # the ETA uses the last steps only: the length of completions changes in training
 _PROGRESS_SECONDS = 30.0  # between two lines of progress
@@ -55,19 +56,15 @@ class Console:
             prompt, completion = shorten(sample["prompt"], _PROMPT_CHARS), shorten(sample["completion"], _COMPLETION_CHARS)
             self._print(f"  sample of step {step}  reward {format_number(sample['reward'])}  prompt: {prompt}  completion: {completion}")
 
-    def finish(
-        self,
-        status: str,
-        before: float | None,
-        after: float | None,
-        wall_seconds: float,
-        steps: int,
-        folder: Path,
-        measure: str = "accuracy",
-    ) -> None:
-        """The held-out `measure` before and after, and the folder of the run."""
-        self._print(f"{measure} before {format_number(before)}  after {format_number(after)}  change {format_change(before, after)}")
-        self._print(f"{status}: {steps} steps in {format_duration(wall_seconds)}")
+    def finish(self, summary: RunSummary, folder: Path) -> None:
+        """The held-out measure before and after, what was selected by it, and the folder of the run."""
+        before, after = summary.before, summary.after
+        label = f" ({summary.label})" if summary.label else ""
+        change = format_change(before, after)
+        self._print(f"{summary.measure} before {format_number(before)}  after {format_number(after)}{label}  change {change}")
+        for line in summary.describe_selection():
+            self._print(line)
+        self._print(f"{summary.status}: {summary.steps} steps in {format_duration(summary.wall_seconds)}")
         self._print(f"folder {folder}")
 
     def note(self, text: str) -> None:
@@ -88,6 +85,7 @@ class Console:
         values.insert(0, ("reward", metrics[REWARD]) if REWARD in metrics else ("loss", metrics.get(LOSS)))
         if HELD_OUT not in metrics:
             values.append(("held-out loss", metrics.get(HELD_OUT_LOSS)))
+        values.append(("best so far", metrics.get(BEST)))
         fields += [f"{label} {format_number(value)}" for label, value in values if value is not None]
         if (speed := metrics.get(SPEED)) is not None:
             fields.append(f"tokens/s {speed:,.0f}")

@@ -22,6 +22,7 @@ from rlkit.runtime.write_errors import build_removed_error, build_write_error
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+SUMMARY = "summary.json"  # of a finished run
 _BLOCK = 1 << 16  # bytes read at a time when looking for the last line
 
 

@@ -17,6 +17,7 @@ LOSS = "loss"
 ACCURACY = ("accuracy", "rewards/accuracy/mean", "rewards/accuracies")  # of the samples of the step; the first that exists
 HELD_OUT = "eval/accuracy"
 HELD_OUT_LOSS = "eval/loss"  # used where there is no accuracy, as LOSS where there is no reward
+BEST = "eval/best"  # where a recipe selects by evaluations
 LENGTH = "completions/mean_length"
 SPEED = "throughput/tokens_per_second"
 MFU = "throughput/mfu"  # of the update

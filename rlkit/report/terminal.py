@@ -16,6 +16,7 @@ from rich.text import Text
 
 from rlkit.report.console import Console, escape_control, format_change, format_duration, format_number, shorten
 from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS
+from rlkit.report.summary import RunSummary
 
 _SAMPLE_LINES = 3  # of a cell in the table of samples
 
@@ -62,25 +63,23 @@ class Terminal(Console):
             table.add_row(format_number(sample["reward"]), _escape_text(prompt), _escape_text(completion))
         self._show(table)
 
-    def finish(
-        self,
-        status: str,
-        before: float | None,
-        after: float | None,
-        wall_seconds: float,
-        steps: int,
-        folder: Path,
-        measure: str = "accuracy",
-    ) -> None:
+    def finish(self, summary: RunSummary, folder: Path) -> None:
         self.close()
+        before, after = summary.before, summary.after
+        label = f" ({summary.label})" if summary.label else ""
         table = Table(box=box.SIMPLE_HEAD)
         for heading in ("", "before", "after", "change"):
             table.add_column(heading, justify="right")
         table.add_row(
-            f"held-out {measure}", format_number(before), _escape_text(format_number(after), "bold"), format_change(before, after)
+            f"held-out {summary.measure}{label}",
+            format_number(before),
+            _escape_text(format_number(after), "bold"),
+            format_change(before, after),
         )
         self._show(table)
-        self._show(_escape_text(f"{status}: {steps} steps in {format_duration(wall_seconds)}"))
+        for line in summary.describe_selection():
+            self._show(_escape_text(line))
+        self._show(_escape_text(f"{summary.status}: {summary.steps} steps in {format_duration(summary.wall_seconds)}"))
         self._show(_escape_text(f"folder {folder}"))
 
     def note(self, text: str) -> None:

@@ -57,7 +57,8 @@ InProcessReward = Callable[[Sequence[Mapping[str, Any]]], Sequence[Outcome]]
 
 
 class RewardClient:
-    """Scores samples in worker processes: see the module. replay_folder: where a failed sample is written when the run stops for it.
+    """Scores samples in worker processes: see the module. replay_folder: where a failed sample is written when the run stops for it;
+    nowhere without one.
 
     in_process_names: names of rewards that run in this process and not in workers. `in_process` must get a function for each of them,
     which is called with all samples when they are collected.
@@ -77,7 +78,7 @@ class RewardClient:
         self.warn: Callable[[str], None] = lambda text: print(f"rlkit: {text}", file=sys.stderr, flush=True)
         self.steps, self.finished_steps = 0, 0  # of the run: what functions of TRL's form get as trainer_state
         self._warned: set[str] = set()  # names of rewards
-        self._replay_folder = replay_folder or Path("replay")
+        self._replay_folder = replay_folder
         self._kinds: list[FunctionKind] | None = None  # of the rewards in workers; None until the workers are ready
         self._items: dict[Hashable, Mapping[str, Any]] = {}
         self._groups: dict[Hashable, Hashable] = {}
@@ -290,7 +291,7 @@ class RewardClient:
             index = self._worker_names.index(name)
             group = _sort_keys([other for other in self._items if self._groups[other] == self._groups[key]])
             items = [self._select_item(index, other) for other in (group if self._kinds[index].batch else [key])]
-        file = write_replay(self._replay_folder, reward, items, key, outcome)
+        file = write_replay(self._replay_folder, reward, items, key, outcome) if self._replay_folder else None
         raise UserError(window.format_message(reward, key, self._items[key], outcome, file))
 
     def _warn_of_growth(self, name: str, growth: str) -> None:

@@ -38,7 +38,7 @@ class FailureWindow:
     def restore(self, state: str) -> None:
         self._failed = deque((character == "1" for character in state), maxlen=WINDOW)
 
-    def format_message(self, reward: WorkerReward, key: Hashable, item: Mapping[str, Any], outcome: Outcome, file: Path) -> str:
+    def format_message(self, reward: WorkerReward, key: Hashable, item: Mapping[str, Any], outcome: Outcome, file: Path | None) -> str:
         """The message for the user, of at most ten lines."""
         detail = "\n".join(f"  {line}" for line in outcome.detail.strip().splitlines()[-TRACEBACK_LINES:])
         completion = json.dumps(str(item.get("completion", ""))[:SAMPLE_CHARACTERS], ensure_ascii=False)
@@ -46,5 +46,5 @@ class FailureWindow:
         return (
             f"rewards.{reward.name} ({reward.path}) failed for {sum(self._failed)} of the last {len(self._failed)} samples, "
             f"more than rewarding.max_failure_rate={self._limit:g} allows. The first ({outcome.kind.value}), sample {key}:\n"
-            f"{detail}\n  completion: {completion}\n{again}"
+            f"{detail}\n  completion: {completion}" + (f"\n{again}" if file else "")
         )

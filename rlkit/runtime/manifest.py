@@ -19,7 +19,7 @@ from rlkit.errors import UserError
 
 MANIFEST = "manifest.json"
 STATE_FILE = "state.json"
-FORMAT = 3  # of checkpoints; raised where an older one can no longer be read
+FORMAT = 4  # of checkpoints; raised where an older one can no longer be read
 _BLOCK = 1 << 24  # bytes read at a time
 _FILES_AT_ONCE = 4
 

@@ -49,6 +49,13 @@ def is_hub_name(path: str) -> bool:
     return bool(path) and not path.startswith(("/", ".", "~")) and path.count("/") <= 1
 
 
+def explain_no_home(path: str) -> str:
+    """Why a path that begins with ~ leads nowhere."""
+    user = path.removeprefix("~").partition("/")[0]
+    whose = f"there is no user {user} here" if user else "this user has no home folder"
+    return f"{whose}, so ~{user} stands for no folder; write the path in full, or ./{path} for a folder that is called so"
+
+
 def find_packaged(path: str) -> str:
     """The path of pkg://PACKAGE/FILE on this disk; the package is not imported. Raises UserError."""
     package, _, name = path.removeprefix(PACKAGE).partition("/")

@@ -17,11 +17,20 @@ from rlkit.engines.base import FileFactory, Learner
 from rlkit.errors import RunFailed, Stopped, UserError
 from rlkit.profiling.memory_peak import GIB
 from rlkit.report import Report
+from rlkit.report.summary import RunSummary
 from rlkit.runtime.checkpoint import Checkpoints, build_read_error, discard_on_error, publish
 from rlkit.runtime.manifest import build_version_error
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
+from rlkit.trainers.selection import (
+    STOPPED_ON,
+    Evaluations,
+    Selection,
+    describe_best,
+    describe_early_stop,
+    load_evaluations,
+)
 from rlkit.updates.optimizer_step import UpdateCount
 
 
@@ -72,9 +81,8 @@ class TrainState:
     step: int = 0
     count: UpdateCount = field(default_factory=UpdateCount)
     tokens: int = 0  # so far
-    before: float | None = None  # the measure before training
-    held_out: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    best: tuple[float, int] | None = None  # the best measure, and its step
+    steps: int = 0  # that the run was to have; more of them may be asked for later
+    evaluations: Evaluations = field(default_factory=Evaluations)
     wall_seconds: float = 0.0
     row: dict[str, float] | None = field(default_factory=dict)  # metrics of the step, until its evaluation is done
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +99,7 @@ class Run:
     export: Callable[[Path], None]  # the trained model as a Hugging Face folder without tokenizer
     save_tokenizer: Callable[[Path], None]
     checkpoints: Checkpoints
-    keep_best: bool
+    selection: Selection
     report: Report
     timer: PhaseTimer
     ranks: Ranks
@@ -101,22 +109,27 @@ class Run:
 
 
 def run_loop(run: Run) -> None:
-    """Runs from the last checkpoint to the last step. Raises Stopped, after saving, where a stop was requested."""
-    state = resume(run)
+    """Runs from the last checkpoint to the last step, or stops early. Raises Stopped, after saving, where a stop was requested."""
+    state = replace(resume(run), steps=run.steps)
     run.stopping.deferred = True
     run.timer.restart()
     try:
         if state.row is not None:
             state = conclude_step(run, state)
-        for step in range(state.step + 1, run.steps + 1):
-            state = run_step(run, step, state)
+        while not is_last(run, state):
+            state = run_step(run, state.step + 1, state)
             state = conclude_step(run, state)
-            if step < run.steps and run.ranks.any_rank(run.stopping.requested):
+            if not is_last(run, state) and run.ranks.any_rank(run.stopping.requested):
                 raise Stopped
     except Stopped:
         save(run, state)
         raise Stopped(f"stopped after step {state.step} of {run.steps}, saved; go on with output_dir={run.folder}") from None
     finish(run, state)
+
+
+def is_last(run: Run, state: TrainState) -> bool:
+    """Whether no step follows. The same on every rank: an evaluation's metrics are."""
+    return state.step >= run.steps or state.evaluations.is_exhausted(state.step, run.selection.patience)
 
 
 def run_step(run: Run, step: int, before: TrainState) -> TrainState:
@@ -133,8 +146,9 @@ def conclude_step(run: Run, state: TrainState) -> TrainState:
     step, row = state.step, dict(state.row or {})
     if run.trainer.evaluates and (step in (0, run.steps) or (run.eval_every and step % run.eval_every == 0)):
         held_out = run.trainer.evaluate(step)
-        row |= held_out
-        state = record_evaluation(state, held_out, run.trainer.measure)
+        evaluations = state.evaluations.add(step, held_out, run.selection)
+        row |= held_out | evaluations.metrics(run.selection)
+        state = replace(state, evaluations=evaluations)
     if row:
         run.report.log_step(step, row | run.timer.metrics() | {"memory/process_gib": psutil.Process().memory_info().rss / GIB})
     state = replace(state, row=None, wall_seconds=state.wall_seconds + run.timer.seconds)
@@ -142,19 +156,16 @@ def conclude_step(run: Run, state: TrainState) -> TrainState:
     return state
 
 
-def record_evaluation(state: TrainState, held_out: dict[str, float], measure: str) -> TrainState:
-    now, best = held_out[f"eval/{measure}"], state.best
-    if best is None or (now < best[0] if measure == "loss" else now > best[0]):
-        best = (now, state.step)
-    return replace(state, before=now if state.step == 0 else state.before, held_out=held_out, best=best)
-
-
 def save_if_due(run: Run, state: TrainState) -> None:
-    if state.step == 0:
-        return  # nothing is trained yet
-    new_best = run.keep_best and state.best is not None and state.best[1] == state.step
-    if run.checkpoints.is_due(state.step) or state.step == run.steps or new_best:
+    best = find_protected(run, state)
+    if best == state.step or (state.step and (run.checkpoints.is_due(state.step) or is_last(run, state))):
         save(run, state)
+
+
+def find_protected(run: Run, state: TrainState) -> int | None:
+    """The step of the best evaluation, where its checkpoint is to be kept. Before the first step it is of the model that the run got."""
+    best = state.evaluations.best
+    return best.step if run.selection.best and best else None
 
 
 def save(run: Run, state: TrainState) -> None:
@@ -166,8 +177,7 @@ def save(run: Run, state: TrainState) -> None:
                 learner.save(files)
 
     with run.timer("checkpoint"):
-        protect = state.best[1] if run.keep_best and state.best else None
-        run.checkpoints.save(state.step, asdict(state), write, protect)
+        run.checkpoints.save(state.step, asdict(state), write, find_protected(run, state))
 
 
 def resume(run: Run) -> TrainState:
@@ -182,23 +192,34 @@ def resume(run: Run) -> TrainState:
     if saved.keys() - {field.name for field in fields(TrainState)}:
         raise build_version_error(run.checkpoints.get_folder(last))
     try:
-        best = tuple(saved.pop("best") or ()) or None
-        state = TrainState(**{**saved, "count": UpdateCount(**saved["count"]), "best": best})
-        with run.training():
-            for learner in run.learners:
-                learner.load(run.checkpoints.get_folder(last))
-    except (RunFailed, UserError, Stopped, RuntimeError):
-        raise
-    except Exception as error:  # each library that reads a file raises its own error
+        state = TrainState(**{**saved, "count": UpdateCount(**saved["count"]), "evaluations": load_evaluations(saved["evaluations"])})
+    except (KeyError, TypeError, AttributeError) as error:
         raise build_read_error(run.checkpoints.get_folder(last), error) from error
+    load_learners(run, last)
     run.trainer.load(state.trainer, last)
     run.report.note(f"goes on after step {last}")
     return state
 
 
+def load_learners(run: Run, step: int) -> None:
+    """Loads the weights and optimizers of a checkpoint."""
+    try:
+        with run.training():
+            for learner in run.learners:
+                learner.load(run.checkpoints.get_folder(step))
+    except (RunFailed, UserError, Stopped, RuntimeError):
+        raise
+    except Exception as error:  # each library that reads a file raises its own error
+        raise build_read_error(run.checkpoints.get_folder(step), error) from error
+
+
 def finish(run: Run, state: TrainState) -> None:
     """Exports the trained model as a Hugging Face folder, and writes the summary."""
+    exported = choose_exported(run, state)
     run.report.show_phase("export")
+    if exported != state.step:
+        run.checkpoints.check(exported)
+        load_learners(run, exported)
     unfinished, final = run.folder / ".model.tmp", run.folder / "model"
     with discard_on_error(unfinished, run.folder):
         run.export(unfinished)
@@ -206,6 +227,32 @@ def finish(run: Run, state: TrainState) -> None:
             run.save_tokenizer(unfinished)
             publish(unfinished, final)
     run.ranks.barrier()
-    measure = run.trainer.measure
-    after = state.held_out.get(f"eval/{measure}")
-    run.report.finish("done", state.before, after, state.wall_seconds, state.step, measure, state.held_out)
+    run.report.finish(summarize(run, state, exported))
+
+
+def choose_exported(run: Run, state: TrainState) -> int:
+    """The step whose weights model/ gets."""
+    best = state.evaluations.best
+    return best.step if run.selection.best == "export" and best else state.step
+
+
+def summarize(run: Run, state: TrainState, exported: int) -> RunSummary:
+    """What the report says of the whole run; `exported`: the step of the model at the end."""
+    evaluations, selection, measure = state.evaluations, run.selection, f"eval/{run.trainer.measure}"
+    best = evaluations.best
+    of_best = selection.best == "export" and best is not None
+    held_out = best.held_out if best and of_best else evaluations.last
+    exhausted = evaluations.is_exhausted(state.step, selection.patience)
+    return RunSummary(
+        status="done",
+        steps=state.step,
+        wall_seconds=state.wall_seconds,
+        measure=run.trainer.measure,
+        before=evaluations.first.get(measure),
+        after=held_out.get(measure),
+        held_out=held_out,
+        label=describe_best(evaluations) if of_best else STOPPED_ON if exhausted else "",
+        model_step=exported,
+        best=(selection.metric, best.value, best.step, describe_best(evaluations)) if selection.is_asked_for and best else None,
+        stopped_early=describe_early_stop(evaluations, selection, state.step, run.steps) if exhausted else None,
+    )

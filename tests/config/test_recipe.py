@@ -15,6 +15,7 @@ from rlkit import run
 from rlkit.assembly.datasets import count_steps
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config
+from rlkit.config.identity import list_changes
 from rlkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +127,12 @@ REFUSED = {
     "sampling.top_p=1.5": "sampling.top_p=1.5 is not valid: it should be less than or equal to 1",
     "steps=-1": "steps=-1 is not valid: it should be greater than or equal to 0",
     "engine.zero_stage=4": "engine.zero_stage=4 is not valid: it should be 0, 1, 2 or 3",
+    "eval.select=bleu": "eval.select=bleu is no metric that the evaluations of algorithm=grpo select by; valid: accuracy, reward",
+    "eval={every: 0, patience: 2}": "eval.patience=2 counts evaluations during training, and eval.every=0 does none; set eval.every",
+    "model.path=~nouser/x": "model.path='~nouser/x': there is no user nouser here, so ~nouser stands for no folder; write the path in full",
+    "output_dir=~nouser/x": "output_dir='~nouser/x': there is no user nouser here",
+    "data.train=~nouser/x.jsonl": "data.train='~nouser/x.jsonl': there is no user nouser here",
+    "rewards.accuracy.path=~nouser/x.py:f": "rewards.accuracy.path='~nouser/x.py:f': there is no user nouser here",
     "optim.warmup_steps=1.5": "optim.warmup_steps=1.5 is not valid: it should be a whole number of steps, or a share of them below 1",
     "optim={schedule: constant, min_lr_ratio: 0.1}": "optim.min_lr_ratio=0.1: with optim.schedule=constant the learning rate does not fall",
     "optim.schedule=exp": "optim.schedule='exp' is not valid: it should be 'constant', 'linear' or 'cosine'",
@@ -263,7 +270,7 @@ def test_cfg_job_prints_the_resolved_recipe(capsys: pytest.CaptureFixture[str]) 
 def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     code = (
         "import sys; from rlkit import run; code = run.main(sys.argv[1:]); "
-        "heavy = ['vllm', 'deepspeed', 'transformers', 'datasets', 'matplotlib', 'ray', 'math_verify', 'wandb', 'tensorboard']; "
+        "heavy = ['vllm', 'deepspeed', 'datasets', 'matplotlib', 'ray', 'math_verify', 'wandb', 'tensorboard']; "
         "print('heavy', [name for name in heavy if name in sys.modules]); "
         "import torch; print('cuda', torch.cuda.is_initialized()); sys.exit(code)"
     )
@@ -283,6 +290,7 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
         "tokens:        at most 112 a sample, 8,960 a step, 4,096 a micro-batch",
         "update:        4 a step in 2 passes, on 5 prompts each",
         "DeepSpeed ZeRO 3, one process",
+        "first prompt:  (35 tokens) '<|im_start|>user\\nWhat is 91 + 48?<|im_end|>\\n<|im_start|>assistant\\n'",  # transformers' tokenizer
         "heavy []",
         "cuda False",
     ):
@@ -322,17 +330,19 @@ def test_the_door_itself_exits_with_two(tmp_path: Path) -> None:
 def test_changes_that_would_change_the_run_are_named() -> None:
     before = compose_config(["recipe=grpo_math", "output_dir=a"], None)
     same = compose_config(["recipe=grpo_math", "output_dir=b", "debug=true", "report.table_every=1", "offline=true"], None)
-    assert recipes.list_changes(before, same) == []
+    assert list_changes(before, same) == []
     roomier = [
         "engine.gradient_checkpointing=1",
         "engine.vllm.gpu_memory_utilization=0.3",
         "checkpoint.every=3",
         "eval.every=2",
         "hardware.gpus=2",
+        "steps=99",
+        "eval.patience=2",
     ]
-    assert recipes.list_changes(before, compose_config(["recipe=grpo_math", *roomier], None)) == []
+    assert list_changes(before, compose_config(["recipe=grpo_math", *roomier], None)) == []
     other = compose_config(["recipe=grpo_math", "optim.lr=1e-3", "rewards.brevity.path=length"], None)
-    assert recipes.list_changes(before, other) == [
+    assert list_changes(before, other) == [
         f"optim.lr: {before['optim']['lr']} then, 0.001 now",
         "rewards.brevity: None then, {'path': 'length'} now",
     ]
@@ -347,3 +357,9 @@ def test_a_policy_that_would_learn_in_no_step_is_refused_by_the_recipe_alone() -
     with pytest.raises(UserError, match=told):
         count_steps(by_epochs, rows=20)
     assert count_steps(by_epochs, rows=30).steps == 3
+
+
+@pytest.mark.parametrize("word", ["eval.patience=2", "eval.select=accuracy", "checkpoint.best=true", "checkpoint.best=export"])
+def test_nothing_is_selected_by_evaluations_that_are_off(word: str) -> None:
+    with pytest.raises(UserError, match=f"{word} selects by evaluations, and data.test=null turns them off; set data.test"):
+        composed("recipe=grpo_math", "data.test=null", word)

@@ -10,17 +10,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlkit.report.console import Console, escape_control, format_duration, shorten
 from rlkit.report.folder import read_metrics
+from rlkit.report.summary import RunSummary
 
 RUN = """
 import sys
 from pathlib import Path
 from rlkit.report import Report, console
+from rlkit.report.summary import RunSummary
 console._PROGRESS_SECONDS = 1e9  # the machine may be busy
 sample = {"prompt": "1 + 1 [bold]?", "completion": "[red]It is\\n\\x1b[31m\\u202e caf\\xe9 2"}
 sample |= {"reward": 1.0, "rewards": {"a": 1.0}, "advantage": 0.0}
@@ -33,7 +36,7 @@ with Report(Path(sys.argv[1]), plan=[("model", "[link]tiny")], title="a run", st
         report.log_step(step, {"reward": step / 8, "rewards/accuracy/mean": step / 16})
         print("printed by somebody else")
     report.warn("[blink]mind\\nthe gap")
-    report.finish("done", 0.25, 0.75, 61.0, 6)
+    report.finish(RunSummary("done", 6, 61.0, 0.25, 0.75))
 """
 
 
@@ -153,8 +156,26 @@ def test_the_line_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_before_and_after_may_be_missing() -> None:
     stream = io.StringIO()
-    Console(4, stream=stream).finish("stopped", 0.5, None, 3725.0, 2, Path("runs/a"))
+    Console(4, stream=stream).finish(RunSummary("stopped", 2, 3725.0, 0.5), Path("runs/a"))
     assert stream.getvalue() == "accuracy before 0.500  after -  change -\nstopped: 2 steps in 1:02:05\nfolder runs/a\n"
+
+
+def test_a_number_that_was_selected_on_its_own_rows_is_labelled_so() -> None:
+    """In the lines of the console and of a terminal, and in summary.json."""
+    label = "best of 9 evaluations it was selected on"
+    summary = RunSummary("done", 8, 60.0, 0.5, 0.71, label=label, model_step=6, best=("accuracy", 0.71, 6, label), stopped_early="why")
+    stream = io.StringIO()
+    Console(8, stream=stream).finish(summary, Path("runs/a"))
+    assert stream.getvalue().splitlines() == [
+        "accuracy before 0.500  after 0.710 (best of 9 evaluations it was selected on)  change +0.210",
+        "why",
+        "held-out accuracy 0.710 after step 6 (best of 9 evaluations it was selected on); model/ has its weights",
+        "done: 8 steps in 1:00",
+        "folder runs/a",
+    ]
+    assert summary.to_json()["selected"] == {"metric": "accuracy", "value": 0.71, "step": 6, "label": label, "model_step": 6}
+    kept = replace(summary, label="", model_step=8, stopped_early=None).describe_selection()
+    assert kept == [f"held-out accuracy 0.710 after step 6 ({label}); rlkit export RUN step=best, where it was kept"]
 
 
 def test_a_quiet_console_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +183,7 @@ def test_a_quiet_console_says_nothing(capfd: pytest.CaptureFixture[str]) -> None
     console.print_header("t", [("a", "b")])
     console.print_step(1, {"reward": 1.0})
     console.warn("w")
-    console.finish("done", 0.0, 1.0, 1.0, 1, Path("f"))
+    console.finish(RunSummary("done", 1, 1.0, 0.0, 1.0), Path("f"))
     assert capfd.readouterr() == ("", "")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from rlkit.report import Report
 from rlkit.report.folder import read_metrics, read_rows
+from rlkit.report.summary import RunSummary
 
 
 def _sample(reward: float | None, text: str = "") -> dict[str, Any]:
@@ -33,7 +34,7 @@ def test_a_run_leaves_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[st
         report.log_step(1, {"reward": 0.5, "floor/update": 3.0})
         report.log_samples(2, samples)
         report.log_step(2, {"reward": 0.75, "eval/accuracy": 0.5, "floor/update": 2.0})
-        report.finish("done", 0.25, 0.5, 12.5, 2)
+        report.finish(RunSummary("done", 2, 12.5, 0.25, 0.5))
 
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     clocks = [row.pop("time/clock") for row in rows]
@@ -65,7 +66,7 @@ def test_other_ranks_touch_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[
         report.write_json("a.json", {})
         report.note("n")
         report.warn("w")
-        report.finish("done", 0.0, 1.0, 1.0, 1)
+        report.finish(RunSummary("done", 1, 1.0, 0.0, 1.0))
     assert not (tmp_path / "run").exists()
     assert capfd.readouterr() == ("", "")
 
@@ -76,7 +77,7 @@ def test_a_failing_picture_or_tracker_is_told_once_and_the_run_goes_on(tmp_path:
     with _report(tmp_path) as report:
         report.log_step(1, {"reward": 0.5})
         report.log_step(2, {"reward": 0.5})
-        report.finish("done", None, None, 1.0, 2)
+        report.finish(RunSummary("done", 2, 1.0))
     lines = capfd.readouterr().out.splitlines()
     assert [line.split(" failed")[0] for line in lines if line.startswith("warning")] == ["warning: TensorBoard", "warning: report.png"]
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]

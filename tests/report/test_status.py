@@ -16,6 +16,7 @@ import pytest
 from rlkit.errors import RunFailed, Stopped
 from rlkit.report import Report
 from rlkit.report.status import RunStatus, describe_process, read_run_status, write_run_status
+from rlkit.report.summary import RunSummary
 from rlkit.runtime import heartbeat
 
 WRITER = """
@@ -60,7 +61,7 @@ def test_the_end_of_a_run_and_why(error: Exception, state: str, why: str, tmp_pa
 def test_a_run_that_is_done_says_so(tmp_path: Path) -> None:
     with Report(tmp_path, plan=[], title="t", steps=2, main=True) as report:
         report.log_step(2, {"reward": 0.5})
-        report.finish("done", None, None, 1.0, 2)
+        report.finish(RunSummary("done", 2, 1.0))
     assert (read(tmp_path).state, read(tmp_path).why, read(tmp_path).step) == ("done", None, 2)
 
 

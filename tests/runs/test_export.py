@@ -91,14 +91,20 @@ def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path
             "rlkit: the best evaluation was before the first step, of model.path itself (there are: 1, 2)\n",
         )
     else:
-        assert (code, said.out) == (0, f"{tmp_path / 'best'}: the model after step {best}\n")
+        number = f"held-out accuracy {found[best]:.3f} (best of 3 evaluations it was selected on)"
+        assert (code, said.out) == (0, f"{tmp_path / 'best'}: the model after step {best}, {number}\n")
     last = two_steps / "checkpoints" / "step-000002"
     before = json.loads((last / "state.json").read_text())
+
+    def replace_best(step: int) -> None:
+        evaluations = before["evaluations"] | {"best": {"value": 1.0, "step": step, "held_out": {}}}
+        replace_state(last, before | {"evaluations": evaluations})
+
     try:
-        replace_state(last, before | {"best": [1.0, 1]})
+        replace_best(1)
         assert export.run_export([str(two_steps), "step=best", f"to={tmp_path / 'first'}"]) == 0
-        assert capsys.readouterr().out == f"{tmp_path / 'first'}: the model after step 1\n"
-        replace_state(last, before | {"best": [1.0, 9]})
+        assert capsys.readouterr().out.startswith(f"{tmp_path / 'first'}: the model after step 1, held-out accuracy 1.000 (best of 3 ")
+        replace_best(9)
         assert export.run_export([str(two_steps), "step=best"]) == 2
         assert (
             "the best evaluation was after step 9, but its checkpoint was not kept; checkpoint.best=true keeps it"

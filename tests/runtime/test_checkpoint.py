@@ -194,7 +194,7 @@ def test_publishing_replaces_what_had_the_name(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["model", "model/deep", "model/deep/weights"]
 
 
-@pytest.mark.parametrize("state", [{"step": 2}, {"best": None, "count": {"a": 1}}, {"best": None, "count": 3}])
+@pytest.mark.parametrize("state", [{"step": 2}, {"evaluations": {"best": None}, "count": {"a": 1}}, {"evaluations": 3, "count": {}}])
 def test_a_checkpoint_of_another_form_is_refused(state: dict[str, Any], tmp_path: Path) -> None:
     (checkpoints := open_at(tmp_path)).save(2, state, weights())
     with pytest.raises(RunFailed, match=r"step-000002 cannot be read .* delete its folder to continue from the one before"):
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     checkpoints.save(2, {"story" if name == "trainer" else name: value for name, value in known.items()}, weights())
     with pytest.raises(UserError, match=refused):
         resume(SimpleNamespace(checkpoints=checkpoints, training=nullcontext, learners=[]))  # type: ignore[arg-type]
-    with patch("rlkit.runtime.manifest.FORMAT", 4):
+    with patch("rlkit.runtime.manifest.FORMAT", 99):
         checkpoints.save(4, known, weights())
     with pytest.raises(UserError, match=refused):
         checkpoints.check(4)
