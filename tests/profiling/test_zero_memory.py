@@ -50,7 +50,7 @@ def test_an_update_takes_the_address_space_that_was_planned(world: int, tmp_path
             assert found["state"] == pytest.approx(found["predicted_state"] - 42 * MIB, rel=0.02), case
             continue
         assert stage == 3 or found["state"] == pytest.approx(found["predicted_state"], rel=0.02), case
-        assert found["kept"] == pytest.approx(found["gradients"] if stage < 3 else 0, abs=MIB), case
+        assert found["kept"] == pytest.approx(found["gradients"] if stage < 3 else 0, abs=3 * MIB), case  # some lie in a hole of the heap
         assert found["step"] == pytest.approx(found["kept"] + found["predicted_step"], abs=MIB), case
         planned = found["gradients"] + found["reduction"] + found["incoming"]
         assert stage == 3 or planned - MIB <= found["backward"] <= 1.5 * planned, case
