@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 _DOOR = "rlkit.api"
-__all__ = ["Result", "dry_run", "load_recipe", "train"]
+__all__ = ["Result", "dry_run", "evaluate", "export_model", "load_recipe", "train"]
 
 
 def __getattr__(name: str) -> Any:

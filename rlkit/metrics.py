@@ -110,6 +110,7 @@ class Quantile:
         return sorted(self.numbers)[math.ceil(self.percent / 100 * len(self.numbers)) - 1] if self.numbers else math.nan
 
 
+Z95 = 1.959963984540054  # of the normal distribution, 95 % lie within so many standard deviations
 Metric = Mean | Sum | Max | Std | Quantile
 Metrics = dict[str, Metric]
 
@@ -188,12 +189,20 @@ def metric_values(metrics: Mapping[str, Metric]) -> dict[str, float]:
     return {name: metric.value for name, metric in metrics.items()}
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of independent numbers, by the normal distribution; without ends for fewer than two."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    mean, reach = mean_of(values).value, Z95 * std_of(values).value / math.sqrt(len(values))
+    return mean - reach, mean + reach
+
+
 def wilson_interval(share: Mean) -> tuple[float, float]:
     """The 95 % interval of a share of independent cases; 0 to 1 where there are none.
 
     Wilson (1927), "Probable inference, the law of succession, and statistical inference".
     """
-    n, z = float(share.weight), 1.959963984540054
+    n, z = float(share.weight), Z95
     if not n:
         return 0.0, 1.0
     p = share.value

@@ -5,6 +5,7 @@ Left out: runs on several GPUs or machines, which launch/ starts from a recipe.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,13 @@ from rlkit.api.functions import collect_rewards
 from rlkit.api.result import Result
 from rlkit.api.rows import collect_data
 from rlkit.api.words import build_words, name_recipe
+from rlkit.cli.export import export_model
 from rlkit.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from rlkit.config.recipe import Recipe
 
-__all__ = ["Result", "dry_run", "load_recipe", "train"]
+__all__ = ["Result", "dry_run", "evaluate", "export_model", "load_recipe", "train"]
 
 
 def train(
@@ -67,6 +69,33 @@ def dry_run(
     Raises UserError for what a run would refuse.
     """
     _run(recipe, overrides, rewards, data, config_dir, keys | {"dry_run": True})
+
+
+def evaluate(
+    model: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    recipe: str | None = None,
+    step: int | str | None = None,
+    data: Any = None,
+    rewards: Any = None,
+    **keys: Any,
+) -> dict[str, Any]:
+    """Evaluates a model in a child process, as `rlkit eval`; returns what result.json holds: accuracy, reward, intervals, metrics, folder.
+
+    model: the folder of a run, or a model. recipe: the name of the task, for a model that is of no run. step: of a run, or "best".
+    data: the held-out rows, data.test, in the forms of train. rewards: in the forms of train, in place of those of their names; those that
+    a run got as Python objects are asked for again. Raises as train.
+    """
+    section, functions = collect_rewards(rewards) if rewards is not None else ({}, {})
+    chosen = {"recipe": recipe, "step": None if step is None else str(step)}
+    tested = collect_data(data if isinstance(data, Mapping) or data is None else {"test": data})
+    words = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    words += build_words({**tested, **(overrides or {}), **keys, **({"rewards": section} if section else {})})
+    folder = run_child([str(model), *words], None, functions, action="evaluate")
+    if folder is None:
+        raise RunFailed("the evaluation ended without a folder; what it printed says why")
+    return dict(json.loads((folder / "result.json").read_text()))
 
 
 def load_recipe(

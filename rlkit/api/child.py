@@ -34,12 +34,14 @@ CHUNK = 1 << 16
 Rewards = Mapping[str, Mapping[str, Any]]
 
 
-def run_child(words: list[str], rewards: Rewards | None, functions: Mapping[str, PythonFunction]) -> Path | None:
+def run_child(words: list[str], rewards: Rewards | None, functions: Mapping[str, PythonFunction], action: str = "train") -> Path | None:
     """Runs the door with these words, and rewards in place of the recipe's; returns the folder of the run, if it has one.
+
+    action: train, or evaluate: the words of `rlkit eval`.
 
     Raises UserError, Stopped and RunFailed as the run does, and KeyboardInterrupt where it was interrupted before it handled that.
     """
-    child = _Child(words, rewards, functions)
+    child = _Child(words, _encode_start(rewards, functions, action))
     try:
         interrupts = child.wait()
     finally:
@@ -64,7 +66,7 @@ def run_child(words: list[str], rewards: Rewards | None, functions: Mapping[str,
 class _Child:
     """The child process, and what it printed on its way to the caller."""
 
-    def __init__(self, words: list[str], rewards: Rewards | None, functions: Mapping[str, PythonFunction]) -> None:
+    def __init__(self, words: list[str], start: bytes) -> None:
         self._events, theirs = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -86,7 +88,7 @@ class _Child:
         os.set_blocking(self._output, False)
         os.set_blocking(self._events, False)
         with suppress(BrokenPipeError), self.process.stdin as stdin:  # one that ended at once has printed why
-            stdin.write(_encode_start(rewards, functions))
+            stdin.write(start)
 
     def wait(self) -> int:
         """Shows the output until the process has ended; returns how often it was interrupted."""
@@ -144,7 +146,7 @@ class _Child:
             sys.stdout.flush()
 
 
-def _encode_start(rewards: Rewards | None, functions: Mapping[str, PythonFunction]) -> bytes:
+def _encode_start(rewards: Rewards | None, functions: Mapping[str, PythonFunction], action: str) -> bytes:
     sent = {
         path: {
             "pickled": base64.b64encode(function.pickled).decode(),
@@ -156,7 +158,7 @@ def _encode_start(rewards: Rewards | None, functions: Mapping[str, PythonFunctio
     here = str(Path(__file__).resolve().parents[2])
     path = list(dict.fromkeys([*map(os.path.abspath, sys.path), here]))
     replaced = None if rewards is None else {name: build_words({"rewards": {name: keys}}) for name, keys in rewards.items()}
-    return json.dumps({"path": path, "rewards": replaced, "functions": sent}).encode()
+    return json.dumps({"path": path, "rewards": replaced, "functions": sent, "action": action}).encode()
 
 
 def serve(start: Mapping[str, Any]) -> None:
@@ -167,7 +169,7 @@ def serve(start: Mapping[str, Any]) -> None:
     events, parent, words = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     os.set_inheritable(events, False)
     die_with_parent(parent, signal.SIGTERM)
-    sys.argv = ["rlkit.train", *words]
+    sys.argv = [f"rlkit.{start['action']}", *words]
     sys.stdin = open(os.devnull)  # noqa: SIM115  for the life of the process
     configure_libraries(offline=False)
     for path, sent in start["functions"].items():
@@ -178,10 +180,23 @@ def serve(start: Mapping[str, Any]) -> None:
         os.write(events, (json.dumps({kind: text}) + "\n").encode())
 
     def act() -> int:
+        if start["action"] == "evaluate":
+            report("folder", evaluate_words(words))
+            return EXIT_DONE
         replaced = replace_rewards(words, start["rewards"])
         return run.dispatch(replaced, started=lambda folder: report("folder", str(folder)))
 
     run.end_process_with(lambda: run.handle_errors(act, words, show=lambda message: report("message", message)))
+
+
+def evaluate_words(words: list[str]) -> str:
+    """Runs `rlkit eval` with these words; returns its folder."""
+    from rlkit.cli.evaluate import describe_result, evaluate_source
+
+    name, *keys = words
+    result = evaluate_source(name, keys, note=lambda text: print(text, flush=True))
+    print(describe_result(result), flush=True)
+    return result.folder
 
 
 def replace_rewards(words: list[str], rewards: Mapping[str, list[str]] | None) -> list[str]:

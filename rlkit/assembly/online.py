@@ -70,7 +70,7 @@ def build_online(context: BuildContext, rewards: RewardClient, train: Stream[Pro
         timer=context.timer,
         ranks=ranks,
     )
-    load_reward_models(context, rewards, placement)
+    load_reward_models(context, rewards, placement.pause_rollout)
     export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
     run = build_trainer_run(context, trainer, learners, export)
     return replace(run, training=placement.train)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from rlkit.assembly.context import BuildContext, require
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
-from rlkit.engines.placement import Placement
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.spec import TRUST, RewardSettings
 from rlkit.rollout.model_reward import ModelReward
@@ -19,8 +20,8 @@ def list_in_process_rewards(recipe: Recipe) -> list[str]:
     return [name for name, reward in require(recipe.rewards).items() if reward.path == "reward_model"]
 
 
-def load_reward_models(context: BuildContext, rewards: RewardClient, placement: Placement) -> None:
-    """Loads the reward models, each with a phase of its own on the device."""
+def load_reward_models(context: BuildContext, rewards: RewardClient, pause_rollout: Callable[[], AbstractContextManager[None]]) -> None:
+    """Loads the reward models, each with a phase of its own on the device: in `pause_rollout`."""
     from rlkit.engines.classifier import Classifier
     from rlkit.engines.loading import load_config
 
@@ -30,7 +31,7 @@ def load_reward_models(context: BuildContext, rewards: RewardClient, placement: 
         path, code = str(args["model"]), {"offline": recipe.offline, "trust_remote_code": args.get(TRUST, False)}
         load_config(path, what, **code)  # before the tokenizer, which reads it too and would be blamed for its faults
         model = Classifier(path, context.dtype, device=context.ranks.device, tokens_per_micro_batch=recipe.tokens_per_micro_batch, **code)
-        rewards.in_process[name] = ModelReward(Renderer(path, what=what, **code), model, placement.pause_rollout).score
+        rewards.in_process[name] = ModelReward(Renderer(path, what=what, **code), model, pause_rollout).score
 
 
 def build_reward_settings(recipe: Recipe, ranks: Ranks) -> RewardSettings:

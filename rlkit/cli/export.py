@@ -1,14 +1,16 @@
-"""Writes the model of a checkpoint: `rlkit export RUN [step=N|best] [to=FOLDER]`.
+"""Writes the model of a checkpoint: `rlkit export RUN [as=merged|adapter] [step=N|best] [to=FOLDER]`.
 
 RUN is the folder of a run, finished or not. Without `step` the newest checkpoint is used; step=best is the one of the best evaluation,
-which checkpoint.best=true keeps. The output is the same as at the end of a run: a Hugging Face folder with adapters merged, or a peft
-folder with checkpoint.export=adapter. One process loads the base model on the CPU, no matter how many processes trained it.
+which checkpoint.best=true keeps. as=merged is a Hugging Face folder with adapters merged, as=adapter a peft folder of the LoRA adapters
+alone; without it the form is that of the run, checkpoint.export. One process loads the base model on the CPU, no matter how many
+processes trained it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,44 +27,79 @@ if TYPE_CHECKING:
 
     from rlkit.config.recipe import Recipe
 
-USAGE = "rlkit export RUN [step=N|best] [to=FOLDER]"
+USAGE = "rlkit export RUN [as=merged|adapter] [step=N|best] [to=FOLDER]"
+FORMS = ("merged", "adapter")
 WEIGHT = "weight/model."  # prefix of the parameter names in the files of a checkpoint
 
 
 def run_export(arguments: list[str]) -> int:
     """Write the model. Returns the exit code, as rlkit.run."""
     configure_libraries(offline=False)
-    return handle_errors(lambda: export_model(arguments), arguments)
+    return handle_errors(lambda: parse_and_export(arguments), arguments)
 
 
-def export_model(arguments: list[str]) -> int:
+def parse_and_export(arguments: list[str]) -> int:
     """As run_export. Raises UserError."""
     if not arguments:
         raise UserError(f"name the folder of a run: {USAGE}")
     run, *rest = arguments
     options = dict(word.split("=", 1) for word in rest if "=" in word)
-    if len(options) < len(rest) or options.keys() - {"step", "to"}:
+    if len(options) < len(rest) or options.keys() - {"as", "step", "to"}:
         raise UserError(f"unknown: {' '.join(rest)}; valid: {USAGE}")
-    folder = Path(run).expanduser().absolute()
-    recipe, on_gpu = read_run(folder)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, every=0, keep=0, main=True, gather=lambda item: [item])
-    step = choose_step(checkpoints, options.get("step"))
-    final = Path(options.get("to") or folder / f"model-{step:06d}").expanduser().absolute()
+    written = export_model(Path(run), form=options.get("as"), step=options.get("step"), to=options.get("to"))
+    what = "the adapter" if options.get("as") == "adapter" else "the model"
+    print(f"{written.folder}: {what} after step {written.step}{written.selected}")
+    return EXIT_DONE
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A folder with the model after a step. `selected`: for step=best, by what it was selected."""
+
+    folder: Path
+    step: int
+    selected: str = ""
+
+
+def export_model(run: str | Path, *, form: str | None = None, step: int | str | None = None, to: str | Path | None = None) -> ExportedModel:
+    """Write the model of a checkpoint. form: one of FORMS; step: a number or "best"; to: the folder. None as for the command.
+
+    Raises UserError.
+    """
+    run = Path(run).expanduser().absolute()
+    recipe, on_gpu = read_run(run)
+    adapter = is_adapter(recipe, run, form)
+    checkpoints = open_checkpoints(run)
+    number = choose_step(checkpoints, None if step is None else str(step))
+    final = Path(to or run / f"{'adapter' if form == 'adapter' else 'model'}-{number:06d}").expanduser().absolute()
     if final.exists():
         raise UserError(f"{final} exists already; delete it, or choose another folder with to=")
-    checkpoints.check(step)
+    checkpoints.check(number)
     configure_libraries(offline=recipe.offline)
     unfinished = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write_model(recipe, folder, checkpoints.get_folder(step), unfinished, on_gpu)
+        write_model(recipe, run, checkpoints.get_folder(number), unfinished, on_gpu, adapter)
         publish(unfinished, final)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{final} cannot be written: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"{final}: the model after step {step}{describe_selected(checkpoints, recipe, options.get('step'))}")
-    return EXIT_DONE
+    return ExportedModel(final, number, describe_selected(checkpoints, recipe, step))
+
+
+def open_checkpoints(run: Path) -> Checkpoints:
+    """The checkpoints of a run, to be read."""
+    return Checkpoints(run / CHECKPOINTS, every=0, keep=0, main=True, gather=lambda item: [item])
+
+
+def is_adapter(recipe: Recipe, run: Path, form: str | None) -> bool:
+    """Whether the adapters are written alone. Raises UserError for a form that is unknown, or that the run does not have."""
+    if form not in (None, *FORMS):
+        raise UserError(f"as={form} is not valid: it must be {' or '.join(FORMS)}")
+    if form == "adapter" and recipe.model.lora.rank is None:
+        raise UserError(f"as=adapter: {run} trained all weights (model.lora.rank is null), so it has no adapter; leave as= out")
+    return form == "adapter" or (form is None and recipe.checkpoint.export == "adapter")
 
 
 def read_run(folder: Path) -> tuple[Recipe, bool]:
@@ -81,7 +118,7 @@ def read_run(folder: Path) -> tuple[Recipe, bool]:
     return recipes.read_recipe(config), bool(gpus)
 
 
-def describe_selected(checkpoints: Checkpoints, recipe: Recipe, word: str | None) -> str:
+def describe_selected(checkpoints: Checkpoints, recipe: Recipe, word: int | str | None) -> str:
     """Behind the step that step=best chose: by what it was selected."""
     if word != "best":
         return ""
@@ -119,8 +156,11 @@ def read_evaluations(checkpoints: Checkpoints, step: int) -> Evaluations:
     return load_evaluations(checkpoints.read_state(step)["evaluations"])
 
 
-def write_model(recipe: Recipe, run: Path, checkpoint: Path, folder: Path, on_gpu: bool) -> None:
-    """Write the model of a checkpoint of a run, with its tokenizer, to a folder. Raises UserError where model.path is another model now."""
+def write_model(recipe: Recipe, run: Path, checkpoint: Path, folder: Path, on_gpu: bool, adapter: bool) -> None:
+    """Write the model of a checkpoint of a run, or its adapters alone, with its tokenizer, to a folder.
+
+    Raises UserError where model.path is another model now, or where peft could not read such adapters.
+    """
     import torch
 
     from rlkit.assembly.base_model import build_lora, build_renderer, find_dtype, locate_model
@@ -141,7 +181,9 @@ def write_model(recipe: Recipe, run: Path, checkpoint: Path, folder: Path, on_gp
         model.save_pretrained(folder)
     else:
         model = load_causal_lm(path, dtype, four_bits=recipe.model.load_in_4bit, **code)
-        trained, adapter = TrainedModel(model, path, dtype, build_lora(recipe)), recipe.checkpoint.export == "adapter"
+        trained = TrainedModel(model, path, dtype, build_lora(recipe))
+        if adapter and trained.adapters:
+            trained.adapters.check_files()
         load_weights(model, checkpoint / "policy.safetensors", dtype)
         names, build = trained.adapter_parts() if adapter else trained.checkpoint_parts()
         with torch.no_grad():

@@ -178,16 +178,62 @@ def compare_runs(words: Words = None, as_json: Json = False) -> None:
     raise typer.Exit(compare.run_compare(words or [], as_json))
 
 
-@register(MODELS, "export", "RUN [step=N|best] [to=FOLDER]", "rlkit export runs/grpo_math/2026-11-21_19-54-03 step=best to=my_model")
+EVAL = "RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=value ...]"
+
+
+@register(MODELS, "eval", EVAL, "rlkit eval runs/mine data.test=hard.jsonl n=200")
+def evaluate_on_rows(words: Words = None, as_json: Json = False) -> None:
+    """Evaluate a model on held-out rows: accuracy and reward.
+
+    RUN is the folder of a run: its newest checkpoint, or that of `step`, with its own rewards, prompts and sampling, on its data.test or on
+    another file. MODEL is any folder or name of the hub, and the recipe is named: recipe=NAME. Accuracy and reward come with their 95 %
+    intervals; samples.jsonl and result.json are written into a new folder, which output_dir= names.
+    """
+    from rlkit.cli import evaluate
+
+    door.exit_process(evaluate.run_eval(words or [], as_json))
+
+
+@register(MODELS, "export", "RUN [as=merged|adapter] [step=N|best] [to=FOLDER]", "rlkit export runs/mine step=best to=my_model")
 def export_checkpoint(words: Words = None) -> None:
     """Write the model of a checkpoint, as at the end of a run.
 
     RUN is the folder of a run, finished or not. Without `step` the newest checkpoint is used; step=best is the one of the best evaluation,
-    which checkpoint.best=true keeps. Adapters are merged, or kept with checkpoint.export=adapter.
+    which checkpoint.best=true keeps. as=merged merges LoRA adapters into the model, as=adapter writes them alone; without it the form is
+    that of the run.
     """
     from rlkit.cli import export
 
     raise typer.Exit(export.run_export(words or []))
+
+
+CHAT = "RUN|MODEL [temperature=T] [max_tokens=N] [system=TEXT] [key=value ...]"
+
+
+@register(MODELS, "chat", CHAT, "rlkit chat runs/mine temperature=0.7")
+def chat_with_model(words: Words = None) -> None:
+    """Talk with a model in this terminal.
+
+    RUN is the folder of a run (step=N|best: an earlier checkpoint), MODEL any folder or name of the hub. Answers are greedy unless
+    temperature= is given, beside which top_p=, top_k=, min_p= and seed= are known. Ctrl-C stops an answer, /clear begins anew, Ctrl-D or
+    /exit leaves. From a pipe, each line is a message.
+    """
+    from rlkit.cli import chat
+
+    raise typer.Exit(chat.run_chat(words or []))
+
+
+@register(MODELS, "serve", "RUN|MODEL [port=8000] [host=ADDRESS] [name=value ...]", "rlkit serve runs/mine port=8001")
+def serve_model(words: Words = None) -> None:
+    """Serve a model by vLLM's OpenAI-compatible server.
+
+    RUN is the folder of a run (step=N|best: an earlier checkpoint), MODEL any folder or name of the hub. The server listens on 127.0.0.1.
+    With host=ADDRESS others reach it, and it needs a key: the environment variable VLLM_API_KEY. Any other name=value is a setting of
+    `vllm serve`: max_model_len=4096, tensor_parallel_size=2.
+    """
+    from rlkit.cli import serve
+
+    raise typer.Exit(serve.run_serve(words or []))
 
 
 @register(MACHINE, "doctor", "[--json]", "rlkit doctor")

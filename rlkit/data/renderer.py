@@ -127,6 +127,11 @@ class Renderer:
         """Writes tokenizer and chat template as a Hugging Face folder has them."""
         self._tokenizer.save_pretrained(str(folder))
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether it can write a chat."""
+        return bool(self._tokenizer.chat_template)
+
     @cached_property
     def _longest_token(self) -> int:
         """The bytes of the longest token."""

@@ -55,10 +55,12 @@ def execute(cells: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_the_page_and_a_second_run_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, result, recipe, mistake, stopped = execute([*BLOCKS, INTERRUPTED], tmp_path, monkeypatch)
+    train, result, evaluated, recipe, mistake, stopped = execute([*BLOCKS, INTERRUPTED], tmp_path, monkeypatch)
     assert "step 2/2  reward" in train and "python:short" in train
     [folder] = (tmp_path / "runs" / "grpo_math").iterdir()
     assert result == f"PosixPath('{folder}')" and (folder / "model" / "config.json").is_file()
+    accuracy, in_run, step = re.findall(r"[\d.]+", evaluated.splitlines()[-1])
+    assert accuracy == in_run and step == "2" and (tmp_path / "my_model" / "config.json").is_file()
     assert recipe == "(0.0001, 2, 8)"
     assert mistake == "unknown key sampels_per_prompt (did you mean samples_per_prompt?)\n"
     assert re.search(r"STOPPED stopped after step \d+ of 60, saved; go on with output_dir=\S+/stopped", stopped)

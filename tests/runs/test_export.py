@@ -114,6 +114,28 @@ def test_the_best_is_that_of_the_best_evaluation(two_steps: Path, tmp_path: Path
         replace_state(last, before)
 
 
+def test_a_run_of_adapters_is_exported_in_either_form(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two are one model: peft on the base model, and transformers alone, give the same logits."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    words = ["recipe=sft_math", f"model.path={tiny_model}", *SMALL, "steps=1", "eval.every=0", "model.lora.rank=4", "optim.lr=3e-2"]
+    ended = run(*words, f"output_dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.out + ended.err
+    assert export.run_export([str(tmp_path / "run"), "as=adapter"]) == 0
+    adapter = tmp_path / "run" / "adapter-000001"
+    assert capsys.readouterr().out == f"{adapter}: the adapter after step 1\n"
+    assert export.run_export([str(tmp_path / "run"), "as=merged"]) == 0
+    assert files(tmp_path / "run" / "model-000001") == files(tmp_path / "run" / "model")
+    ids = torch.arange(3, 40).unsqueeze(0)
+    with torch.no_grad():
+        adapted = AutoPeftModelForCausalLM.from_pretrained(adapter)(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model-000001")(ids).logits
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits
+    assert (adapted - merged).abs().max() < 1e-5 < 1e-2 < (base - merged).abs().max()
+
+
 def test_mistakes_are_reported(two_steps: Path, even_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(two_steps, here)
@@ -126,7 +148,9 @@ def test_mistakes_are_reported(two_steps: Path, even_model: Path, tmp_path: Path
     cases = [
         ([str(tmp_path / "empty")], 2, "is not the folder of a run: FileNotFoundError"),
         ([str(here), "step=7"], 2, "step=7: there is no such checkpoint (there are: 1, 2; or step=best)"),
-        ([str(here), "last"], 2, "unknown: last; valid: rlkit export RUN [step=N|best] [to=FOLDER]"),
+        ([str(here), "last"], 2, "unknown: last; valid: rlkit export RUN [as=merged|adapter] [step=N|best] [to=FOLDER]"),
+        ([str(here), "as=adapter"], 2, f"as=adapter: {here} trained all weights (model.lora.rank is null), so it has no adapter"),
+        ([str(here), "as=gguf"], 2, "as=gguf is not valid: it must be merged or adapter"),
         ([str(here), f"to={here / 'model'}"], 2, "exists already; delete it, or choose another folder with to="),
         ([str(here), "to=/proc/none/model"], 2, "/proc/none/model cannot be written"),
         ([str(here), "step=1"], 2, "step-000001 is damaged: policy.safetensors has 9 bytes, not"),

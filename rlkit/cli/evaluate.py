@@ -1,0 +1,112 @@
+"""Evaluates a model: `rlkit eval RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=value ...]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlkit.cli.model_source import ModelSource, compose_source, find_source
+from rlkit.cli.output import print_document, print_text
+from rlkit.config.compose import quote
+from rlkit.config.recipe import read_recipe
+from rlkit.errors import EXIT_DONE, UserError
+from rlkit.report.console import format_number
+from rlkit.run import handle_errors
+from rlkit.runtime.library_settings import configure_libraries
+
+if TYPE_CHECKING:
+    from rlkit.assembly.evaluate import EvaluationResult
+
+USAGE = "rlkit eval RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=value ...]"
+
+
+def run_eval(arguments: list[str], as_json: bool) -> int:
+    """Prints the result. Returns the exit code, as rlkit.run."""
+    configure_libraries(offline=False)
+    return handle_errors(lambda: print_evaluation(arguments, as_json), arguments)
+
+
+def print_evaluation(arguments: list[str], as_json: bool) -> int:
+    """As run_eval. Raises UserError."""
+    names = [word for word in arguments if "=" not in word]
+    if len(names) != 1:
+        raise UserError(f"name one run or one model: {USAGE}")
+    words = [word for word in arguments if "=" in word]
+    if as_json:
+        with stdout_as_stderr():
+            result = evaluate_source(names[0], words, note=lambda text: print(text, file=sys.stderr, flush=True))
+        print_document(asdict(result))
+    else:
+        print_text(describe_result(evaluate_source(names[0], words, note=print_text)))
+    return EXIT_DONE
+
+
+def evaluate_source(name: str, words: Sequence[str], *, note: Callable[[str], None]) -> EvaluationResult:
+    """Evaluates a run's model or another one. words: key=value, as those of the command. Raises UserError and Stopped."""
+    own = {key: value for key, _, value in (word.partition("=") for word in words) if key in ("step", "n")}
+    source = find_source(name, own.get("step"))
+    keys = [word for word in words if word.partition("=")[0] not in own]
+    recipes = [word for word in keys if word.startswith("recipe=")]
+    if source.run is None and not recipes:
+        raise UserError(f"{name} is a model; name the task too, recipe=NAME: grpo_math, or grpo with data.test=FILE")
+    if "n" in own:
+        keys.append(f"eval.problems={own['n']}")
+    tests = [word for word in keys if word.startswith("data.test=")]
+    if recipes and tests and not any(word.startswith("data.train") for word in keys):
+        keys.insert(0, tests[-1].replace("data.test=", "data.train=", 1))  # which recipes demand, and nobody reads here
+    folder = choose_eval_folder(source, keys)
+    composed = compose_source(source, [*keys, f"output_dir={quote(folder)}"])
+    recipe = read_recipe(composed.config)
+    from rlkit.assembly.evaluate import check_evaluation, evaluate_model
+
+    check_evaluation(recipe, folder)
+    source.write()
+    configure_libraries(offline=recipe.offline)
+    return evaluate_model(recipe, composed.text, folder, model=source.path, step=source.step, note=note)
+
+
+def choose_eval_folder(source: ModelSource, words: Sequence[str]) -> Path:
+    """output_dir of the words, or a new folder: in that of the run, or in runs/eval."""
+    chosen = [word.partition("=")[2] for word in words if word.startswith("output_dir=")]
+    now = time.strftime("%Y-%m-%d_%H-%M-%S")
+    step = "" if source.step is None else f"step-{source.step:06d}_"
+    default = source.run / "eval" / f"{step}{now}" if source.run else Path("runs", "eval", now)
+    return Path(chosen[-1].strip("'\"") if chosen else default).expanduser().absolute()
+
+
+def describe_result(result: EvaluationResult) -> str:
+    """The result in a few lines for a person."""
+    step = "" if result.step is None else f", after step {result.step}"
+    how = "greedy" if result.samples == 1 else f"{result.samples} samples each"
+    lines = [f"{result.model}{step}: {result.rows:,} rows, {how}"]
+    for name, value, (low, high) in (
+        ("accuracy", result.accuracy, result.accuracy_interval),
+        ("reward", result.reward, result.reward_interval),
+    ):
+        lines.append(f"  {name:<9}  {format_number(value)}  95 % interval {format_number(low)} to {format_number(high)}")
+    passed = [(name.removeprefix("eval/"), value) for name, value in result.metrics.items() if name.startswith("eval/pass@")]
+    shares = [*passed, ("truncated", result.truncated)]
+    lines += [f"  {name:<9}  {format_number(value)}" for name, value in shares]
+    if result.failed:
+        lines.append(f"  {result.failed:,} completions could not be graded, and are in none of these")
+    return "\n".join([*lines, f"folder {result.folder}"])
+
+
+@contextmanager
+def stdout_as_stderr() -> Iterator[None]:
+    """Inside it whatever this process and its children print goes to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
