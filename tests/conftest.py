@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -15,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 import pytest
@@ -164,21 +166,34 @@ def run(
         forks = [
             fork_server.Fork(fork_socket(), path, list(arguments), place, cwd, out.fileno(), err.fileno()) for place in places(env, ranks)
         ]
-        code = wait_for_all(forks, timeout)
-        out.seek(0)
-        err.seek(0)
-        return Ended(code, out.read(), err.read())
+        try:
+            code = wait_for_all(forks, timeout)
+        except subprocess.TimeoutExpired as late:
+            late.add_note(read_all(out) + read_all(err))
+            raise
+        return Ended(code, read_all(out), read_all(err))
+
+
+def read_all(stream: IO[str]) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 def places(env: dict[str, str], ranks: int) -> list[dict[str, str]]:
     """The environment of each of so many processes that find each other."""
     if ranks == 1:
         return [env]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [env | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def free_port() -> int:
+    """Below the ports that the kernel deals: of those, any connection of another test may take one before its rank 0 listens there."""
+    while True:
+        port = secrets.choice(range(16384, 32768))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def wait_for_all(forks: list[fork_server.Fork], seconds: float) -> int:

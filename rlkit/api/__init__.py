@@ -51,7 +51,7 @@ def train(
         raise UserError("dry_run=True trains nothing, and rlkit.train returns what a run left behind: call rlkit.dry_run(...)")
     folder = _run(recipe, overrides, rewards, data, config_dir, keys)
     if folder is None:
-        raise RunFailed("the run ended without a folder; what it printed says why")
+        raise RunFailed("the run ended without a folder; see its output")
     return Result(folder)
 
 
@@ -94,7 +94,7 @@ def evaluate(
     words += build_words({**tested, **(overrides or {}), **keys, **({"rewards": section} if section else {})})
     folder = run_child([str(model), *words], None, functions, action="evaluate")
     if folder is None:
-        raise RunFailed("the evaluation ended without a folder; what it printed says why")
+        raise RunFailed("the evaluation ended without a folder; see its output")
     return dict(json.loads((folder / "result.json").read_text()))
 
 

@@ -60,7 +60,7 @@ def run_child(words: list[str], rewards: Rewards | None, functions: Mapping[str,
         raise UserError(message)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     why = " (the machine may have run out of memory: see dmesg)" if code == -signal.SIGKILL else ""
-    raise RunFailed(message or f"the run {how}{why}; what it printed says more")
+    raise RunFailed(message or f"the run {how}{why}; see its output")
 
 
 class _Child:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkit.report.folder import METRICS, SAMPLES, read_metrics, read_rows
+from rlkit.report.folder import METRICS, SAMPLES, SUMMARY, read_metrics, read_rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Result:
     @property
     def summary(self) -> dict[str, Any]:
         """status, steps, wall_seconds, the measure before and after, and held_out: all metrics of the last evaluation."""
-        return dict(json.loads((self.folder / "summary.json").read_text()))
+        return dict(json.loads((self.folder / SUMMARY).read_text()))
 
     @property
     def model_path(self) -> Path:

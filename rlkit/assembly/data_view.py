@@ -23,7 +23,7 @@ from rlkit.data.stream import Counts, Prompt, RowSet, SkipReason
 from rlkit.errors import UserError
 from rlkit.runtime.model_path import is_hub_name, parse_model_path
 
-LOOKED_AT = 1000  # rows, evenly spread, of which is told how many are left out
+LOOKED_AT = 1000  # rows, evenly spread, among which those that are left out are counted
 MOST_SKIPPED = 5  # that are named
 WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth"]
 PARTS = ("prompt", "chosen", "rejected", "completion")  # of a row with completions

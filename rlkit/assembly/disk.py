@@ -30,4 +30,4 @@ def describe_disk(recipe: Recipe) -> list[tuple[str, str]]:
 
 def find_existing(folder: Path) -> Path:
     """The folder, or the nearest above it that exists."""
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(place for place in (folder, *folder.parents) if place.exists())

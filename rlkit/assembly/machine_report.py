@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rlkit.assembly.capacity import format_gib
+from rlkit.assembly.disk import find_existing
 from rlkit.assembly.machine import explain_silent_driver
 from rlkit.errors import UserError
 from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
@@ -208,7 +209,7 @@ def inspect_disks() -> Iterator[Finding]:
         advice = f"set {setting} to a folder on a disk with room, or make room"
         try:
             folder = find()
-            existing = next(place for place in (folder, *folder.parents) if place.exists())
+            existing = find_existing(folder)
             free = shutil.disk_usage(existing).free
         except (OSError, UserError, RuntimeError) as error:
             yield Finding("problem", what, str(error), advice)

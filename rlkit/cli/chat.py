@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlkit.cli.model_source import find_source, read_model_settings
+from rlkit.cli.words import split_model
 from rlkit.config.recipe import Recipe
 from rlkit.errors import EXIT_DONE, UserError
 from rlkit.report.console import escape_control
@@ -48,12 +49,9 @@ def run_chat(arguments: list[str]) -> int:
 
 def open_chat(arguments: list[str]) -> int:
     """As run_chat. Raises UserError."""
-    names = [word for word in arguments if "=" not in word]
-    if len(names) != 1:
-        raise UserError(f"name one run or one model: {USAGE}")
-    words = [word for word in arguments if "=" in word]
+    name, words = split_model(arguments, USAGE)
     own = {key: value for key, _, value in (word.partition("=") for word in words) if key in {"step", *ChatSettings.model_fields}}
-    source = find_source(names[0], own.pop("step", None))
+    source = find_source(name, own.pop("step", None))
     settings = read_chat_settings(own)
     recipe = read_model_settings(source, [word for word in words if word.partition("=")[0] not in {"step", *own}])
     if settings.system is None and source.run:
@@ -63,9 +61,9 @@ def open_chat(arguments: list[str]) -> int:
     chat = load_chat(recipe, settings)
     step = "" if source.step is None else f", after step {source.step}"
     how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
-    tell(f"{source.path}{step}; {how}; {CLEAR} begins anew, Ctrl-C stops an answer, Ctrl-D or {LEAVE[0]} leaves")
+    print_aside(f"{source.path}{step}; {how}; {CLEAR} begins anew, Ctrl-C stops an answer, Ctrl-D or {LEAVE[0]} leaves")
     if not chat.renderer.has_chat_template:
-        tell("this model has no chat template: what you write is continued as it stands, and nothing before it is remembered")
+        print_aside("this model has no chat template: what you write is continued as it stands, and nothing before it is remembered")
     return converse(chat)
 
 
@@ -176,7 +174,7 @@ def converse(chat: Chat) -> int:
                 try:
                     chat.answer(text)
                 except UserError as error:
-                    tell(str(error))
+                    print_aside(str(error))
     except BrokenPipeError:  # the reader is gone (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush of Python fails
     return EXIT_DONE
@@ -199,6 +197,6 @@ def read_lines() -> Iterator[str]:
             print()
 
 
-def tell(text: str) -> None:
+def print_aside(text: str) -> None:
     """A line beside the conversation, on stderr."""
     print(escape_control(text, sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlkit.cli.model_source import ModelSource, compose_source, find_source
 from rlkit.cli.output import print_document, print_text
+from rlkit.cli.words import split_model
 from rlkit.config.compose import quote
 from rlkit.config.recipe import read_recipe
 from rlkit.errors import EXIT_DONE, UserError
@@ -34,16 +35,13 @@ def run_eval(arguments: list[str], as_json: bool) -> int:
 
 def print_evaluation(arguments: list[str], as_json: bool) -> int:
     """As run_eval. Raises UserError."""
-    names = [word for word in arguments if "=" not in word]
-    if len(names) != 1:
-        raise UserError(f"name one run or one model: {USAGE}")
-    words = [word for word in arguments if "=" in word]
+    name, words = split_model(arguments, USAGE)
     if as_json:
         with stdout_as_stderr():
-            result = evaluate_source(names[0], words, note=lambda text: print(text, file=sys.stderr, flush=True))
+            result = evaluate_source(name, words, note=lambda text: print(text, file=sys.stderr, flush=True))
         print_document(asdict(result))
     else:
-        print_text(describe_result(evaluate_source(names[0], words, note=print_text)))
+        print_text(describe_result(evaluate_source(name, words, note=print_text)))
     return EXIT_DONE
 
 

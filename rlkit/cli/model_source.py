@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlkit.assembly.model_files import ADAPTERS, describe_content, read_config
+from rlkit.assembly.run_folder import read_summary
 from rlkit.cli.export import choose_step, export_model, open_checkpoints, read_run
 from rlkit.config.compose import Composed, compose_recipe, quote
 from rlkit.config.recipe import Recipe, read_recipe
@@ -80,11 +80,11 @@ def read_model_step(run: Path) -> int | None:
     status = read_run_status(run)
     if status is None or status.state != "done":
         return None
+    summary = read_summary(run)
     try:
-        summary = json.loads((run / "summary.json").read_text())
         selected = (summary.get("selected") or {}).get("model_step")
         return int(summary["steps"] if selected is None else selected)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the checkpoints tell
+    except (ValueError, KeyError, TypeError, AttributeError):  # damaged: the checkpoints are looked at
         return None
 
 

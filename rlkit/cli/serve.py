@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rlkit.assembly.model_files import read_config
 from rlkit.cli.model_source import CONFIG, ModelSource, find_source, read_model_settings
+from rlkit.cli.words import split_model
 from rlkit.config.recipe import Recipe
 from rlkit.errors import UserError
 from rlkit.profiling import host_estimate, memory_estimate
@@ -45,17 +46,14 @@ def run_serve(arguments: list[str]) -> int:
 
 def become_server(arguments: list[str], level: str) -> int:
     """As run_serve. Raises UserError."""
-    names = [word for word in arguments if "=" not in word]
-    if len(names) != 1:
-        raise UserError(f"name one run or one model: {USAGE}")
-    words = [word for word in arguments if "=" in word]
+    name, words = split_model(arguments, USAGE)
     of_recipe = [word for word in words if word.startswith(OF_RECIPE)]
     settings = dict(word.split("=", 1) for word in words if word not in of_recipe)
     own = {name: settings.pop(name) for name in OWN if name in settings}
     check_settings(settings)
     host, port = own.get("host", LOOPBACK), read_port(own.get("port", PORT))
     check_address(host)
-    source = find_source(names[0], own.get("step"))
+    source = find_source(name, own.get("step"))
     recipe = read_model_settings(source, of_recipe)
     check_free(host, port)
     source.write()

@@ -13,6 +13,14 @@ def split_own_keys(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, 
     return found, [word for word in words if word.partition("=")[0] not in found]
 
 
+def split_model(arguments: Sequence[str], usage: str) -> tuple[str, list[str]]:
+    """The run or model that a command is given, and the words key=value. Raises UserError where it is not exactly one."""
+    names = [word for word in arguments if "=" not in word]
+    if len(names) != 1:
+        raise UserError(f"name one run or one model: {usage}")
+    return names[0], [word for word in arguments if "=" in word]
+
+
 def parse_count(text: str) -> int:
     """The value of n=. Raises UserError where it is no whole number of rows."""
     if not (text.isascii() and text.isdigit()) or int(text[:9]) < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -60,12 +61,13 @@ class Report:
         if main and wandb is not None:
             require_wandb(offline)  # before the folder is created: the run could not start
         self._phase = Phase("starting", time.monotonic())
+        self._lock = threading.RLock()  # around consoles and status.json, which the ticker's thread writes too
         self._folder = RunFolder(folder) if main else None
         if self._folder is not None:
             self._consoles.append(RunLog(steps, folder))
             now, attempt = time.time(), self._folder.attempt
             self._status = RunStatus("running", steps, attempt=attempt, started=now, updated=now, **describe_process())
-            write_run_status(folder, self._status)
+            self._write_status()
             settings = TrackerSettings(folder, title, attempt, offline, wandb)
             for name in TRACKERS:
                 self._try(name, partial(self._open_tracker, name, settings))
@@ -80,8 +82,7 @@ class Report:
         """Print the plan and write environment.json."""
         if self._folder is None:
             return
-        for console in self._consoles:
-            console.print_header(self._title, self._plan)
+        self._show(lambda console: console.print_header(self._title, self._plan))
         self.write_json("environment.json", collect_environment())
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -102,13 +103,11 @@ class Report:
 
     def note(self, text: str) -> None:
         """Print a line of information."""
-        for console in self._consoles:
-            console.note(redact_message(text))
+        self._show(lambda console: console.note(redact_message(text)))
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        for console in self._consoles:
-            console.warn(redact_message(text))
+        self._show(lambda console: console.warn(redact_message(text)))
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Write samples of this step to samples.jsonl. Some of those with an advantage are shown when the step is reported.
@@ -132,10 +131,9 @@ class Report:
         for name, tracker in list(self._trackers.items()):
             if not self._try(name, partial(tracker.log, step, metrics)):
                 del self._trackers[name]
-        for console in self._consoles:
-            console.print_step(step, metrics)
-            if self._shown and step % self._table_every == 0:
-                console.print_samples(step, self._shown)
+        self._show(lambda console: console.print_step(step, metrics))
+        if self._shown and step % self._table_every == 0:
+            self._show(lambda console: console.print_samples(step, self._shown))
         if step % self._table_every == 0:
             self._print_roofline(f"  roofline of step {step}", [metrics])
         self._shown = []
@@ -148,8 +146,8 @@ class Report:
         self._try("report.png", self._draw)
         self._print_roofline("roofline", read_metrics(self._folder.path / METRICS))
         self._ticker.stop()  # a live line would come back below the end
-        for console in self._consoles:
-            console.finish(summary, self._folder.path)
+        folder = self._folder.path
+        self._show(lambda console: console.finish(summary, folder))
         self._write_status(state=summary.status, step=summary.steps)
 
     def close(self, error: BaseException | None = None) -> None:
@@ -160,8 +158,7 @@ class Report:
                 self._write_status(**describe_end(error))
             if error is not None and isinstance(self._consoles[-1], RunLog):
                 self._consoles[-1].log_error(error, trace=not isinstance(error, UserError | RunFailed | Stopped))
-        for console in self._consoles:
-            console.close()
+        self._show(lambda console: console.close())
         while self._trackers:
             name, tracker = self._trackers.popitem()
             self._try(name, tracker.close)
@@ -182,13 +179,17 @@ class Report:
     def _show_progress(self) -> None:
         step, progress = heartbeat.read_progress()
         text = self._phase.format(progress)
-        for console in self._consoles:
-            console.show_progress(step, text)
+        self._show(lambda console: console.show_progress(step, text))
+
+    def _show(self, action: Callable[[Console], None]) -> None:
+        with self._lock:
+            for console in self._consoles:
+                action(console)
 
     def _write_status(self, **changes: Any) -> None:
         assert self._folder is not None
-        self._status = replace(self._status, **{"phase": self._phase.name, "updated": time.time(), **changes})
-        with suppress(OSError):  # a removed folder ends the run at its next row, in words
+        with self._lock, suppress(OSError):  # a removed folder or a full disk ends the run at its next row, in words
+            self._status = replace(self._status, **{"phase": self._phase.name, "updated": time.time(), **changes})
             write_run_status(self._folder.path, self._status)
 
     def _open_tracker(self, name: str, settings: TrackerSettings) -> None:

@@ -31,7 +31,7 @@ class Console:
         self.quiet = quiet
         self._stream = stream
         self._marks: deque[float] = deque(maxlen=_PACE_STEPS + 1)
-        self._spoke = time.monotonic()  # when the last line was printed
+        self._last_line_at = time.monotonic()
 
     def print_header(self, title: str, plan: Sequence[tuple[str, str]]) -> None:
         """The title, and the plan with one (label, value) on each line."""
@@ -42,8 +42,7 @@ class Console:
 
     def show_progress(self, step: int, phase: str) -> None:
         """How far the phase of a step is: a line where none was printed for 30 s; a live display shows it at once."""
-        if time.monotonic() - self._spoke >= _PROGRESS_SECONDS:
-            self._spoke = time.monotonic()
+        if time.monotonic() - self._last_line_at >= _PROGRESS_SECONDS:
             self._print(f"step {step}/{self.steps}  {phase}")
 
     def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -95,9 +94,11 @@ class Console:
         return "  ".join(fields)
 
     def _print(self, text: str) -> None:
-        if self.quiet:
-            return
-        self._spoke = time.monotonic()
+        self._last_line_at = time.monotonic()
+        if not self.quiet:
+            self._write_line(text)
+
+    def _write_line(self, text: str) -> None:
         stream = self._stream or sys.stdout
         try:
             stream.write(escape_control(text, stream.encoding or "utf-8") + "\n")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlkit.errors import UserError
 from rlkit.report.console import Console, escape_control
 from rlkit.runtime.redaction import redact_message
 
@@ -21,11 +22,16 @@ class _Handler(logging.FileHandler):
 
 
 class RunLog(Console):
-    """The console that writes to a file: the logger rlkit.run of the standard library."""
+    """The console that writes to a file: the logger rlkit.run of the standard library. Raises UserError where it cannot be written."""
 
     def __init__(self, steps: int, folder: Path) -> None:
         super().__init__(steps)
-        self._handler = _Handler(folder / RUN_LOG, encoding="utf-8", errors="backslashreplace")
+        try:
+            self._handler = _Handler(folder / RUN_LOG, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(
+                f"{folder / RUN_LOG} cannot be written ({error}); move it away, or set output_dir= to another folder"
+            ) from error
         formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
         formatter.converter = time.gmtime
         self._handler.setFormatter(formatter)
@@ -49,5 +55,5 @@ class RunLog(Console):
         self._logger.removeHandler(self._handler)
         self._handler.close()
 
-    def _print(self, text: str) -> None:
+    def _write_line(self, text: str) -> None:
         self._logger.info(escape_control(text))

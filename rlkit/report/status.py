@@ -1,4 +1,4 @@
-"""status.json: the state of a run for somebody outside it. A run writes it; a reader finds out whether a run that says so still lives.
+"""status.json: the state of a run for somebody outside it. A run writes it; a reader finds out whether the process is still there.
 
 States: running; done; stopped (it can be resumed); failed; and for the reader alone lost: it was running, and its process is gone.
 """
@@ -71,7 +71,7 @@ def read_run_status(folder: Path, now: float | None = None) -> RunStatus | None:
 
 
 def explain_lost(status: RunStatus, now: float) -> str | None:
-    """Why a run that says that it is running is not; None where it may be."""
+    """Why a run whose state is running is lost; None where it may be."""
     if status.host != socket.gethostname():
         silent = now - status.updated
         return f"nothing was heard from {status.host} for {silent:.0f} s" if silent > SILENT_SECONDS else None
@@ -82,4 +82,4 @@ def explain_lost(status: RunStatus, now: float) -> str | None:
         alive = alive and psutil.Process(status.pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         alive = False
-    return None if alive else f"its process {status.pid} is gone without a word: killed, or out of memory"
+    return None if alive else f"its process {status.pid} is gone: killed, or out of memory"

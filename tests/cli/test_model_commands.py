@@ -22,7 +22,7 @@ from rlkit.cli.model_source import ModelSource, find_source
 from rlkit.errors import UserError
 from rlkit.report.folder import read_metrics, read_rows
 from tests.cli.test_commands_page import CALLS, OF_MODELS
-from tests.conftest import Ended, environment, run
+from tests.conftest import Ended, environment, free_port, run
 
 SMALL = ["grpo_math", "engine.rollout=hf", "steps=2", "prompts_per_step=4", "eval.every=1", "eval.problems=12", "checkpoint.every=1"]
 PAGE = [line for line in CALLS if line.startswith(OF_MODELS)]
@@ -142,9 +142,7 @@ def test_export_and_chat_answer_with_the_trained_model(place: Path) -> None:
 @pytest.fixture(scope="module")
 def server(place: Path) -> Iterator[tuple[int, psutil.Process]]:
     """The port and the process of `rlkit serve` with a key."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = environment(VLLM_API_KEY="of-mine")
     with (place / "serve.log").open("w") as log:
         words = [sys.executable, "-m", "rlkit.cli.main", "serve", "runs/mine", f"port={port}"]

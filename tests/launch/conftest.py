@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import pytest
 from launch.worker_group import read_stat
 from rlkit.report.folder import read_metrics
 from rlkit.runtime.processes import list_descendants
-from tests.conftest import Ended, environment
+from tests.conftest import Ended, environment, free_port
 from tests.repeatable import select_repeatable
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -114,13 +113,6 @@ def until(condition: Callable[[], Any], seconds: float, told: Callable[[], str] 
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {told()}"
         time.sleep(0.05)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

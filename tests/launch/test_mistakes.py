@@ -17,8 +17,8 @@ from launch import preflight, spec
 from launch.node import find_interface, inspect_installation, read_free_gib, set_network_interface
 from launch.preflight import Problem
 from rlkit.errors import UserError
-from tests.conftest import ROOT, Ended
-from tests.launch.conftest import Hosts, free_port, hosts, launcher, left_behind
+from tests.conftest import ROOT, Ended, free_port
+from tests.launch.conftest import Hosts, hosts, launcher, left_behind
 
 LIMIT = 30.0  # seconds
 

@@ -12,6 +12,7 @@ from rlkit.profiling.zero_estimate import ZeroMemory
 from tests.conftest import run
 
 MIB = 2**20
+SLACK = 3 * MIB  # Python takes its own memory a MiB at a time; the smallest of what is planned has 8
 CASES = {
     1: ["1:bfloat16:float32", "1:bfloat16:own", "1:float32:own", "1:bfloat16:offload"],
     4: ["1:bfloat16:float32", "2:bfloat16:float32", "3:bfloat16:float32", "3:bfloat16:own"],
@@ -41,19 +42,19 @@ def measure(world: int, cases: list[str], tmp_path: Path, **extra: Any) -> dict[
 
 @pytest.mark.parametrize("world", CASES)
 def test_an_update_takes_the_address_space_that_was_planned(world: int, tmp_path: Path) -> None:
-    """A step to the page. In a pass, a product of bfloat16 matrices on a CPU has a result in float32 beside it, which is less than half of
+    """In a pass, a product of bfloat16 matrices on a CPU has a result in float32 beside it, which is less than half of
     the rest; the weights that ZeRO 3 gathers are planned elsewhere."""
     for case, found in measure(world, CASES[world], tmp_path).items():
         print(world, case, {name: round(size / MIB, 1) for name, size in found.items()})
         stage = int(case[0])
         if case.endswith("offload"):  # on a CPU the host's memory is the device's: new weights are not sent back
-            assert found["state"] == pytest.approx(found["predicted_state"] - 42 * MIB, rel=0.02), case
+            assert found["state"] == pytest.approx(found["predicted_state"] - 42 * MIB, abs=SLACK), case
             continue
-        assert stage == 3 or found["state"] == pytest.approx(found["predicted_state"], rel=0.02), case
-        assert found["kept"] == pytest.approx(found["gradients"] if stage < 3 else 0, abs=3 * MIB), case  # some lie in a hole of the heap
-        assert found["step"] == pytest.approx(found["kept"] + found["predicted_step"], abs=MIB), case
+        assert stage == 3 or found["state"] == pytest.approx(found["predicted_state"], abs=SLACK), case
+        assert found["kept"] == pytest.approx(found["gradients"] if stage < 3 else 0, abs=SLACK), case
+        assert found["step"] == pytest.approx(found["kept"] + found["predicted_step"], abs=SLACK), case
         planned = found["gradients"] + found["reduction"] + found["incoming"]
-        assert stage == 3 or planned - MIB <= found["backward"] <= 1.5 * planned, case
+        assert stage == 3 or planned - SLACK <= found["backward"] <= 1.5 * planned, case
 
 
 def test_with_contiguous_gradients_a_step_of_zero_1_holds_them_twice(tmp_path: Path) -> None:
@@ -61,5 +62,5 @@ def test_with_contiguous_gradients_a_step_of_zero_1_holds_them_twice(tmp_path: P
     case = "1:bfloat16:own"
     own = measure(1, [case], tmp_path)[case]
     contiguous = measure(1, [case], tmp_path, zero_optimization={"contiguous_gradients": True})[case]
-    assert own["step"] == pytest.approx(42 * MIB + 32 * MIB, abs=MIB)  # the gradients, and the norm of the largest of them
+    assert own["step"] == pytest.approx(42 * MIB + 32 * MIB, abs=SLACK)  # the gradients, and the norm of the largest of them
     assert contiguous["step"] >= 2 * 42 * MIB

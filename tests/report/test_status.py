@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rlkit.errors import RunFailed, Stopped
+from rlkit.errors import RunFailed, Stopped, UserError
 from rlkit.report import Report
 from rlkit.report.status import RunStatus, describe_process, read_run_status, write_run_status
 from rlkit.report.summary import RunSummary
@@ -58,7 +58,7 @@ def test_the_end_of_a_run_and_why(error: Exception, state: str, why: str, tmp_pa
     assert str(error).partition("\n")[0] in log and " ERROR   " in log and "INFO    step 2/9  reward 0.500" in log
 
 
-def test_a_run_that_is_done_says_so(tmp_path: Path) -> None:
+def test_a_run_that_is_done(tmp_path: Path) -> None:
     with Report(tmp_path, plan=[], title="t", steps=2, main=True) as report:
         report.log_step(2, {"reward": 0.5})
         report.finish(RunSummary("done", 2, 1.0))
@@ -72,11 +72,11 @@ def test_a_killed_run_is_lost(tmp_path: Path) -> None:
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     status = read(tmp_path)
-    assert (status.state, status.why) == ("lost", f"its process {writer.pid} is gone without a word: killed, or out of memory")
+    assert (status.state, status.why) == ("lost", f"its process {writer.pid} is gone: killed, or out of memory")
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"  # a reader writes nothing
 
 
-def test_when_a_run_that_says_that_it_runs_is_lost(tmp_path: Path) -> None:
+def test_when_a_run_whose_state_is_running_is_lost(tmp_path: Path) -> None:
     now = time.time()
     alive = RunStatus("running", 9, updated=now, **describe_process())
     states = {
@@ -95,12 +95,30 @@ def test_when_a_run_that_says_that_it_runs_is_lost(tmp_path: Path) -> None:
         seen[name] = (found.state, found.why)
     assert seen == {
         "this process": ("running", None),
-        "its id, used again": ("lost", f"its process {os.getpid()} is gone without a word: killed, or out of memory"),
+        "its id, used again": ("lost", f"its process {os.getpid()} is gone: killed, or out of memory"),
         "before a restart of the machine": ("lost", "the machine was restarted"),
         "another machine, just heard": ("running", None),
         "another machine, silent": ("lost", "nothing was heard from elsewhere for 200 s"),
         "ended, and its process is gone": ("stopped", None),
     }
+
+
+def test_the_heartbeat_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes the same file from a thread of its own."""
+    monkeypatch.setattr("rlkit.report.progress.TICK_SECONDS", 0.0)
+    monkeypatch.setattr("rlkit.report.BEAT_SECONDS", 0.0)
+    steps = []
+    with Report(tmp_path, plan=[], title="t", steps=400, main=True) as report:
+        for step in range(1, 401):
+            report.log_step(step, {"reward": 0.5})
+            steps.append(read(tmp_path).step)
+    assert steps == list(range(1, 401))
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.log").mkdir()
+    with pytest.raises(UserError, match=r"run\.log cannot be written"):
+        Report(tmp_path, plan=[], title="t", steps=1, main=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"state": "done"}', "null"])

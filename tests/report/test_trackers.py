@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_tensorboard_reads_back_the_numbers_of_the_last_attempt(tmp_path: Path) 
         first.log(step, {"reward": step / 8, "eval/accuracy": 0.5})
     assert _scalars(tmp_path, "reward") == [(0, 0.0), (1, 0.125), (2, 0.25), (3, 0.375), (4, 0.5)]  # never closed: killed
 
+    time.sleep(1.0)  # files are read in the order of their names, which begin with the second; a process never resumes itself
     second = TensorBoard(tmp_path, resumed=True)
     for step in range(3, 6):
         second.log(step, {"reward": 1 + step / 8})

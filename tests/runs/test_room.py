@@ -57,5 +57,5 @@ def test_the_trial_leaves_room_for_what_an_update_holds_beside_its_passes(tmp_pa
     ended = run("68", "2048", str(out), program="reserved.py", cold=True, OMP_NUM_THREADS="1")
     assert ended.code == 0, ended.out + ended.err
     result = json.loads(out.read_text())
-    assert result.pop("found") in ([1024, 2048], [512, 2048])  # beside a full machine the heap has other holes
+    assert result.pop("found") in ([1024, 2048], [512, 2048])  # 512 was seen once, beside a full machine
     assert result == {"passes": 4, "ended": "well"}
