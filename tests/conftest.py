@@ -188,9 +188,9 @@ def places(env: dict[str, str], ranks: int) -> list[dict[str, str]]:
 
 
 def free_port() -> int:
-    """Below the ports that the kernel deals: of those, any connection of another test may take one before its rank 0 listens there."""
+    """Between Ray's ports of workers and those that the kernel deals: of these, any connection of another test may take one first."""
     while True:
-        port = secrets.choice(range(16384, 32768))
+        port = secrets.choice(range(20000, 32768))
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             return port

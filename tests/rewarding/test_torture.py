@@ -158,7 +158,7 @@ def test_one_percent_hanging_costs_their_timeouts_and_no_more() -> None:
         seconds = time.monotonic() - started
     assert [number for number, result in results.items() if result.reward is None] == list(range(50, 1000, 100))
     assert all(results[number].reward == number % 5 for number in range(1000) if number % 100 != 50)
-    assert seconds < 10 * (0.5 + 2.0) / 2 + 5  # timeouts and kills over two workers; 5 s for a busy machine and the other 990
+    assert seconds < 60  # 10 timeouts and kills over two workers are 12.5; if those who went out with them had hung too, 400
 
 
 @pytest.mark.usefixtures("nobody_left")
