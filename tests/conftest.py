@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -13,7 +12,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +23,9 @@ import pytest
 from tests import fork_server
 
 ROOT = Path(__file__).resolve().parent.parent
-DURATIONS = ROOT / "tests" / "durations.json"
+FIRST = ("tests/launch", "tests/test_mutants.py", "tests/test_setup.py", "tests/runs/")  # the longest, which none waits for at the end
 GRACE = 5.0  # seconds that the other processes of a run have once one has failed
 _socket: Path | None = None
-_seconds: defaultdict[str, float] = defaultdict(float)  # by scope, in the process that hears of all tests
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--store-durations", action="store_true", help="write the seconds of each test file to tests/durations.json")
 
 
 def scope(nodeid: str) -> str:
@@ -52,19 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left with one of them at the end."""
-    known = json.loads(DURATIONS.read_text()) if DURATIONS.is_file() else {}
-    items.sort(key=lambda item: -known.get(scope(item.nodeid), 0.0))
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _seconds[scope(report.nodeid)] += report.duration
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.option.store_durations and "PYTEST_XDIST_WORKER" not in os.environ:
-        longest = sorted(_seconds.items(), key=lambda entry: -entry[1])
-        DURATIONS.write_text(json.dumps({name: round(seconds) for name, seconds in longest if seconds >= 1.0}, indent=0) + "\n")
+    items.sort(key=lambda item: next((number for number, name in enumerate(FIRST) if item.nodeid.startswith(name)), len(FIRST)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -34,14 +34,13 @@ def evaluations(folder: Path) -> dict[int, float]:
     return {row["step"]: row["eval/accuracy"] for row in metrics(folder) if "eval/accuracy" in row}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(part="hosts")
 def test_stopped_in_a_rollout_and_gone_on_with(cluster: Hosts, on_two: list[str], undisturbed: Path, tmp_path: Path) -> None:
     """SIGTERM to the launcher; afterwards the metrics are those of two ranks that Ray knew nothing of."""
     folder, halt = tmp_path / "run", Halt(tmp_path / "halt").at("rollout", 3, 1)
     words = [f"address={cluster.address}", *on_two]
     launch = launcher("ray", *words, folder=folder, env=halt.environment(cluster.env))
-    pid = halt.reached(launch)
-    assert os.geteuid() != 0 or os.getpriority(os.PRIO_PROCESS, pid) == 0  # of a Ray worker: 15
+    halt.reached(launch)
     asked = time.monotonic()
     launch.process.send_signal(signal.SIGTERM)
     time.sleep(1.0)
@@ -117,7 +116,8 @@ def test_a_host_that_is_lost_for_good_is_done_without(on_two: list[str], tmp_pat
 def test_a_checkpoint_of_one_rank_goes_on_with_two(cluster: Hosts, on_two: list[str], tmp_path: Path) -> None:
     folder, halt = tmp_path / "run", Halt(tmp_path / "halt").at("rollout", 3, 0)
     launch = launcher("ray", f"address={cluster.address}", *on_two, "nodes=1", folder=folder, env=halt.environment(cluster.env))
-    halt.reached(launch)
+    pid = halt.reached(launch)
+    assert os.geteuid() != 0 or os.getpriority(os.PRIO_PROCESS, pid) == 0  # of a Ray worker: 15
     launch.process.send_signal(signal.SIGUSR1)
     time.sleep(1.0)
     halt.release()
