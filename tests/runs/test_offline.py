@@ -147,7 +147,7 @@ def trained(recipe: str, folder: Path, *more: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("recipe", ["dpo_math", "kto_math"])
+@pytest.mark.parametrize("recipe", ["dpo_math", pytest.param("kto_math", marks=pytest.mark.nightly(part="trainings"))])
 def test_held_out_preferences_are_learned(recipe: str, tmp_path: Path) -> None:
     summary = trained(recipe, tmp_path / "run")
     assert abs(summary["accuracy_before"] - 0.5) < 0.1 and summary["accuracy_after"] >= 0.95
@@ -184,6 +184,25 @@ def test_a_reward_model_ranks_and_is_an_ordinary_classifier(tmp_path: Path) -> N
         margins.append(chosen - rejected)
     assert sum(m > 0 for m in margins) / len(margins) == pytest.approx(summary["accuracy_after"], abs=0.002)
     assert sum(margins) / len(margins) == pytest.approx(summary["held_out"]["eval/rewards/margins"], rel=1e-4)
+    judged = ["rewards.accuracy.weight=0", "rewards.rm.path=reward_model", f"rewards.rm.args.model={tmp_path / 'run' / 'model'}"]
+    size = ["engine.rollout=hf", "steps=1", "prompts_per_step=4", "samples_per_prompt=2", "data.test=null"]
+    ended = run("recipe=grpo_math", *judged, *size, f"output_dir={tmp_path / 'online'}")
+    assert ended.code == 0, ended.out + ended.err
+    samples = [json.loads(line) for line in (tmp_path / "online" / "samples.jsonl").read_text().splitlines()]
+    whole = [sample for sample in samples if sample["stop"] == "eos"]
+    assert len(whole) >= 4
+    for sample in whole:
+        question = {"role": "user", "content": sample["prompt"].splitlines()[1]}
+        asked = tokenizer.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+        text = tokenizer(asked + sample["completion"] + tokenizer.eos_token, return_tensors="pt")
+        with torch.no_grad():
+            assert sample["rewards"]["rm"] == pytest.approx(model(**text).logits.item(), abs=1e-4)
+
+
+@pytest.mark.nightly(part="trainings")
+@pytest.mark.timeout(1200)
+def test_ppo_learns_from_a_reward_model_alone(tmp_path: Path) -> None:
+    trained("reward_model", tmp_path / "run")
     judged = ["rewards.accuracy.weight=0", "rewards.rm.path=reward_model", f"rewards.rm.args.model={tmp_path / 'run' / 'model'}"]
     # two steps of the critic alone, then six of the policy, whose rate warms up over five of them
     learned = trained("ppo_math", tmp_path / "ppo", *judged, "steps=8", "optim.schedule=constant", "eval.every=0")
