@@ -61,7 +61,7 @@ def build_roofline(context: BuildContext) -> Roofline | None:
 def build_trainer_run(context: BuildContext, trainer: Trainer, learners: Sequence[Learner], export: Callable[[Path], None]) -> Run:
     """A trainer in the loop of every run."""
     recipe, ranks, folder = context.recipe, context.ranks, context.folder
-    every, keep = recipe.checkpoint.every, recipe.checkpoint.keep
+    every, keep, asked = recipe.checkpoint.every, recipe.checkpoint.keep, [step - 1 for step in recipe.report.dump_steps]
     return Run(
         steps=require(recipe.steps),
         trainer=trainer,
@@ -69,7 +69,7 @@ def build_trainer_run(context: BuildContext, trainer: Trainer, learners: Sequenc
         learners=learners,
         export=export,
         save_tokenizer=context.renderer.save,
-        checkpoints=Checkpoints(folder / CHECKPOINTS, every=every, keep=keep, main=ranks.main, gather=ranks.gather),
+        checkpoints=Checkpoints(folder / CHECKPOINTS, every=every, keep=keep, main=ranks.main, gather=ranks.gather, asked=asked),
         selection=Selection(recipe.eval.select or trainer.measure, recipe.eval.patience, recipe.checkpoint.best),
         report=context.report,
         timer=context.timer,

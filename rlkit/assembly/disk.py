@@ -19,9 +19,11 @@ def describe_disk(recipe: Recipe) -> list[tuple[str, str]]:
         return []
     checkpoint = CHECKPOINT_BYTES * (job.trained + (job.shape.parameters if job.critic else 0))
     model = job.width * (job.trained if recipe.checkpoint.export == "adapter" else job.shape.parameters)
-    count = recipe.checkpoint.keep + bool(recipe.checkpoint.best) + 1
+    dumps = len(recipe.report.dump_steps)
+    count = recipe.checkpoint.keep + bool(recipe.checkpoint.best) + dumps + 1
     best = ", the best" if recipe.checkpoint.best else ""
-    kept = f"{recipe.checkpoint.keep} newest{best} and the one that is written"
+    dumped = f", {dumps} for report.dump_steps" if dumps else ""
+    kept = f"{recipe.checkpoint.keep} newest{best}{dumped} and the one that is written"
     total = count * checkpoint + model
     free = shutil.disk_usage(find_existing(Path(recipe.output_dir or ".").expanduser().absolute())).free
     what = f"at most {format_gib(total)} of {format_gib(free)} free"

@@ -178,6 +178,19 @@ def compare_runs(words: Words = None, as_json: Json = False) -> None:
     raise typer.Exit(compare.run_compare(words or [], as_json))
 
 
+@register(LOOK, "replay", "RUN [step=N] [key=value ...] [--json]", "rlkit replay runs/mine step=17 algorithm.clip_high=0.3")
+def replay_step_of_run(words: Words = None, as_json: Json = False) -> None:
+    """Compute a step of a run again, and compare.
+
+    Needs the checkpoint before the step: report.dump_steps=[17] keeps it. Without step=, lists the steps that can be replayed. Samples,
+    rewards, advantages, log-probs and metrics are compared with what the run recorded; with key=value, it shows what another setting would
+    have changed.
+    """
+    from rlkit.cli import replay
+
+    door.exit_process(replay.run_replay(words or [], as_json))
+
+
 EVAL = "RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=value ...]"
 
 

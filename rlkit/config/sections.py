@@ -286,6 +286,10 @@ class ReportSection(Section):
         "compare each phase with the least time that this machine needs; an unknown machine is measured at start"
     )
     wandb: Name | None = describe_field("a project name; null: off")
+    dump_steps: tuple[Count, ...] = describe_field(
+        "that `rlkit replay` can compute again: the checkpoint before each is written and kept, and all its samples token by token",
+        unit="steps",
+    )
 
 
 class LaunchSection(Section):

@@ -24,6 +24,7 @@ MFU = "throughput/mfu"  # of the update
 TIME = "time/"
 CLOCK = "time/clock"  # Unix seconds at the end of the step
 FLOOR = "floor/"  # by phase, its time over the least time that this machine needs
+MACHINE = (TIME, FLOOR, "throughput/", "memory/")  # how names begin that depend on the machine
 
 
 def find_train_accuracy(row: Mapping[str, Any]) -> float | None:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,14 @@ CHECKPOINTS = "checkpoints"  # the name of their folder in that of a run
 class Checkpoints:
     """The checkpoint folder of a run. All ranks call `save` and `check`; only rank 0 creates, renames, compares and deletes.
 
-    every: steps between checkpoints, 0 for none. keep: how many remain. gather: the items of all ranks, on each of them.
+    every: steps between checkpoints, 0 for none. keep: how many remain. gather: the items of all ranks, on each of them. asked: steps that
+    have a checkpoint, which remains.
     """
 
-    def __init__(self, folder: Path, *, every: int, keep: int, main: bool, gather: Callable[[Any], list[Any]]) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
+    def __init__(
+        self, folder: Path, *, every: int, keep: int, main: bool, gather: Callable[[Any], list[Any]], asked: Collection[int] = ()
+    ) -> None:
+        self.folder, self.every, self.keep, self.asked = folder, every, keep, frozenset(asked)
         self._main, self._gather = main, gather
 
     def list_steps(self) -> list[int]:
@@ -53,13 +56,13 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def is_due(self, step: int) -> bool:
-        """Whether `every` asks for a checkpoint after this step."""
-        return self.every > 0 and step % self.every == 0
+        """Whether there is to be a checkpoint after this step."""
+        return step in self.asked or (self.every > 0 and step > 0 and step % self.every == 0)
 
     def save(self, step: int, state: Mapping[str, Any], write: Callable[[CheckpointWriter], None], protect: int | None = None) -> None:
         """Saves a checkpoint unless there is one. On all ranks `write` creates its files; `state` is added as JSON.
 
-        The `keep` newest remain, and the step `protect`. Raises RunFailed where the folder cannot be written.
+        The `keep` newest remain, those asked for, and the step `protect`. Raises RunFailed where the folder cannot be written.
         """
         if step in self.list_steps():
             return
@@ -79,7 +82,7 @@ class Checkpoints:
             if self._main:
                 write_manifest(unfinished, step, digests)
                 publish(unfinished, self.get_folder(step))
-                self._prune({step, protect})
+                self._prune({step, protect, *self.asked})
         self._gather(None)
 
     def _prune(self, protected: set[int | None]) -> None:

@@ -158,7 +158,7 @@ def conclude_step(run: Run, state: TrainState) -> TrainState:
 
 def save_if_due(run: Run, state: TrainState) -> None:
     best = find_protected(run, state)
-    if best == state.step or (state.step and (run.checkpoints.is_due(state.step) or is_last(run, state))):
+    if best == state.step or run.checkpoints.is_due(state.step) or (state.step and is_last(run, state)):
         save(run, state)
 
 

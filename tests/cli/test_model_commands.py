@@ -1,4 +1,4 @@
-"""rlkit eval, export, chat and serve on the model of one run: each answers with it, and leaves the run's own files as they are."""
+"""rlkit eval, export, chat, serve and replay on one run: each answers with its model, and leaves the run's own files as they are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlkit.cli import serve
 from rlkit.cli.model_source import ModelSource, find_source
 from rlkit.errors import UserError
 from rlkit.report.folder import read_metrics, read_rows
-from tests.cli.test_commands_page import CALLS, OF_MODELS
+from tests.cli.test_commands_page import CALLS, OF_MODELS, SHOWN
 from tests.conftest import Ended, environment, free_port, run
 
 SMALL = ["grpo_math", "engine.rollout=hf", "steps=2", "prompts_per_step=4", "eval.every=1", "eval.problems=12", "checkpoint.every=1"]
@@ -79,6 +79,34 @@ def test_an_earlier_step_other_rows_and_a_model_alone(place: Path) -> None:
         assert rows == (2 if "hard.jsonl" in line else 4)
 
 
+def test_a_step_again_is_equal_to_the_bit(place: Path) -> None:
+    before = {file: file.read_bytes() for file in (place / "runs" / "mine").iterdir() if file.is_file()}
+    listed, again, changed = (rlkit(*shlex.split(line)[1:], cwd=place) for line in PAGE if line.startswith("rlkit replay"))
+    assert listed.out == f"steps of {place / 'runs' / 'mine'} that can be replayed: 2\n"
+    [verdict] = [shown for shown in SHOWN if shown.startswith("step 2 again")]
+    assert again.code == 0 and verdict in again.out, again.out + again.err
+    assert changed.code == 0 and json.loads(changed.out)["samples"][0]["name"] == "completions"
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_step_again_with_another_setting_says_what_differs(place: Path) -> None:
+    found = json.loads(rlkit("replay", "runs/mine", "step=2", "optim.lr=1e-3", "rewards.accuracy.weight=-1", "--json", cwd=place).out)
+    differing = {entry["name"] for entry in [*found["samples"], *found["metrics"]] if entry["differing"]}
+    assert found["is_equal"] is False and {"advantages", "learning_rate", "reward"} <= differing
+    assert not {"completions", "completions/mean_length"} & differing
+
+
+def test_a_step_again_elsewhere_and_with_other_threads_is_equal_to_rounding(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "runs" / "mine", tmp_path / "moved", ignore=shutil.ignore_patterns("replayed", "model", "eval"))
+    words = [sys.executable, "-m", "rlkit.cli.main", "replay", "moved", "step=2", "--json"]
+    env = environment(OMP_NUM_THREADS="2")
+    ended = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=200, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert all(entry["largest"] <= 1e-6 for entry in [*found["samples"], *found["metrics"]]), found
+    assert not found["samples"][0]["differing"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -92,6 +120,9 @@ def test_an_earlier_step_other_rows_and_a_model_alone(place: Path) -> None:
         (["serve", "runs/mine", "host=0.0.0.0"], "set VLLM_API_KEY in its environment"),
         (["serve", "runs/mine", "api_key=of-mine"], "could be read by every user of this machine"),
         (["serve", "runs/mine", "api_k=of-mine"], "could be read by every user of this machine"),
+        (["replay", "runs/mine", "step=1"], "step=1 of runs/mine cannot be replayed"),
+        (["replay", "runs/mine", "step=2", "step=x"], "step=x of runs/mine cannot be replayed"),
+        (["replay", "runs"], "runs is not the folder of a run: it has no recipe.yaml"),
         (["export", "runs/mine", "as=adapter"], "trained all weights (model.lora.rank is null), so it has no adapter"),
     ],
 )

@@ -75,7 +75,8 @@ def test_the_bounds_on_the_page_are_those_that_are_checked() -> None:
         config = compose_config(["recipe=grpo_math"], None)
         if name == "betas":
             continue
-        config[section][name] = least - 1 if entry.type.startswith("number") else int(least) - 1
+        past = least - 1 if entry.type.startswith("number") else int(least) - 1
+        config[section][name] = [past] if entry.type.startswith("list") else past
         with pytest.raises(ValidationError, match=f"greater than or equal to {least:g}"):
             Recipe.model_validate(config)
         tried += 1
