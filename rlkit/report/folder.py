@@ -3,6 +3,17 @@
 metrics.jsonl has one object for each step (step 0 is the evaluation before training), samples.jsonl one for each sample. Every row has
 `step` and `attempt`. A resumed run is the next attempt: from its first step on its rows replace those of earlier attempts.
 JSON has no NaN: such a number is written as null and named in the row, `"not_finite": {"kl": "nan"}` (also "inf", "-inf").
+
+A sample has: split (train or test), key (data row, draw, sample, turn), prompt, completion, answer (of the data; null without one), reward,
+rewards (by name), extra (what rewards returned beside their scores), advantage (null where it was not learned from), stop, version. Those
+whose tokens are recorded (report.tokens) also have tokens, lists over the tokens of the completion: ids; text, which joined is the
+completion (a token inside a character adds "", the last one of the character all of it); rollout_logprobs of the sampler; logprobs and
+entropies of the trainer before the update, null where the update did not compute them. Each float32 is written as the double it equals.
+
+samples.index.jsonl says where the samples of a step are without reading them, a line for each append, written after its rows:
+`{"step": 3, "attempt": 1, "offset": 81920, "bytes": 4096, "rows": 16}`. Lines follow each other without a gap, and cover samples.jsonl up
+to rows whose line is still to come. A run that opens the folder corrects the index where a kill left it short, damaged or missing; a line
+that it writes then may stand for several appends in a row with the same step and attempt.
 """
 
 from __future__ import annotations
@@ -12,8 +23,10 @@ import json
 import math
 import numbers
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,8 +35,12 @@ from rlkit.runtime.write_errors import build_removed_error, build_write_error
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+SAMPLES_INDEX = "samples.index.jsonl"
 SUMMARY = "summary.json"  # of a finished run
 _BLOCK = 1 << 16  # bytes read at a time when looking for the last line
+_INDEXED = ("step", "attempt", "offset", "bytes", "rows")  # keys of a line of the index
+_ROW_START = re.compile(rb'\{"step": (\d+), "attempt": (\d+)[,}]')  # as _format_line begins a line
+_PLAIN = {int, float, str, bool, type(None)}
 
 
 class RunFolder:
@@ -39,6 +56,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._metrics, metrics_attempt = _open_log(path / METRICS)
             self._samples, samples_attempt = _open_log(path / SAMPLES)
+            self._index = _open_index(path / SAMPLES_INDEX, self._samples, str(path / SAMPLES))
         except OSError as error:
             raise UserError(f"output folder {path} cannot be written ({error}); set output_dir= to a folder that can") from error
         self.attempt = max(metrics_attempt, samples_attempt) + 1
@@ -48,8 +66,13 @@ class RunFolder:
         self._append(self._metrics, step, [metrics])
 
     def append_samples(self, step: int, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Append the samples of this step, one on each line."""
-        self._append(self._samples, step, samples)
+        """Append the samples of this step, one on each line, and their line in the index."""
+        offset = self._samples.seek(0, os.SEEK_END)
+        rows = self._append(self._samples, step, samples)
+        if rows:
+            with self._raise_run_failed():
+                self._index.write(_format_index(step, self.attempt, offset, self._samples.tell() - offset, rows))
+                self._index.flush()
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file, completely or not at all."""
@@ -67,7 +90,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the logs; a second call does nothing."""
-        for log in (self._metrics, self._samples):
+        for log in (self._metrics, self._samples, self._index):
             with suppress(OSError):  # what could not be written has ended the run already
                 log.close()
 
@@ -81,11 +104,13 @@ class RunFolder:
         except OSError as error:
             raise build_write_error(self.path, self.path, error) from error
 
-    def _append(self, log: IO[bytes], step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def _append(self, log: IO[bytes], step: int, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Appends rows; returns how many."""
         lines = [_format_line({"step": step, "attempt": self.attempt}, row) for row in rows]
         with self._raise_run_failed():
             log.write(b"".join(lines))
             log.flush()
+        return len(lines)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -130,6 +155,49 @@ def _open_log(path: Path) -> tuple[IO[bytes], int]:
     return log, int(_parse_row(last, f"the last line of {path}")["attempt"]) if last else 0
 
 
+def _open_index(path: Path, samples: IO[bytes], source: str) -> IO[bytes]:
+    """The index of samples that are open, opened for appending: cut where it is wrong, and with lines for all that it lacked."""
+    index = path.open("a+b")
+    index.seek(0)
+    end, kept, covered = samples.seek(0, os.SEEK_END), 0, 0
+    for line in index:
+        entry = _parse_index(line)
+        if entry is None or entry["offset"] != covered or covered + entry["bytes"] > end:
+            break
+        kept += len(line)
+        covered += entry["bytes"]
+    index.truncate(kept)
+    samples.seek(covered)
+    for (step, attempt), lines in groupby(samples, lambda line: _read_row_start(line, source)):
+        sizes = [len(line) for line in lines]
+        index.write(_format_index(step, attempt, covered, sum(sizes), len(sizes)))
+        covered += sum(sizes)
+    index.flush()
+    return index
+
+
+def _format_index(step: int, attempt: int, offset: int, size: int, rows: int) -> bytes:
+    return json.dumps(dict(zip(_INDEXED, (step, attempt, offset, size, rows), strict=True))).encode() + b"\n"
+
+
+def _parse_index(line: bytes) -> dict[str, int] | None:
+    """None where it is no complete line of an index."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = line.endswith(b"\n") and isinstance(entry, dict) and entry.keys() == set(_INDEXED)
+    return entry if whole and all(type(value) is int and value >= 0 for value in entry.values()) else None
+
+
+def _read_row_start(line: bytes, source: str) -> tuple[int, int]:
+    """Step and attempt of a row, without reading all of it: samples have gigabytes."""
+    if found := _ROW_START.match(line):
+        return int(found[1]), int(found[2])
+    row = _parse_row(line, f"a line of {source}")
+    return row["step"], row["attempt"]
+
+
 def _parse_row(line: bytes, source: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
@@ -160,6 +228,8 @@ def _to_plain(value: Any, name: str, not_finite: dict[str, str]) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _to_plain(item, f"{name}.{key}", not_finite) for key, item in value.items()}
     if isinstance(value, list | tuple):
+        if set(map(type, value)) <= _PLAIN and all(type(item) is not float or math.isfinite(item) for item in value):
+            return list(value)  # the tokens of a step: many, and nearly always plain
         return [_to_plain(item, f"{name}.{i}", not_finite) for i, item in enumerate(value)]
     if isinstance(value, numbers.Integral):
         return int(value)

@@ -43,6 +43,62 @@ def _write_steps(path: Path, steps: range, reward: float) -> None:
     folder.close()
 
 
+def _check_index(path: Path) -> list[tuple[int, int, int]]:
+    """The index, read beside the rows that it points at, covers them all; returns step, attempt and number of rows of each line."""
+    content, end, found = (path / "samples.jsonl").read_bytes(), 0, []
+    for line in (path / "samples.index.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        assert list(entry) == ["step", "attempt", "offset", "bytes", "rows"] and entry["offset"] == end
+        end += entry["bytes"]
+        rows = [json.loads(row) for row in content[entry["offset"] : end].splitlines()]
+        assert [(row["step"], row["attempt"]) for row in rows] == [(entry["step"], entry["attempt"])] * entry["rows"]
+        found.append((entry["step"], entry["attempt"], entry["rows"]))
+    assert end == len(content)
+    return found
+
+
+def test_the_index_has_a_line_for_each_append(tmp_path: Path) -> None:
+    _write_steps(tmp_path, range(2), 0.5)
+    folder = RunFolder(tmp_path)
+    folder.append_samples(1, [{"completion": "\ud800 é\u2028"}])
+    folder.append_samples(1, [])  # no rows, no line
+    folder.append_samples(1, [{}, {}, {}])
+    folder.close()
+    assert _check_index(tmp_path) == [(0, 1, 2), (1, 1, 2), (1, 2, 1), (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["missing", "empty", "short", "torn", "nonsense", "gap", "beyond", "torn sample", "lost samples"],
+)
+def test_an_index_that_does_not_fit_is_corrected_at_the_resume(damage: str, tmp_path: Path) -> None:
+    _write_steps(tmp_path, range(4), 0.5)
+    index, samples = tmp_path / "samples.index.jsonl", tmp_path / "samples.jsonl"
+    lines = index.read_bytes().splitlines(keepends=True)
+    texts = {
+        "empty": b"",
+        "short": b"".join(lines[:2]),
+        "torn": b"".join(lines[:3]) + lines[3][:-9],
+        "nonsense": b"[]\n" + b"".join(lines),
+        "gap": lines[0] + lines[2],
+        "beyond": b"".join(lines) + lines[3].replace(b'"offset": ', b'"offset": 9'),
+    }
+    if damage == "missing":
+        index.unlink()
+    if damage in texts:
+        index.write_bytes(texts[damage])
+    if damage == "torn sample":  # killed while it wrote, before the line of the index
+        with samples.open("ab") as file:
+            file.write(b'{"step": 4, "attempt": 1, "completion": "a"}\n{"step": 4, "att')
+    if damage == "lost samples":  # the machine went down: the index reached the disk, and they did not
+        os.truncate(samples, samples.stat().st_size - 3)
+    folder = RunFolder(tmp_path)
+    folder.append_samples(9, [{"completion": "c"}])
+    folder.close()
+    last = {"torn sample": [(3, 1, 2), (4, 1, 1)], "lost samples": [(3, 1, 1)]}.get(damage, [(3, 1, 2)])
+    assert _check_index(tmp_path) == [(0, 1, 2), (1, 1, 2), (2, 1, 2), *last, (9, 2, 1)]
+
+
 def test_a_torn_last_line_is_cut_off_and_the_rest_kept(tmp_path: Path) -> None:
     _write_steps(tmp_path, range(2), 0.5)
     whole = (tmp_path / "metrics.jsonl").read_bytes()
@@ -114,6 +170,7 @@ def test_rows_survive_sigkill_in_the_middle_of_writing(tmp_path: Path) -> None:
         assert all(row["reward"] == row["step"] / 8 for row in rows)
         samples = read_rows(tmp_path / "samples.jsonl")
         assert [len(row["completion"]) for row in samples] == [3_000_000] * len(samples)
+        _check_index(tmp_path)
     for line in (tmp_path / "samples.jsonl").open("rb"):
         json.loads(line)
 
@@ -167,7 +224,7 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
         "not_finite": {"accuracy_after": "nan"},
     }
     assert (tmp_path / "recipe.yaml").read_text() == "seed: 0\n"
-    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "recipe.yaml", "samples.jsonl", "summary.json"]
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "recipe.yaml", "samples.index.jsonl", "samples.jsonl", "summary.json"]
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
@@ -192,7 +249,7 @@ def test_a_folder_that_is_removed_under_a_run_is_reported_as_that(tmp_path: Path
             folder.write_json("summary.json", {"status": "done"})
         folder.close()
     assert other is not None and other.attempt == 1
-    assert sorted(os.listdir(tmp_path / "run")) == ["metrics.jsonl", "samples.jsonl"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["metrics.jsonl", "samples.index.jsonl", "samples.jsonl"]
 
 
 def test_a_full_disk_ends_the_run_in_words(tmp_path: Path) -> None:
