@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -97,6 +97,7 @@ class Group:
     index: int  # position of the prompt in the step, over all ranks
     samples: tuple[ScoredSample, ...]
     greedy: ScoredSample | None = None  # the most likely completion, where the algorithm takes it for a baseline
+    answer: Any = None  # of the data, as it is; None: there is none
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,7 +102,8 @@ def evaluate_model(
             raise Stopped("stopped before all rows were evaluated; run the same command to start again")
         row, groups = found
         decode = cache(renderer.decode)
-        log.append_samples(step or 0, [records.build_sample_row(s, None, decode, "test") for group in groups for s in group.samples])
+        samples = [(s, group.answer) for group in groups for s in group.samples]
+        log.append_samples(step or 0, [records.build_sample_row(s, answer, None, decode, "test") for s, answer in samples])
         result = summarize_evaluation(evaluation, row, groups, model=model, step=step, folder=str(folder))
         log.append_metrics(step or 0, row)
         log.write_json(RESULT, asdict(result))

@@ -113,5 +113,7 @@ def build_report(context: BuildContext, placement: Colocated, collector: Collect
         timer=context.timer,
         ranks=context.ranks,
         decode=context.renderer.decode,
+        split_text=context.renderer.split_text,
+        tokens=context.recipe.report.tokens,
         roofline=build_roofline(context),
     )

@@ -285,6 +285,10 @@ class ReportSection(Section):
     roofline: bool = describe_field(
         "compare each phase with the least time that this machine needs; an unknown machine is measured at start"
     )
+    tokens: Literal["all"] | CountOrZero = describe_field(
+        "whose tokens samples.jsonl holds, about 80 bytes each with both log-probs and entropies, at no forward pass; all: every sample's",
+        unit="samples a step",
+    )
     wandb: Name | None = describe_field("a project name; null: off")
     dump_steps: tuple[Count, ...] = describe_field(
         "that `rlkit replay` can compute again: the checkpoint before each is written and kept, and all its samples token by token",

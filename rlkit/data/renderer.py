@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,22 @@ class Renderer:
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of token ids, special tokens left out or, with `special`, shown."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
+
+    def split_text(self, ids: Sequence[int]) -> list[str]:
+        """The text that each token adds, which joined is decode(ids): a token inside a character adds "", its last one all of it.
+
+        Where a tokenizer cannot tell, the text of each token alone.
+        """
+        from tokenizers.decoders import DecodeStream
+
+        text, backend = self.decode(ids), getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            stream = DecodeStream(skip_special_tokens=True)
+            with suppress(Exception):  # it raises where a decoder of its kind writes earlier text anew
+                pieces = [stream.step(backend, token) or "" for token in ids]
+                if text.startswith(joined := "".join(pieces)):
+                    return [*pieces[:-1], pieces[-1] + text[len(joined) :]] if pieces else []  # the rest: bytes of no whole character
+        return [self.decode([token]) for token in ids]
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer and chat template as a Hugging Face folder has them."""

@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from rlkit.metrics import mean_of, std_of
 from rlkit.rewarding.outcome import RAW_REWARD
-from rlkit.types import Group, Sample, ScoredSample, Stop
+from rlkit.types import Group, Key, Sample, ScoredSample, Stop
 
 
 def summarize_groups(groups: Sequence[Group]) -> dict[str, float]:
@@ -44,17 +46,47 @@ def get_raw_reward(scored: ScoredSample) -> float | None:
     return scored.extra.get(RAW_REWARD, scored.reward)
 
 
-def build_sample_row(scored: ScoredSample, advantage: float | None, decode: Callable[[Sequence[int]], str], split: str) -> dict[str, Any]:
-    """One line of samples.jsonl."""
+def choose_recorded(groups: Sequence[Group], count: int) -> frozenset[Key]:
+    """At most `count` samples whose tokens are recorded, from the lowest reward to the highest; of groups with a signal, if any has one."""
+    varied = [s for g in groups if len({s.reward for s in g.samples}) > 1 for s in g.samples]
+    pool = varied or [s for g in groups for s in g.samples]
+    ranked = sorted(pool, key=lambda s: (s.reward is not None, s.reward or 0.0, s.sample.key))
+    count = min(count, len(ranked))
+    return frozenset(ranked[i * (len(ranked) - 1) // max(count - 1, 1)].sample.key for i in range(count))
+
+
+def build_sample_row(
+    scored: ScoredSample, answer: Any, advantage: float | None, decode: Callable[[Sequence[int]], str], split: str
+) -> dict[str, Any]:
+    """One line of samples.jsonl, as report/folder.py describes it."""
     sample = scored.sample
     return {
         "split": split,
         "key": list(sample.key),
         "prompt": decode(sample.prompt),
         "completion": sample.text,
+        "answer": answer,
         "reward": get_raw_reward(scored),
         "rewards": dict(scored.components),
+        "extra": {name: value for name, value in scored.extra.items() if name != RAW_REWARD},
         "advantage": advantage,
         "stop": str(sample.stop),
         "version": int(sample.versions[0]) if len(sample.versions) else None,
+    }
+
+
+def build_token_lists(sample: Sample, split_text: Callable[[Sequence[int]], list[str]], computed: Tensor | None) -> dict[str, list[Any]]:
+    """The tokens of a sample for its row. computed [2, L]: log-probs and entropies of the trainer; None: there are none."""
+    counts = sample.mask.tolist()
+    logprobs, entropies = ([None] * len(counts),) * 2 if computed is None else computed.tolist()
+
+    def select(values: list[Any]) -> list[Any]:
+        return [value if written else None for value, written in zip(values, counts, strict=True)]
+
+    return {
+        "ids": sample.tokens.tolist(),
+        "text": split_text(sample.tokens.tolist()),
+        "rollout_logprobs": select(sample.rollout_logprobs.tolist()),
+        "logprobs": select(logprobs),
+        "entropies": select(entropies),
     }

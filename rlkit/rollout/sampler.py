@@ -92,7 +92,7 @@ class Sampler:
         rewards = self.ranks.broadcast_tp(self.rewards.collect(list(of_key)) if self.ranks.is_tp_leader else {})
         scored = {key: join_reward(finished[key], rewards[key]) for key in of_key}
         return [
-            Group(index, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples)), scored.get(Key(p.row, p.draw, GREEDY)))
+            Group(index, tuple(scored[Key(p.row, p.draw, n)] for n in range(samples)), scored.get(Key(p.row, p.draw, GREEDY)), p.answer)
             for index, p in prompts
         ]
 

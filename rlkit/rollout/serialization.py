@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ def group_to_json(group: Group) -> dict[str, Any]:
         "index": group.index,
         "samples": [sample_to_json(s) for s in group.samples],
         "greedy": None if group.greedy is None else sample_to_json(group.greedy),
+        "answer": json.dumps(group.answer, default=str),  # a table may hold dates
     }
 
 
 def group_from_json(data: dict[str, Any]) -> Group:
-    greedy = data["greedy"]
-    return Group(data["index"], tuple(sample_from_json(s) for s in data["samples"]), None if greedy is None else sample_from_json(greedy))
+    greedy = None if data["greedy"] is None else sample_from_json(data["greedy"])
+    return Group(data["index"], tuple(sample_from_json(s) for s in data["samples"]), greedy, json.loads(data["answer"]))
 
 
 def sample_to_json(scored: ScoredSample) -> dict[str, Any]:

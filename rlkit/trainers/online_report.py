@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from rlkit.engines.logprob_check import COMPARED
 from rlkit.engines.placement import Placement
@@ -17,7 +19,7 @@ from rlkit.rollout import records
 from rlkit.rollout.collector import Collector, RolloutBatch
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.timer import PhaseTimer
-from rlkit.types import Batch, Credit, Group, Sample
+from rlkit.types import Batch, Credit, Group, Key, Sample
 from rlkit.updates.online_update import OnlineUpdater, select_rows_with_signal
 from rlkit.updates.optimizer_step import UpdateCount
 
@@ -50,6 +52,8 @@ class OnlineReport:
     timer: PhaseTimer
     ranks: Ranks
     decode: Callable[[Sequence[int]], str]
+    split_text: Callable[[Sequence[int]], list[str]]  # of each token
+    tokens: int | Literal["all"] = 0  # samples of a step whose tokens are recorded
     roofline: Roofline | None = None
 
     def write_step(self, step: StepRecord) -> tuple[dict[str, float], int]:
@@ -78,8 +82,8 @@ class OnlineReport:
 
     def write_evaluation(self, step: int, groups: Sequence[Group]) -> None:
         """Writes the samples of an evaluation; groups: of this rank. A collective call."""
-        samples = [s for g in self._gather_groups(groups) for s in g.samples]
-        self.report.log_samples(step, [records.build_sample_row(s, None, self.decode, "test") for s in samples])
+        samples = [(s, g.answer) for g in self._gather_groups(groups) for s in g.samples]
+        self.report.log_samples(step, [records.build_sample_row(s, answer, None, self.decode, "test") for s, answer in samples])
         self.collector.sampler.rewards.pop_metrics()  # the reward metrics of a step are of its own samples
 
     def _gather_groups(self, groups: Sequence[Group]) -> list[Group]:
@@ -134,12 +138,31 @@ class OnlineReport:
         batch = step.batch
         counts = batch.mask.sum(-1).clamp(min=1)
         own = (step.credit.advantages.sum(-1) / counts).double()  # [B], the mean over a sample's tokens
-        unused = [s for g in left_out for s in g.samples]
-        advantages = [*self.ranks.gather_by_index(own, batch.index, batch.size).tolist(), *[None] * len(unused)]
-        samples = [s for g in step.groups for s in g.samples] + unused
+        samples = [(s, g.answer) for g in [*step.groups, *left_out] for s in g.samples]
+        advantages: list[float | None] = self.ranks.gather_by_index(own, batch.index, batch.size).tolist()
+        advantages += [None] * (len(samples) - len(advantages))
+        computed = self._gather_tokens()
         decode = cache(self.decode)  # each prompt once
-        rows = [records.build_sample_row(s, a, decode, "train") for s, a in zip(samples, advantages, strict=True)]
+        rows = []
+        for (scored, answer), advantage in zip(samples, advantages, strict=True):
+            row, sample = records.build_sample_row(scored, answer, advantage, decode, "train"), scored.sample
+            if self.ranks.main and (self.tokens == "all" or sample.key in self.updater.recorder.keys):
+                row["tokens"] = records.build_token_lists(sample, self.split_text, computed.get(sample.key))
+            rows.append(row)
         self.report.log_samples(step.number, rows)
+
+    def choose_recorded(self, groups: Sequence[Group]) -> frozenset[Key]:
+        """The samples of a step whose tokens are recorded; the same on all ranks, as their groups are."""
+        if self.tokens == "all":
+            return frozenset(s.sample.key for g in groups for s in g.samples)
+        return records.choose_recorded(groups, self.tokens)
+
+    def _gather_tokens(self) -> dict[Key, Tensor]:
+        """What the updaters of all ranks recorded, on the CPU. A collective call, but where nothing is recorded."""
+        if not self.updater.recorder.keys:
+            return {}
+        own = {key: values.cpu() for key, values in self.updater.recorder.found.items()}
+        return {key: values for part in self.ranks.gather(own) for key, values in part.items()}
 
 
 def join_metrics(*parts: Mapping[str, float]) -> dict[str, float]:

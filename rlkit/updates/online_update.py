@@ -6,7 +6,7 @@ B samples of this rank, T tokens of the longest of their completions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -30,6 +30,7 @@ from rlkit.updates.optimizer_step import (
     split_in_lockstep,
     step_optimizers,
 )
+from rlkit.updates.token_recorder import TokenRecorder
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class OnlineUpdater:
     critic: Critic | None = None
     critic_schedule: Schedule | None = None
     critic_warmup: int = 0  # updates at the start in which only the critic learns
+    recorder: TokenRecorder = field(default_factory=TokenRecorder)
 
     @property
     def needs(self) -> Needs:
@@ -60,21 +62,23 @@ class OnlineUpdater:
         old = reference = values = None
         metrics: Metrics = {}
         if self.needs.old_logprobs:
-            old = self._score(batch, self.policy)
+            old = self._score(batch, self.policy, self.recorder)
             metrics = self.ranks.merge_metrics(self.logprob_check.compare(old, batch.rollout_logprobs, batch.own))
             self.logprob_check.check(metrics)  # of all ranks: all of them stop, or none does
         if self.needs.reference:
             assert self.reference is not None, "assembly loads what the algorithm needs"
-            reference = self._score(batch, self.reference)
+            reference = self._score(batch, self.reference, TokenRecorder())
         if self.critic:
             values = run_in_lockstep(self.critic.values, batch.samples, batch.mask.shape[1], self.tokens_per_micro_batch, self.ranks)
         return Signals(old_logprobs=old, ref_logprobs=reference, values=values), metrics
 
-    def _score(self, batch: Batch, model: Scores) -> Tensor:
+    def _score(self, batch: Batch, model: Scores, recorder: TokenRecorder) -> Tensor:
         """Log-probs [B, T] of the batch by a model."""
 
         def compute(samples: list[Sample], width: int) -> Tensor:
-            return model.logprobs(samples, width)[0]
+            logprobs, entropies = model.logprobs(samples, width)
+            recorder.keep(samples, logprobs, entropies)
+            return logprobs
 
         return run_in_lockstep(compute, batch.samples, batch.mask.shape[1], self.tokens_per_micro_batch, self.ranks)
 
@@ -126,6 +130,8 @@ class OnlineUpdater:
         samples = [batch.samples[i] for i in chosen]
         width = max(len(s.tokens) for s in samples)
         logprobs, entropy = self.policy.logprobs(samples, width)  # [B, T]
+        if signals.old_logprobs is None:
+            self.recorder.keep(samples, logprobs, entropy)
 
         old, ref = signals.old_logprobs, signals.ref_logprobs
         grids = [batch.mask, batch.own, batch.rollout_logprobs, credit.advantages, *(grid for grid in (old, ref) if grid is not None)]

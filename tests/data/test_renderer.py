@@ -133,3 +133,32 @@ def test_an_added_token_beyond_the_model_is_refused_in_the_text_that_holds_it(tm
     assert renderer.encode_prompt("an image")
     with pytest.raises(PromptRefused, match=r"holds the token 260 \('<image>'\), and the model of model\.path .* knows 260"):
         renderer.encode_prompt("an <image>")
+
+
+def test_the_pieces_of_tokens_are_the_text_when_joined(model_folder: Path) -> None:
+    """One token a byte: a character of several stands at its last byte, and bytes of none are shown as what stands for them."""
+    renderer = Renderer(model_folder)
+    ids = renderer.encode_prompt("1é🙂 ")[1:]
+    assert renderer.split_text(ids) == ["1", "", "é", "", "", "", "🙂", " "]
+    assert renderer.split_text([*ids[:1], 257]) == ["1", ""]  # the end token is no text
+    assert renderer.split_text([]) == []
+    for broken in (ids[1:2], [ids[1], ids[0]], [ids[0], *ids[3:5], 257], ids[1:2] * 3):
+        pieces = renderer.split_text(broken)
+        assert len(pieces) == len(broken) and "".join(pieces) == renderer.decode(broken) and "\ufffd" in "".join(pieces)
+
+
+def test_the_pieces_of_a_tokenizer_that_joins_words_have_their_spaces(tmp_path: Path) -> None:
+    """As in Llama 2 and Gemma: a token alone is decoded without the space before it."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "▁the": 1, "▁sum": 2, "▁is": 3, "ty": 4, "<0xC3>": 5, "<0xA9>": 6}
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(words, [], unk_token="<unk>", byte_fallback=True))
+    strip = tokenizers.decoders.Strip(" ", 1, 0)
+    parts = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(), strip]
+    model.decoder = tokenizers.decoders.Sequence(parts)
+    PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>").save_pretrained(tmp_path)
+    renderer = Renderer(tmp_path)
+    ids = [1, 2, 4, 3, 5, 6, 2]
+    assert renderer.decode(ids) == "the sumty isé sum"
+    assert renderer.split_text(ids) == ["the", " sum", "ty", " is", "", "é", " sum"]

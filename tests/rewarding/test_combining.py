@@ -96,7 +96,7 @@ def test_what_people_read_is_the_reward_before_it_was_normalised() -> None:
         assert [records.get_raw_reward(s) for s in group.samples] == [100.0, 301.0, None]
         seen = records.summarize_groups([group])
         assert (seen["reward"], seen["reward_std"], seen["rewards_failed"]) == (200.5, pytest.approx(201 / 2**0.5), 1.0)
-        assert records.build_sample_row(group.samples[1], None, str, "train")["reward"] == 301.0
+        assert records.build_sample_row(group.samples[1], None, None, str, "train")["reward"] == 301.0
         learned = [s.reward for s in group.samples if s.reward is not None]
         assert sum(learned) == (401.0 if normalise == "none" else 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -140,9 +141,11 @@ def test_a_resumed_run_takes_the_same_groups(world: int) -> None:
 def test_a_stored_group_is_the_group_to_the_last_bit() -> None:
     group = StubSampler("1").group(3, 5)
     odd = replace(group.samples[0], sample=replace(group.samples[0].sample, rollout_logprobs=torch.tensor([0.1, -1e-30, -7.7e5])))
-    group = replace(group, samples=(odd, group.samples[1]), greedy=group.samples[1])
+    answer = ["7", 8.5, {"unit": None}]
+    group = replace(group, samples=(odd, group.samples[1]), greedy=group.samples[1], answer=answer)
     back = group_from_json(json.loads(json.dumps(group_to_json(group))))
-    assert (back.index, len(back.samples)) == (3, 2) and back.greedy is not None
+    assert (back.index, len(back.samples), back.answer) == (3, 2, answer) and back.greedy is not None
+    assert group_from_json(group_to_json(replace(group, answer=datetime.date(2026, 1, 2)))).answer == "2026-01-02"
     for ours, theirs in zip((*group.samples, group.greedy), (*back.samples, back.greedy), strict=True):
         assert (ours.reward, ours.components, ours.extra) == (theirs.reward, theirs.components, theirs.extra)
         for name, value in vars(ours.sample).items():

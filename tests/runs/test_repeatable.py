@@ -6,10 +6,11 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlkit.report.folder import read_metrics
+from rlkit.report.folder import read_metrics, read_rows
 from tests.conftest import Ended, run
 from tests.repeatable import select_repeatable
 
@@ -51,8 +52,24 @@ def test_the_run_learns_and_leaves_what_it_promises(undisturbed: Path) -> None:
     assert len(group) == 4
     mean = sum(s["reward"] for s in group) / 4
     std = (sum((s["reward"] - mean) ** 2 for s in group) / 3) ** 0.5
+    _check_tokens(trained)
     for s in group:
         assert s["advantage"] == pytest.approx((s["reward"] - mean) / max(std, 1e-6), abs=1e-5)
+
+
+def _check_tokens(trained: list[dict[str, Any]]) -> None:
+    """Four samples a step have theirs (report.tokens), as sampler and trainer saw them."""
+    recorded = [s for s in trained if "tokens" in s]
+    assert [s["step"] for s in recorded] == [step for step in range(1, 5) for _ in range(4)]
+    for s in recorded:
+        tokens = s["tokens"]
+        assert "".join(tokens["text"]) == s["completion"]
+        assert len({len(entries) for entries in tokens.values()}) == 1
+        if s["advantage"] != 0:  # others the update does not compute
+            assert tokens["logprobs"] == [pytest.approx(value, abs=1e-4) for value in tokens["rollout_logprobs"]]
+            assert all(value > 0 for value in tokens["entropies"])
+    assert any(s["advantage"] != 0 for s in recorded)
+    assert all(s["answer"] is not None and isinstance(s["extra"], dict) for s in trained)
 
 
 def test_every_phase_says_how_far_it_is_from_its_floor(undisturbed: Path) -> None:
@@ -84,11 +101,22 @@ def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(undisturbe
 
 def test_two_processes_that_share_rows_and_engine_are_one_to_rounding(undisturbed: Path, small_vllm: list[str], tmp_path: Path) -> None:
     """With budgets that hold the longest sample, 48 + 16 tokens, only together."""
-    words = ["engine.sequence_parallel=2", "engine.tensor_parallel=2", "tokens_per_micro_batch=32", f"output_dir={tmp_path / 'run'}"]
-    succeeded(run(*small_vllm, *words, ranks=2, OMP_NUM_THREADS="1"))
+    words = ["engine.sequence_parallel=2", "engine.tensor_parallel=2", "tokens_per_micro_batch=32", "report.tokens=all"]
+    succeeded(run(*small_vllm, *words, f"output_dir={tmp_path / 'run'}", ranks=2, OMP_NUM_THREADS="1"))
     both, alone = metrics(tmp_path / "run"), metrics(undisturbed)
     assert [row.keys() for row in both] == [row.keys() for row in alone]
     assert both == [pytest.approx(row, rel=1e-5, abs=1e-5) for row in alone]
+    recorded, some = (
+        {
+            (row["step"], *row["key"]): row["tokens"]
+            for row in read_rows(folder / "samples.jsonl")
+            if row["split"] == "train" and "tokens" in row
+        }
+        for folder in (tmp_path / "run", undisturbed)
+    )
+    assert len(recorded) == 4 * 16 and len(some) == 4 * 4
+    for key, tokens in some.items():
+        assert recorded[key] == {name: pytest.approx(values, abs=1e-4) for name, values in tokens.items()}
     phases = [{name for name in row if name.startswith("floor/")} for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert all({"floor/rollout", "floor/update"} <= told for told in phases[1:])  # a crew is timed too
 

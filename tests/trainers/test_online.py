@@ -28,7 +28,7 @@ def test_groups_without_signal_are_counted_before_they_are_dropped(kept: int, le
         rollout: Any = SimpleNamespace(refills=2)
         step = StepRecord(7, rollout, [nothing] * kept, nothing, nothing, {}, {}, {}, nothing)
         collector.max_refills = 2
-        return OnlineReport(report, nothing, collector, nothing, nothing, ranks, nothing)._count_groups(step, left_out)  # type: ignore[arg-type]
+        return OnlineReport(report, nothing, collector, nothing, nothing, ranks, nothing, nothing)._count_groups(step, left_out)  # type: ignore[arg-type]
 
     (row,) = together(1, work)
     assert row == {
@@ -69,7 +69,7 @@ def test_a_step_whose_log_probs_cannot_be_compared_says_so(own: list[list[bool]]
             logprob_check.check(metrics)
     notes: list[str] = []
     report: Any = SimpleNamespace(note=notes.append)
-    OnlineReport(report, nothing, nothing, nothing, nothing, nothing, nothing)._note_uncompared(3, metric_values(metrics))
+    OnlineReport(report, nothing, nothing, nothing, nothing, nothing, nothing, nothing)._note_uncompared(3, metric_values(metrics))
     assert len(notes) == said and all("step 3: all its tokens were sampled by older weights" in note for note in notes)
 
 
