@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rlkit.errors import RunFailed, Stopped, UserError
-from rlkit.report.console import Console
+from rlkit.report.console import Console, escape_control, format_duration, format_number
 from rlkit.report.folder import METRICS, SUMMARY, RunFolder, read_metrics
 from rlkit.report.names import CLOCK, format_roofline
 from rlkit.report.progress import Phase, Ticker
@@ -143,7 +143,7 @@ class Report:
         if self._folder is None:
             return
         self._folder.write_json(SUMMARY, summary.to_json())
-        self._try("report.png", self._draw)
+        self._try("report.png", partial(self._draw, summary))
         self._print_roofline("roofline", read_metrics(self._folder.path / METRICS))
         self._ticker.stop()  # a live line would come back below the end
         folder = self._folder.path
@@ -200,11 +200,18 @@ class Report:
         if line := format_roofline(rows):
             self.note(f"{label}  {line}")
 
-    def _draw(self) -> None:
+    def _draw(self, summary: RunSummary) -> None:
         from rlkit.report.picture import draw_report
 
         assert self._folder is not None
-        draw_report(read_metrics(self._folder.path / METRICS), self._folder.path / "report.png")
+        folder, model = self._folder.path, dict(self._plan).get("model")
+        parts = [time.strftime("%Y-%m-%d", time.gmtime()), f"{summary.steps} steps in {format_duration(summary.wall_seconds)}"]
+        if summary.before is not None or summary.after is not None:
+            label = f" ({summary.label})" if summary.label else ""
+            before, after = format_number(summary.before), format_number(summary.after)
+            parts.append(f"held-out {summary.measure} {before} before, {after} after{label}")
+        title, subtitle = (escape_control(" \N{MIDDLE DOT} ".join(filter(None, texts))) for texts in ([self._title, model], parts))
+        draw_report(read_metrics(folder / METRICS), folder / "report.png", title, subtitle)
 
     def _try(self, name: str, action: Callable[[], None]) -> bool:
         try:

@@ -23,6 +23,16 @@ SPEED = "throughput/tokens_per_second"
 MFU = "throughput/mfu"  # of the update
 TIME = "time/"
 CLOCK = "time/clock"  # Unix seconds at the end of the step
+PHASE_COLORS = {  # one for ever, in every picture, by the names of rlkit.runtime.timer.PHASES
+    "sync": "#56B4E9",
+    "rollout": "#0072B2",
+    "resume": "#F0E442",
+    "read": "#009E73",
+    "observe": "#E69F00",
+    "update": "#D55E00",
+    "evaluation": "#CC79A7",
+    "checkpoint": "#999999",
+}
 FLOOR = "floor/"  # by phase, its time over the least time that this machine needs
 MACHINE = (TIME, FLOOR, "throughput/", "memory/")  # how names begin that depend on the machine
 
