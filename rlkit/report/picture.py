@@ -56,8 +56,8 @@ def draw_report(metrics: Sequence[Row], path: Path, title: str = "", subtitle: s
 
     figure = Figure(figsize=_INCHES)
     grid = figure.add_gridspec(3, 3, left=0.06, right=0.985, bottom=0.065, top=0.87, wspace=0.22, hspace=0.36)
-    for text, y, style in ((title, 0.975, {"fontsize": 13, "fontweight": "bold"}), (subtitle, 0.935, {"fontsize": 9.5, "color": _GRAY})):
-        figure.text(0.02, y, text[:_TITLE_CHARS], va="top", parse_math=False, **style)
+    figure.text(0.02, 0.975, title[:_TITLE_CHARS], va="top", parse_math=False, fontsize=13, fontweight="bold")
+    figure.text(0.02, 0.935, subtitle[:_TITLE_CHARS], va="top", parse_math=False, fontsize=9.5, color=_GRAY)
     for place, panel in enumerate(choose_panels(metrics)):
         _draw_panel(figure.add_subplot(grid[place // 3, place % 3]), panel, metrics)
     _draw_time(figure.add_subplot(grid[2, :2]), metrics)
@@ -82,8 +82,8 @@ def _read_band(name: str) -> Callable[[Row], tuple[float, float] | None]:
     """The 95 % interval of an evaluation."""
 
     def read(row: Row) -> tuple[float, float] | None:
-        ends = row.get(f"{name}_low"), row.get(f"{name}_high")
-        return None if ends[0] is None or ends[1] is None else ends
+        low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+        return None if low is None or high is None else (low, high)
 
     return read
 
