@@ -115,5 +115,6 @@ def build_report(context: BuildContext, placement: Colocated, collector: Collect
         decode=context.renderer.decode,
         split_text=context.renderer.split_text,
         tokens=context.recipe.report.tokens,
+        dumped=frozenset(context.recipe.report.dump_steps),
         roofline=build_roofline(context),
     )

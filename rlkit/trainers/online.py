@@ -51,7 +51,7 @@ class OnlineTrainer:
                     self.collector.max_lag,
                     self.collector.mask_truncated_completions,
                 )
-                updater.recorder.start(self.report.choose_recorded(groups))
+                updater.recorder.start(self.report.choose_recorded(number, groups))
                 signals, observed = updater.observe(batch)
                 credit, self.algorithm_state, credited = updater.algorithm.compute_advantages(
                     batch, signals, self.algorithm_state, self.ranks

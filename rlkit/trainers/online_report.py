@@ -54,6 +54,7 @@ class OnlineReport:
     decode: Callable[[Sequence[int]], str]
     split_text: Callable[[Sequence[int]], list[str]]  # of each token
     tokens: int | Literal["all"] = 0  # samples of a step whose tokens are recorded
+    dumped: frozenset[int] = frozenset()  # steps of which all are
     roofline: Roofline | None = None
 
     def write_step(self, step: StepRecord) -> tuple[dict[str, float], int]:
@@ -146,16 +147,19 @@ class OnlineReport:
         rows = []
         for (scored, answer), advantage in zip(samples, advantages, strict=True):
             row, sample = records.build_sample_row(scored, answer, advantage, decode, "train"), scored.sample
-            if self.ranks.main and (self.tokens == "all" or sample.key in self.updater.recorder.keys):
+            if self.ranks.main and (self._records_all(step.number) or sample.key in self.updater.recorder.keys):
                 row["tokens"] = records.build_token_lists(sample, self.split_text, computed.get(sample.key))
             rows.append(row)
         self.report.log_samples(step.number, rows)
 
-    def choose_recorded(self, groups: Sequence[Group]) -> frozenset[Key]:
+    def choose_recorded(self, step: int, groups: Sequence[Group]) -> frozenset[Key]:
         """The samples of a step whose tokens are recorded; the same on all ranks, as their groups are."""
-        if self.tokens == "all":
+        if self._records_all(step):
             return frozenset(s.sample.key for g in groups for s in g.samples)
         return records.choose_recorded(groups, self.tokens)
+
+    def _records_all(self, step: int) -> bool:
+        return self.tokens == "all" or step in self.dumped
 
     def _gather_tokens(self) -> dict[Key, Tensor]:
         """What the updaters of all ranks recorded, on the CPU. A collective call, but where nothing is recorded."""
