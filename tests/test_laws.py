@@ -35,15 +35,7 @@ FLOORS = [  # from the lowest; a room imports rooms of lower floors, and of its 
     {"doors"},
 ]
 BESIDE = {("ops", "nouns"), ("profiling", "nouns"), ("builtin", "algorithms"), ("builtin", "runtime"), ("report", "runtime")}
-TOP = {
-    "__init__": "nouns",
-    "errors": "nouns",
-    "fields": "nouns",
-    "metrics": "nouns",
-    "seeds": "nouns",
-    "types": "nouns",
-    "run": "doors",
-}  # files of no room
+TOP = {**dict.fromkeys(("__init__", "errors", "fields", "metrics", "seeds", "types"), "nouns"), "run": "doors"}  # files of no room
 DOORS = {"api", "cli"}
 OWNERS = {  # heavy library -> the only files that may import it
     "vllm": {"rlkit/engines/vllm.py"},
@@ -56,6 +48,8 @@ OWNERS = {  # heavy library -> the only files that may import it
     "hydra": {"rlkit/config/compose.py"},
     "omegaconf": {"rlkit/config/compose.py"},
     "typer": {"rlkit/cli/main.py"},
+    "fastapi": {"rlkit/cli/watch_app.py"},
+    "uvicorn": {"rlkit/cli/watch_app.py"},
 }
 PEERS = {"trl"}  # what a benchmark compares with, installed by hand
 HEAVY = [

@@ -191,6 +191,31 @@ def replay_step_of_run(words: Words = None, as_json: Json = False) -> None:
     door.exit_process(replay.run_replay(words or [], as_json))
 
 
+@register(LOOK, "watch", "[RUNS ...] [port=8790] [host=ADDRESS]", "rlkit watch runs")
+def watch_runs(words: Words = None) -> None:
+    """Show runs live on a page of this machine.
+
+    RUNS are folders of runs, or folders with runs in them; without one it is runs/. The page is served on 127.0.0.1 and opened by the link
+    that is printed. It shows curves, time and memory, health notes, samples token by token, and two runs over each other. With host=ADDRESS
+    others who have the link reach it too.
+    """
+    from rlkit.cli import watch
+
+    raise typer.Exit(watch.run_watch(words or []))
+
+
+@register(LOOK, "report", "RUN [to=FILE]", "rlkit report runs/mine")
+def write_report(words: Words = None) -> None:
+    """Write the page of a run as one HTML file.
+
+    It holds the curves, the health notes, the recipe and some of the samples, and opens without a server or a network. A run writes it as
+    report.html when it ends, is stopped or fails; this command writes it anew.
+    """
+    from rlkit.cli import report_file
+
+    raise typer.Exit(report_file.run_report(words or []))
+
+
 EVAL = "RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=value ...]"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rlkit.assembly.model_files import read_config
 from rlkit.cli.model_source import CONFIG, ModelSource, find_source, read_model_settings
-from rlkit.cli.words import split_model
+from rlkit.cli.words import LOOPBACK, read_port, split_model
 from rlkit.config.recipe import Recipe
 from rlkit.errors import UserError
 from rlkit.profiling import host_estimate, memory_estimate
@@ -26,7 +26,7 @@ from rlkit.runtime.hardware import count_visible_gpus
 from rlkit.runtime.library_settings import configure_libraries
 
 USAGE = "rlkit serve RUN|MODEL [step=N|best] [port=8000] [host=ADDRESS] [name=value ...]"
-LOOPBACK, PORT, KEY = "127.0.0.1", "8000", "VLLM_API_KEY"
+PORT, KEY = "8000", "VLLM_API_KEY"
 OWN = ("step", "port", "host")
 OF_RECIPE = ("model.", "offline=")  # words that begin so are keys of a recipe; any other is a setting of vLLM's server
 SETTING = re.compile(r"[a-z][a-z0-9_.-]*")
@@ -74,13 +74,6 @@ def check_settings(settings: Mapping[str, str]) -> None:
             raise UserError(f"{name} is no setting of vLLM's server, and no key of {USAGE}")
         if name == "key" or "api-key".startswith(name.replace("_", "-")):  # vLLM reads the beginning of a name as the whole of it
             raise UserError(f"{name}=... could be read by every user of this machine (ps); set {KEY} in the environment instead")
-
-
-def read_port(word: str) -> int:
-    """Raises UserError for what is no port."""
-    if not word.isdigit() or not 1 <= int(word) <= 65535:
-        raise UserError(f"port={word} is not valid: it must be a whole number from 1 to 65535")
-    return int(word)
 
 
 def check_address(host: str) -> None:

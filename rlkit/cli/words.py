@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from rlkit.errors import UserError
 
+LOOPBACK = "127.0.0.1"
+
 
 def split_own_keys(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The values of a command's own keys, and all other words."""
@@ -26,3 +28,10 @@ def parse_count(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text[:9]) < 1:
         raise UserError(f"n={text} is not valid: it must be a whole number of rows, at least 1")
     return int(text[:9])
+
+
+def read_port(word: str) -> int:
+    """Raises UserError for what is no port."""
+    if not word.isdigit() or not 1 <= int(word) <= 65535:
+        raise UserError(f"port={word} is not valid: it must be a whole number from 1 to 65535")
+    return int(word)

@@ -139,7 +139,7 @@ class Report:
         self._shown = []
 
     def finish(self, summary: RunSummary) -> None:
-        """Write summary.json, draw report.png, and print the held-out measure before and after, and the folder."""
+        """Write summary.json, report.png and report.html, and print the held-out measure before and after, and the folder."""
         if self._folder is None:
             return
         self._folder.write_json(SUMMARY, summary.to_json())
@@ -149,6 +149,7 @@ class Report:
         folder = self._folder.path
         self._show(lambda console: console.finish(summary, folder))
         self._write_status(state=summary.status, step=summary.steps)
+        self._try("report.html", self._write_page)
 
     def close(self, error: BaseException | None = None) -> None:
         """Close the display, the trackers and the logs; error: what ended the run. A second call does nothing."""
@@ -156,6 +157,7 @@ class Report:
             self._ticker.stop()
             if self._status.state == "running":
                 self._write_status(**describe_end(error))
+                self._try("report.html", self._write_page)
             if error is not None and isinstance(self._consoles[-1], RunLog):
                 self._consoles[-1].log_error(error, trace=not isinstance(error, UserError | RunFailed | Stopped))
         self._show(lambda console: console.close())
@@ -212,6 +214,12 @@ class Report:
             parts.append(f"held-out {summary.measure} {before} before, {after} after{label}")
         title, subtitle = (escape_control(" \N{MIDDLE DOT} ".join(filter(None, texts))) for texts in ([self._title, model], parts))
         draw_report(read_metrics(folder / METRICS), folder / "report.png", title, subtitle)
+
+    def _write_page(self) -> None:
+        from rlkit.report.page.single_file import REPORT, build_single_file
+
+        assert self._folder is not None
+        self._folder.write_text(REPORT, build_single_file(self._folder.path))
 
     def _try(self, name: str, action: Callable[[], None]) -> bool:
         try:

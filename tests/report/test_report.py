@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rlkit.errors import RunFailed, Stopped
 from rlkit.report import Report
 from rlkit.report.folder import read_metrics, read_rows
 from rlkit.report.summary import RunSummary
@@ -93,3 +94,20 @@ def test_an_exception_leaves_the_files_whole_and_a_resume_goes_on(tmp_path: Path
         assert report.attempt == 2
         report.log_step(2, {"reward": 0.75})
     assert [(row["step"], row["attempt"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, "done"), (Stopped("stopped after step 1 of 2"), "stopped"), (RunFailed("the reward is gone"), "failed")]
+)
+def test_the_page_is_written_however_a_run_ends(tmp_path: Path, error: Exception | None, state: str) -> None:
+    report = _report(tmp_path)
+    report.log_samples(1, [_sample(1.0, "</script>")])
+    report.log_step(1, {"reward": 0.5})
+    if error is None:
+        report.finish(RunSummary("done", 1, 1.0))
+    report.close(error)
+    data = (tmp_path / "report.html").read_text().partition('id="data">')[2].partition("</script>")[0]
+    document = json.loads(data)
+    run = document["run"]["run"]
+    assert (run["state"], str(error or "None").split(": ")[-1] in str(run["why"])) == (state, True)
+    assert document["run"]["columns"]["reward"] == [0.5] and document["samples"]["1"]["samples"][0]["completion"] == "</script>"
