@@ -44,17 +44,20 @@ OWNERS = {  # heavy library -> the only files that may import it
     "bitsandbytes": {"rlkit/engines/quantization.py"},
     "liger_kernel": {"rlkit/engines/liger.py"},
     "gguf": {"rlkit/engines/gguf_file.py"},
-    "wandb": {"rlkit/report/wandb.py"},
+    **{name: {f"rlkit/report/{name}.py"} for name in ("wandb", "mlflow", "swanlab", "trackio")},
+    "prometheus_client": {"rlkit/report/prometheus.py"},
+    "pynvml": {"rlkit/report/gpu_usage.py"},
     "hydra": {"rlkit/config/compose.py"},
     "omegaconf": {"rlkit/config/compose.py"},
     "typer": {"rlkit/cli/main.py"},
     "fastapi": {"rlkit/cli/watch_app.py"},
     "uvicorn": {"rlkit/cli/watch_app.py"},
 }
+DISTRIBUTIONS = {"mlflow": ["mlflow-skinny"], "pynvml": ["nvidia-ml-py"]}  # of optional libraries that are called otherwise
 PEERS = {"trl"}  # what a benchmark compares with, installed by hand
 HEAVY = [
     *("vllm", "deepspeed", "transformers", "datasets", "matplotlib", "sympy", "math_verify", "tensorboard", "wandb", "ray", "hydra"),
-    *("peft", "pandas", "pyarrow", "tokenizers"),
+    *("mlflow", "swanlab", "trackio", "prometheus_client", "peft", "pandas", "pyarrow", "tokenizers"),
 ]
 OPS_MAY_IMPORT = {"__future__", "typing", "math", "collections", "heapq", "itertools", "torch", "rlkit"}  # no files, no ranks, no logging
 SCIENCE, SCIENCE_MAY_IMPORT = {"nouns", "ops", "algorithms"}, {"torch", "pydantic", "rlkit"}  # beside the standard library
@@ -261,16 +264,10 @@ def test_every_imported_library_is_declared(files: list[Path], more: list[str]) 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [line for name, lines in project["optional-dependencies"].items() if name != "test" or name in more for line in lines]
     declared = {canonical(re.split(r"[\[<>= ]", line)[0]) for line in [*project["dependencies"], *extras]}
-    brought_by = metadata.packages_distributions()
+    brought_by = DISTRIBUTIONS | dict(metadata.packages_distributions())
     names = {name.partition(".")[0]: where(path, line) for path in files for line, name in imports(path)}
-    ours = {
-        "rlkit",
-        "rewards",
-        "launch",
-        "tests",
-        *sys.stdlib_module_names,
-        *(path.stem for path in (ROOT / "tests/programs").glob("*.py")),
-    }
+    programs = {path.stem for path in (ROOT / "tests/programs").glob("*.py")}
+    ours = {"rlkit", "rewards", "launch", "tests", *sys.stdlib_module_names, *programs}
     missing = {
         name: place
         for name, place in names.items()

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import yaml
+
 from rlkit.assembly import machine, plan
 from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
@@ -17,13 +19,16 @@ from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
 from rlkit.assembly.rewards import build_reward_settings, list_in_process_rewards
 from rlkit.assembly.run_folder import choose_folder
+from rlkit.config.network import parse_address
 from rlkit.config.recipe import Recipe
 from rlkit.errors import RunFailed
 from rlkit.report import Report
+from rlkit.report.tracker import TrackerSettings
 from rlkit.rewarding.client import RewardClient
 from rlkit.runtime import heartbeat
 from rlkit.runtime.library_settings import map_large_blocks
 from rlkit.runtime.ranks import Ranks
+from rlkit.runtime.redaction import redact_message
 from rlkit.runtime.signals import StopRequest
 from rlkit.runtime.timer import PhaseTimer
 from rlkit.trainers.loop import Run
@@ -57,7 +62,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         train, test, note = build_datasets(recipe, renderer, kind, sources)
         recipe = count_steps(recipe, len(train.rows))
         goes_on = go_on(recipe, folder, ranks)
-        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on))
+        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on, text))
         report.write_text("recipe.yaml", text)
         report.write_json(RECORD, record)
         report.print_header()
@@ -95,7 +100,7 @@ def explain_memory(context: BuildContext, run: Run, sampling: bool) -> str:
     return micro_batch_fit.halve_budget(context.folder, phase, budget, context.recipe.least_budget)
 
 
-def create_report(recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None, goes_on: list[tuple[str, str]]) -> Report:
+def create_report(recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None, goes_on: list[tuple[str, str]], text: str) -> Report:
     """`origin`: what the folder of the model was made of, where it is not named by model.path; `goes_on`: lines of the header."""
     return Report(
         folder,
@@ -109,7 +114,22 @@ def create_report(recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None
         title=recipe.recipe,
         steps=require(recipe.steps),
         main=ranks.main,
-        wandb=recipe.report.wandb,
-        offline=recipe.offline,
+        trackers=build_tracker_settings(recipe, text),
+        prometheus=parse_address(recipe.report.prometheus) if recipe.report.prometheus is not None else None,
         table_every=recipe.report.table_every,
+    )
+
+
+def build_tracker_settings(recipe: Recipe, text: str) -> TrackerSettings:
+    """What trackers get of a recipe; `text`: as it is written into the folder, without credentials."""
+    config = yaml.safe_load(text)
+    data = ", ".join(redact_message(source.path) for source in recipe.data.train.values())
+    return TrackerSettings(
+        name=f"{recipe.recipe}-seed{recipe.seed}",
+        group=f"{recipe.recipe} on {data}",
+        tags=(recipe.algorithm.name, Path(config["model"]["path"]).name),
+        config=config,
+        offline=recipe.offline,
+        projects=recipe.report.trackers,
+        upload_samples=recipe.report.upload_samples,
     )

@@ -41,6 +41,14 @@ def check_host(host: str) -> str:
     return host
 
 
+def parse_address(value: int | str) -> tuple[str, int]:
+    """PORT (of 127.0.0.1), HOST:PORT or [IPv6]:PORT as host and port. Raises ValueError."""
+    host, colon, port = str(value).rpartition(":")
+    if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535 or bool(colon) != bool(host):
+        raise ValueError(f"report.prometheus={value} is not valid: it should be a port from 1 to 65535, or HOST:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
 def _get_host(url: str) -> str | None:
     """None where the scheme needs no network; empty where the URL cannot be read, or not by all in the same way."""
     if "\\" in url:

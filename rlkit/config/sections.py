@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from rlkit.config.network import parse_address
 from rlkit.fields import describe_field
 
 LARGEST_COUNT = 2**31 - 1  # what every library takes
@@ -280,6 +281,13 @@ class CheckpointSection(Section):
     )
 
 
+def check_listen_address(value: int | str | None) -> int | str | None:
+    """The address. Raises ValueError where it is no port and no HOST:PORT."""
+    if value is not None:
+        parse_address(value)
+    return value
+
+
 class ReportSection(Section):
     table_every: Count = describe_field("between tables of samples", unit="steps")
     roofline: bool = describe_field(
@@ -289,11 +297,24 @@ class ReportSection(Section):
         "whose tokens samples.jsonl holds, about 80 bytes each with both log-probs and entropies, at no forward pass; all: every sample's",
         unit="samples a step",
     )
-    wandb: Name | None = describe_field("a project name; null: off")
+    wandb: Name | None = describe_field("a project of Weights & Biases; null: off")
+    mlflow: Name | None = describe_field("an experiment of MLflow, at MLFLOW_TRACKING_URI or in the folder of the run; null: off")
+    swanlab: Name | None = describe_field("a project of SwanLab; null: off")
+    trackio: Name | None = describe_field("a project of Trackio; null: off")
+    upload_samples: bool = describe_field("true: these trackers also get the samples of each report.table_every steps, as tables")
+    prometheus: Annotated[Annotated[int, Field(strict=True)] | str | None, AfterValidator(check_listen_address)] = describe_field(
+        "a port of 127.0.0.1, or HOST:PORT, at which Prometheus reads the state of the run; null: off"
+    )
     dump_steps: tuple[Count, ...] = describe_field(
         "that `rlkit replay` can compute again: the checkpoint before each is written and kept, and all its samples token by token",
         unit="steps",
     )
+
+    @property
+    def trackers(self) -> dict[str, str]:
+        """The project of each tracker that is asked for, by its key."""
+        asked = {"wandb": self.wandb, "mlflow": self.mlflow, "swanlab": self.swanlab, "trackio": self.trackio}
+        return {key: project for key, project in asked.items() if project is not None}
 
 
 class LaunchSection(Section):

@@ -19,12 +19,13 @@ from rlkit.report.console import Console, escape_control, format_duration, forma
 from rlkit.report.folder import METRICS, SUMMARY, RunFolder, read_metrics
 from rlkit.report.names import CLOCK, format_roofline
 from rlkit.report.progress import Phase, Ticker
+from rlkit.report.prometheus import Endpoint
 from rlkit.report.provenance import collect_environment
 from rlkit.report.run_log import RunLog
 from rlkit.report.status import BEAT_SECONDS, RunStatus, describe_process, write_run_status
 from rlkit.report.summary import RunSummary
-from rlkit.report.trackers import TRACKERS, Tracker, TrackerSettings
-from rlkit.report.wandb import require_wandb
+from rlkit.report.tracker import Tracker, TrackerSettings
+from rlkit.report.trackers import TRACKERS, TrackerKind, choose_trackers
 from rlkit.runtime import heartbeat
 from rlkit.runtime.redaction import redact_message
 
@@ -36,8 +37,9 @@ _SAMPLES_SHOWN = 3  # samples in a table: the best, one between, the worst
 class Report:
     """The report of one run, on rank 0; with `main=False` every method does nothing.
 
-    folder: created if missing, continued if it holds logs. plan: (label, value) pairs of the header. wandb: a W&B project, None without.
-    table_every: steps between two tables of samples. Raises UserError where the folder cannot be written or wandb is missing.
+    folder: created if missing, continued if it holds logs. plan: (label, value) pairs of the header. table_every: steps between two tables
+    of samples. prometheus: host and port, None without. Raises UserError where the folder cannot be written, the package of a tracker
+    is missing, or the port is taken.
     """
 
     def __init__(
@@ -48,8 +50,8 @@ class Report:
         title: str,
         steps: int,
         main: bool,
-        wandb: str | None = None,
-        offline: bool = False,
+        trackers: TrackerSettings | None = None,
+        prometheus: tuple[str, int] | None = None,
         table_every: int = 5,
     ) -> None:
         self._plan = [(label, redact_message(value)) for label, value in plan]
@@ -58,8 +60,11 @@ class Report:
         self._consoles = [open_console(steps, quiet=not main)]
         self._trackers: dict[str, Tracker] = {}
         self._shown: Sequence[Mapping[str, Any]] = []
-        if main and wandb is not None:
-            require_wandb(offline)  # before the folder is created: the run could not start
+        wanted = trackers or TrackerSettings()
+        self._upload_samples = wanted.upload_samples
+        if main:  # before the folder is created: the run could not start
+            projects = choose_trackers(wanted)
+            endpoint = Endpoint(*prometheus) if prometheus else None
         self._phase = Phase("starting", time.monotonic())
         self._lock = threading.RLock()  # around consoles and status.json, which the ticker's thread writes too
         self._folder = RunFolder(folder) if main else None
@@ -68,9 +73,9 @@ class Report:
             now, attempt = time.time(), self._folder.attempt
             self._status = RunStatus("running", steps, attempt=attempt, started=now, updated=now, **describe_process())
             self._write_status()
-            settings = TrackerSettings(folder, title, attempt, offline, wandb)
-            for name in TRACKERS:
-                self._try(name, partial(self._open_tracker, name, settings))
+            self._open_trackers(replace(wanted, folder=folder, attempt=attempt), projects)
+            if endpoint:
+                self._trackers["Prometheus"] = endpoint.follow(title, folder, lambda: self._status)
             self._ticker = Ticker(self._tick)
 
     @property
@@ -117,6 +122,10 @@ class Report:
         if self._folder is None:
             return
         self._folder.append_samples(step, samples)
+        if self._upload_samples and samples and step % self._table_every == 0:
+            columns = [name for name in samples[0] if all(name in sample for sample in samples)]  # some have more: their tokens
+            table = [{name: sample[name] for name in columns} for sample in samples]
+            self._send(lambda tracker: tracker.log_samples(step, table))
         self._shown = _select_spread([s for s in samples if s.get("advantage") is not None]) or self._shown
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -128,9 +137,7 @@ class Report:
             return
         self._folder.append_metrics(step, {**metrics, CLOCK: round(time.time(), 3)})  # after the samples: it marks the step as reported
         self._write_status(step=step)
-        for name, tracker in list(self._trackers.items()):
-            if not self._try(name, partial(tracker.log, step, metrics)):
-                del self._trackers[name]
+        self._send(lambda tracker: tracker.log(step, metrics))
         self._show(lambda console: console.print_step(step, metrics))
         if self._shown and step % self._table_every == 0:
             self._show(lambda console: console.print_samples(step, self._shown))
@@ -163,7 +170,7 @@ class Report:
         self._show(lambda console: console.close())
         while self._trackers:
             name, tracker = self._trackers.popitem()
-            self._try(name, tracker.close)
+            self._try(name, partial(tracker.close, self._status.state))
         if self._folder is not None:
             self._folder.close()
 
@@ -194,9 +201,17 @@ class Report:
             self._status = replace(self._status, **{"phase": self._phase.name, "updated": time.time(), **changes})
             write_run_status(self._folder.path, self._status)
 
-    def _open_tracker(self, name: str, settings: TrackerSettings) -> None:
-        if tracker := TRACKERS[name](settings):
-            self._trackers[name] = tracker
+    def _open_trackers(self, settings: TrackerSettings, projects: Mapping[str, str]) -> None:
+        def open_tracker(kind: TrackerKind, project: str) -> None:
+            self._trackers[kind.label] = kind.open(settings, project)
+
+        for key, project in projects.items():
+            self._try(TRACKERS[key].label, partial(open_tracker, TRACKERS[key], project))
+
+    def _send(self, action: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            if not self._try(name, partial(action, tracker)):
+                del self._trackers[name]
 
     def _print_roofline(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if line := format_roofline(rows):
