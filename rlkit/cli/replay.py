@@ -97,7 +97,7 @@ def describe_replay(replay: ReplayedStep) -> str:
     """The differences in a few lines for a person; the equal metrics in one."""
     equal = [found for found in replay.metrics if not found.differing]
     changed = [found for found in replay.metrics if found.differing]
-    rows = [[found.name, found.describe()] for found in replay.samples]
+    rows = [[found.name, found.describe()] for found in replay.samples if found.compared]
     rows.append(["metrics", f"{len(equal)} of {len(replay.metrics)} equal"])
     rows += [[f"  {found.name}", found.first] for found in changed]
     verdict = "equal to the bit" if replay.is_equal else "it differs"
