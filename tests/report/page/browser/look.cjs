@@ -3,7 +3,7 @@
 const { JSDOM, CookieJar, VirtualConsole } = require("jsdom");
 const axe = require("axe-core").source;
 const { url, views } = JSON.parse(process.argv[2]);
-const SETTINGS = { resultTypes: ["violations"], rules: { "color-contrast": { enabled: false } } }; // jsdom has no layout: tests/report/page computes contrast
+const SETTINGS = { resultTypes: ["violations"], rules: { "color-contrast": { enabled: false } } }; // jsdom has no layout, by which contrast is found
 
 async function main() {
   const errors = [], asked = [], cookieJar = new CookieJar();
