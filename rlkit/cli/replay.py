@@ -25,13 +25,9 @@ if TYPE_CHECKING:
 USAGE = "rlkit replay RUN [step=N] [key=value ...]"
 # Of the recipe, before the words: the step alone is computed, and reported nowhere else.
 ALONE = (
-    "eval.every=0",
-    "eval.patience=null",
-    "checkpoint.every=0",
-    "checkpoint.best=false",
-    "report.wandb=null",
-    "report.dump_steps=[]",
-    "report.tokens=all",
+    *("eval.every=0", "eval.patience=null", "checkpoint.every=0", "checkpoint.best=false"),
+    *(f"report.{name}=null" for name in ("wandb", "mlflow", "swanlab", "trackio", "prometheus")),
+    *("report.dump_steps=[]", "report.tokens=all"),
 )
 
 

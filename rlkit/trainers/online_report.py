@@ -143,23 +143,21 @@ class OnlineReport:
         advantages: list[float | None] = self.ranks.gather_by_index(own, batch.index, batch.size).tolist()
         advantages += [None] * (len(samples) - len(advantages))
         computed = self._gather_tokens()
+        everything = self.tokens == "all" or step.number in self.dumped
         decode = cache(self.decode)  # each prompt once
         rows = []
         for (scored, answer), advantage in zip(samples, advantages, strict=True):
             row, sample = records.build_sample_row(scored, answer, advantage, decode, "train"), scored.sample
-            if self.ranks.main and (self._records_all(step.number) or sample.key in self.updater.recorder.keys):
+            if self.ranks.main and (everything or sample.key in self.updater.recorder.keys):
                 row["tokens"] = records.build_token_lists(sample, self.split_text, computed.get(sample.key))
             rows.append(row)
         self.report.log_samples(step.number, rows)
 
     def choose_recorded(self, step: int, groups: Sequence[Group]) -> frozenset[Key]:
         """The samples of a step whose tokens are recorded; the same on all ranks, as their groups are."""
-        if self._records_all(step):
+        if self.tokens == "all" or step in self.dumped:
             return frozenset(s.sample.key for g in groups for s in g.samples)
         return records.choose_recorded(groups, self.tokens)
-
-    def _records_all(self, step: int) -> bool:
-        return self.tokens == "all" or step in self.dumped
 
     def _gather_tokens(self) -> dict[Key, Tensor]:
         """What the updaters of all ranks recorded, on the CPU. A collective call, but where nothing is recorded."""
