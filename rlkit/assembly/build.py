@@ -14,7 +14,7 @@ from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, choose_kind, count_steps, open_sources
 from rlkit.assembly.disk import describe_disk
 from rlkit.assembly.going_on import go_on
-from rlkit.assembly.model_record import RECORD, record_models
+from rlkit.assembly.model_record import RECORD, Record, record_models
 from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
 from rlkit.assembly.rewards import build_reward_settings, list_in_process_rewards
@@ -22,7 +22,7 @@ from rlkit.assembly.run_folder import choose_folder
 from rlkit.config.network import parse_address
 from rlkit.config.recipe import Recipe
 from rlkit.errors import RunFailed
-from rlkit.report import Report
+from rlkit.report import EarlyHeader, Report
 from rlkit.report.tracker import TrackerSettings
 from rlkit.rewarding.client import RewardClient
 from rlkit.runtime import heartbeat
@@ -53,21 +53,21 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
         kind = choose_kind(recipe)
         sources = open_sources(recipe, kind)  # a missing file is found before a model is made or downloaded
+        header = stack.enter_context(EarlyHeader(recipe.recipe, describe_run(recipe, folder), main=ranks.main))
+        header.show_phase("finding the model")
         model = locate_model(recipe, find_dtype(recipe, ranks.device), ranks.main)
         recipe, model_path = replace_path(recipe, model), model.path
         if model.origin:
             plan.check_memory(recipe)  # of a file in GGUF the shape is known now
         renderer = build_renderer(recipe, model_path)
+        header.show_phase("reading the model's files")
         record = record_models(recipe, model, folder, ranks)
+        header.show_phase("reading rows")
         train, test, note = build_datasets(recipe, renderer, kind, sources)
         recipe = count_steps(recipe, len(train.rows))
         goes_on = go_on(recipe, folder, ranks)
-        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on, text))
-        report.write_text("recipe.yaml", text)
-        report.write_json(RECORD, record)
-        report.print_header()
-        if note:
-            report.note(note)
+        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on, text, header))
+        begin_report(report, text, record, note)
         heartbeat.beat("loading")
         context = BuildContext(recipe, ranks, folder, model_path, renderer, report, PhaseTimer(report.show_phase), stopping)
         if rewards is None:
@@ -91,6 +91,15 @@ def start_rewards(recipe: Recipe, ranks: Ranks, folder: Path) -> RewardClient:
     return RewardClient(require(recipe.rewards), build_reward_settings(recipe, ranks), folder / "replay", list_in_process_rewards(recipe))
 
 
+def begin_report(report: Report, text: str, record: Record, note: str | None) -> None:
+    """Writes what the run begins with: the resolved recipe, its models and the header, and a note on its rows."""
+    report.write_text("recipe.yaml", text)
+    report.write_json(RECORD, record)
+    report.print_header()
+    if note:
+        report.note(note)
+
+
 def explain_memory(context: BuildContext, run: Run, sampling: bool) -> str:
     """The message when memory ran out in a phase of a run; halves the micro-batch of the next attempt where that helps."""
     phase = run.timer.phase
@@ -100,23 +109,25 @@ def explain_memory(context: BuildContext, run: Run, sampling: bool) -> str:
     return micro_batch_fit.halve_budget(context.folder, phase, budget, context.recipe.least_budget)
 
 
-def create_report(recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None, goes_on: list[tuple[str, str]], text: str) -> Report:
+def describe_run(recipe: Recipe, folder: Path, *more: tuple[str, str]) -> list[tuple[str, str]]:
+    """The lines of the header, with what is known of the model and the rows so far."""
+    return [*plan.describe_plan(recipe), *describe_disk(recipe), *more, ("folder", str(folder))]
+
+
+def create_report(
+    recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None, goes_on: list[tuple[str, str]], text: str, header: EarlyHeader
+) -> Report:
     """`origin`: what the folder of the model was made of, where it is not named by model.path; `goes_on`: lines of the header."""
     return Report(
         folder,
-        plan=[
-            *plan.describe_plan(recipe),
-            *describe_disk(recipe),
-            *([("origin", origin)] if origin else []),
-            *goes_on,
-            ("folder", str(folder)),
-        ],
+        plan=describe_run(recipe, folder, *([("origin", origin)] if origin else []), *goes_on),
         title=recipe.recipe,
         steps=require(recipe.steps),
         main=ranks.main,
         trackers=build_tracker_settings(recipe, text),
         prometheus=parse_address(recipe.report.prometheus) if recipe.report.prometheus is not None else None,
         table_every=recipe.report.table_every,
+        header=header,
     )
 
 

@@ -117,6 +117,7 @@ def build_critic(context: BuildContext) -> CriticLearner:
     from rlkit.engines.learners import CriticLearner
 
     recipe = context.recipe
+    context.report.show_phase("loading critic")
     critic = CriticLearner(
         context.model_path,
         context.dtype,
@@ -151,6 +152,7 @@ def build_reward_model(context: BuildContext) -> RewardModelLearner:
 def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
     """The rollout engine; names: every tensor of the checkpoint."""
     recipe, ranks, renderer = context.recipe, context.ranks, context.renderer
+    context.report.show_phase(f"starting {recipe.engine.rollout}")
     if recipe.engine.rollout == "hf":
         from rlkit.engines.hf_generate import HFEngine
 
@@ -206,6 +208,7 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
     if policy.adapters is not None and not policy.adapters.whole:
         return BaseOfPolicy(policy)
     recipe, ranks = context.recipe, context.ranks
+    context.report.show_phase("loading reference")
     reference = ReferenceModel(
         context.model_path,
         context.dtype,

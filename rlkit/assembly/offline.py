@@ -29,7 +29,7 @@ BuiltLearner = tuple[Any, Outputs, Callable[[Path], None]]  # what learns, its o
 def build_offline(context: BuildContext, train: Stream[Any], test: list[Any]) -> Run:
     """Loads the learner, computes the reference's log-probs by it, and puts the parts together."""
     recipe, ranks, report = context.recipe, context.ranks, context.report
-    report.show_phase("loading")
+    report.show_phase("loading model")
     algorithm = recipe.algorithm
     learner, outputs, export = LEARNERS[algorithm.learner](context)
     updater = OfflineUpdater(

@@ -27,7 +27,7 @@ from rlkit.updates.online_update import OnlineUpdater
 def build_online(context: BuildContext, rewards: RewardClient, train: Stream[Prompt], test: list[Prompt], stack: ExitStack) -> Run:
     """Loads the engines and puts the parts together. On leaving `stack` the rollout engine is closed."""
     recipe, ranks = context.recipe, context.ranks
-    context.report.show_phase("loading")
+    context.report.show_phase("loading model")
     policy = build_policy(context)
     if plan.choose_mode(recipe) == "sleep_and_offload":
         policy.offload()  # the rollout engine measures what is free

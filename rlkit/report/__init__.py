@@ -29,17 +29,57 @@ from rlkit.report.trackers import TRACKERS, TrackerKind, choose_trackers
 from rlkit.runtime import heartbeat
 from rlkit.runtime.redaction import redact_message
 
-__all__ = ["Report"]
+__all__ = ["EarlyHeader", "Report"]
 
 _SAMPLES_SHOWN = 3  # samples in a table: the best, one between, the worst
+
+
+class EarlyHeader:
+    """Title and plan of a run before its folder exists, and how far the work before that is; a Report takes it over.
+
+    plan: (label, value) pairs, as far as they are known: what a download or the rows will tell is printed by the Report.
+    """
+
+    def __init__(self, title: str, plan: Sequence[tuple[str, str]], *, main: bool) -> None:
+        self.plan = redact_plan(plan)
+        self.console = open_console(0, quiet=not main)
+        self.console.print_header(title, self.plan)
+        self.show_phase("starting")
+        self._ticker = Ticker(self._tick) if main else None
+
+    def show_phase(self, name: str) -> None:
+        """Some work begins: how far it is, is shown as that of a Report is."""
+        self._phase = Phase(name, time.monotonic())
+
+    def hand_over(self, steps: int) -> Console:
+        """The console, from here on another's."""
+        self.close()
+        self.console.steps = steps
+        return self.console
+
+    def close(self) -> None:
+        """Show no progress any more; a second call does nothing."""
+        if self._ticker is not None:
+            self._ticker.stop()
+            self.console.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _tick(self) -> None:
+        step, progress = heartbeat.read_progress()
+        self.console.show_progress(step, self._phase.format(progress))
 
 
 class Report:
     """The report of one run, on rank 0; with `main=False` every method does nothing.
 
-    folder: created if missing, continued if it holds logs. plan: (label, value) pairs of the header. table_every: steps between two tables
-    of samples. prometheus: host and port, None without. Raises UserError where the folder cannot be written, the package of a tracker
-    is missing, or the port is taken.
+    folder: created if missing, continued if it holds logs. plan: (label, value) pairs of the header. header: the part of the plan that the
+    console has already. table_every: steps between two tables of samples. prometheus: host and port, None without. Raises UserError where
+    the folder cannot be written, the package of a tracker is missing, or the port is taken.
     """
 
     def __init__(
@@ -53,11 +93,13 @@ class Report:
         trackers: TrackerSettings | None = None,
         prometheus: tuple[str, int] | None = None,
         table_every: int = 5,
+        header: EarlyHeader | None = None,
     ) -> None:
-        self._plan = [(label, redact_message(value)) for label, value in plan]
+        self._plan = redact_plan(plan)
+        self._printed = header.plan if header else []
         self._title = title
         self._table_every = table_every
-        self._consoles = [open_console(steps, quiet=not main)]
+        self._consoles = [header.hand_over(steps) if header else open_console(steps, quiet=not main)]
         self._trackers: dict[str, Tracker] = {}
         self._shown: Sequence[Mapping[str, Any]] = []
         wanted = trackers or TrackerSettings()
@@ -84,10 +126,16 @@ class Report:
         return self._folder.attempt if self._folder else 0
 
     def print_header(self) -> None:
-        """Print the plan and write environment.json."""
+        """Print the plan, on a console that has an early header what that did not say, and write environment.json."""
         if self._folder is None:
             return
-        self._show(lambda console: console.print_header(self._title, self._plan))
+        with self._lock:
+            first, *others = self._consoles
+            for console in others if self._printed else self._consoles:
+                console.print_header(self._title, self._plan)
+            for label, value in self._plan if self._printed else ():
+                if (label, value) not in self._printed:
+                    first.note(f"  {label}  {value}")
         self.write_json("environment.json", collect_environment())
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -182,7 +230,7 @@ class Report:
 
     def _tick(self) -> None:
         self._show_progress()
-        if time.time() - self._status.updated >= BEAT_SECONDS:
+        if self._status.phase != self._phase.name or time.time() - self._status.updated >= BEAT_SECONDS:
             self._write_status()
 
     def _show_progress(self) -> None:
@@ -253,6 +301,11 @@ def _select_spread(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
     if len(ranked) <= _SAMPLES_SHOWN:
         return ranked
     return [ranked[i * (len(ranked) - 1) // (_SAMPLES_SHOWN - 1)] for i in range(_SAMPLES_SHOWN)]
+
+
+def redact_plan(plan: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The lines of a header without secrets."""
+    return [(label, redact_message(value)) for label, value in plan]
 
 
 def describe_end(error: BaseException | None) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Console:
     def show_progress(self, step: int, phase: str) -> None:
         """How far the phase of a step is: a line where none was printed for 30 s; a live display shows it at once."""
         if time.monotonic() - self._last_line_at >= _PROGRESS_SECONDS:
-            self._print(f"step {step}/{self.steps}  {phase}")
+            self._print(f"step {step}/{self.steps}  {phase}" if self.steps else phase)
 
     def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One finished step; step 0 is the evaluation before training."""

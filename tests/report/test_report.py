@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rlkit.errors import RunFailed, Stopped
-from rlkit.report import Report
+from rlkit.errors import RunFailed, Stopped, UserError
+from rlkit.report import EarlyHeader, Report
 from rlkit.report.folder import read_metrics, read_rows
 from rlkit.report.summary import RunSummary
 
@@ -111,3 +111,40 @@ def test_the_page_is_written_however_a_run_ends(tmp_path: Path, error: Exception
     run = document["run"]["run"]
     assert (run["state"], str(error or "None").split(": ")[-1] in str(run["why"])) == (state, True)
     assert document["run"]["columns"]["reward"] == [0.5] and document["samples"]["1"]["samples"][0]["completion"] == "</script>"
+
+
+def test_the_header_comes_first_and_what_is_known_later_below_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line once on the console, with the progress of the work between; all of the plan in run.log."""
+    monkeypatch.setattr("rlkit.report.console._PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr("rlkit.report.progress.TICK_SECONDS", 0.02)
+    with EarlyHeader("a run", [("model", "tiny"), ("steps", "2 times the rows")], main=True) as header:
+        assert capfd.readouterr().out == "a run\n  model  tiny\n  steps  2 times the rows\n"
+        assert not list(tmp_path.iterdir())
+        header.show_phase("reading rows")
+        time.sleep(0.4)
+        plan = [("model", "tiny"), ("steps", "14"), ("folder", str(tmp_path))]
+        with Report(tmp_path, plan=plan, title="a run", steps=14, main=True, header=header) as report:
+            report.print_header()
+            report.log_step(1, {"reward": 0.5})
+    lines = [line for line in capfd.readouterr().out.splitlines() if line != "step 0/14  starting"]  # progress of the report itself
+    progress = [line for line in lines if line.startswith("reading rows")]
+    assert progress and lines[len(progress) : len(progress) + 2] == ["  steps  14", f"  folder  {tmp_path}"]
+    assert lines[len(progress) + 2].startswith("step 1/14  reward 0.500") and "a run" not in lines
+    log = [line.split("INFO    ", 1)[1] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert log[:4] == ["a run", "  model   tiny", "  steps   14", f"  folder  {tmp_path}"]
+    with EarlyHeader("a run", plan, main=False) as silent:
+        silent.show_phase("reading rows")
+        Report(tmp_path / "other", plan=plan, title="a run", steps=14, main=False, header=silent).print_header()
+    assert capfd.readouterr().out == ""
+
+
+def test_a_refusal_before_the_folder_ends_the_progress(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlkit.report.console._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("rlkit.report.progress.TICK_SECONDS", 0.01)
+    with pytest.raises(UserError), EarlyHeader("a run", [], main=True):
+        raise UserError("no such model")
+    capfd.readouterr()
+    time.sleep(0.1)
+    assert capfd.readouterr().out == ""

@@ -115,6 +115,17 @@ def test_the_heartbeat_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.Mo
     assert steps == list(range(1, 401))
 
 
+def test_a_phase_is_in_the_file_within_a_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only with the next heartbeat: what loads for minutes is seen as that."""
+    monkeypatch.setattr("rlkit.report.progress.TICK_SECONDS", 0.02)
+    with Report(tmp_path, plan=[], title="t", steps=9, main=True) as report:
+        report.show_phase("starting vllm")
+        deadline = time.monotonic() + 5.0
+        while read(tmp_path).phase != "starting vllm" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert (read(tmp_path).state, read(tmp_path).phase) == ("running", "starting vllm")
+
+
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.log").mkdir()
     with pytest.raises(UserError, match=r"run\.log cannot be written"):

@@ -25,7 +25,10 @@ def test_a_model_in_gguf_is_trained_and_exported(small: list[str], tmp_path: Pat
     words = [*small, f"model.path={tmp_path}@x.gguf", "data.test=null", "prompts_per_step=2", "max_prompt_tokens=96", "steps=1"]
     ended = run(*words, f"output_dir={folder}")
     assert ended.code == 0, ended.out + ended.err
-    assert "converting x.gguf" in ended.out
+    assert ended.out.startswith("grpo_math\n  recipe ")
+    places = [ended.out.index(text) for text in ("  folder ", "converting x.gguf", "  origin  ", "step 1/1")]
+    assert places == sorted(places)  # the header first; what the conversion told, after it
+    assert "not known until the model is on this disk" in ended.out[: places[1]] and "  memory  " in ended.out[places[1] : places[3]]
     assert f"{file}, BLAKE3 {blake3(file.read_bytes()).hexdigest()}" in ended.out
     assert export.run_export([str(folder), f"to={tmp_path / 'model'}"]) == 0
     for path in (folder / "model").iterdir():

@@ -75,7 +75,8 @@ def test_more_epochs_follow_the_schedule_of_the_longer_run(pairs: list[str], tmp
         "optim.schedule=linear",
     ]
     words += ["checkpoint.best=export", "eval.select=loss", f"output_dir={tmp_path / 'run'}"]
-    succeeded(run(*words, "data.epochs=1"))
+    first = succeeded(run(*words, "data.epochs=1")).out
+    assert first.index("1 times the rows") < first.index("  steps  4, lr ") < first.index("step 0/4")
     refused = run(*words, "data.epochs=0.5")
     assert (refused.code, "data.epochs=0.5, 2 steps: the run in output_dir" in refused.err) == (2, True), refused.err
     ended = succeeded(run(*words, "data.epochs=2"))
