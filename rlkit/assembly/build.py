@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,6 +15,7 @@ from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, choose_kind, count_steps, open_sources
 from rlkit.assembly.disk import describe_disk
 from rlkit.assembly.going_on import go_on
+from rlkit.assembly.inputs import identify_inputs
 from rlkit.assembly.model_record import RECORD, Record, record_models
 from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
@@ -67,7 +69,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         recipe = count_steps(recipe, len(train.rows))
         goes_on = go_on(recipe, folder, ranks)
         report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on, text, header))
-        begin_report(report, text, record, note)
+        begin_report(report, text, record, identify_inputs(recipe, text, sources, record) if ranks.main else {}, note)
         heartbeat.beat("loading")
         context = BuildContext(recipe, ranks, folder, model_path, renderer, report, PhaseTimer(report.show_phase), stopping)
         if rewards is None:
@@ -91,11 +93,11 @@ def start_rewards(recipe: Recipe, ranks: Ranks, folder: Path) -> RewardClient:
     return RewardClient(require(recipe.rewards), build_reward_settings(recipe, ranks), folder / "replay", list_in_process_rewards(recipe))
 
 
-def begin_report(report: Report, text: str, record: Record, note: str | None) -> None:
-    """Writes what the run begins with: the resolved recipe, its models and the header, and a note on its rows."""
+def begin_report(report: Report, text: str, record: Record, inputs: Mapping[str, Any], note: str | None) -> None:
+    """Writes what the run begins with: the resolved recipe, its models, the header and the audit's inputs, and a note on its rows."""
     report.write_text("recipe.yaml", text)
     report.write_json(RECORD, record)
-    report.print_header()
+    report.print_header(inputs)
     if note:
         report.note(note)
 

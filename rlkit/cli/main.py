@@ -216,6 +216,22 @@ def write_report(words: Words = None) -> None:
     raise typer.Exit(report_file.run_report(words or []))
 
 
+@register(LOOK, "audit", "RUN [--head HASH] [--json]", "rlkit audit runs/mine")
+def audit_run(
+    run: Word,
+    head: Annotated[str | None, typer.Option(help="the head that was printed at the end of the run, kept elsewhere")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the files of a run against its audit.
+
+    RUN is the folder of a run. Says what happened to it, and which files changed, are missing or were added since they were written; the
+    exit code is 2 where one did. Without --head it does not notice that the last lines of audit.jsonl were cut off.
+    """
+    from rlkit.cli import audit
+
+    raise typer.Exit(audit.run_audit(run, head, as_json))
+
+
 EVAL = "RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=value ...]"
 
 

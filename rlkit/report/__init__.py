@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -15,12 +16,13 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rlkit.errors import RunFailed, Stopped, UserError
+from rlkit.report.audit import Sealed, record_event, seal_checkpoints, seal_run
 from rlkit.report.console import Console, escape_control, format_duration, format_number
 from rlkit.report.folder import METRICS, SUMMARY, RunFolder, read_metrics
 from rlkit.report.names import CLOCK, format_roofline
 from rlkit.report.progress import Phase, Ticker
 from rlkit.report.prometheus import Endpoint
-from rlkit.report.provenance import collect_environment
+from rlkit.report.provenance import collect_environment, read_user
 from rlkit.report.run_log import RunLog
 from rlkit.report.status import BEAT_SECONDS, RunStatus, describe_process, write_run_status
 from rlkit.report.summary import RunSummary
@@ -125,8 +127,11 @@ class Report:
         """1 in a new folder, and one more at each resume; 0 where `main` is False."""
         return self._folder.attempt if self._folder else 0
 
-    def print_header(self) -> None:
-        """Print the plan, on a console that has an early header what that did not say, and write environment.json."""
+    def print_header(self, inputs: Mapping[str, Any] | None = None) -> None:
+        """Print the plan (below an early header what that did not say), write environment.json, and begin the audit.
+
+        inputs: digests of what the run is made of.
+        """
         if self._folder is None:
             return
         with self._lock:
@@ -136,7 +141,11 @@ class Report:
             for label, value in self._plan if self._printed else ():
                 if (label, value) not in self._printed:
                     first.note(f"  {label}  {value}")
-        self.write_json("environment.json", collect_environment())
+        environment = collect_environment()
+        self.write_json("environment.json", environment)
+        facts = {"attempt": self.attempt, "user": read_user(), "host": socket.gethostname(), "inputs": inputs or {}}
+        facts |= {key: environment[key] for key in ("command", "git", "packages_digest")}
+        self._audit("started" if self.attempt == 1 else "resumed", facts, seal_run(self._folder.path))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file into the folder, completely or not at all."""
@@ -147,6 +156,11 @@ class Report:
         """Write a text file into the folder, completely or not at all."""
         if self._folder is not None:
             self._folder.write_text(name, text)
+
+    def record_checkpoint(self, step: int) -> None:
+        """Seal the checkpoints that there are after one of this step was written, and old ones were deleted."""
+        if self._folder is not None:
+            self._audit("saved", {"step": step}, seal_checkpoints(self._folder.path))
 
     def show_phase(self, name: str) -> None:
         """A phase begins: the live line of a terminal shows it at once, and how far it is from then on."""
@@ -203,6 +217,9 @@ class Report:
         self._ticker.stop()  # a live line would come back below the end
         folder = self._folder.path
         self._show(lambda console: console.finish(summary, folder))
+        head = self._audit("finished", {"step": summary.steps}, seal_run(folder, checkpoints=True, model=True))
+        if head:
+            self.note(f"audit {head}")
         self._write_status(state=summary.status, step=summary.steps)
         self._try("report.html", self._write_page)
 
@@ -211,8 +228,11 @@ class Report:
         if self._folder is not None:
             self._ticker.stop()
             if self._status.state == "running":
-                self._write_status(**describe_end(error))
+                end = describe_end(error)
+                self._write_status(**end)
                 self._try("report.html", self._write_page)
+                with suppress(OSError):  # a removed folder has ended the run already
+                    self._audit(end["state"], {"why": end["why"]}, seal_run(self._folder.path, checkpoints=True))
             if error is not None and isinstance(self._consoles[-1], RunLog):
                 self._consoles[-1].log_error(error, trace=not isinstance(error, UserError | RunFailed | Stopped))
         self._show(lambda console: console.close())
@@ -260,6 +280,11 @@ class Report:
         for name, tracker in list(self._trackers.items()):
             if not self._try(name, partial(action, tracker)):
                 del self._trackers[name]
+
+    def _audit(self, event: str, facts: Mapping[str, Any], sealed: Sealed) -> str | None:
+        assert self._folder is not None
+        return record_event(self._folder.path, event, facts, sealed)
+
 
     def _print_roofline(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if line := format_roofline(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import re
@@ -13,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 import rlkit
 from rlkit.runtime.redaction import redact_arguments
 
@@ -22,14 +25,31 @@ _TIMEOUT = 10.0  # seconds for git and nvidia-smi, which can hang on a broken fi
 
 def collect_environment() -> dict[str, Any]:
     """Versions (None: not installed), git commit, hardware, platform, command line without secrets, time (UTC, ISO 8601)."""
+    packages = list_packages()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": redact_arguments([sys.executable, *sys.argv]),
         "versions": collect_versions(),
+        "packages": packages,
+        "packages_digest": blake3("\n".join(packages).encode()).hexdigest(),
         "git": read_git_state(Path(rlkit.__file__).resolve().parents[1]),
         "platform": platform.platform(),
         "hardware": {"cpu": _read_cpu(), "cores": _count_cores(), "memory_gib": _read_memory_gib(), "gpus": _list_gpus()},
     }
+
+
+def list_packages() -> list[str]:
+    """name-version of all installed packages, by the names of their folders: to read each one's metadata takes half a second."""
+    folders = {Path(place) for place in sys.path if place and Path(place).is_dir()}
+    return sorted({found.stem for folder in folders for found in folder.glob("*.dist-info")})
+
+
+def read_user() -> str:
+    """The name of this user; its number where the system knows no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def collect_versions() -> dict[str, str | None]:
@@ -45,7 +65,7 @@ def collect_versions() -> dict[str, str | None]:
 
 
 def read_git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit, and whether files differ from it, if `folder` is the top of a checkout; otherwise None.
+    """The commit, whether files differ from it, and the digest of the changes of known files, if `folder` is the top of a checkout; otherwise None.
 
     A folder inside another checkout (a wheel in the .venv of a project) has nothing to do with the commit of rlkit.
     """
@@ -53,7 +73,9 @@ def read_git_state(folder: Path) -> dict[str, Any] | None:
     if top is None or Path(top).resolve() != folder.resolve():
         return None
     commit = _run_command("git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD")
-    return {"commit": commit, "dirty": bool(_run_command("git", "-C", str(folder), "status", "--porcelain"))}
+    dirty = bool(_run_command("git", "-C", str(folder), "status", "--porcelain"))
+    changes = _run_command("git", "-C", str(folder), "diff", "HEAD") if dirty else None
+    return {"commit": commit, "dirty": dirty, "changes": blake3(changes.encode()).hexdigest() if changes else None}
 
 
 def _run_command(*command: str) -> str | None:

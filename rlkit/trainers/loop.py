@@ -178,6 +178,7 @@ def save(run: Run, state: TrainState) -> None:
 
     with run.timer("checkpoint"):
         run.checkpoints.save(state.step, asdict(state), write, find_protected(run, state))
+    run.report.record_checkpoint(state.step)
 
 
 def resume(run: Run) -> TrainState:
