@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from rlkit.errors import EXIT_DONE, UserError
+from rlkit.report.audit import record_event, seal_folder
 from rlkit.run import handle_errors
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints, build_read_error, publish
 from rlkit.runtime.library_settings import configure_libraries
@@ -85,6 +86,8 @@ def export_model(run: str | Path, *, form: str | None = None, step: int | str | 
         raise UserError(f"{final} cannot be written: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    if final.is_relative_to(run):
+        record_event(run, "exported", {"step": number}, seal_folder(run, final))
     return ExportedModel(final, number, describe_selected(checkpoints, recipe, step))
 
 

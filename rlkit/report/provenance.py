@@ -65,7 +65,7 @@ def collect_versions() -> dict[str, str | None]:
 
 
 def read_git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit, whether files differ from it, and the digest of the changes of known files, if `folder` is the top of a checkout; otherwise None.
+    """The commit, whether files differ from it, and a digest of how, if `folder` is the top of a checkout; otherwise None.
 
     A folder inside another checkout (a wheel in the .venv of a project) has nothing to do with the commit of rlkit.
     """

@@ -47,7 +47,7 @@ def test_git_speaks_only_of_the_folder_itself(tmp_path: Path) -> None:
     run("add", "file")
     run("commit", "-q", "--no-verify", "-m", "first")
     commit = run("rev-parse", "HEAD")
-    assert read_git_state(tmp_path) == {"commit": commit, "dirty": False}
+    assert read_git_state(tmp_path) == {"commit": commit, "dirty": False, "changes": None}
     (tmp_path / "file").write_text("b")
-    assert read_git_state(tmp_path) == {"commit": commit, "dirty": True}
+    assert read_git_state(tmp_path) == {"commit": commit, "dirty": True, "changes": None}
     assert read_git_state(tmp_path / "inner") is None  # an installed wheel inside somebody's checkout

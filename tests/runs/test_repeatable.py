@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rlkit.report.audit import check_audit
 from rlkit.report.folder import read_metrics, read_rows
 from tests.conftest import Ended, run
 from tests.repeatable import select_repeatable
@@ -17,6 +18,14 @@ from tests.repeatable import select_repeatable
 
 def metrics(folder: Path) -> list[dict[str, object]]:
     return [select_repeatable(row) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def read_stable(folder: Path) -> list[object]:
+    """Of a run's audit what is equal in equal runs: its inputs, samples and weights."""
+    assert check_audit(folder).problems == []
+    first, *_, last = (json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines())
+    assert first["inputs"]["data"]["train"] or first["inputs"]["models"]
+    return [first["inputs"], last["sealed"]["run"]["samples.jsonl"], last["sealed"]["model"]]
 
 
 def succeeded(ended: Ended) -> Ended:
@@ -95,6 +104,7 @@ def test_every_phase_says_how_far_it_is_from_its_floor(undisturbed: Path) -> Non
 def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(undisturbed: Path, small_vllm: list[str], tmp_path: Path) -> None:
     succeeded(run(*small_vllm, f"output_dir={tmp_path / 'again'}", cold=True))  # another process in all, with other hashes
     assert metrics(tmp_path / "again") == metrics(undisturbed)
+    assert read_stable(tmp_path / "again") == read_stable(undisturbed)
     succeeded(run(*small_vllm, "steps=1", "seed=1", f"output_dir={tmp_path / 'other'}"))
     assert metrics(tmp_path / "other")[1]["reward"] != metrics(undisturbed)[1]["reward"]
 
@@ -141,6 +151,9 @@ def test_killed_and_resumed(undisturbed: Path, small_vllm: list[str], tmp_path: 
     assert killed.code == -9
     assert not (folder / "summary.json").exists()
     resumed_equals(undisturbed, small_vllm, folder)
+    result = check_audit(folder)
+    assert result.problems == []
+    assert [line.split()[0] for line in result.events if not line.startswith("saved")] == ["started", "lost:", "resumed", "finished"]
 
 
 STOPS = [  # phase, how often it had begun, the step that the checkpoint is of
