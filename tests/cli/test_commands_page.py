@@ -16,7 +16,14 @@ from tests.conftest import ROOT, run
 PAGE = (ROOT / "rlkit" / "docs" / "commands.md").read_text()
 CALLS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 SHOWN = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
-OF_MODELS = ("rlkit eval", "rlkit export", "rlkit chat", "rlkit serve", "rlkit replay")  # run in tests/cli/test_model_commands.py
+OF_MODELS = (
+    "rlkit eval",
+    "rlkit export",
+    "rlkit chat",
+    "rlkit serve",
+    "rlkit replay",
+    "rlkit audit",
+)  # run in tests/cli/test_model_commands.py
 SWEEP = "rlkit run grpo_math --multirun seed=0,1,2 optim.lr=1e-4,2e-4"  # run in tests/test_readme.py
 
 

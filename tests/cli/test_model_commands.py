@@ -80,6 +80,12 @@ def test_an_earlier_step_other_rows_and_a_model_alone(place: Path) -> None:
         assert rows == (2 if "hard.jsonl" in line else 4)
 
 
+def test_the_files_of_a_run_are_as_they_were_written(place: Path) -> None:
+    [line] = [line for line in PAGE if line.startswith("rlkit audit")]
+    ended = rlkit(*shlex.split(line)[1:], cwd=place)
+    assert ended.code == 0 and "whole" in ended.out, ended.out + ended.err
+
+
 def test_a_step_again_is_equal_to_the_bit(place: Path) -> None:
     before = {file: file.read_bytes() for file in (place / "runs" / "mine").iterdir() if file.is_file()}
     listed, again, changed = (rlkit(*shlex.split(line)[1:], cwd=place) for line in PAGE if line.startswith("rlkit replay"))

@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from blake3 import blake3
 from rlkit.report.provenance import collect_environment, collect_versions, read_git_state
 
 HEAVY = ("torch", "vllm", "deepspeed", "transformers", "datasets", "matplotlib", "sympy", "math_verify", "tensorboard", "wandb", "ray")
@@ -49,5 +50,6 @@ def test_git_speaks_only_of_the_folder_itself(tmp_path: Path) -> None:
     commit = run("rev-parse", "HEAD")
     assert read_git_state(tmp_path) == {"commit": commit, "dirty": False, "changes": None}
     (tmp_path / "file").write_text("b")
-    assert read_git_state(tmp_path) == {"commit": commit, "dirty": True, "changes": None}
+    changes = blake3(run("diff", "HEAD").encode()).hexdigest()
+    assert read_git_state(tmp_path) == {"commit": commit, "dirty": True, "changes": changes}
     assert read_git_state(tmp_path / "inner") is None  # an installed wheel inside somebody's checkout
