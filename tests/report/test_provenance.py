@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from blake3 import blake3
+
 from rlkit.report.provenance import collect_environment, collect_versions, read_git_state
 
 HEAVY = ("torch", "vllm", "deepspeed", "transformers", "datasets", "matplotlib", "sympy", "math_verify", "tensorboard", "wandb", "ray")
