@@ -216,10 +216,9 @@ class Report:
         self._print_roofline("roofline", read_metrics(self._folder.path / METRICS))
         self._ticker.stop()  # a live line would come back below the end
         folder = self._folder.path
-        self._show(lambda console: console.finish(summary, folder))
-        head = self._audit("finished", {"step": summary.steps}, seal_run(folder, checkpoints=True, model=True))
-        if head:
+        if head := self._audit("finished", {"step": summary.steps}, seal_run(folder, checkpoints=True, model=True)):
             self.note(f"audit {head}")
+        self._show(lambda console: console.finish(summary, folder))
         self._write_status(state=summary.status, step=summary.steps)
         self._try("report.html", self._write_page)
 
@@ -284,7 +283,6 @@ class Report:
     def _audit(self, event: str, facts: Mapping[str, Any], sealed: Sealed) -> str | None:
         assert self._folder is not None
         return record_event(self._folder.path, event, facts, sealed)
-
 
     def _print_roofline(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if line := format_roofline(rows):
