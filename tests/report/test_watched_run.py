@@ -75,7 +75,7 @@ def watched(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Watch
 
 
 def test_what_a_run_serves(watched: Watched) -> None:
-    values = [found for found in map(parse, watched.scraped) if found["rlkit_run_state", "running"]][-1]  # the last may be of its end
+    values = [found for found in map(parse, watched.scraped) if found.get(("rlkit_run_state", "running"))][-1]  # the last may be of its end
     done = int(values["rlkit_step", ""])
     rows = [row for row in watched.rows if row["step"] <= done]
     assert done >= 1 and len(rows) == done + 1  # with the evaluation before the first step
