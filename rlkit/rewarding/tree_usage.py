@@ -79,7 +79,9 @@ def find_group_parent(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup
         for parent in (group, group.parent):
             given = parent / "cgroup.subtree_control"
             if parent.is_relative_to(groups) and given.is_file() and given.read_text().split() and os.access(parent, os.W_OK):
-                return parent if set(given.read_text().split()) >= CONTROLLERS else None
+                # Who moves a process needs the list of processes of the group that its old and its new group have in common.
+                joins = os.access(parent / "cgroup.procs", os.W_OK)
+                return parent if joins and set(given.read_text().split()) >= CONTROLLERS else None
     return None
 
 
@@ -89,11 +91,18 @@ class MemoryGroup:
     def __init__(self, parent: Path, limits: TreeLimits) -> None:
         self._folder = parent / f"rlkit-{uuid.uuid4().hex[:12]}"
         self._folder.mkdir()
+        try:
+            self.descriptor = self._limit(limits)
+        except OSError:
+            self._folder.rmdir()
+            raise
+
+    def _limit(self, limits: TreeLimits) -> int:
         bounds = {"memory.max": limits.memory, "memory.swap.max": 0, "memory.oom.group": 1, "pids.max": limits.processes}
         for name, bound in bounds.items():
             if (self._folder / name).exists():  # a kernel without swap has no file for it
                 (self._folder / name).write_text(str(bound))
-        self.descriptor = os.open(self._folder / "cgroup.procs", os.O_WRONLY)
+        return os.open(self._folder / "cgroup.procs", os.O_WRONLY)
 
     def close(self) -> None:
         os.close(self.descriptor)

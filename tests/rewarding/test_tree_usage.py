@@ -12,7 +12,7 @@ import pytest
 
 from rlkit.rewarding import sandbox
 from rlkit.rewarding.sandbox import SandboxLimits
-from rlkit.rewarding.tree_usage import TreeLimits, find_group_parent, is_over
+from rlkit.rewarding.tree_usage import MemoryGroup, TreeLimits, find_group_parent, is_over
 
 MIB = 2**20
 SHARED = """
@@ -60,6 +60,7 @@ def make_groups(root: Path, controllers: str) -> Path:
     own = root / "work.slice" / "run.scope"
     own.mkdir(parents=True)
     (root / "work.slice" / "cgroup.subtree_control").write_text(controllers)
+    (root / "work.slice" / "cgroup.procs").touch()
     (own / "cgroup.subtree_control").write_text("\n")
     (root / "self").write_text("1:cpu:/other\n0::/work.slice/run.scope\n")
     return root
@@ -69,13 +70,23 @@ def make_groups(root: Path, controllers: str) -> Path:
 def test_a_group_is_made_where_its_parent_gives_memory_on(tmp_path: Path, controllers: str, found: bool) -> None:
     root = make_groups(tmp_path, controllers)
     assert find_group_parent(root, root / "self") == (root / "work.slice" if found else None)
+    (root / "work.slice" / "cgroup.procs").unlink()  # as one that this user may not write
+    assert find_group_parent(root, root / "self") is None
+    (root / "work.slice" / "cgroup.procs").touch()
     (root / "self").write_text("1:memory:/version/one\n")
     assert find_group_parent(root, root / "self") is None
 
 
-def test_a_program_beyond_its_group_is_killed() -> None:
+def test_a_group_that_cannot_be_joined_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"cgroup\.procs"):  # a plain folder gets none of the kernel's files
+        MemoryGroup(tmp_path, TreeLimits(MIB, 1, 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_beyond_its_group_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     if find_group_parent() is None:
         pytest.skip("NO CGROUP of version 2 with memory can be written here: that the kernel holds a group's limit was not tried")
+    monkeypatch.setattr(sandbox, "is_over", lambda *_: False)  # which looks at all processes too: the group alone kills
     started = time.monotonic()
     assert sandbox.run_python(GROWING, limits=SandboxLimits(seconds=10, memory_mib=256)).stdout == ""
     assert time.monotonic() - started < 5
