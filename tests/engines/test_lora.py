@@ -155,7 +155,11 @@ def test_a_policy_with_whole_layers_is_not_its_own_reference(untied: Path, ranks
     """Without its adapters it is not what it was; a policy that has nothing but adapters is."""
     recipe = read_recipe(compose_config(["recipe=grpo_math", "sampling.temperature=1.0"], None))
     context: Any = SimpleNamespace(
-        recipe=recipe, model_path=str(untied), dtype=torch.float32, ranks=SimpleNamespace(device=CPU, sp_group=None)
+        recipe=recipe,
+        model_path=str(untied),
+        dtype=torch.float32,
+        ranks=SimpleNamespace(device=CPU, sp_group=None),
+        report=SimpleNamespace(show_phase=lambda name: None),
     )
     for names in ((), ("norm",)):
         policy = build_policy(untied, 1, settings(modules_to_save=names))

@@ -67,12 +67,9 @@ def _ours(before: set[int]) -> dict[int, str]:
     found = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and int(entry.name) not in before:
-            try:
-                environment = Path(entry.path, "environ").read_bytes()
-            except OSError:
-                continue
-            if f"RLKIT_TEST_MARK={os.getpid()}".encode() in environment:
-                found[int(entry.name)] = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            with suppress(OSError):  # it has ended meanwhile
+                if f"RLKIT_TEST_MARK={os.getpid()}".encode() in Path(entry.path, "environ").read_bytes():
+                    found[int(entry.name)] = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode()
     return found
 
 
