@@ -15,10 +15,11 @@ from tests.conftest import run
 from tests.engines.test_packing import CPU, model_of, samples_of
 
 
+@pytest.mark.timeout(600)
 def test_two_ranks_are_one(tmp_path: Path) -> None:
     """7 + 9 + 5 + 2 + 10 = 33 inputs and one of no use: 17 a rank; 29 and one where a prompt is shared. Of no samples: one token a rank,
     and no gradient."""
-    ended = run(str(tmp_path / "seen.pt"), program="crew.py", ranks=2, OMP_NUM_THREADS="1")
+    ended = run(str(tmp_path / "seen.pt"), program="crew.py", ranks=2, timeout=540, OMP_NUM_THREADS="1")  # 5 s alone
     assert ended.code == 0, ended.out + ended.err
     seen = torch.load(tmp_path / "seen.pt")
     assert len(seen) == 18
