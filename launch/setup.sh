@@ -148,8 +148,7 @@ find_python() {
         "install one, for example with \`apt-get install python3 python3-venv\`, and run this again"
 }
 
-# -I: packages on PYTHONPATH do not count as installed. Python compiles what it imports; pip would compile 32,000 files.
-pip() { PIP_NO_COMPILE=1 "$PYTHON" -I -m pip --disable-pip-version-check --no-input "$@" </dev/null; }
+pip() { "$PYTHON" -I -m pip --disable-pip-version-check --no-input "$@" </dev/null; } # -I: packages on PYTHONPATH do not count as installed
 
 failed() {
     say "the install failed; the end of $LOG:"
