@@ -64,7 +64,7 @@ def read_step(run: Path, step: int) -> RecordedStep:
 
 
 def prepare_folder(run: Path, step: int, folder: Path, text: str) -> None:
-    """A folder in which the recipe goes on with this step: the run's own checkpoint, model record and micro-batch budget."""
+    """A folder in which the recipe continues with this step: the run's own checkpoint, model record and micro-batch budget."""
     before = f"step-{step - 1:06d}"
     (folder / CHECKPOINTS).mkdir(parents=True)
     (folder / CHECKPOINTS / before).symlink_to(run / CHECKPOINTS / before, target_is_directory=True)

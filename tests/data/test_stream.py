@@ -181,6 +181,7 @@ r = renderer.Renderer({str(model_folder)!r}, offline=True)
 def held(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 before = held()
 reader = columns.PromptReader(sources.open_rows({str(path)!r}, split_default="train", offline=True), columns.Columns())
+first = time.process_time()
 row_check.check_once(reader, None)
 start = time.process_time()
 rows = sources.open_rows({str(path)!r}, split_default="train", offline=True)
@@ -188,15 +189,15 @@ reader = columns.PromptReader(rows, columns.Columns(answer_pattern="#### (.+)"))
 row_check.check_once(reader, None)
 s = stream.Stream(stream.PromptSet(reader, r, max_prompt_tokens=512), cursor.Cursor(len(rows), 0))
 assert len({{p.row for p in s.take(256)}}) == 256 and len(rows) == 300_000
-print(time.process_time() - start, held() - before)
+print(start - first, time.process_time() - start, held() - before)
 """
     begun = time.monotonic()
     settings = {"capture_output": True, "text": True, "check": True, "cwd": Path(__file__).parents[2]}
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"RLKIT_CACHE": str(tmp_path)}, **settings)
     *_, measured = done.stdout.splitlines()  # below the line of a first look that takes seconds
-    seconds, mebibytes = map(float, measured.split())
-    print(f"{seconds:.1f} s of CPU, {mebibytes:.0f} MiB, {time.monotonic() - begun:.1f} s in all")
-    assert seconds < 10 and mebibytes < 60  # the file has 100 MB
+    looked, seconds, mebibytes = map(float, measured.split())
+    print(f"first look {looked:.1f} s, then {seconds:.1f} s of CPU, {mebibytes:.0f} MiB, {time.monotonic() - begun:.1f} s in all")
+    assert seconds < looked / 2 and mebibytes < 60  # the file has 100 MB
 
 
 def test_importing_the_room_is_silent_and_light() -> None:
