@@ -28,13 +28,16 @@ ALL = [*CODE, *sorted((ROOT / "tests").rglob("*.py"))]
 FLOORS = [  # from the lowest; a room imports rooms of lower floors, and of its own floor those of BESIDE
     {"nouns", "ops", "profiling"},
     {"algorithms", "builtin", "engines", "grading", "report", "runtime"},
-    {"data", "rewarding"},
+    {"data", "environments", "rewarding"},
     {"config", "rollout", "updates"},
     {"trainers"},
     {"assembly"},
     {"doors"},
 ]
-BESIDE = {("ops", "nouns"), ("profiling", "nouns"), ("builtin", "algorithms"), ("builtin", "runtime"), ("report", "runtime")}
+BESIDE = {
+    *(("ops", "nouns"), ("profiling", "nouns"), ("builtin", "algorithms"), ("builtin", "runtime"), ("report", "runtime")),
+    ("environments", "rewarding"),  # the same sandbox, limits and supervision of worker processes
+}
 TOP = {**dict.fromkeys(("__init__", "errors", "fields", "metrics", "seeds", "types"), "nouns"), "run": "doors"}  # files of no room
 DOORS = {"api", "cli"}
 OWNERS = {  # heavy library -> the only files that may import it
