@@ -15,7 +15,8 @@ from rlkit.assembly.build import build_run
 from rlkit.assembly.model_record import RECORD
 from rlkit.config.recipe import Recipe
 from rlkit.errors import UserError
-from rlkit.report.folder import METRICS, SAMPLES, read_metrics, read_rows
+from rlkit.report.folder import METRICS, read_metrics
+from rlkit.report.samples import read_step_samples
 from rlkit.report.step_difference import Row, StepDifference, compare_metrics, compare_samples
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints
 from rlkit.runtime.timer import PHASES
@@ -59,7 +60,7 @@ def read_step(run: Path, step: int) -> RecordedStep:
     rows = [row for row in read_metrics(run / METRICS) if row["step"] == step]
     if not rows:
         raise UserError(f"{run / METRICS} has no row of step {step}")
-    samples = [row for row in read_rows(run / SAMPLES) if row["step"] == step and row["split"] == "train"]
+    samples = [row for row in read_step_samples(run, step) if row["split"] == "train"]
     return RecordedStep(rows[0], samples)
 
 

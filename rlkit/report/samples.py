@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlkit.errors import UserError
 from rlkit.report.bounded_read import ReadBudget
 from rlkit.report.folder import SAMPLES, SAMPLES_INDEX
 
@@ -122,6 +123,21 @@ class SampleIndex:
             blocks[-1] = replace(blocks[-1], bytes=blocks[-1].bytes + block.bytes, rows=blocks[-1].rows + block.rows)
         else:
             blocks.append(block)
+
+
+def read_step_samples(folder: Path, step: int) -> list[dict[str, Any]]:
+    """All samples of a step, in the order of the file. Raises UserError at a line that is not JSON."""
+    index, rows, cursor = SampleIndex(folder), list[dict[str, Any]](), 0
+    while not index.advance(ReadBudget()):
+        pass
+    while True:
+        page, following = index.read_page(step, cursor, ReadBudget())
+        if damaged := next((row["damaged"] for row in page if "damaged" in row), None):
+            raise UserError(f"{folder / SAMPLES} has a line in step {step} that is not JSON: {damaged[:60]!r}; fix or remove that line")
+        rows += page
+        if following is None:
+            return rows
+        cursor = following
 
 
 def parse_block(line: bytes) -> SampleBlock | None:

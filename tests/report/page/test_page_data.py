@@ -12,11 +12,13 @@ import pytest
 
 from rlkit.report.bounded_read import ReadBudget
 from rlkit.report.folder import METRICS, SAMPLES, SAMPLES_INDEX, RunFolder, read_metrics, read_rows
+from rlkit.report.names import PHASE_COLORS
 from rlkit.report.page import health
 from rlkit.report.page.curves import Curves
 from rlkit.report.page.runs import RunBoard, RunView, format_page_json
-from rlkit.report.samples import SampleIndex
+from rlkit.report.samples import SampleIndex, read_step_samples
 from rlkit.report.status import STATUS
+from tests.conftest import ROOT
 from tests.report.page.demo_runs import HOSTILE, write_demo_run
 from tests.report.test_metrics_page import find_name, page
 
@@ -60,6 +62,7 @@ def test_samples_are_those_of_the_attempts_that_count(tmp_path: Path, indexed: i
             break
     assert index.count_rows() == {step: len(texts) for step, texts in expected.items()} == {1: 6, 2: 6, 3: 6, 4: 6}
     assert {step: read_all(index, step, budget) for step in index.steps} == expected
+    assert {step: [row["completion"] for row in read_step_samples(tmp_path, step)] for step in index.steps} == expected
 
 
 def test_samples_that_are_appended_are_found_and_an_unfinished_line_waits(tmp_path: Path) -> None:
@@ -152,6 +155,13 @@ def test_damaged_files_leave_a_run_that_says_less(tmp_path: Path, content: str) 
     found = view.describe(0, 0, ReadBudget())
     assert found["run"]["state"] == "unknown" and found["steps"] == []
     assert view.list_steps(ReadBudget())["steps"] == []
+
+
+def test_a_phase_has_the_colour_that_it_has_in_the_picture() -> None:
+    static = ROOT / "rlkit" / "report" / "page" / "static"
+    phases = json.loads(re.findall(r"^const PHASES = (\[.*?\]);", (static / "charts.js").read_text(), re.MULTILINE)[0])
+    colors = dict(re.findall(r"\.phase(\d) \{ --c: (#\w{6}); \}", (static / "app.css").read_text()))
+    assert {phase: colors[str(number)] for number, phase in enumerate(phases)} == PHASE_COLORS
 
 
 def test_json_for_a_script_element_has_no_markup_and_loses_nothing() -> None:

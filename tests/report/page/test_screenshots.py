@@ -22,7 +22,8 @@ FEWEST_COLOURS = 50
 
 @pytest.mark.nightly("matrices")
 def test_each_view_is_drawn_at_both_widths(tmp_path: Path) -> None:
-    chromium = shutil.which("chromium") or pytest.skip("no pictures: chromium is not installed (apt-get install chromium)")
+    found = [path for name in ("chromium", "google-chrome") if (path := shutil.which(name))]
+    chromium = found[0] if found else pytest.skip("no pictures: chromium is not installed (apt-get install chromium)")
     server = start_watching(write_demo_runs(tmp_path / "runs"))
     try:
         with server.open() as client:
