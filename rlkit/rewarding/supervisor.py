@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -237,10 +237,10 @@ class OrphanReaper:
 
     def sweep(self) -> None:
         """Kill every orphan that cannot belong to a running call."""
-        now, before = [slot.calls for slot in self._slots], self._seen
-        self._seen = {pid: before.get(pid, now) for pid in self._list_orphans()}
+        now, before, children = [slot.calls for slot in self._slots], self._seen, list_children()
+        self._seen = {pid: before.get(pid, now) for pid in self._list_orphans(children)}
         workers = self._list_workers()
-        large = [pid for pid in list_descendants(os.getpid()) if processes.measure_memory(pid) > self._memory_gib * 2**30]
+        large = [pid for pid in list_descendants(os.getpid(), children) if processes.measure_memory(pid) > self._memory_gib * 2**30]
         processes.kill(set(large) - workers)  # check_memory() of a slot looks after its worker
         over = [pid for pid, then in self._seen.items() if all(a % 2 == 0 or a != b for a, b in zip(then, now, strict=True))]
         processes.kill(over)
@@ -250,7 +250,7 @@ class OrphanReaper:
         """Kill every worker and every descendant, until none is left."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            workers, orphans = self._list_workers(), self._list_orphans()
+            workers, orphans = self._list_workers(), self._list_orphans(list_children())
             if not workers and not orphans:
                 return
             processes.kill([*workers, *orphans])
@@ -260,10 +260,10 @@ class OrphanReaper:
     def _list_workers(self) -> set[int]:
         return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
-    def _list_orphans(self) -> list[int]:
+    def _list_orphans(self, children: Mapping[int, Sequence[tuple[int, int]]]) -> list[int]:
         # A child that is no worker and not of our session was adopted; one of our session is a worker that is just starting.
         own_session = os.getsid(0)
-        adopted = [pid for pid, session in list_children()[os.getpid()] if session != own_session]
+        adopted = [pid for pid, session in children.get(os.getpid(), ()) if session != own_session]
         return [pid for pid in adopted if pid not in self._list_workers()]
 
 

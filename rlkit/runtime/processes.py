@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -20,9 +21,9 @@ def list_children() -> dict[int, list[tuple[int, int]]]:
     return children
 
 
-def list_descendants(pid: int) -> list[int]:
-    """All processes under `pid`, parents before their children."""
-    children, found = list_children(), [pid]
+def list_descendants(pid: int, children: Mapping[int, Sequence[tuple[int, int]]] | None = None) -> list[int]:
+    """All processes under `pid`, parents before their children. children: as of list_children, which looks at every process otherwise."""
+    children, found = list_children() if children is None else children, [pid]
     for parent in found:
         found.extend(child for child, _ in children.get(parent, []))
     return found[1:]
