@@ -25,6 +25,7 @@ from rlkit.config.network import parse_address
 from rlkit.config.recipe import Recipe
 from rlkit.errors import RunFailed
 from rlkit.report import EarlyHeader, Report
+from rlkit.report.signing import load_signer
 from rlkit.report.tracker import TrackerSettings
 from rlkit.rewarding.client import RewardClient
 from rlkit.runtime import heartbeat
@@ -52,6 +53,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         ranks = Ranks(recipe.engine.tensor_parallel, recipe.engine.sequence_parallel)
         plan.describe_sandbox(recipe)  # refused before anything is written or started
         folder = choose_folder(recipe, text, ranks)
+        if ranks.main:
+            load_signer(recipe.report.audit_key, folder)
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
         kind = choose_kind(recipe)
         sources = open_sources(recipe, kind)  # a missing file is found before a model is made or downloaded
@@ -128,6 +131,7 @@ def create_report(
         main=ranks.main,
         trackers=build_tracker_settings(recipe, text),
         prometheus=parse_address(recipe.report.prometheus) if recipe.report.prometheus is not None else None,
+        audit_key=recipe.report.audit_key,
         table_every=recipe.report.table_every,
         header=header,
     )

@@ -6,6 +6,7 @@ Nothing is asked of a network, and no weights are loaded. Left out: datasets and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from rlkit.config.recipe import Recipe
 from rlkit.data.columns import RowReader
 from rlkit.data.rows import show
 from rlkit.profiling.roofline import KNOWN_GPUS, DeviceLimits, Roofline, measure_device
+from rlkit.report.signing import load_signer
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.resolve import list_shipped_rewards, locate_reward
 from rlkit.rewarding.spec import RewardSpec
@@ -28,7 +30,8 @@ GPUS_BY_GIB = {24: "NVIDIA GeForce RTX 4090", 40: "NVIDIA A100-SXM4-40GB", 80: "
 
 
 def describe_dry_run(recipe: Recipe) -> list[tuple[str, str]]:
-    """(label, value) pairs. Raises UserError for data, rewards or a prompt that a run would refuse."""
+    """(label, value) pairs. Raises UserError for data, rewards, a prompt or a key that a run would refuse."""
+    load_signer(recipe.report.audit_key, Path(recipe.output_dir or "runs"))
     check_rewards(recipe)
     readers = open_sources(recipe, choose_kind(recipe), without_hub=True)
     return [*describe_rows(readers), *describe_prompt(recipe, readers["train"]), *describe_time(recipe)]

@@ -11,13 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlkit.cli.audit import append_command
 from rlkit.cli.model_source import ModelSource, compose_source, find_source
 from rlkit.cli.output import print_document, print_text
 from rlkit.cli.words import split_model
 from rlkit.config.compose import quote
 from rlkit.config.recipe import read_recipe
 from rlkit.errors import EXIT_DONE, UserError
+from rlkit.report.audit import seal_folder
 from rlkit.report.console import format_number
+from rlkit.report.signing import load_signer
 from rlkit.run import handle_errors
 from rlkit.runtime.library_settings import configure_libraries
 
@@ -64,9 +67,15 @@ def evaluate_source(name: str, words: Sequence[str], *, note: Callable[[str], No
     from rlkit.assembly.evaluate import check_evaluation, evaluate_model
 
     check_evaluation(recipe, folder)
+    audited = source.run if source.run and folder.is_relative_to(source.run) else None
+    sign = load_signer(recipe.report.audit_key, audited) if audited else None
     source.write()
     configure_libraries(offline=recipe.offline)
-    return evaluate_model(recipe, composed.text, folder, model=source.path, step=source.step, note=note)
+    result = evaluate_model(recipe, composed.text, folder, model=source.path, step=source.step, note=note)
+    if audited:
+        facts = {"step": source.step, "accuracy": result.accuracy, "reward": result.reward, "rows": result.rows}
+        append_command(audited, "evaluated", facts, seal_folder(audited, folder), sign)
+    return result
 
 
 def choose_eval_folder(source: ModelSource, words: Sequence[str]) -> Path:

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from rlkit.cli.audit import append_command
 from rlkit.errors import EXIT_DONE, UserError
-from rlkit.report.audit import record_event, seal_folder
+from rlkit.report.audit import seal_folder
+from rlkit.report.model_card import MODEL_CARD, build_model_card
+from rlkit.report.signing import load_signer
 from rlkit.run import handle_errors
 from rlkit.runtime.checkpoint import CHECKPOINTS, Checkpoints, build_read_error, publish
 from rlkit.runtime.library_settings import configure_libraries
@@ -75,19 +78,22 @@ def export_model(run: str | Path, *, form: str | None = None, step: int | str | 
     final = Path(to or run / f"{'adapter' if form == 'adapter' else 'model'}-{number:06d}").expanduser().absolute()
     if final.exists():
         raise UserError(f"{final} exists already; delete it, or choose another folder with to=")
+    within = final.is_relative_to(run)
+    sign = load_signer(recipe.report.audit_key, run) if within else None
     checkpoints.check(number)
     configure_libraries(offline=recipe.offline)
     unfinished = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         write_model(recipe, run, checkpoints.get_folder(number), unfinished, on_gpu, adapter)
+        (unfinished / MODEL_CARD).write_text(build_model_card(run, number))
         publish(unfinished, final)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{final} cannot be written: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    if final.is_relative_to(run):
-        record_event(run, "exported", {"step": number}, seal_folder(run, final))
+    if within:
+        append_command(run, "exported", {"step": number}, seal_folder(run, final), sign)
     return ExportedModel(final, number, describe_selected(checkpoints, recipe, step))
 
 

@@ -216,10 +216,11 @@ def write_report(words: Words = None) -> None:
     raise typer.Exit(report_file.run_report(words or []))
 
 
-@register(LOOK, "audit", "RUN [--head HASH] [--json]", "rlkit audit runs/mine")
+@register(LOOK, "audit", "RUN [--head HASH] [--key FILE] [--json]", "rlkit audit runs/mine")
 def audit_run(
     run: Word,
     head: Annotated[str | None, typer.Option(help="the head that was printed at the end of the run, kept elsewhere")] = None,
+    key: Annotated[str | None, typer.Option(help="the public key (PEM) of report.audit_key, which must have signed each line")] = None,
     as_json: Json = False,
 ) -> None:
     """Check the files of a run against its audit.
@@ -229,7 +230,7 @@ def audit_run(
     """
     from rlkit.cli import audit
 
-    raise typer.Exit(audit.run_audit(run, head, as_json))
+    raise typer.Exit(audit.run_audit(run, head, key, as_json))
 
 
 EVAL = "RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=value ...]"

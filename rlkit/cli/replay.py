@@ -27,7 +27,7 @@ USAGE = "rlkit replay RUN [step=N] [key=value ...]"
 ALONE = (
     *("eval.every=0", "eval.patience=null", "checkpoint.every=0", "checkpoint.best=false"),
     *(f"report.{name}=null" for name in ("wandb", "mlflow", "swanlab", "trackio", "prometheus")),
-    *("report.dump_steps=[]", "report.tokens=all"),
+    *("report.dump_steps=[]", "report.tokens=all", "report.audit_key=null"),
 )
 
 

@@ -274,7 +274,7 @@ class Recipe(Section):
         return self.updates_per_step // self.passes_per_step
 
 
-PATH_KEYS = ("path", "output_dir", "model", "train", "test")  # the last word of a key whose value can be a path, with ~ for a home folder
+PATH_KEYS = ("path", "output_dir", "model", "train", "test", "audit_key")  # ends of keys whose value can be a path, with ~ for a home
 
 
 def read_recipe(config: Mapping[str, Any]) -> Recipe:

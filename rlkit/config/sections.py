@@ -309,6 +309,9 @@ class ReportSection(Section):
         "that `rlkit replay` can compute again: the checkpoint before each is written and kept, and all its samples token by token",
         unit="steps",
     )
+    audit_key: Name | None = describe_field(
+        "file of an Ed25519 private key (PEM), outside the folder of the run, that signs each line of audit.jsonl; null: none"
+    )
 
     @property
     def trackers(self) -> dict[str, str]:

@@ -11,19 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rlkit.errors import RunFailed, Stopped, UserError
-from rlkit.report.audit import Sealed, record_event, seal_checkpoints, seal_run
+from rlkit.report.audit import AUDIT, Sealed, append_event, seal_checkpoints, seal_run
 from rlkit.report.console import Console, escape_control, format_duration, format_number
 from rlkit.report.folder import METRICS, SUMMARY, RunFolder, read_metrics
+from rlkit.report.model_card import MODEL_CARD, build_model_card
 from rlkit.report.names import CLOCK, format_roofline
 from rlkit.report.progress import Phase, Ticker
 from rlkit.report.prometheus import Endpoint
 from rlkit.report.provenance import collect_environment, read_user
 from rlkit.report.run_log import RunLog
+from rlkit.report.signing import load_signer
 from rlkit.report.status import BEAT_SECONDS, RunStatus, describe_process, write_run_status
 from rlkit.report.summary import RunSummary
 from rlkit.report.tracker import Tracker, TrackerSettings
@@ -80,8 +83,9 @@ class Report:
     """The report of one run, on rank 0; with `main=False` every method does nothing.
 
     folder: created if missing, continued if it holds logs. plan: (label, value) pairs of the header. header: the part of the plan that the
-    console has already. table_every: steps between two tables of samples. prometheus: host and port, None without. Raises UserError where
-    the folder cannot be written, the package of a tracker is missing, or the port is taken.
+    console has already. table_every: steps between two tables of samples. prometheus: host and port, None without. audit_key: the file of
+    the private key that signs the audit. Raises UserError where the folder cannot be written, the package of a tracker is missing, the port
+    is taken, or the key cannot be used.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Report:
         main: bool,
         trackers: TrackerSettings | None = None,
         prometheus: tuple[str, int] | None = None,
+        audit_key: str | None = None,
         table_every: int = 5,
         header: EarlyHeader | None = None,
     ) -> None:
@@ -107,7 +112,7 @@ class Report:
         wanted = trackers or TrackerSettings()
         self._upload_samples = wanted.upload_samples
         if main:  # before the folder is created: the run could not start
-            projects = choose_trackers(wanted)
+            projects, self._sign = choose_trackers(wanted), load_signer(audit_key, folder)
             endpoint = Endpoint(*prometheus) if prometheus else None
         self._phase = Phase("starting", time.monotonic())
         self._lock = threading.RLock()  # around consoles and status.json, which the ticker's thread writes too
@@ -144,7 +149,7 @@ class Report:
         environment = collect_environment()
         self.write_json("environment.json", environment)
         facts = {"attempt": self.attempt, "user": read_user(), "host": socket.gethostname(), "inputs": inputs or {}}
-        facts |= {key: environment[key] for key in ("command", "git", "packages_digest")}
+        facts |= {key: environment[key] for key in ("command", "git", "packages_digest", "container")}
         self._audit("started" if self.attempt == 1 else "resumed", facts, seal_run(self._folder.path))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -161,6 +166,11 @@ class Report:
         """Seal the checkpoints that there are after one of this step was written, and old ones were deleted."""
         if self._folder is not None:
             self._audit("saved", {"step": step}, seal_checkpoints(self._folder.path))
+
+    def write_model_card(self, folder: Path, step: int) -> None:
+        """Write the card of the model after a step into the folder of that model."""
+        if self._folder is not None:
+            (folder / MODEL_CARD).write_text(build_model_card(self._folder.path, step))
 
     def show_phase(self, name: str) -> None:
         """A phase begins: the live line of a terminal shows it at once, and how far it is from then on."""
@@ -199,6 +209,8 @@ class Report:
             return
         self._folder.append_metrics(step, {**metrics, CLOCK: round(time.time(), 3)})  # after the samples: it marks the step as reported
         self._write_status(step=step)
+        if held_out := {name: value for name, value in metrics.items() if name.startswith("eval/") and isfinite(value)}:
+            self._audit("evaluated", {"step": step, "held_out": held_out}, {})
         self._send(lambda tracker: tracker.log(step, metrics))
         self._show(lambda console: console.print_step(step, metrics))
         if self._shown and step % self._table_every == 0:
@@ -281,8 +293,14 @@ class Report:
                 del self._trackers[name]
 
     def _audit(self, event: str, facts: Mapping[str, Any], sealed: Sealed) -> str | None:
+        """The new head of the audit; None where it cannot be written."""
         assert self._folder is not None
-        return record_event(self._folder.path, event, facts, sealed)
+        try:
+            return append_event(self._folder.path, event, facts, sealed, self._sign)
+        except OSError as error:
+            if self._folder.path.is_dir():  # a removed folder ends the run in words
+                self.warn(f"{AUDIT} cannot be written ({error.strerror}), so that it lacks: {event}")
+            return None
 
     def _print_roofline(self, label: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if line := format_roofline(rows):

@@ -5,7 +5,8 @@ last ones. The digest of the last line is the head; whoever keeps it elsewhere c
 run (the files of the folder itself), checkpoints (their manifests, which hold the digests of their files), and each folder that was
 written as a whole, as model. A later line with a group replaces the group. Of logs, which grow, the first `bytes` are sealed.
 
-Left out: protection against somebody who can write the folder and knows no head was kept; rlkit/docs/audit.md.
+With report.audit_key each line is signed (signing.py). Left out: protection against somebody who can write the folder where no head was
+kept elsewhere and no key was used; rlkit/docs/audit.md.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
 from rlkit.errors import UserError
 from rlkit.report.folder import METRICS, SAMPLES, SAMPLES_INDEX, SUMMARY
+from rlkit.report.signing import Signer, is_signed, sign_row
 from rlkit.runtime.checkpoint import CHECKPOINTS
 from rlkit.runtime.manifest import MANIFEST, find_damage
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 AUDIT = "audit.jsonl"
 MODEL_FOLDER = "model"
@@ -48,7 +52,7 @@ class AuditResult:
     problems: Sequence[str]
 
 
-def append_event(folder: Path, event: str, facts: Mapping[str, Any], sealed: Sealed) -> str:
+def append_event(folder: Path, event: str, facts: Mapping[str, Any], sealed: Sealed, sign: Signer | None = None) -> str:
     """Appends a line, and waits until the disk has it. Returns its digest, the new head. Raises OSError."""
     with (folder / AUDIT).open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: an export may come while a run writes
@@ -59,7 +63,7 @@ def append_event(folder: Path, event: str, facts: Mapping[str, Any], sealed: Sea
             file.truncate(len(whole) + bool(whole))  # a kill cut the last line
         before = hash_line(whole.rpartition(b"\n")[2]) if whole else ""
         row = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts, "sealed": sealed, "before": before}
-        line = json.dumps(row).encode()
+        line = json.dumps(sign_row(row, sign)).encode()
         file.write(line + b"\n")
         file.flush()
         os.fsync(file.fileno())
@@ -112,13 +116,16 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def check_audit(folder: Path, head: str | None = None) -> AuditResult:
-    """Compares a run with its audit. head: the digest of a line, kept elsewhere. Raises UserError where there is no audit."""
+def check_audit(folder: Path, head: str | None = None, key: Ed25519PublicKey | None = None) -> AuditResult:
+    """Compares a run with its audit. head: the digest of a line, kept elsewhere; key: that each line must be signed by.
+
+    Raises UserError where there is no audit.
+    """
     try:
         written = (folder / AUDIT).read_bytes()
     except OSError as error:
         raise UserError(f"{folder} has no {AUDIT} that can be read ({error.strerror}); name the folder of a run") from error
-    rows, digests, problems = read_chain(written)
+    rows, digests, problems = read_chain(written, key)
     if head is not None and head not in digests:
         problems.append(f"{AUDIT} has no line with the digest {head}: its end was cut off, or it was written anew")
     sealed: Sealed = {}
@@ -129,7 +136,7 @@ def check_audit(folder: Path, head: str | None = None) -> AuditResult:
     return AuditResult(digests[-1] if digests else "", describe_events(rows), files, problems)
 
 
-def read_chain(written: bytes) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+def read_chain(written: bytes, key: Ed25519PublicKey | None = None) -> tuple[list[dict[str, Any]], list[str], list[str]]:
     """The lines, their digests, and what is wrong with the chain. A last line without its end is one that a kill cut."""
     rows: list[dict[str, Any]] = []
     digests: list[str] = []
@@ -144,6 +151,8 @@ def read_chain(written: bytes) -> tuple[list[dict[str, Any]], list[str], list[st
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             problems.append(f"{AUDIT} line {number} is not as it was written")
             continue
+        if key is not None and not is_signed(row, key):
+            problems.append(f"{AUDIT} line {number} is not signed by this key")
         if not chained:
             problems.append(f"{AUDIT} line {number} does not follow the line before it: one of them was changed, or lines are gone")
     return rows, digests, problems
@@ -198,10 +207,3 @@ def describe_events(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             running = row["event"] in BEGINNINGS
         lines.append(f"{row['event']} {row['time']}")
     return lines
-
-
-def record_event(folder: Path, event: str, facts: Mapping[str, Any], sealed: Sealed) -> str | None:
-    """As append_event; None where the folder cannot be written, which ends a run at its next row, in words."""
-    with suppress(OSError):
-        return append_event(folder, event, facts, sealed)
-    return None

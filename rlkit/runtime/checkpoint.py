@@ -59,13 +59,13 @@ class Checkpoints:
         """Whether there is to be a checkpoint after this step."""
         return step in self.asked or (self.every > 0 and step > 0 and step % self.every == 0)
 
-    def save(self, step: int, state: Mapping[str, Any], write: Callable[[CheckpointWriter], None], protect: int | None = None) -> None:
-        """Saves a checkpoint unless there is one. On all ranks `write` creates its files; `state` is added as JSON.
+    def save(self, step: int, state: Mapping[str, Any], write: Callable[[CheckpointWriter], None], protect: int | None = None) -> bool:
+        """Saves a checkpoint unless there is one; returns whether it did. On all ranks `write` creates its files; `state` is added as JSON.
 
         The `keep` newest remain, those asked for, and the step `protect`. Raises RunFailed where the folder cannot be written.
         """
         if step in self.list_steps():
-            return
+            return False
         unfinished = self.folder / f".step-{step:06d}.tmp"
         with discard_on_error(unfinished, self.folder.parent):
             if self._main:
@@ -84,6 +84,7 @@ class Checkpoints:
                 publish(unfinished, self.get_folder(step))
                 self._prune({step, protect, *self.asked})
         self._gather(None)
+        return True
 
     def _prune(self, protected: set[int | None]) -> None:
         for old in self.list_steps()[: -self.keep]:

@@ -177,8 +177,9 @@ def save(run: Run, state: TrainState) -> None:
                 learner.save(files)
 
     with run.timer("checkpoint"):
-        run.checkpoints.save(state.step, asdict(state), write, find_protected(run, state))
-    run.report.record_checkpoint(state.step)
+        is_new = run.checkpoints.save(state.step, asdict(state), write, find_protected(run, state))
+    if is_new:
+        run.report.record_checkpoint(state.step)
 
 
 def resume(run: Run) -> TrainState:
@@ -226,6 +227,7 @@ def finish(run: Run, state: TrainState) -> None:
         run.export(unfinished)
         if run.ranks.main:
             run.save_tokenizer(unfinished)
+            run.report.write_model_card(unfinished, exported)
             publish(unfinished, final)
     run.ranks.barrier()
     run.report.finish(summarize(run, state, exported))

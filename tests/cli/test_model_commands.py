@@ -51,7 +51,8 @@ def answers(folder: Path) -> dict[str, str]:
 
 
 def test_an_evaluation_gives_the_number_of_the_run_itself(place: Path) -> None:
-    before = {file: file.read_bytes() for file in (place / "runs" / "mine").iterdir() if file.is_file()}
+    files = [file for file in (place / "runs" / "mine").iterdir() if file.is_file() and file.name != "audit.jsonl"]
+    before = {file: file.read_bytes() for file in files}
     ended = rlkit("eval", "runs/mine", "--json", cwd=place)
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
@@ -84,6 +85,12 @@ def test_the_files_of_a_run_are_as_they_were_written(place: Path) -> None:
     [line] = [line for line in PAGE if line.startswith("rlkit audit")]
     ended = rlkit(*shlex.split(line)[1:], cwd=place)
     assert ended.code == 0 and "whole" in ended.out, ended.out + ended.err
+    assert {"exported", "evaluated", "finished"} <= {event.split()[0] for event in ended.out.splitlines()}
+    [result] = sorted((place / "runs" / "mine" / "eval").glob("*/result.json"))[:1]
+    kept = result.read_bytes()
+    result.write_bytes(kept.replace(b"accuracy", b"Accuracy"))
+    assert f"{result.relative_to(place / 'runs' / 'mine')} is not as it was written" in rlkit("audit", "runs/mine", cwd=place).out
+    result.write_bytes(kept)
 
 
 def test_a_step_again_is_equal_to_the_bit(place: Path) -> None:

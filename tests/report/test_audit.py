@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from rlkit.errors import Stopped, UserError
 from rlkit.report import Report
-from rlkit.report.audit import check_audit
+from rlkit.report.audit import append_event, check_audit, seal_run
 from rlkit.report.summary import RunSummary
 from rlkit.runtime.checkpoint import Checkpoints
 from rlkit.runtime.manifest import CheckpointWriter
@@ -23,8 +27,8 @@ def write_weights(files: CheckpointWriter) -> None:
         file.write(b"weights")
 
 
-def open_report(folder: Path) -> Report:
-    report = Report(folder, plan=[], title="t", steps=2, main=True)
+def open_report(folder: Path, key: Path | None = None) -> Report:
+    report = Report(folder, plan=[], title="t", steps=2, main=True, audit_key=str(key) if key else None)
     report.write_text("recipe.yaml", "seed: 0\n")
     report.write_json("models.json", {})
     report.print_header()
@@ -137,3 +141,61 @@ def test_a_line_that_a_kill_cut_is_left_out_and_the_run_was_lost(tmp_path: Path)
 def test_a_folder_without_an_audit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no audit\.jsonl"):
         check_audit(tmp_path)
+
+
+def write_key(folder: Path, name: str, key: Ed25519PrivateKey | X25519PrivateKey, password: bytes | None = None) -> tuple[Path, Path]:
+    """Its private and its public part, in PEM."""
+    lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock))
+    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+def test_who_has_not_the_key_can_write_no_line_that_passes(tmp_path: Path) -> None:
+    (private, public), (_, other) = (write_key(tmp_path, name, Ed25519PrivateKey.generate()) for name in ("own", "other"))
+    folder = tmp_path / "run"
+    with open_report(folder, private) as report:
+        log_step(report, folder, 1)
+    assert call("audit", str(folder), "--key", str(public))[0] == 0
+    code, out, _ = call("audit", str(folder), "--key", str(other))
+    assert code == 2 and out.count("is not signed by this key") == 3
+    (folder / "metrics.jsonl").write_text('{"step": 1, "attempt": 1, "reward": 1.0}\n')
+    append_event(folder, "resumed", {}, seal_run(folder))  # as somebody who can write the folder would
+    assert call("audit", str(folder))[0] == 0
+    code, out, _ = call("audit", str(folder), "--key", str(public))
+    assert code == 2 and "audit.jsonl line 4 is not signed by this key" in out
+    lines = (folder / "audit.jsonl").read_bytes().splitlines(keepends=True)
+    signature = json.loads(lines[2])["signature"]
+    stolen = json.dumps({**json.loads(lines[3]), "signature": signature}).encode() + b"\n"
+    (folder / "audit.jsonl").write_bytes(b"".join([*lines[:3], stolen]))
+    assert "audit.jsonl line 4 is not signed by this key" in call("audit", str(folder), "--key", str(public))[1]
+
+
+def test_keys_that_cannot_sign_are_refused_before_the_folder_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (tmp_path / "text.pem").write_text("no key")
+    locked, _ = write_key(tmp_path, "locked", Ed25519PrivateKey.generate(), b"password")
+    exchange, _ = write_key(tmp_path, "exchange", X25519PrivateKey.generate())
+    _, public = write_key(tmp_path, "own", Ed25519PrivateKey.generate())
+    for key, words in (
+        (tmp_path / "none.pem", "cannot be read (No such file or directory)"),
+        (tmp_path / "text.pem", "is not a private key in PEM without a password"),
+        (locked, "is not a private key in PEM without a password"),
+        (public, "is not a private key in PEM without a password"),
+        (exchange, "is not an Ed25519 key"),
+        (folder / "own.pem", "lies in the folder of the run"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            open_report(folder, key)
+    assert not folder.exists()
+
+
+def test_a_line_that_cannot_be_written_is_warned_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with open_report(tmp_path) as report:
+        (tmp_path / "audit.jsonl").unlink()
+        (tmp_path / "audit.jsonl").mkdir()
+        log_step(report, tmp_path, 1)
+        report.log_step(2, {"reward": 0.5})
+        assert "audit.jsonl cannot be written (Is a directory), so that it lacks: saved" in capfd.readouterr().out
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2

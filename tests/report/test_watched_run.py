@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import threading
 import time
@@ -17,10 +18,14 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from huggingface_hub import ModelCard
 
 from rlkit.report.folder import read_rows
 from rlkit.runtime.timer import PHASES
+from tests.cli.conftest import call
 from tests.conftest import Ended, free_port, run
+from tests.report.test_audit import write_key
 from tests.report.test_prometheus import HOME, parse, scrape
 
 PLANTED = "planted-key-7"
@@ -55,7 +60,8 @@ def watched(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Watch
     watched, port = Watched(tmp_path_factory.mktemp("watched") / "run"), free_port()
     reward = f"rewards.mine={{path: 'mine.py:score', weight: 0.0, args: {{api_key: {PLANTED}}}}}"
     (watched.folder.parent / "mine.py").write_text("def score(completion, api_key):\n    return 0.5\n")
-    words = [*small, *RUN, reward, f"report.prometheus={port}", f"output_dir={watched.folder}"]
+    key, _ = write_key(watched.folder.parent, "audit", Ed25519PrivateKey.generate())
+    words = [*small, *RUN, reward, f"report.audit_key={key}", f"report.prometheus={port}", f"output_dir={watched.folder}"]
     environment = {"WANDB_MODE": "online", "WANDB_BASE_URL": f"http://{HOME}:9", "MLFLOW_TRACKING_URI": f"http://{HOME}:9"}
     thread = threading.Thread(target=lambda: watched.ended.append(run(*words, cwd=watched.folder.parent, **environment)))
     thread.start()
@@ -170,3 +176,25 @@ def test_no_file_of_the_run_holds_the_credential(watched: Watched) -> None:
     assert len(files) > 100  # MLflow keeps a file a parameter
     assert [path for path in files if PLANTED.encode() in path.read_bytes()] == []
     assert not any(name.startswith(("wandb", "mlruns", "mlflow")) for name in os.listdir(watched.folder.parent))
+
+
+def test_its_audit_is_signed_and_has_its_evaluations(watched: Watched) -> None:
+    code, out, _ = call("audit", str(watched.folder), "--key", str(watched.folder.parent / "audit.pub"))
+    assert code == 0, out
+    lines = [json.loads(line) for line in (watched.folder / "audit.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["held_out"]["eval/accuracy"] for line in lines if line["event"] == "evaluated"}
+    assert found == {row["step"]: row["eval/accuracy"] for row in watched.rows if "eval/accuracy" in row} and len(found) == 2
+
+
+def test_its_model_has_a_card(watched: Watched) -> None:
+    card = ModelCard.load(watched.folder / "model" / "README.md")
+    assert card.data.library_name == "transformers" and card.data.tags == ["rlkit", "grpo"]
+    facts = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card.text, re.MULTILINE))
+    inputs = json.loads((watched.folder / "audit.jsonl").read_text().splitlines()[0])["inputs"]
+    assert facts["recipe"] == f"grpo_math, digest {inputs['recipe']}" and facts["seed"] == "3" and facts["steps"] == "2"
+    assert facts["reward mine.py"] == inputs["rewards"]["mine.py"] and inputs["models"]
+    for files in inputs["models"].values():
+        assert set(files.values()) <= set(facts.values())
+    first, last = (row["eval/accuracy"] for row in watched.rows if "eval/accuracy" in row)
+    assert facts["held-out accuracy"] == f"{first:.3f} (step 0), {last:.3f} (step 2)"
+    assert str(watched.folder.parent) not in card.content and os.uname().nodename not in card.content
