@@ -10,25 +10,18 @@ the samples alone, not on the order of arrival or the number of workers.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import pickle
-import signal
-import socket
-import struct
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rlkit.errors import RunFailed, UserError
+from rlkit.errors import UserError
 from rlkit.metrics import Metrics
-from rlkit.rewarding import combining, processes
+from rlkit.rewarding import combining
 from rlkit.rewarding.failures import FailureWindow
 from rlkit.rewarding.forms import TRAINER_NAMES
 from rlkit.rewarding.job import FunctionKind, WorkerLimits
@@ -36,23 +29,10 @@ from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, SampleReward, a
 from rlkit.rewarding.replay import write_replay
 from rlkit.rewarding.resolve import locate_reward
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
+from rlkit.rewarding.supervision import end_supervisor, receive_message, send_message, start_supervisor
 
-# Programs do not work without these variables; everything else that a reward needs is listed in rewarding.env.
-ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")
-OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")  # set by offline=true, which holds for rewards too
-FIXED_ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",  # the GPU belongs to the trainer
-    "HIP_VISIBLE_DEVICES": "",
-    "PYTHONHASHSEED": "0",  # the order of a set, and so a score that depends on it, is the same in every worker
-    "OMP_NUM_THREADS": "1",  # there are many workers; several threads in each would compete with the trainer's
-}
-SUPERVISOR = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from rlkit.rewarding import supervisor; supervisor.serve_trainer({}, {})"
-)
-CLOSE_SECONDS = 20.0
-POLL_SECONDS = 1.0  # how often to look whether the supervisor is stopped, while waiting for it
-STOPPED_POLLS = 10  # after which it will not go on by itself
-SEND_SECONDS = 60  # the supervisor takes work at once; where it does not for so long, it is stopped or broken
+SERVE = ("rlkit.rewarding.supervisor", "serve_trainer")
+WHAT = "the reward supervisor"
 InProcessReward = Callable[[Sequence[Mapping[str, Any]]], Sequence[Outcome]]
 
 
@@ -90,7 +70,7 @@ class RewardClient:
         self._windows = {name: FailureWindow(settings.max_failure_rate) for name in rewards}
         self._unreported: dict[str, list[Outcome]] = {name: [] for name in rewards}
         self._unit_count = 0
-        self._supervisor, self._connection = _start_supervisor(settings.env)
+        self._supervisor, self._connection = start_supervisor(SERVE, settings.env)
         limits = WorkerLimits(settings.workers or os.cpu_count() or 1, settings.load_timeout, settings.memory_gib)
         self._connection.send(([rewards[name].for_worker(name, settings) for name in self._worker_names], limits))
 
@@ -177,16 +157,7 @@ class RewardClient:
 
     def close(self) -> None:
         """End the supervisor, the workers and every process that they started."""
-        if not self._connection.closed:
-            with socket.socket(fileno=os.dup(self._connection.fileno())) as end, contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # closing is not enough where a fork of this process holds a copy
-            self._connection.close()
-        self._supervisor.send_signal(signal.SIGCONT)  # where it is stopped, it could not end what it started
-        try:
-            self._supervisor.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._supervisor.kill()  # its workers die with it
-            self._supervisor.wait()
+        end_supervisor(self._supervisor, self._connection)
 
     def _advance(self) -> None:
         """Receive what has arrived and send what can be sent; never waits."""
@@ -227,13 +198,7 @@ class RewardClient:
         message = [(number, index, [self._pickle_item(index, key) for key in keys]) for number, (index, keys) in numbered.items()]
         self._in_flight |= numbered
         self._unit_count += len(units)
-        try:
-            self._connection.send(message)
-        except BlockingIOError:
-            raise RunFailed(f"the reward supervisor {self._describe_supervisor()} took no work for {SEND_SECONDS} s") from None
-        except OSError:
-            while True:  # its last message may hold the reason: _receive raises that, or that the supervisor is gone
-                self._receive(None)
+        send_message(self._supervisor, self._connection, message, WHAT)
 
     def _select_item(self, index: int, key: Hashable) -> dict[str, Any]:
         """The item of a sample for one of the rewards in workers, which gets of what only the trainer knows what it asks for."""
@@ -252,22 +217,12 @@ class RewardClient:
             ) from error
 
     def _receive(self, timeout: float | None) -> None:
-        try:
-            if timeout is None:
-                self._wait_for_message()
-            elif not self._connection.poll(timeout):
-                return
-            message = self._connection.recv()
-        except (EOFError, OSError):
-            self._raise_supervisor_gone()
-        match message:
+        if timeout is not None and not self._connection.poll(timeout):
+            return
+        match receive_message(self._supervisor, self._connection, WHAT):
             case ("ready", kinds):
                 self._kinds = kinds
                 self._advance()
-            case ("broken", reason):
-                raise UserError(reason)
-            case ("crashed", trace):
-                raise RunFailed(f"the reward supervisor stopped because of an internal error; the run can be resumed\n{trace}")
             case ("replaced", index, growth):
                 self._warn_of_growth(self._worker_names[index], growth)
             case ("scored", units):
@@ -302,28 +257,6 @@ class RewardClient:
                 "each time; end what a call starts, or keep one client or pool for all calls"
             )
 
-    def _wait_for_message(self) -> None:
-        """Returns when there is a message. Raises RunFailed where the supervisor is stopped and stays so."""
-        polls = 0  # in a row that found it stopped; not the time: this process may have been stopped with it
-        while not self._connection.poll(POLL_SECONDS):
-            polls = polls + 1 if processes.is_stopped(self._supervisor.pid) else 0
-            if polls >= STOPPED_POLLS:
-                raise RunFailed(
-                    f"the reward supervisor {self._describe_supervisor()} has been stopped by a signal (SIGSTOP), from outside or by a "
-                    "reward function; the run can be resumed"
-                )
-
-    def _describe_supervisor(self) -> str:
-        return f"(process {self._supervisor.pid})"
-
-    def _raise_supervisor_gone(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._supervisor.wait(1.0)
-        raise RunFailed(
-            f"the reward supervisor {self._describe_supervisor()} is gone, exit status {self._supervisor.returncode}: "
-            "killed from outside, or the machine ran out of memory (see dmesg); the run can be resumed"
-        )
-
 
 def _validate(rewards: Mapping[str, RewardSpec], settings: RewardSettings) -> None:
     if not rewards:
@@ -332,27 +265,6 @@ def _validate(rewards: Mapping[str, RewardSpec], settings: RewardSettings) -> No
         locate_reward(spec.path)
     if settings.combine == "gate" and not any(spec.gate for spec in rewards.values()):
         raise UserError(f"rewarding.combine=gate needs a gate: set rewards.<name>.gate=true for one of {', '.join(rewards)}")
-
-
-def _start_supervisor(names: Sequence[str]) -> tuple[subprocess.Popen[bytes], Connection]:
-    ours, theirs = socket.socketpair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))  # struct timeval
-    environment = {name: os.environ[name] for name in (*ENVIRONMENT, *OFFLINE, *names) if name in os.environ} | FIXED_ENVIRONMENT
-    with theirs:
-        supervisor = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR.format(theirs.fileno(), os.getpid()), json.dumps(_build_import_path())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            start_new_session=True,  # only the trainer gets Ctrl-C from the terminal
-        )
-    return supervisor, Connection(ours.detach())
-
-
-def _build_import_path() -> list[str]:
-    here = str(Path(__file__).resolve().parents[2])
-    return list(dict.fromkeys([os.path.abspath(entry) for entry in sys.path] + [here]))
 
 
 def _sort_keys(keys: list[Hashable]) -> list[Hashable]:

@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,8 @@ from rlkit.errors import UserError
 from rlkit.rewarding.python_functions import find_registered
 from rlkit.runtime.paths import find_bundled_folder
 from rlkit.runtime.plugins import import_file
+
+UNKNOWN = {"reward": "unknown reward", "environment": "unknown environment"}  # whole, as one looks for a message
 
 
 @dataclass(frozen=True)
@@ -34,40 +36,49 @@ class RewardLocation:
 
 def locate_reward(path: str) -> RewardLocation:
     """Find the function of a path without importing it. Raises UserError where the name or the file does not exist."""
-    head, colon, function = path.rpartition(":")
     if find_registered(path):
-        return RewardLocation(function)
-    if colon and (head.endswith(".py") or "/" in head):
-        return RewardLocation(function, file=_find_file(path, Path(head)))
-    if colon:
-        return RewardLocation(function, module=head)
-    if path.endswith(".py") or "/" in path:
-        raise UserError(f"reward {path!r} names a file but no function; write {path}:function_name")
+        return RewardLocation(path.rpartition(":")[2])
     if path in list_shipped_rewards():
         return RewardLocation(path, file=find_bundled_folder("rewards") / f"{path}.py")
-    module, dot, function = path.rpartition(".")
+    return locate_object(path, "reward", list_shipped_rewards(), "my_rewards.py:accuracy")
+
+
+def locate_object(path: str, what: str, shipped: Sequence[str], example: str) -> RewardLocation:
+    """Find what a path names in a file or a module, as locate_reward does. what, shipped, example: for messages."""
+    head, colon, name = path.rpartition(":")
+    if colon and (head.endswith(".py") or "/" in head):
+        return RewardLocation(name, file=_find_file(path, Path(head), what))
+    if colon:
+        return RewardLocation(name, module=head)
+    if path.endswith(".py") or "/" in path:
+        raise UserError(f"{what} {path!r} names a file but no function; write {path}:function_name")
+    module, dot, name = path.rpartition(".")
     if dot:
-        return RewardLocation(function, module=module)
+        return RewardLocation(name, module=module)
     raise UserError(
-        f"unknown reward {path!r}{_suggest(path, list_shipped_rewards())}; valid are {', '.join(list_shipped_rewards())}, "
-        "a file and a function (my_rewards.py:accuracy), or a dotted name (package.module:function)"
+        f"{UNKNOWN[what]} {path!r}{suggest_names(path, shipped)}; valid are {', '.join(shipped)}, "
+        f"a file and a function ({example}), or a dotted name (package.module:function)"
     )
 
 
 def import_reward(path: str) -> Callable[..., Any]:
     """Import the function of a path. Raises UserError, with similar names, where it does not exist."""
-    location = locate_reward(path)
+    return import_object(path, locate_reward(path), "reward", list_shipped_rewards())
+
+
+def import_object(path: str, location: RewardLocation, what: str, shipped: Sequence[str]) -> Callable[..., Any]:
+    """Import the function or the class at a location. Raises UserError as import_reward."""
     if location.file is not None:
         module, place = import_file(location.file), str(location.file)
     else:
         assert location.module is not None
-        module, place = _import_module(path, location.module), f"module {location.module}"
-    function = getattr(module, location.function, None)
-    if callable(function):
-        return function  # type: ignore[no-any-return]
-    known = sorted(name for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_"))
-    similar = _suggest(location.function, known)
-    raise UserError(f"reward {path!r}: {place} has no function {location.function!r}{similar}; it has {', '.join(known) or 'none'}")
+        module, place = _import_module(path, location.module, what, shipped), f"module {location.module}"
+    found = getattr(module, location.function, None)
+    if callable(found):
+        return found  # type: ignore[no-any-return]
+    known = sorted(name for name, value in vars(module).items() if _is_shown(name, value, module))
+    similar = suggest_names(location.function, known)
+    raise UserError(f"{what} {path!r}: {place} has no function {location.function!r}{similar}; it has {', '.join(known) or 'none'}")
 
 
 def list_shipped_rewards() -> list[str]:
@@ -75,15 +86,22 @@ def list_shipped_rewards() -> list[str]:
     return sorted(file.stem for file in find_bundled_folder("rewards").glob("*.py") if not file.stem.startswith("_"))
 
 
-def _find_file(path: str, file: Path) -> Path:
+def _is_shown(name: str, value: Any, module: ModuleType) -> bool:
+    own_class = inspect.isclass(value) and value.__module__ == module.__name__
+    return (inspect.isfunction(value) or own_class) and not name.startswith("_")
+
+
+def _find_file(path: str, file: Path, what: str) -> Path:
     if file.is_file():
         return file.resolve()
     folder = file.resolve().parent
     others = [other.name for other in folder.glob("*.py")] if folder.is_dir() else []
-    raise UserError(f"reward {path!r}: no file {file.resolve()}{_suggest(file.name, others)}; a path is relative to the working directory")
+    raise UserError(
+        f"{what} {path!r}: no file {file.resolve()}{suggest_names(file.name, others)}; a path is relative to the working directory"
+    )
 
 
-def _import_module(path: str, module: str) -> ModuleType:
+def _import_module(path: str, module: str, what: str, shipped: Sequence[str]) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -92,10 +110,11 @@ def _import_module(path: str, module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise  # the module exists; something that it imports does not
-        similar = _suggest(path, list_shipped_rewards())
-        raise UserError(f"reward {path!r}: no module {error.name!r} on the import path or in {here}{similar}") from None
+        similar = suggest_names(path, shipped)
+        raise UserError(f"{what} {path!r}: no module {error.name!r} on the import path or in {here}{similar}") from None
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
+def suggest_names(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: those that are similar, in brackets, or nothing."""
     similar = difflib.get_close_matches(name, list(known), n=2)
     return f" (did you mean {' or '.join(similar)}?)" if similar else ""

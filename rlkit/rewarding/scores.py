@@ -45,7 +45,7 @@ def parse_scores(form: Form, returned: Any, count: int, logged: Sequence[Mapping
     for name, values in logs.items() if isinstance(logs, Mapping) else ():
         each = list(values) if _count_scores(values) == count else [values] * count
         logged = [{**own, name: [value]} for own, value in zip(logged, each, strict=True)]
-    return [(score, entries | _parse_entries(_average(own))) for (score, entries), own in zip(scores, logged, strict=True)]
+    return [(score, entries | parse_entries(_average(own))) for (score, entries), own in zip(scores, logged, strict=True)]
 
 
 def _count_scores(returned: Any) -> int | None:
@@ -60,15 +60,15 @@ def _count_scores(returned: Any) -> int | None:
 
 def _parse_score(returned: Any) -> Score:
     if not isinstance(returned, Mapping):
-        return _parse_number(returned), {}
+        return parse_number(returned), {}
     key = next((key for key in SCORE_KEYS if key in returned), None)
     if key is None:
         raise InvalidScore(f"a dict needs one of the entries {', '.join(SCORE_KEYS)}, it has {', '.join(map(str, returned)) or 'none'}")
-    return _parse_number(returned[key]), _parse_entries({name: value for name, value in returned.items() if name != key})
+    return parse_number(returned[key]), parse_entries({name: value for name, value in returned.items() if name != key})
 
 
-def _parse_entries(entries: Mapping[Any, Any]) -> dict[str, float]:
-    """Those that could be scores, with plain names."""
+def parse_entries(entries: Mapping[Any, Any]) -> dict[str, float]:
+    """Those that could be scores, with plain names, at most MAX_ENTRIES."""
     found = {to_plain_text(str(name))[:SHOWN_CHARACTERS]: _to_float(value) for name, value in entries.items() if _is_number(value)}
     kept = {name: value for name, value in found.items() if value is not None and abs(value) <= LARGEST_SCORE}
     return dict(list(kept.items())[:MAX_ENTRIES])
@@ -80,7 +80,8 @@ def _average(logged: Mapping[Any, Sequence[Any]]) -> dict[Any, float]:
     return {name: math.fsum(values) / len(values) for name, values in numbers_of.items() if values}
 
 
-def _parse_number(value: Any) -> float | None:
+def parse_number(value: Any) -> float | None:
+    """A score, or None where it is None. Raises InvalidScore where it is no finite real number of at most LARGEST_SCORE in size."""
     if value is None:
         return None
     if not _is_number(value):

@@ -23,10 +23,10 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
 from rlkit.rewarding import processes, worker
 from rlkit.rewarding.job import LoadResult, WorkerLimits, WorkerReward
@@ -172,7 +172,7 @@ class WorkerSlot(threading.Thread):
                 self._loaded = False
                 code = getattr(error, "exitcode", None)
                 limit = f"used more memory than rewarding.memory_gib={self._limits.memory_gib:g} allows"
-                self._set_failure(OutcomeKind.ERROR, f"its worker process {limit if self._over_memory else _describe_exit(code)}", started)
+                self._set_failure(OutcomeKind.ERROR, f"its worker process {limit if self._over_memory else describe_exit(code)}", started)
                 self._replace_pool()  # pebble would replace the worker, but not the locks that it may have held when it died
                 # Try once more: what killed the worker may have been left over from an earlier call.
                 if code is not None and ((deaths := deaths + 1) > 1 or len(unit.parts) > 1):
@@ -209,7 +209,7 @@ class WorkerSlot(threading.Thread):
                 self._replace_pool()
                 return LoadResult([], f"rewards: importing {names} took more than {limit:g} s (rewarding.load_timeout)", 0)
             except Exception as error:  # noqa: BLE001 - as in _run_unit
-                message = f"rewards: the worker process {_describe_exit(getattr(error, 'exitcode', None))} while it imported {names}"
+                message = f"rewards: the worker process {describe_exit(getattr(error, 'exitcode', None))} while it imported {names}"
                 self._replace_pool()
         return LoadResult([], message, 0)
 
@@ -228,21 +228,29 @@ class WorkerSlot(threading.Thread):
         threading.Thread(target=_join_silently, args=(old,), daemon=True).start()  # it may hang on what broke it
 
 
+class CountsCalls(Protocol):
+    """What OrphanReaper needs of the slot of a worker."""
+
+    @property
+    def calls(self) -> int:
+        """Odd while a call is running, and never the same again."""
+
+
 class OrphanReaper:
     """Kills processes that outlive the call that started them, or that use more memory than a worker may."""
 
-    def __init__(self, slots: Sequence[WorkerSlot], memory_gib: float = math.inf) -> None:
+    def __init__(self, slots: Sequence[CountsCalls], memory_gib: float = math.inf) -> None:
         self._slots, self._memory_gib = slots, memory_gib
-        self._seen: dict[int, list[int]] = {}  # pid -> `calls` of each slot when the process was first seen
+        self._seen: dict[int, dict[CountsCalls, int]] = {}  # pid -> `calls` of each slot when the process was first seen
 
     def sweep(self) -> None:
         """Kill every orphan that cannot belong to a running call."""
-        now, before, children = [slot.calls for slot in self._slots], self._seen, list_children()
+        now, before, children = {slot: slot.calls for slot in self._slots}, self._seen, list_children()
         self._seen = {pid: before.get(pid, now) for pid in self._list_orphans(children)}
         workers = self._list_workers()
         large = [pid for pid in list_descendants(os.getpid(), children) if processes.measure_memory(pid) > self._memory_gib * 2**30]
         processes.kill(set(large) - workers)  # check_memory() of a slot looks after its worker
-        over = [pid for pid, then in self._seen.items() if all(a % 2 == 0 or a != b for a, b in zip(then, now, strict=True))]
+        over = [pid for pid, then in self._seen.items() if all(calls % 2 == 0 or now.get(slot) != calls for slot, calls in then.items())]
         processes.kill(over)
         processes.reap(over)
 
@@ -267,8 +275,10 @@ class OrphanReaper:
         return [pid for pid in adopted if pid not in self._list_workers()]
 
 
-def serve_trainer(descriptor: int, trainer: int) -> None:
-    """Serve one trainer (its process id) over the connected socket `descriptor` until the trainer closes it or ends."""
+def serve_trainer(descriptor: int, trainer: int, serve: Callable[[Connection, int], None] | None = None) -> None:
+    """Serve one trainer (its process id) over the connected socket `descriptor` until the trainer closes it or ends.
+
+    serve: what to do with the connection and the handle of the trainer's process, in place of scoring."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the trainer decides when it ends
     processes.become_subreaper()
@@ -276,7 +286,7 @@ def serve_trainer(descriptor: int, trainer: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)  # a worker that is killed while it starts would write a traceback between the lines of the run
     try:
-        _serve_connection(connection, trainer_handle)
+        (serve or _serve_connection)(connection, trainer_handle)
     except BaseException:  # noqa: BLE001 - whatever it is: only the trainer can report it
         with contextlib.suppress(OSError):
             connection.send(("crashed", traceback.format_exc()))
@@ -304,7 +314,7 @@ def _serve_connection(connection: Connection, trainer_handle: int) -> None:
     for slot in slots:
         slot.join_pool()
     orphans.kill_all()
-    _stop_resource_tracker()
+    stop_resource_tracker()
 
 
 def _receive_work(connection: Connection, trainer_handle: int, work: WorkQueue, orphans: OrphanReaper) -> None:
@@ -353,7 +363,8 @@ def _join_silently(pool: Any) -> None:
         pool.join(GRACE_SECONDS)
 
 
-def _describe_exit(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
+    """How a process ended, as the end of a sentence."""
     if code is None:
         return "did not answer"
     if code >= 0:
@@ -362,7 +373,7 @@ def _describe_exit(code: int | None) -> str:
     return f"was ended by {signal.Signals(-code).name}{hints.get(signal.Signals(-code), '')}"
 
 
-def _stop_resource_tracker() -> None:
+def stop_resource_tracker() -> None:
     """End the helper process of multiprocessing and wait for it: it would outlive this process by a moment."""
     from multiprocessing import resource_tracker
 

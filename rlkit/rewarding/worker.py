@@ -66,6 +66,13 @@ class _Finished(NamedTuple):
 
 def init_worker(rewards: Sequence[WorkerReward], limits: WorkerLimits, supervisor: int) -> None:
     """Turn a fresh process into a worker. Called once, before any reward file is imported. supervisor: its process id."""
+    confine_worker(limits.memory_gib, supervisor)
+    _State.pid, _State.rewards = os.getpid(), rewards
+    threading.excepthook = _record_thread_error
+
+
+def confine_worker(memory_gib: float, supervisor: int) -> None:
+    """Limit the memory of this fresh process, silence it, and let it end with its supervisor (process id)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ends at once, even inside C code that never returns to the interpreter
     os.setsid()  # its descendants differ from the supervisor's own children by their session
@@ -73,9 +80,7 @@ def init_worker(rewards: Sequence[WorkerReward], limits: WorkerLimits, superviso
     _silence_output()
     _set_limit(resource.RLIMIT_CORE, 0)
     # DATA, not AS: it counts allocated memory, not mapped memory (libraries map many times what they use)
-    _set_limit(resource.RLIMIT_DATA, int(limits.memory_gib * 2**30))
-    _State.pid, _State.rewards = os.getpid(), rewards
-    threading.excepthook = _record_thread_error
+    _set_limit(resource.RLIMIT_DATA, int(memory_gib * 2**30))
 
 
 def load_rewards() -> LoadResult:

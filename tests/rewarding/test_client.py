@@ -18,8 +18,7 @@ import pytest
 
 from rlkit.errors import RunFailed, UserError
 from rlkit.metrics import metric_values
-from rlkit.rewarding import client as client_module
-from rlkit.rewarding import outcome
+from rlkit.rewarding import outcome, supervision
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.job import WorkerReward
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
@@ -264,7 +263,7 @@ def test_a_stopped_supervisor_is_reported_and_ends_with_all_it_started(
     monkeypatch: pytest.MonkeyPatch, write_rewards: Callable[[str], str]
 ) -> None:
     monkeypatch.setenv("RLKIT_TEST_MARK", str(os.getpid()))
-    monkeypatch.setattr(client_module, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(supervision, "POLL_SECONDS", 0.1)
     file = write_rewards("""
 import os, signal, subprocess
 def f(completion):
@@ -289,7 +288,7 @@ def f(completion):
 
 
 def test_a_supervisor_that_takes_no_work_is_reported_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SEND_SECONDS", 1)
+    monkeypatch.setattr(supervision, "SEND_SECONDS", 1)
     with RewardClient({"accuracy": RewardSpec(path="accuracy")}, make_settings()) as client:
         client.wait_until_ready()
         os.kill(client._supervisor.pid, signal.SIGSTOP)
