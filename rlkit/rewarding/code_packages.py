@@ -14,7 +14,7 @@ from rlkit.rewarding.sandbox import Packages
 def find_packages(names: Sequence[str]) -> Packages:
     """The packages of these names (of distributions, or as they are imported) and all that they need. Raises UserError."""
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"packages of code_tests must be a list of names, such as [numpy]; it is {names!r}")
+        raise UserError(f"packages must be a list of names, such as [numpy]; it is {names!r}")
     waiting, seen, links = list(names), set[str](), dict[str, str]()
     asked = set(waiting)
     while waiting:
@@ -24,11 +24,11 @@ def find_packages(names: Sequence[str]) -> Packages:
         seen.add(name)
         found = _find_distribution(name)
         if found is None and name in asked:
-            raise UserError(f"code_tests: no package {name!r} is installed here; install it with pip, or take it out of packages")
+            raise UserError(f"packages: no package {name!r} is installed here; install it with pip, or take it out of packages")
         if found is None:
             continue  # needed elsewhere, or by an older Python
         if not found.files:
-            raise UserError(f"code_tests: the package {name!r} does not list its files (an editable install?); install it with pip")
+            raise UserError(f"packages: the package {name!r} does not list its files (an editable install?); install it with pip")
         tops = {file.parts[0] for file in found.files} - {"..", "__pycache__"}
         links |= {top: str(Path(str(found.locate_file(top))).resolve()) for top in tops if Path(str(found.locate_file(top))).exists()}
         needs = [re.match(r"[\w.-]+", need) for need in found.requires or () if "extra ==" not in need]

@@ -19,9 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NoReturn
 
 from rlkit.rewarding import kernel, syscalls
 from rlkit.rewarding.landlock import remove_folder
@@ -29,6 +29,7 @@ from rlkit.rewarding.tree_usage import POLL_SECONDS, MemoryGroup, TreeLimits, fi
 
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib64", "/bin")
 SETUP_SECONDS = 30.0  # to set up the sandbox: the kernel may still be removing the networks of earlier runs
+REQUEST_BYTES, DIGITS = 60_000, 9  # of a session's request, and of the length in front of an answer
 HOST = "import sys; sys.path.insert(0, {!r}); from rlkit.rewarding.sandbox_host import run_programs; run_programs(eval(sys.argv[1]))"
 ROOT = str(Path(__file__).resolve().parents[2])
 ALLOW = (
@@ -121,33 +122,110 @@ def run_each(
 ) -> list[ProgramResult]:
     """Run the same source with each of these standard inputs, one after the other in one sandbox: each finds an empty folder, and no
     process of those before it. At the time `until` (time.monotonic) it ends with the results that are there. Raises SandboxUnavailable."""
-    limits, sandbox = limits or SandboxLimits(), sandbox or choose_sandbox()
-    inputs = [text.encode(errors="surrogatepass") for text in (source, *stdins)]
+    limits = limits or SandboxLimits()
     with contextlib.ExitStack() as stack:
-        program, results = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
-        program.write(b"".join(inputs))
-        program.seek(0)
-        tree = TreeLimits(limits.memory_mib << 20, limits.processes, limits.disk_mib << 20)
-        place = stack.enter_context(_make_folder()) if sandbox.kind == "landlock" else None
-        group = stack.enter_context(_make_group(tree))
-        status, status_write = _open_pipe(stack, reads=True)
-        control, control_read = _open_pipe(stack, reads=False)
-        descriptors = {"status": status_write, "control": control_read, "results": results.fileno(), "group": group}
-        configuration = _configure(sandbox, limits, (packages or Packages()).links) | descriptors
-        configuration |= {"sizes": [len(text) for text in inputs], "place": str(place)}
-        host = _start_host(program, configuration, [number for number in descriptors.values() if number is not None])
-        os.close(status_write)
-        os.close(control_read)
-        try:
-            own = 1 if sandbox.kind == "namespaces" else 0  # the first process of the namespace
-            watch = _Watch(host, status, control, tree, own, place)
-            message = watch.wait(min(until, time.monotonic() + len(stdins) * limits.seconds + SETUP_SECONDS))
-        finally:
-            _end(host)
+        results = stack.enter_context(tempfile.TemporaryFile())
+        watch = _launch(stack, (source, *stdins), limits, packages, sandbox or choose_sandbox(), results)
+        message = watch.wait(min(until, time.monotonic() + len(stdins) * limits.seconds + SETUP_SECONDS))
+        _end(watch.host)
         found = list(_read_results(results))
     if len(found) < len(stdins) and time.monotonic() < until:
         raise SandboxUnavailable(message or "the set-up ended early")
     return found
+
+
+class SessionEnded(Exception):
+    """The program of a session is gone, and with it all that it held; the message is why."""
+
+
+class SandboxSession:
+    """A program that answers requests in a sandbox as long as it is wanted, and keeps what it holds between them.
+
+    Each request reaches its stdin, and each answer leaves its stdout, as a line with the number of bytes and then UTF-8. Whatever the
+    program writes is an answer: nothing in it is to be trusted. limits.seconds: wall-clock time of one request. cpu_seconds: of all.
+    Raises SandboxUnavailable.
+    """
+
+    def __init__(self, source: str, limits: SandboxLimits, packages: Packages | None = None, cpu_seconds: float = 60.0) -> None:
+        self._limits = limits
+        with contextlib.ExitStack() as stack:
+            self._requests, theirs_in = _open_pipe(stack, reads=False)
+            self._answers, theirs_out = _open_pipe(stack, reads=True)
+            os.set_blocking(self._requests.fileno(), False)
+            results = stack.enter_context(tempfile.TemporaryFile())
+            whole = replace(limits, seconds=cpu_seconds)
+            self._watch = _launch(stack, (source, ""), whole, packages, choose_sandbox(), results, (theirs_in, theirs_out))
+            ready = select.select([self._watch.status], [], [], SETUP_SECONDS)[0]
+            started = self._watch.status.read(4096) if ready else b""
+            if started != b".":
+                raise SandboxUnavailable((started or b"the set-up ended early").decode(errors="replace"))
+            self._stack = stack.pop_all()
+
+    def ask(self, request: str) -> str:
+        """The answer to a request. Raises SessionEnded where there is none in time, or the program is gone; ValueError for a request of
+        more than REQUEST_BYTES."""
+        content = request.encode(errors="replace")
+        if len(content) > REQUEST_BYTES:
+            raise ValueError(f"at most {REQUEST_BYTES} bytes, not {len(content)}")
+        try:
+            os.write(self._requests.fileno(), b"%d\n%b" % (len(content), content))  # no more than an empty pipe takes
+        except OSError:
+            self._end("it ended, or reads nothing any more")
+        answer, deadline = b"", time.monotonic() + self._limits.seconds
+        while (left := deadline - time.monotonic()) > 0:
+            ready = select.select([self._answers, self._watch.status], [], [], min(POLL_SECONDS, left))[0]
+            if self._answers in ready:
+                if not (piece := os.read(self._answers.fileno(), 1 << 16)):
+                    self._end("it ended")
+                answer += piece
+                head, newline, text = answer.partition(b"\n")
+                if (newline and not head.isdigit()) or len(answer) > self._limits.output_mib << 20:
+                    self._end("it wrote no answer, or one that is too long")
+                if newline and len(text) >= int(head[:DIGITS]):
+                    return text[: int(head[:DIGITS])].decode(errors="replace")
+            elif ready:
+                self._end("it ended")
+            elif self._watch.is_over():
+                self._end("it used more memory, files or processes than it may")
+        return self._end(f"it took more than {self._limits.seconds:g} s")
+
+    def close(self) -> None:
+        """End the program and all that it started."""
+        self._stack.close()
+
+    def _end(self, why: str) -> NoReturn:
+        self.close()
+        raise SessionEnded(why)
+
+
+def _launch(
+    stack: contextlib.ExitStack,
+    texts: Sequence[str],
+    limits: SandboxLimits,
+    packages: Packages | None,
+    sandbox: Sandbox,
+    results: IO[bytes],
+    pipes: tuple[int, ...] = (),
+) -> _Watch:
+    """Start the host with the source and the standard inputs; it ends with the stack. pipes: stdin and stdout of the one program of a
+    session, which are closed here."""
+    inputs = [text.encode(errors="surrogatepass") for text in texts]
+    program: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+    program.write(b"".join(inputs))
+    program.seek(0)
+    tree = TreeLimits(limits.memory_mib << 20, limits.processes, limits.disk_mib << 20)
+    place = stack.enter_context(_make_folder()) if sandbox.kind == "landlock" else None
+    group = stack.enter_context(_make_group(tree))
+    status, status_write = _open_pipe(stack, reads=True)
+    control, control_read = _open_pipe(stack, reads=False)
+    descriptors = {"status": status_write, "control": control_read, "results": results.fileno(), "group": group}
+    configuration = _configure(sandbox, limits, (packages or Packages()).links) | descriptors
+    configuration |= {"sizes": [len(text) for text in inputs], "place": str(place), "pipes": pipes}
+    host = _start_host(program, configuration, [*(number for number in descriptors.values() if number is not None), *pipes])
+    stack.callback(_end, host)
+    for number in (status_write, control_read, *pipes):
+        os.close(number)
+    return _Watch(host, status, control, tree, 1 if sandbox.kind == "namespaces" else 0, place)
 
 
 def _configure(sandbox: Sandbox, limits: SandboxLimits, links: Mapping[str, str]) -> dict[str, Any]:
@@ -178,7 +256,8 @@ def _start_host(program: IO[bytes], configuration: dict[str, Any], descriptors: 
 
 @dataclass
 class _Watch:
-    """Waits for the host to end, and has it kill a program that uses too much. own: processes under the host that are not the program's."""
+    """Waits for the host to end, and has it kill a program that uses too much. own: processes under the host that are not the program's:
+    the first of the namespace."""
 
     host: subprocess.Popen[bytes]
     status: IO[bytes]
@@ -198,12 +277,15 @@ class _Watch:
                 message += piece
                 continue
             number = len(message)  # of the program that runs: a dot for each that has started
-            folder = self.place / str(number) if self.place else None
-            if number and is_over(self.limits, self.host.pid, self.own, folder):
+            if number and self.is_over(number):
                 with contextlib.suppress(OSError):  # it has just ended
                     self.control.write(b"%d " % number)
                     self.host.send_signal(signal.SIGUSR1)
         return "it took too long"
+
+    def is_over(self, number: int = 1) -> bool:
+        """Whether program `number` uses more memory, files or processes than it may."""
+        return is_over(self.limits, self.host.pid, self.own, self.place / str(number) if self.place else None)
 
 
 def _end(host: subprocess.Popen[bytes]) -> None:

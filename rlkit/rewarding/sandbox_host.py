@@ -30,7 +30,8 @@ def run_programs(configuration: dict[str, Any]) -> None:
     On the status pipe: a dot as each program starts, then why the sandbox cannot be set up, where it cannot.
     """
     status, results = configuration["status"], configuration["results"]
-    for descriptor in (status, results, configuration["control"], *filter(None, [configuration["group"]])):
+    pipes = configuration["pipes"]  # stdin and stdout of the one program of a session, in place of files
+    for descriptor in (status, results, configuration["control"], *pipes, *filter(None, [configuration["group"]])):
         os.set_inheritable(descriptor, False)
     kernel.libc.prctl(kernel.PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)  # when the caller ends
     try:
@@ -42,22 +43,32 @@ def run_programs(configuration: dict[str, Any]) -> None:
         else:
             sandbox = Landlock(readable, links, configuration["place"], configuration["abi"])
         signal.signal(signal.SIGTERM, lambda *_: _stop(sandbox))
-        streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+        streams = [*pipes, *(os.memfd_create(name) for name in ("stdin", "stdout", "stderr")[len(pipes) :])]
         sandbox.enter()
         for number, size in enumerate(configuration["sizes"][1:], start=1):
             stdin = _read_exactly(0, size)
-            for stream in streams:
-                os.ftruncate(stream, 0)
-                os.lseek(stream, 0, os.SEEK_SET)
-            os.pwrite(streams[0], stdin, 0)
+            if not pipes:
+                _fill_streams(streams, stdin)
             code = _run_program(sandbox, number, source, streams, configuration)
-            out, err = os.pread(streams[1], limits["output_mib"] << 20, 0), os.pread(streams[2], STDERR_BYTES, 0)
-            with open(results, "ab", closefd=False) as file:
-                file.write(f"{code} {len(out)} {len(err)}\n".encode() + out + err)
+            if not pipes:
+                _write_result(code, streams, limits["output_mib"] << 20, results)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not run
         os.write(status, str(error).encode(errors="replace"))
         os._exit(1)
     os._exit(0)
+
+
+def _fill_streams(streams: list[int], stdin: bytes) -> None:
+    for stream in streams:
+        os.ftruncate(stream, 0)
+        os.lseek(stream, 0, os.SEEK_SET)
+    os.pwrite(streams[0], stdin, 0)
+
+
+def _write_result(code: int | None, streams: list[int], output: int, results: int) -> None:
+    out, err = os.pread(streams[1], output, 0), os.pread(streams[2], STDERR_BYTES, 0)
+    with open(results, "ab", closefd=False) as file:
+        file.write(f"{code} {len(out)} {len(err)}\n".encode() + out + err)
 
 
 def _stop(sandbox: Namespaces | Landlock) -> None:
@@ -101,7 +112,8 @@ def _run_program(
     if isinstance(sandbox, Landlock):
         sandbox.program = program
     os.write(configuration["status"], b".")
-    signal.setitimer(signal.ITIMER_REAL, configuration["limits"]["seconds"])
+    if not configuration["pipes"]:  # the caller of a session knows the time of each of its requests
+        signal.setitimer(signal.ITIMER_REAL, configuration["limits"]["seconds"])
     status = _wait_for(program)
     signal.setitimer(signal.ITIMER_REAL, 0)
     if not isinstance(sandbox, Landlock) or sandbox.abi >= kernel.SCOPES_SINCE:
