@@ -288,7 +288,9 @@ def canonical(name: str) -> str:
 PICKLE_READERS = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}  # libraries whose load runs code of the file
 BETWEEN_OWN_PROCESSES = {  # file that unpickles -> where the pickles come from: another process of the same run, never a file
     "rlkit/rewarding/calling.py": "the caller of rlkit.train, through a pipe, the trainer and the supervisor",
-    "rlkit/rewarding/client.py": "the supervisor, over a socket pair",
+    "rlkit/environments/supervisor.py": "the trainer and the workers, over socket pairs",
+    "rlkit/environments/worker.py": "the supervisor, over a socket pair, and rows of the trainer in its messages",
+    "rlkit/rewarding/supervision.py": "a supervisor, over a socket pair",
     "rlkit/rewarding/supervisor.py": "the trainer, over the same socket pair",
     "rlkit/rewarding/worker.py": "the trainer's items, passed on by the supervisor",
 }

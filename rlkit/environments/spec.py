@@ -32,7 +32,7 @@ class EnvironmentSettings(BaseModel):
     max_observation: PositiveInt = describe_field("of one answer; what is longer is cut, with a note", unit="characters", default=4096)
     sessions: PositiveInt | None = describe_field("that are open at the same time; others wait. null: no limit", default=None)
     workers: PositiveInt = describe_field(
-        "at most, started as sessions need them; each runs one call at a time, and async ones together",
+        "of each rank at most, started as sessions need them; each runs one call at a time, and async ones together",
         unit="processes",
         default=DEFAULT_WORKERS,
     )
