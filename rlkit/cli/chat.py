@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlkit.cli.model_source import find_source, read_model_settings
+from rlkit.cli.output import LEAVE, print_aside, read_lines
 from rlkit.cli.words import split_model
 from rlkit.config.recipe import Recipe
 from rlkit.errors import EXIT_DONE, UserError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlkit.data.renderer import Renderer
 
 USAGE = "rlkit chat RUN|MODEL [step=N|best] [temperature=T] [max_tokens=N] [system=TEXT] [key=value ...]"
-LEAVE, CLEAR = ("/exit", "/quit"), "/clear"
+CLEAR = "/clear"
 
 
 class ChatSettings(BaseModel):
@@ -178,25 +178,3 @@ def converse(chat: Chat) -> int:
     except BrokenPipeError:  # the reader is gone (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the last flush of Python fails
     return EXIT_DONE
-
-
-def read_lines() -> Iterator[str]:
-    """The lines of a pipe, or those that somebody types."""
-    if not sys.stdin.isatty():
-        yield from sys.stdin
-        return
-    import readline  # noqa: F401  input() then edits lines and remembers them
-
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
-
-
-def print_aside(text: str) -> None:
-    """A line beside the conversation, on stderr."""
-    print(escape_control(text, sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)

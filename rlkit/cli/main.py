@@ -57,9 +57,10 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 SETTINGS: dict[str, Any] = {"cls": GroupedHelp, "no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(**SETTINGS, pretty_exceptions_enable=False)
-data_app, reward_app = typer.Typer(**SETTINGS), typer.Typer(**SETTINGS)
+data_app, reward_app, env_app = typer.Typer(**SETTINGS), typer.Typer(**SETTINGS), typer.Typer(**SETTINGS)
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
+app.add_typer(env_app, name="env")
 
 RecipeWords = Annotated[list[str] | None, typer.Argument(hidden=True, autocompletion=complete_recipe)]
 Words = Annotated[list[str] | None, typer.Argument(hidden=True)]
@@ -93,6 +94,11 @@ def describe_data_app() -> None:
 @reward_app.callback()
 def describe_reward_app() -> None:
     """Call the rewards of a recipe without training."""
+
+
+@env_app.callback()
+def describe_env_app() -> None:
+    """Play an environment or call tools."""
 
 
 @register(TRAIN, "run", "NAME|FILE [key=value ...] [FLAGS]", "rlkit run grpo_math steps=10 seed=1", more=FLAGS)
@@ -138,6 +144,19 @@ def retry_reward(file: Annotated[Path, typer.Argument(hidden=True)]) -> None:
     from rlkit.cli import reward_retry
 
     raise typer.Exit(reward_retry.run_retry(file))
+
+
+@register(LOOK, "try", "PATH [seed=0] [row=JSON] [timeout=S] [args.NAME=VALUE ...]", "rlkit env try wordle seed=1", to=env_app)
+def try_environment(words: Words = None) -> None:
+    """Play an environment in this terminal, without a model.
+
+    PATH is as in environment.path: wordle, my_env.py:Maze, my_tools.py:search,my_tools.py:add. Each line is a turn of the policy, also from
+    a pipe: a text, or a call of a tool (guess crane; add a=1 b=2; add {"a": 1}). Ctrl-D or /exit ends the episode. It runs in workers as in
+    training. row= is the data row that it opens with.
+    """
+    from rlkit.cli import env_try
+
+    raise typer.Exit(env_try.run_env_try(words or []))
 
 
 @register(LOOK, "recipes", "[WORD] [--config-dir DIR] [--json]", "rlkit recipes lora")

@@ -1,16 +1,18 @@
-"""What commands print: text that is safe for a terminal, whoever wrote it, or one JSON document."""
+"""What commands print, text that is safe for a terminal, whoever wrote it, or one JSON document; and the lines that they are given."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlkit.report.console import Console
+from rlkit.report.console import Console, escape_control
 
 WIDEST = 100  # columns of running text
+LEAVE = ("/exit", "/quit")  # lines that end what reads them
 
 
 def print_text(text: str) -> None:
@@ -26,6 +28,28 @@ def print_document(document: Mapping[str, Any]) -> None:
 def get_text_width() -> int:
     """Columns for running text on this terminal, 80 without one."""
     return min(shutil.get_terminal_size().columns, WIDEST)
+
+
+def read_lines() -> Iterator[str]:
+    """The lines of a pipe, or those that somebody types."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401  input() then edits lines and remembers them
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+
+
+def print_aside(text: str) -> None:
+    """A line beside the conversation, on stderr."""
+    print(escape_control(text, sys.stderr.encoding or "utf-8"), file=sys.stderr, flush=True)
 
 
 def _replace_not_finite(value: Any) -> Any:
