@@ -13,8 +13,9 @@ from rlkit import run
 from rlkit.cli.multirun import run_sweep
 from rlkit.config import recipe as recipes
 from rlkit.config.compose import compose_config, list_groups, quote
-from rlkit.config.recipe import Recipe, suggest
+from rlkit.config.recipe import Recipe
 from rlkit.config.sections import LaunchSection
+from rlkit.config.suggestions import suggest
 from rlkit.errors import UserError
 from rlkit.runtime.signals import StopRequest
 

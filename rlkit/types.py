@@ -88,6 +88,7 @@ class ScoredSample:
     reward: float | None
     components: Mapping[str, float | None]
     extra: Mapping[str, float] = field(default_factory=dict)
+    turn_rewards: tuple[tuple[int, float], ...] = ()  # parts of the reward: of an episode's turns, by the place of the last token of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +115,7 @@ class Batch:
     minibatch: Tensor  # [B] int64, which minibatch of a pass the sample belongs to
     lag: Tensor  # [B] int64, training steps since the weights that sampled the sample
     size: int  # N
+    turn_rewards: Tensor | None = None  # [B, T] float64, the parts of `rewards` that belong to turns, on their last tokens; None: none do
     baseline: Tensor | None = None  # [B] float64, reward of the greedy completion of the same prompt; nan where the reward failed
 
     @property

@@ -215,6 +215,8 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("rollout/collector.py", "kept, left_out = self.surplus, list[Group]()", "kept, left_out = [], list[Group]()"),
     ("updates/collate.py", " or bool((sample.versions[sample.mask] > version).any())", ""),
     ("updates/collate.py", "sample.versions[sample.mask]\n", "sample.versions\n"),
+    ("updates/collate.py", "grid[row, place] += reward", "grid[row, place] = reward / 2"),
+    ("algorithms/ppo.py", "batch.rewards - turns.sum(-1)", "batch.rewards"),
     ("updates/collate.py", "int(versions.min())", "int(versions.max())"),
     ("ops/batching.py", "(-costs[i], i)", "(costs[i], i)"),
     ("ops/batching.py", "room[last] -= prompt + completion", "pass"),

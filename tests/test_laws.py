@@ -41,7 +41,7 @@ BESIDE = {
 TOP = {**dict.fromkeys(("__init__", "errors", "fields", "metrics", "seeds", "types"), "nouns"), "run": "doors"}  # files of no room
 DOORS = {"api", "cli"}
 OWNERS = {  # heavy library -> the only files that may import it
-    "vllm": {"rlkit/engines/vllm.py"},
+    "vllm": {"rlkit/engines/vllm.py", "rlkit/engines/vllm_tools.py"},
     "deepspeed": {f"rlkit/engines/{name}.py" for name in ("deepspeed", "deepspeed_config", "sequence_parallel")},
     "peft": {"rlkit/engines/lora.py"},
     "bitsandbytes": {"rlkit/engines/quantization.py"},

@@ -1,6 +1,6 @@
 """Proximal policy optimization (Schulman et al., arXiv 1707.06347) with a critic and generalised advantages (arXiv 1506.02438).
 
-    r_it   = -kl_coef k1_it, and on the last token that counts also the reward
+    r_it   = -kl_coef k1_it, and on the last token that counts also the reward; the rewards of an episode's turns on the last one of each
     A_it   = sum_l (gamma gae_lambda)^l delta_i,t+l,   delta_it = r_it + gamma V_i,t+1 - V_it      over tokens that count
     L_it   = -min(rho_it A_it, clip(rho_it, 1 - clip_low, 1 + clip_high) A_it)                     A whitened over the step
     LV_it  = max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2          R = A + V_old, A not whitened
@@ -36,7 +36,10 @@ class PPO(CriticObjective):
         """Advantages and returns [B, T], of tokens."""
         assert signals.values is not None, "the trainer computes what `needs` asks for"
         penalty = compute_kl_penalty(self, batch, signals, state, peers)
-        rewards = returns.reward_on_last_token(batch.rewards, batch.mask) - penalty.tokens  # [B, T]
+        turns = (
+            torch.zeros_like(penalty.tokens) if batch.turn_rewards is None else torch.where(batch.mask, batch.turn_rewards, 0.0)
+        )  # [B, T]
+        rewards = returns.reward_on_last_token(batch.rewards - turns.sum(-1), batch.mask) + turns - penalty.tokens  # [B, T]
         before = signals.values.double()
         mask = batch.mask & batch.valid.unsqueeze(-1)
         advantages = returns.gae(rewards, before, mask, self.gamma, self.gae_lambda)

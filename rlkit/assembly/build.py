@@ -14,6 +14,7 @@ from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, 
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, choose_kind, count_steps, open_sources
 from rlkit.assembly.disk import describe_disk
+from rlkit.assembly.environment import build_episodes, describe_environment, start_environment
 from rlkit.assembly.going_on import go_on
 from rlkit.assembly.inputs import identify_inputs
 from rlkit.assembly.model_record import RECORD, Record, record_models
@@ -56,8 +57,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         if ranks.main:
             load_signer(recipe.report.audit_key, folder)
         rewards = None if recipe.offline_algorithm else stack.enter_context(start_rewards(recipe, ranks, folder))
-        kind = choose_kind(recipe)
-        sources = open_sources(recipe, kind)  # a missing file is found before a model is made or downloaded
+        environment = stack.enter_context(start_environment(recipe)) if recipe.environment.path and ranks.is_tp_leader else None
+        sources = open_sources(recipe, choose_kind(recipe))  # a missing file is found before a model is made or downloaded
         header = stack.enter_context(EarlyHeader(recipe.recipe, describe_run(recipe, folder), main=ranks.main))
         header.show_phase("finding the model")
         model = locate_model(recipe, find_dtype(recipe, ranks.device), ranks.main)
@@ -68,7 +69,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         header.show_phase("reading the model's files")
         record = record_models(recipe, model, folder, ranks)
         header.show_phase("reading rows")
-        train, test, note = build_datasets(recipe, renderer, kind, sources)
+        train, test, note = build_datasets(recipe, renderer, choose_kind(recipe), sources)
         recipe = count_steps(recipe, len(train.rows))
         goes_on = go_on(recipe, folder, ranks)
         report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on, text, header))
@@ -79,8 +80,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
             run = build_offline(context, train, test)
         else:
             rewards.warn, rewards.steps = report.warn, require(recipe.steps)
-            rewards.wait_until_ready()  # a reward that does not load is found before a model is loaded
-            run = build_online(context, rewards, train, test, stack)
+            rewards.wait_until_ready()  # a reward that does not load is found before a model is loaded, and so is an environment
+            run = build_online(context, rewards, build_episodes(recipe, renderer, environment, ranks), train, test, stack)
             for line in rewards.describe_ignored_columns(train.rows.list_columns().union(*(prompt.columns for prompt in test))):
                 report.warn(line)
         try:
@@ -93,7 +94,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
 
 def start_rewards(recipe: Recipe, ranks: Ranks, folder: Path) -> RewardClient:
     """Starts the reward workers, which import the reward files meanwhile."""
-    return RewardClient(require(recipe.rewards), build_reward_settings(recipe, ranks), folder / "replay", list_in_process_rewards(recipe))
+    return RewardClient(recipe.all_rewards, build_reward_settings(recipe, ranks), folder / "replay", list_in_process_rewards(recipe))
 
 
 def begin_report(report: Report, text: str, record: Record, inputs: Mapping[str, Any], note: str | None) -> None:
@@ -116,7 +117,7 @@ def explain_memory(context: BuildContext, run: Run, sampling: bool) -> str:
 
 def describe_run(recipe: Recipe, folder: Path, *more: tuple[str, str]) -> list[tuple[str, str]]:
     """The lines of the header, with what is known of the model and the rows so far."""
-    return [*plan.describe_plan(recipe), *describe_disk(recipe), *more, ("folder", str(folder))]
+    return [*plan.describe_plan(recipe), *describe_environment(recipe), *describe_disk(recipe), *more, ("folder", str(folder))]
 
 
 def create_report(

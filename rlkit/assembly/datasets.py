@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlkit.config.recipe import Recipe
+from rlkit.config.recipe import ENVIRONMENT, Recipe
 from rlkit.config.sections import SourceSection
 from rlkit.data.columns import Columns, PromptReader, RowReader
 from rlkit.data.completions import DemonstrationReader, PairReader, RatedReader
@@ -132,7 +132,7 @@ def count_steps(recipe: Recipe, rows: int) -> Recipe:
 def build_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
     """A reader of each source."""
     data, readers = recipe.data, []
-    rewards = list((recipe.rewards or {}).values())
+    rewards = [reward for reward in (recipe.rewards or {}).values() if reward.path != ENVIRONMENT]
     checks = [REFERENCE_CHECKS[reward.path] for reward in rewards if reward.path in REFERENCE_CHECKS]
     asked = any(needs_answer(reward.path, reward.args) for reward in rewards)
     needs: dict[str, Any] = {"needs_answer": asked, "checks": checks} if kind == "prompts" else {}

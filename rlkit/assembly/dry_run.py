@@ -14,6 +14,7 @@ import torch
 from rlkit.assembly import plan
 from rlkit.assembly.data_view import TextView, find_renderer
 from rlkit.assembly.datasets import choose_kind, open_sources
+from rlkit.assembly.environment import describe_loaded
 from rlkit.assembly.rewards import list_in_process_rewards
 from rlkit.config.recipe import Recipe
 from rlkit.data.columns import RowReader
@@ -34,7 +35,8 @@ def describe_dry_run(recipe: Recipe) -> list[tuple[str, str]]:
     load_signer(recipe.report.audit_key, Path(recipe.output_dir or "runs"))
     check_rewards(recipe)
     readers = open_sources(recipe, choose_kind(recipe), without_hub=True)
-    return [*describe_rows(readers), *describe_prompt(recipe, readers["train"]), *describe_time(recipe)]
+    found = [*describe_rows(readers), *describe_prompt(recipe, readers["train"])]
+    return [*found, *describe_loaded(recipe, find_renderer(recipe)), *describe_time(recipe)]
 
 
 def check_rewards(recipe: Recipe) -> None:

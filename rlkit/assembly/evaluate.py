@@ -19,6 +19,7 @@ from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, 
 from rlkit.assembly.build import start_rewards
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_readers, build_row_set
+from rlkit.assembly.environment import build_episodes, start_environment
 from rlkit.assembly.models import build_engine
 from rlkit.assembly.online import build_evaluation
 from rlkit.assembly.rewards import load_reward_models
@@ -30,6 +31,7 @@ from rlkit.report import Report
 from rlkit.report.folder import RunFolder
 from rlkit.rewarding.client import RewardClient
 from rlkit.rollout import records
+from rlkit.rollout.episodes import EpisodeSettings
 from rlkit.rollout.evaluation import Evaluation
 from rlkit.rollout.sampler import Sampler
 from rlkit.runtime.library_settings import map_large_blocks
@@ -80,6 +82,7 @@ def evaluate_model(
         plan.describe_sandbox(recipe)
         ranks = Ranks()
         rewards = stack.enter_context(start_rewards(recipe, ranks, folder))
+        environment = stack.enter_context(start_environment(recipe)) if recipe.environment.path else None
         readers = build_readers(recipe, "prompts", "test", recipe.data.test or {})
         located = locate_model(recipe, find_dtype(recipe, ranks.device), ranks.main)
         recipe = replace_path(recipe, located)
@@ -95,7 +98,8 @@ def evaluate_model(
         log.write_text("recipe.yaml", text)
         silent = stack.enter_context(Report(folder, plan=[], title="", steps=0, main=False))
         context = BuildContext(recipe, ranks, folder, located.path, renderer, silent, PhaseTimer(lambda phase: None), stopping)
-        evaluation = prepare_evaluation(context, rewards, prompts, stack, step)
+        episodes = build_episodes(recipe, renderer, environment, ranks)
+        evaluation = prepare_evaluation(context, rewards, episodes, prompts, stack, step)
         stopping.deferred = True
         found = evaluation.run()
         if found is None:
@@ -133,7 +137,12 @@ def prepare_recipe(recipe: Recipe) -> Recipe:
 
 
 def prepare_evaluation(
-    context: BuildContext, rewards: RewardClient, prompts: list[Prompt], stack: ExitStack, step: int | None
+    context: BuildContext,
+    rewards: RewardClient,
+    episodes: EpisodeSettings | None,
+    prompts: list[Prompt],
+    stack: ExitStack,
+    step: int | None,
 ) -> Evaluation:
     """The evaluation of a run, with an engine that holds the weights of the folder. On leaving `stack` the engine is closed."""
     recipe = context.recipe
@@ -141,7 +150,7 @@ def prepare_evaluation(
     engine = build_engine(context, names=[])
     stack.callback(engine.close)
     engine.version = step or 0
-    sampler = Sampler(engine, rewards, context.renderer, context.stopping, recipe.seed, context.ranks)
+    sampler = Sampler(engine, rewards, context.renderer, context.stopping, recipe.seed, context.ranks, episodes)
     sampling = Sampling(**require(recipe.sampling).model_dump(), max_tokens=recipe.max_completion_tokens)
     return build_evaluation(context, sampler, prompts, sampling)
 

@@ -10,8 +10,9 @@ from typing import Any
 from blake3 import blake3
 
 from rlkit.assembly.model_record import Record, hash_once
-from rlkit.config.recipe import Recipe
+from rlkit.config.recipe import ENVIRONMENT, Recipe
 from rlkit.data.columns import RowReader
+from rlkit.environments.loading import locate_environment
 from rlkit.rewarding.resolve import locate_reward
 
 PLACES = ("output_dir",)  # keys of a recipe that say where a run is written
@@ -23,9 +24,12 @@ def identify_inputs(recipe: Recipe, text: str, readers: Mapping[str, list[RowRea
     text: the recipe as it is written. Left out: rows that lie in no file, and the code of rewards that are named as a module.
     """
     data = {split: hash_files(file for reader in found for file in reader.rows.files) for split, found in readers.items()}
-    paths = {reward.path for reward in (recipe.rewards or {}).values() if reward.path != "reward_model"}
+    paths = {reward.path for reward in (recipe.rewards or {}).values() if reward.path not in ("reward_model", ENVIRONMENT)}
     files = {file for path in paths if (file := locate_reward(path).file)}
-    return {"recipe": hash_recipe(text), "models": models, "data": data, "rewards": hash_files(files)}
+    own = recipe.environment.path or {}
+    environment = [file for path in ([own] if isinstance(own, str) else own.values()) for file in locate_environment(path)]
+    played = {"environment": hash_files(environment)} if environment else {}
+    return {"recipe": hash_recipe(text), "models": models, "data": data, "rewards": hash_files(files), **played}
 
 
 def hash_recipe(text: str) -> str:

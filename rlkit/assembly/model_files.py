@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rlkit.config.recipe import suggest
+from rlkit.config.suggestions import suggest
 from rlkit.engines.weight_files import check_written, read_header
 from rlkit.errors import UserError, list_some
 from rlkit.runtime.model_path import GGUF

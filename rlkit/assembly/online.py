@@ -12,9 +12,11 @@ from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.models import build_critic, build_engine, build_logprob_check, build_placement, build_policy, build_reference
 from rlkit.assembly.rewards import load_reward_models
 from rlkit.data.stream import Prompt, Stream
+from rlkit.engines.base import Critic, Policy, Scores
 from rlkit.engines.placement import Colocated
 from rlkit.rewarding.client import RewardClient
 from rlkit.rollout.collector import Collector
+from rlkit.rollout.episodes import EpisodeSettings
 from rlkit.rollout.evaluation import Evaluation
 from rlkit.rollout.sampler import Sampler
 from rlkit.trainers.loop import Run
@@ -24,7 +26,14 @@ from rlkit.types import Sampling
 from rlkit.updates.online_update import OnlineUpdater
 
 
-def build_online(context: BuildContext, rewards: RewardClient, train: Stream[Prompt], test: list[Prompt], stack: ExitStack) -> Run:
+def build_online(
+    context: BuildContext,
+    rewards: RewardClient,
+    episodes: EpisodeSettings | None,
+    train: Stream[Prompt],
+    test: list[Prompt],
+    stack: ExitStack,
+) -> Run:
     """Loads the engines and puts the parts together. On leaving `stack` the rollout engine is closed."""
     recipe, ranks = context.recipe, context.ranks
     context.report.show_phase("loading model")
@@ -37,28 +46,12 @@ def build_online(context: BuildContext, rewards: RewardClient, train: Stream[Pro
     reference = build_reference(context, policy) if needs.reference else None
     critic = build_critic(context) if needs.values else None
     sampling = Sampling(**require(recipe.sampling).model_dump(), max_tokens=recipe.max_completion_tokens)
-    critic_warmup = recipe.algorithm.count_critic_warmup_updates(recipe.steps, recipe.updates_per_step) if critic else 0
-    updater = OnlineUpdater(
-        policy=policy,
-        reference=reference,
-        algorithm=recipe.algorithm,
-        schedule=build_schedule(recipe, delay=critic_warmup),
-        logprob_check=build_logprob_check(context, sampling),
-        ranks=ranks,
-        passes=recipe.passes_per_step,
-        minibatches=recipe.minibatches,
-        tokens_per_micro_batch=recipe.tokens_per_micro_batch,
-        fixed_length=recipe.max_completion_tokens,
-        max_skipped_updates=recipe.engine.max_skipped_updates,
-        critic=critic,
-        critic_schedule=build_schedule(recipe, recipe.algorithm.critic_lr) if critic else None,
-        critic_warmup=critic_warmup,
-    )
+    updater = build_updater(context, policy, reference, critic, sampling)
     placement = build_placement(context, policy, engine, (reference, critic))
     learners = [policy, *([critic] if critic else [])]
     with placement.train():
         updater = replace(updater, tokens_per_micro_batch=fit_micro_batch(context, learners))
-    sampler = Sampler(engine, rewards, context.renderer, context.stopping, recipe.seed, ranks)
+    sampler = Sampler(engine, rewards, context.renderer, context.stopping, recipe.seed, ranks, episodes)
     collector = build_collector(context, sampler, train, sampling)
     trainer = OnlineTrainer(
         placement=placement,
@@ -76,10 +69,34 @@ def build_online(context: BuildContext, rewards: RewardClient, train: Stream[Pro
     return replace(run, training=placement.train)
 
 
+def build_updater(
+    context: BuildContext, policy: Policy, reference: Scores | None, critic: Critic | None, sampling: Sampling
+) -> OnlineUpdater:
+    """The updates of a step, with the micro-batches of the recipe."""
+    recipe = context.recipe
+    critic_warmup = recipe.algorithm.count_critic_warmup_updates(recipe.steps, recipe.updates_per_step) if critic else 0
+    return OnlineUpdater(
+        policy=policy,
+        reference=reference,
+        algorithm=recipe.algorithm,
+        schedule=build_schedule(recipe, delay=critic_warmup),
+        logprob_check=build_logprob_check(context, sampling),
+        ranks=context.ranks,
+        passes=recipe.passes_per_step,
+        minibatches=recipe.minibatches,
+        tokens_per_micro_batch=recipe.tokens_per_micro_batch,
+        fixed_length=recipe.max_completion_tokens,
+        max_skipped_updates=recipe.engine.max_skipped_updates,
+        critic=critic,
+        critic_schedule=build_schedule(recipe, recipe.algorithm.critic_lr) if critic else None,
+        critic_warmup=critic_warmup,
+    )
+
+
 def build_collector(context: BuildContext, sampler: Sampler, train: Stream[Prompt], sampling: Sampling) -> Collector:
     recipe = context.recipe
     needs = recipe.algorithm.needs(recipe.updates_per_step)
-    rewards = require(recipe.rewards)
+    rewards = recipe.all_rewards
     graded = "accuracy" in rewards and rewards["accuracy"].weight
     return Collector(
         sampler=sampler,
@@ -98,7 +115,7 @@ def build_collector(context: BuildContext, sampler: Sampler, train: Stream[Promp
 def build_evaluation(context: BuildContext, sampler: Sampler, test: list[Prompt], sampling: Sampling) -> Evaluation:
     recipe = context.recipe
     greedy = Sampling(temperature=0.0, max_tokens=sampling.max_tokens)
-    rewards = require(recipe.rewards)
+    rewards = recipe.all_rewards
     graded_by = "accuracy" if "accuracy" in rewards else next(iter(rewards))
     samples = recipe.eval.samples
     return Evaluation(sampler, test, context.ranks, samples, sampling if samples > 1 else greedy, graded_by)

@@ -35,7 +35,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
     offline = recipe.offline_algorithm
     unit = recipe.algorithm.reads if offline else "prompts"
     each = f" x {recipe.samples_per_prompt}" if recipe.samples_per_prompt else ""
-    rewards = [(name, f"{r.path}, weight {r.weight:g}") for name, r in (recipe.rewards or {}).items()]
+    rewards = [(name, f"{r.path}, weight {r.weight:g}") for name, r in ({} if offline else recipe.all_rewards).items()]
     trainer = f"DeepSpeed ZeRO {resolve_zero_stage(recipe.engine.zero_stage, world)}"
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlkit.config.recipe import Recipe, suggest
+from rlkit.config.recipe import Recipe
+from rlkit.config.suggestions import suggest
 from rlkit.errors import UserError
 
 NAMES = Path(__file__).with_suffix(".json")

@@ -7,27 +7,31 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from rlkit.assembly.context import BuildContext, require
-from rlkit.config.recipe import Recipe
+from rlkit.config.recipe import ENVIRONMENT, Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.rewarding.client import RewardClient
 from rlkit.rewarding.spec import TRUST, RewardSettings
+from rlkit.rollout.environment_reward import score_episodes
 from rlkit.rollout.model_reward import ModelReward
 from rlkit.runtime.ranks import Ranks
 
 
 def list_in_process_rewards(recipe: Recipe) -> list[str]:
     """Names of the rewards that run in this process."""
-    return [name for name, reward in require(recipe.rewards).items() if reward.path == "reward_model"]
+    return [name for name, reward in recipe.all_rewards.items() if reward.path in ("reward_model", ENVIRONMENT)]
 
 
 def load_reward_models(context: BuildContext, rewards: RewardClient, pause_rollout: Callable[[], AbstractContextManager[None]]) -> None:
-    """Loads the reward models, each with a phase of its own on the device: in `pause_rollout`."""
+    """Loads the rewards that run in this process; reward models each with a phase of its own on the device: in `pause_rollout`."""
     from rlkit.engines.classifier import Classifier
     from rlkit.engines.loading import load_config
 
     recipe, what = context.recipe, "the reward model"
     for name in list_in_process_rewards(recipe):
-        args = require(recipe.rewards)[name].args
+        if name == ENVIRONMENT:
+            rewards.in_process[name] = score_episodes
+            continue
+        args = recipe.all_rewards[name].args
         path, code = str(args["model"]), {"offline": recipe.offline, "trust_remote_code": args.get(TRUST, False)}
         load_config(path, what, **code)  # before the tokenizer, which reads it too and would be blamed for its faults
         model = Classifier(path, context.dtype, device=context.ranks.device, tokens_per_micro_batch=recipe.tokens_per_micro_batch, **code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlkit import run
 from rlkit.cli.output import print_document, print_text
 from rlkit.config.keys import find_entries, format_entry, list_entries
-from rlkit.config.recipe import suggest
+from rlkit.config.suggestions import suggest
 from rlkit.errors import EXIT_DONE, UserError
 
 

@@ -38,10 +38,13 @@ def print_trial(arguments: list[str]) -> int:
     _, overrides, folder = run.parse_arguments(words)
     recipe = recipes.read_recipe(compose_config([NO_MODEL, *overrides], folder))
     configure_libraries(offline=recipe.offline)
-    if not recipe.rewards or recipe.rewarding is None:
-        raise UserError("this recipe has no rewards to try; choose one with an algorithm that samples: recipe=grpo_math")
+    rewards = {name: reward for name, reward in (recipe.rewards or {}).items() if name != recipes.ENVIRONMENT}
+    if not rewards or recipe.rewarding is None:
+        raise UserError(
+            "this recipe has no rewards to try; choose one with an algorithm that samples and rewards of its own: recipe=grpo_math"
+        )
     items = read_sample_items(recipe, Path(own["samples"]), count) if "samples" in own else build_row_items(recipe, count)
-    print(redact_message(run_trial(recipe.rewards, recipe.rewarding, items)))
+    print(redact_message(run_trial(rewards, recipe.rewarding, items)))
     return EXIT_DONE
 
 

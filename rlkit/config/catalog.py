@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from rlkit.config.compose import list_options, list_places, refuse_bombs
+from rlkit.config.suggestions import suggest
 from rlkit.errors import UserError
 from rlkit.runtime.paths import find_bundled_folder
 
@@ -39,8 +40,6 @@ def find_recipes(word: str, folder: Path | None) -> list[RecipeEntry]:
     entries = [read_entry(name, folder) for name in list_options("recipe", folder)]
     found = [entry for entry in entries if word.lower() in " ".join(vars(entry).values()).lower()]
     if not found:
-        from rlkit.config.recipe import suggest  # which loads torch
-
         raise UserError(f"no recipe has {word!r} in its name or its description{suggest(word, [entry.name for entry in entries])}")
     return found
 

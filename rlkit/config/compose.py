@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlkit.config.renamed import refuse_old_key, refuse_old_names
+from rlkit.config.suggestions import suggest
 from rlkit.errors import UserError
 from rlkit.runtime.paths import find_bundled_folder
 from rlkit.runtime.redaction import redact_config
@@ -222,8 +223,6 @@ def check_override(override: str, folder: Path | None, of_file: bool = False) ->
 
     of_file: of a resolved recipe, for which no file of a group can be chosen any more.
     """
-    from rlkit.config.recipe import suggest  # which loads torch
-
     match = ASSIGNMENT.match(override)
     if match is None:
         if "=" not in override and not override.startswith("~"):

@@ -5,7 +5,6 @@ Unknown keys are refused, with the nearest known ones. Checks across keys are in
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -13,8 +12,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError, model_validator
 
-from rlkit.algorithms import ALGORITHMS, OFFLINE, Objective
+from rlkit.algorithms import ALGORITHMS, OFFLINE
 from rlkit.algorithms.offline import COMPLETIONS_PER_ROW
+from rlkit.config.algorithm_section import parse_algorithm
 from rlkit.config.network import check_host, find_remote_urls
 from rlkit.config.renamed import answer_foreign_key, refuse_old_names
 from rlkit.config.sections import (
@@ -24,6 +24,7 @@ from rlkit.config.sections import (
     CountOrZero,
     DataSection,
     EngineSection,
+    EnvironmentSection,
     EvalSection,
     HardwareSection,
     LaunchSection,
@@ -35,48 +36,14 @@ from rlkit.config.sections import (
     Section,
     Seed,
 )
+from rlkit.config.suggestions import suggest
 from rlkit.data.rows import show
 from rlkit.errors import UserError
 from rlkit.fields import describe_field
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
 from rlkit.runtime.model_path import explain_no_home
-from rlkit.runtime.plugins import import_file
 
-
-def parse_algorithm(value: Any) -> Any:
-    """The section `algorithm` as the class of its `name`, or as the class in the user's file of its `path`."""
-    if not isinstance(value, Mapping):
-        raise ValueError(
-            f"algorithm={show(value)} is not valid: choose one by its name, algorithm=grpo, and set its keys: algorithm.clip_low=0.2"
-        )
-    name = value.get("name")
-    if name == "custom":
-        keys = dict(value)
-        return load_custom_algorithm(str(keys.pop("path", None))).model_validate(keys)
-    known: dict[str, type[BaseModel]] = {**ALGORITHMS, **OFFLINE}
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(f"there is no algorithm {name!r}{suggest(str(name), [*known, 'custom'])}")
-    return known[name].model_validate(dict(value))
-
-
-def load_custom_algorithm(path: str) -> type[Objective]:
-    """The class of a path FILE.py:Class, relative to the working directory. Raises ValueError where there is none."""
-    file, colon, name = path.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise ValueError(f"algorithm.path={path} names no class in a file; write my_algorithm.py:MyAlgorithm")
-    location = Path(file).absolute()
-    if not location.is_file():
-        raise ValueError(f"algorithm.path={path}: there is no file {location}; a path is relative to the working directory")
-    try:
-        module = import_file(location)
-    except Exception as error:  # a user's file may raise anything; its message is passed on
-        raise ValueError(f"algorithm.path={path} cannot be imported: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if isinstance(found, type) and issubclass(found, Objective):
-        return found
-    known = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Objective) and c.__module__ == module.__name__]
-    what = "is not a subclass of rlkit.algorithms.Objective" if found is not None else "is not in that file"
-    raise ValueError(f"algorithm.path={path}: {name} {what}{suggest(name, known, 'it has')}")
+ENVIRONMENT = "environment"  # name and path of the reward of an environment
 
 
 class Recipe(Section):
@@ -103,6 +70,7 @@ class Recipe(Section):
     data: DataSection
     rewards: dict[str, RewardSpec] | None
     rewarding: RewardSettings | None
+    environment: EnvironmentSection
     algorithm: Annotated[Any, BeforeValidator(parse_algorithm)]
     optim: OptimSection
     engine: EngineSection
@@ -174,13 +142,15 @@ class Recipe(Section):
                 [f"{unused}: algorithm={name} learns from completions in the data and does not use it; leave it out"] if unused else []
             )
             return reasons + self._find_offline_conflicts()
-        missing = [word for word, value in own.items() if not value]
+        missing = [word for word, value in own.items() if not value and not (word == "rewards" and self.environment.path)]
         if missing:
             return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
         return self._find_online_conflicts()
 
     def _find_offline_conflicts(self) -> list[str]:
         name, reasons = self.algorithm.name, []
+        if self.environment.path:
+            reasons.append(f"environment.path={self.environment.path}: algorithm={name} samples nothing; set it to null")
         if self.mask_truncated_completions:
             reasons.append(f"mask_truncated_completions=true: algorithm={name} samples no completions; leave it out")
         if self.algorithm.baseline and self.prompts_per_step // self.minibatches < 2:
@@ -196,6 +166,11 @@ class Recipe(Section):
         assert sampling is not None and rewarding is not None and self.samples_per_prompt is not None
         truncated = sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
         reasons: list[str] = self.algorithm.find_conflicts(truncated, self.samples_per_prompt)
+        reasons += find_environment_conflicts(self.rewards or {}, self.environment.path is not None)
+        if self.environment.path and self.data.chat is False:
+            reasons.append(
+                "data.chat=false gives the model raw text, and an environment answers in messages; set data.chat to null or true"
+            )
         needs = self.algorithm.needs(self.updates_per_step)
         if needs.values and self.steps:
             self.algorithm.count_critic_warmup_updates(self.steps, self.updates_per_step)  # raises where no step is left for the policy
@@ -205,6 +180,12 @@ class Recipe(Section):
                 "every reward; set samples_per_prompt to at least 2, or rewarding.normalise=none"
             )
         return reasons
+
+    @property
+    def all_rewards(self) -> dict[str, RewardSpec]:
+        """The rewards, with that of the environment, which joins them by itself."""
+        own = {ENVIRONMENT: RewardSpec(path=ENVIRONMENT)} if self.environment.path else {}
+        return {**(self.rewards or {}), **({} if ENVIRONMENT in (self.rewards or {}) else own)}
 
     @property
     def offline_algorithm(self) -> bool:
@@ -272,6 +253,18 @@ class Recipe(Section):
     def minibatches(self) -> int:
         """Updates of one pass."""
         return self.updates_per_step // self.passes_per_step
+
+
+def find_environment_conflicts(rewards: Mapping[str, RewardSpec], is_set: bool) -> Iterator[str]:
+    """Why rewards do not fit an environment, or a run without one."""
+    for name, reward in rewards.items():
+        if (name == ENVIRONMENT) != (reward.path == ENVIRONMENT) and (is_set or reward.path == ENVIRONMENT):
+            yield (
+                f"rewards.{name}.path={reward.path}: the reward of the environment is {ENVIRONMENT}={{path: {ENVIRONMENT}}}, and no other "
+                "has this name; rename yours"
+            )
+        elif reward.path == ENVIRONMENT and not is_set:
+            yield f"rewards.{name} is the reward of an environment, and there is none; set environment.path"
 
 
 PATH_KEYS = ("path", "output_dir", "model", "train", "test", "audit_key")  # ends of keys whose value can be a path, with ~ for a home
@@ -389,12 +382,3 @@ def get_at_path(config: Mapping[str, Any], path: list[Any]) -> Any:
     for part in path:
         here = here.get(part) if isinstance(here, Mapping) else None
     return here
-
-
-def suggest(word: str, known: Any, ask: str = "valid") -> str:
-    """' (did you mean ...?)' where a known name is similar, else the valid names."""
-    names = [str(name) for name in known]
-    close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
-    if close:
-        return f" (did you mean {', '.join(close)}?)"
-    return f"; {ask}: {', '.join(sorted(names))}" if names else ""

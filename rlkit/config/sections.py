@@ -254,6 +254,26 @@ class EngineSection(Section):
     deepspeed: dict[str, Any] = describe_field("raw settings for DeepSpeed's configuration")
 
 
+class EnvironmentSection(Section):
+    """What answers the policy between its turns. rlkit/environments/spec.py makes the settings of its sessions of it."""
+
+    path: Name | dict[str, Name] | None = describe_field(
+        "a class (my_env.py:Wordle), functions (my_tools.py:search,my_tools.py:add), a shipped one, or several by name, of which a row's "
+        "column environment chooses; null: a completion is one turn"
+    )
+    args: dict[str, Any] = describe_field("arguments of the class by name; of several, one such mapping by name")
+    max_turns: Count = describe_field("of the policy in an episode; with the last one it is over and gets its reward", unit="turns")
+    max_observation_tokens: Count = describe_field("of one answer of the environment; what is longer is cut, with a note", unit="tokens")
+    timeout: Positive = describe_field("for one call; past it the worker is killed, and its episodes have no reward", unit="seconds")
+    parser: Name = describe_field(
+        "how tool calls are read: auto, hermes, response_template (of the tokenizer, by transformers), or the name of a tool parser of vLLM"
+    )
+    lockstep: bool = describe_field(
+        "true: the next turns begin once the environment has answered all, so that runs with the same seed are equal to the bit; slower"
+    )
+    sessions: Count | None = describe_field("that are open at the same time, in all processes; null: all of a step", unit="episodes")
+
+
 class EvalSection(Section):
     every: CountOrZero = describe_field("between evaluations; 0: only before and after", unit="steps")
     problems: Count | None = describe_field("of the test set, from its beginning; null: all", unit="rows")

@@ -56,6 +56,7 @@ class Renderer:
         pad = self._tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else min(self.eos_ids, default=0)
         self.reads_tools = _reads_variable(str(self._tokenizer.chat_template or ""), "tools")
+        self.response_template = getattr(self._tokenizer, "response_template", None)  # how transformers reads a turn; None: not known
 
     def encode_prompt(self, prompt: TextOrChat, tools: Tools = (), limit: int | None = None, cut: bool = False) -> list[int]:
         """Token ids of a chat (through the chat template, opened for the assistant's turn) or of raw text (BOS where the model has one).
@@ -64,12 +65,12 @@ class Renderer:
         raises TextTooLong for text that must have more tokens, before it is tokenized; with `cut` only its end is tokenized. Raises
         PromptRefused where the chat template refuses this chat, UserError where there is none.
         """
-        text = prompt if isinstance(prompt, str) else self._apply_chat_template(prompt, tools, opened=True)
+        text = prompt if isinstance(prompt, str) else self.apply_chat_template(prompt, tools, opened=True)
         if limit is not None and self._is_longer(text, limit):
             if not cut:
                 raise TextTooLong
-            text = text[-2 * limit * self._longest_token :]  # twice as much as fits: tokens at its beginning may be others
-        ids = self._tokenize(text)
+            text = text[-2 * limit * self.longest_token :]  # twice as much as fits: tokens at its beginning may be others
+        ids = self.tokenize(text)
         if not ids:
             raise PromptRefused(f"is a prompt without a token: {text[:100]!r}")
         return self._bos + ids if isinstance(prompt, str) and ids[:1] != self._bos else ids  # a template has written BOS already
@@ -85,8 +86,8 @@ class Renderer:
         if isinstance(prompt, str):
             before, whole = prompt, prompt + str(reply["content"])
         else:
-            before = self._apply_chat_template(prompt, tools, opened=True)
-            whole = self._apply_chat_template(_append_reply(prompt, reply), tools, opened=False)
+            before = self.apply_chat_template(prompt, tools, opened=True)
+            whole = self.apply_chat_template(_append_reply(prompt, reply), tools, opened=False)
         if not whole.startswith(before):
             at = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
             raise UserError(
@@ -97,8 +98,8 @@ class Renderer:
             )
         if limit is not None and self._is_longer(whole[len(before) :], limit):
             raise TextTooLong
-        head, joint = self._tokenize(before), self._tokenize(whole)
-        ids = joint[len(head) :] if joint[: len(head)] == head else self._tokenize(whole[len(before) :])
+        head, joint = self.tokenize(before), self.tokenize(whole)
+        ids = joint[len(head) :] if joint[: len(head)] == head else self.tokenize(whole[len(before) :])
         last = next((i for i in reversed(range(len(ids))) if ids[i] in self.eos_ids), None)
         if last is None:
             return ids + self._end
@@ -140,6 +141,29 @@ class Renderer:
                     return [*pieces[:-1], pieces[-1] + text[len(joined) :]] if pieces else []  # the rest: bytes of no whole character
         return [self.decode([token]) for token in ids]
 
+    def parse_response(self, ids: Sequence[int], prefix: Sequence[int], tools: Tools) -> dict[str, Any]:
+        """A turn as a message, by the tokenizer's response_template. prefix: the tokens before it. Raises ValueError for broken JSON."""
+        parsed: dict[str, Any] = self._tokenizer.parse_response(
+            list(ids), prefix=self.decode(prefix, special=True), tools=list(tools) or None
+        )
+        return parsed
+
+    @cached_property
+    def added_texts(self) -> tuple[str, ...]:
+        """The texts that the tokenizer reads as one token wherever they stand: special tokens, and marks of thinking and of tool calls."""
+        texts = {str(token.content) for token in self._tokenizer.added_tokens_decoder.values()}
+        return tuple(sorted(text for text in texts if len(text) > 1 and text.strip()))
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers, for libraries that read turns with it."""
+        return self._tokenizer
+
+    @property
+    def where(self) -> str:
+        """The key and the path of the model, for messages."""
+        return self._where
+
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer and chat template as a Hugging Face folder has them."""
         self._tokenizer.save_pretrained(str(folder))
@@ -150,22 +174,23 @@ class Renderer:
         return bool(self._tokenizer.chat_template)
 
     @cached_property
-    def _longest_token(self) -> int:
+    def longest_token(self) -> int:
         """The bytes of the longest token."""
         return max((len(token.encode()) for token in self._tokenizer.get_vocab()), default=1)
 
     def _is_longer(self, text: str, tokens: int) -> bool:
         """Whether text has more bytes than so many tokens can have: a tokenizer may need minutes for what is far too long."""
-        return len(text) > tokens * self._longest_token
+        return len(text) > tokens * self.longest_token
 
-    def _tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of text as it stands, special tokens in it too. Raises PromptRefused for a token that the model does not know."""
         ids = list(self._tokenizer(text, add_special_tokens=False).input_ids)
         if self.vocabulary is not None and (largest := max(ids, default=0)) >= self.vocabulary:
             token = self._tokenizer.convert_ids_to_tokens(largest)
             raise PromptRefused(f"holds the token {largest} ({token!r}), and the model of {self._where} knows {self.vocabulary}")
         return ids
 
-    def _apply_chat_template(self, chat: Sequence[Mapping[str, Any]], tools: Tools, *, opened: bool) -> str:
+    def apply_chat_template(self, chat: Sequence[Mapping[str, Any]], tools: Tools, *, opened: bool) -> str:
         """The chat template's text; opened: ready for the assistant's turn, or within it where the last message is the assistant's."""
         if not self._tokenizer.chat_template:
             raise UserError(

@@ -7,6 +7,7 @@ tokens do not depend on the rest of the batch. B requests, P tokens of the longe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ class HFEngine:
     def advance(self) -> list[Sample]:
         if not self._waiting:
             return []
-        first = self._waiting[0].sampling
-        batch = [r for r in self._waiting if r.sampling == first][: self.rows]
+        kind = replace(self._waiting[0].sampling, max_tokens=1)
+        batch = [r for r in self._waiting if replace(r.sampling, max_tokens=1) == kind][: self.rows]
         in_batch = {id(r) for r in batch}
         self._waiting = [r for r in self._waiting if id(r) not in in_batch]
         return self._generate(batch)
@@ -68,7 +69,7 @@ class HFEngine:
     def _generate(self, batch: list[Request]) -> list[Sample]:
         from transformers import GenerationConfig
 
-        sampling = batch[0].sampling
+        limit = max(r.sampling.max_tokens for r in batch)
         longest = max(len(r.tokens) for r in batch)
         ids = torch.full((len(batch), longest), self.pad)  # [B, P], padded on the left
         for i, request in enumerate(batch):
@@ -76,7 +77,7 @@ class HFEngine:
         mask = torch.stack([torch.arange(longest) >= longest - len(r.tokens) for r in batch]).long()  # [B, P]
         sampler = GumbelSampler(batch)
         config = GenerationConfig(
-            max_new_tokens=sampling.max_tokens, do_sample=False, eos_token_id=sorted(self.eos), pad_token_id=self.pad, use_cache=True
+            max_new_tokens=limit, do_sample=False, eos_token_id=sorted(self.eos), pad_token_id=self.pad, use_cache=True
         )
         with torch.no_grad():
             out = self.model.generate(
@@ -86,7 +87,8 @@ class HFEngine:
         return [self._cut_at_eos(request, out[i, longest:].cpu(), logprobs[i]) for i, request in enumerate(batch)]
 
     def _cut_at_eos(self, request: Request, row: Tensor, logprobs: Tensor) -> Sample:
-        """row [T], logprobs [T, V]."""
+        """row [T], logprobs [T, V]; T is that of the batch, of which a request may want less."""
+        row = row[: request.sampling.max_tokens]
         ends = [t for t, token in enumerate(row.tolist()) if token in self.eos]
         tokens = row[: ends[0] + 1] if ends else row
         chosen = logprobs[: len(tokens)].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)  # [L]

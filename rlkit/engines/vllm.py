@@ -1,4 +1,4 @@
-"""vLLM inside this process: the rollout engine. The only file that imports vllm.
+"""vLLM inside this process: the rollout engine. The only file that imports vllm, beside its readers of tool calls (vllm_tools.py).
 
 Traps of vLLM 0.26 to 0.32 that are handled here: the engine must live in this process (no V1 multiprocessing); it needs the end tokens as
 stop tokens, since it gets no tokenizer; generation_config.json of a model must not change sampling; `reload_weights` needs every tensor of

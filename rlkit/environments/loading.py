@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlkit.environments.job import ONLY, EnvironmentKind, WorkerEnvironment
@@ -56,11 +57,11 @@ def split_path(path: str) -> list[str]:
     return [part.strip() for part in path.split(",") if part.strip()]
 
 
-def locate_environment(path: str) -> None:
-    """Raises UserError where a part of the path names no file and nothing shipped; imports nothing."""
-    for part in split_path(path) or [path]:
-        if part not in SHIPPED:
-            locate_object(part, "environment", sorted(SHIPPED), EXAMPLE)
+def locate_environment(path: str) -> list[Path]:
+    """The files that a path names. Raises UserError where a part of it names no file and nothing shipped; imports nothing."""
+    own = [part for part in split_path(path) or [path] if part not in SHIPPED]
+    found = [locate_object(part, "environment", sorted(SHIPPED), EXAMPLE).file for part in own]
+    return [file for file in found if file is not None]
 
 
 def load_environment(environment: WorkerEnvironment, known: EnvironmentKind | None = None) -> LoadedEnvironment:

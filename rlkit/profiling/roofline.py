@@ -85,9 +85,10 @@ def count_flops(shape: ModelShape, inputs: Sequence[int], outputs: int) -> float
     return linear + 2.0 * shape.layers * shape.heads * (shape.head_dim + (shape.value_dim or shape.head_dim)) * pairs
 
 
-def count_forward_flops(shape: ModelShape, requests: Sequence[PromptLengths], head: bool = True) -> float:
-    """Operations to compute completions, with each prompt computed once for all its completions."""
-    outputs = sum(n for _, lengths in requests for n in lengths)
+def count_forward_flops(shape: ModelShape, requests: Sequence[PromptLengths], head: bool = True, observed: int = 0) -> float:
+    """Operations to compute completions, with each prompt computed once for all its completions; the tokens of them that are `observed`
+    do not go through the head."""
+    outputs = sum(n for _, lengths in requests for n in lengths) - observed
     return count_shared_prompt_flops(shape, [(p, [n - 1 for n in lengths if n]) for p, lengths in requests], outputs * head)
 
 
@@ -135,17 +136,19 @@ class Roofline:
     def _count_operations(self, requests: Sequence[PromptLengths]) -> float:
         return count_forward_flops(self.job.shape, requests) / self.job.tensor_parallel
 
-    def observe(self, requests: Sequence[PromptLengths], models: int, values: bool) -> float:
-        """Log-probs of so many models, and values."""
+    def observe(self, requests: Sequence[PromptLengths], models: int, values: bool, observed: int = 0) -> float:
+        """Log-probs of so many models, and values. observed: tokens of completions that an environment wrote."""
         shape = self.job.shape
         return (
-            models * count_forward_flops(shape, requests) + values * count_forward_flops(shape, requests, head=False)
+            models * count_forward_flops(shape, requests, observed=observed) + values * count_forward_flops(shape, requests, head=False)
         ) / self.machine.operations
 
-    def update(self, requests: Sequence[PromptLengths], policy: bool = True, critic: bool = False) -> float:
+    def update(self, requests: Sequence[PromptLengths], policy: bool = True, critic: bool = False, observed: int = 0) -> float:
         """A forward pass, and a backward pass for inputs and for weights; base weights under adapters have no gradient."""
         shape, passes = self.job.shape, 3 if self.job.rank is None else 2
-        learned = policy * passes * count_forward_flops(shape, requests) + critic * 3 * count_forward_flops(shape, requests, head=False)
+        learned = policy * passes * count_forward_flops(shape, requests, observed=observed) + critic * 3 * count_forward_flops(
+            shape, requests, head=False
+        )
         return learned / self.machine.operations
 
     def compute_mfu(self, requests: Sequence[PromptLengths], seconds: float) -> float:

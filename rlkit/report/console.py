@@ -50,9 +50,9 @@ class Console:
         self._print(self._format_step(step, metrics))
 
     def print_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """A few samples, one on each line; keys reward, prompt, completion."""
+        """A few samples, one on each line; keys reward, prompt, completion, turns."""
         for sample in samples:
-            prompt, completion = shorten(sample["prompt"], _PROMPT_CHARS), shorten(sample["completion"], _COMPLETION_CHARS)
+            prompt, completion = shorten(sample["prompt"], _PROMPT_CHARS), shorten(join_turns(sample), _COMPLETION_CHARS)
             self._print(f"  sample of step {step}  reward {format_number(sample['reward'])}  prompt: {prompt}  completion: {completion}")
 
     def finish(self, summary: RunSummary, folder: Path) -> None:
@@ -120,6 +120,14 @@ def escape_control(text: str, encoding: str = "utf-8") -> str:
         char if char == "\n" or char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
     )
     return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def join_turns(sample: Mapping[str, Any]) -> str:
+    """The completion of a sample; of an episode with what its environment wrote in brackets."""
+    turns = sample.get("turns")
+    if not turns:
+        return str(sample["completion"])
+    return " ".join(turn["text"] if turn["by"] == "policy" else f"[{turn['text'].strip()}]" for turn in turns)
 
 
 def shorten(text: str, limit: int) -> str:

@@ -4,7 +4,8 @@ metrics.jsonl has one object for each step (step 0 is the evaluation before trai
 `step` and `attempt`. A resumed run is the next attempt: from its first step on its rows replace those of earlier attempts.
 JSON has no NaN: such a number is written as null and named in the row, `"not_finite": {"kl": "nan"}` (also "inf", "-inf").
 
-A sample has: split (train or test), key (data row, draw, sample, turn), prompt, completion, answer (of the data; null without one), reward,
+A sample has: split (train or test), key (data row, draw, sample, turn), prompt, completion, of an episode turns (of each who wrote it, by:
+policy or environment, and its text), answer (of the data; null without one), reward,
 rewards (by name), extra (what rewards returned beside their scores), advantage (null where it was not learned from), stop, version. Those
 whose tokens are recorded (report.tokens) also have tokens, lists over the tokens of the completion: ids; text, which joined is the
 completion (a token inside a character adds "", the last one of the character all of it); rollout_logprobs of the sampler; logprobs and

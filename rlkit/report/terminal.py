@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rlkit.report.console import Console, escape_control, format_change, format_duration, format_number, shorten
+from rlkit.report.console import Console, escape_control, format_change, format_duration, format_number, join_turns, shorten
 from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS
 from rlkit.report.summary import RunSummary
 
@@ -59,7 +59,7 @@ class Terminal(Console):
         table.add_column("completion", ratio=3, overflow="fold")
         limit = max(20, self._screen.width - 14) * _SAMPLE_LINES  # characters of a row without borders and the reward
         for sample in samples:
-            prompt, completion = shorten(sample["prompt"], limit * 2 // 5), shorten(sample["completion"], limit * 3 // 5)
+            prompt, completion = shorten(sample["prompt"], limit * 2 // 5), shorten(join_turns(sample), limit * 3 // 5)
             table.add_row(format_number(sample["reward"]), _escape_text(prompt), _escape_text(completion))
         self._show(table)
 

@@ -51,7 +51,7 @@ class RewardClient:
         replay_folder: Path | None = None,
         in_process_names: Collection[str] = (),
     ) -> None:
-        _validate(rewards, settings)
+        _validate(rewards, settings, in_process_names)
         self._rewards, self._settings = dict(rewards), settings
         self._worker_names = [name for name in rewards if name not in in_process_names]
         self.in_process: dict[str, InProcessReward] = {}
@@ -246,7 +246,8 @@ class RewardClient:
             index = self._worker_names.index(name)
             group = _sort_keys([other for other in self._items if self._groups[other] == self._groups[key]])
             items = [self._select_item(index, other) for other in (group if self._kinds[index].batch else [key])]
-        file = write_replay(self._replay_folder, reward, items, key, outcome) if self._replay_folder else None
+        calls_function = reward.path != "environment"
+        file = write_replay(self._replay_folder, reward, items, key, outcome) if self._replay_folder and calls_function else None
         raise UserError(window.format_message(reward, key, self._items[key], outcome, file))
 
     def _warn_of_growth(self, name: str, growth: str) -> None:
@@ -258,11 +259,12 @@ class RewardClient:
             )
 
 
-def _validate(rewards: Mapping[str, RewardSpec], settings: RewardSettings) -> None:
+def _validate(rewards: Mapping[str, RewardSpec], settings: RewardSettings, in_process_names: Collection[str]) -> None:
     if not rewards:
         raise UserError("rewards: a run needs at least one reward, for example rewards.accuracy.path=accuracy")
-    for spec in rewards.values():
-        locate_reward(spec.path)
+    for name, spec in rewards.items():
+        if name not in in_process_names:
+            locate_reward(spec.path)
     if settings.combine == "gate" and not any(spec.gate for spec in rewards.values()):
         raise UserError(f"rewarding.combine=gate needs a gate: set rewards.<name>.gate=true for one of {', '.join(rewards)}")
 

@@ -50,7 +50,8 @@ class RewardSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = describe_field(
-        "a shipped reward (accuracy), a file and a function (my_rewards.py:score), a dotted name (package.module:function), or reward_model"
+        "a shipped reward (accuracy), a file and a function (my_rewards.py:score), a dotted name (package.module:function), reward_model, "
+        "or environment"
     )
     weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] = describe_field(
         "of this reward in the combination; 0 only logs the score, and a failure then does not void the sample", default=1.0

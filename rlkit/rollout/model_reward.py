@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-from rlkit.data.renderer import Renderer
+from rlkit.data.messages import Message
+from rlkit.data.renderer import Renderer, TextOrChat
 from rlkit.engines.base import Offloadable
 from rlkit.errors import UserError
 from rlkit.rewarding.outcome import Outcome, OutcomeKind
@@ -51,12 +52,20 @@ class ModelReward:
     def _encode(self, item: Mapping[str, Any]) -> list[int] | str:
         """Token ids, or why there are none."""
         try:
-            prompt = self.renderer.encode_prompt(item["prompt"])
-            ids = prompt + self.renderer.encode_completion(item["prompt"], {"role": "assistant", "content": item["completion"]})
+            before, reply = split_conversation(item)
+            ids = self.renderer.encode_prompt(before) + self.renderer.encode_completion(before, reply)
         except UserError as error:
             return str(error)
         longest = self.model.longest
         return f"{len(ids)} tokens; the reward model reads at most {longest}" if longest and len(ids) > longest else ids
+
+
+def split_conversation(item: Mapping[str, Any]) -> tuple[TextOrChat, Message]:
+    """A sample as what was asked and the last reply; of an episode all its messages."""
+    *before, last = item.get("conversation") or [{}]
+    if last.get("role") == "assistant" and before:
+        return before, last
+    return item["prompt"], {"role": "assistant", "content": item["completion"]}
 
 
 def build_outcome(score: float | str, seconds: float) -> Outcome:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlkit.metrics import mean_of, std_of
 from rlkit.rewarding.outcome import RAW_REWARD
+from rlkit.rollout.episodes import TOOL_CALLS, WrittenBy, split_turns
 from rlkit.types import Group, Key, Sample, ScoredSample, Stop
 
 
@@ -33,7 +34,18 @@ def summarize_groups(groups: Sequence[Group]) -> dict[str, float]:
         values = [value for s in scored if (value := s.components[name]) is not None]
         row[f"rewards/{name}/mean"] = mean_of(values).value
         row[f"rewards/{name}/std"] = std_of(values).value
-    return row
+    return row | summarize_episodes(scored)
+
+
+def summarize_episodes(scored: Sequence[ScoredSample]) -> dict[str, float]:
+    """What a step's episodes were like; empty without an environment."""
+    if not any(TOOL_CALLS in s.extra for s in scored):
+        return {}
+    return {
+        "environment/turns": mean_of(sum(by is WrittenBy.POLICY for by, _ in split_turns(s.sample)) for s in scored).value,
+        TOOL_CALLS: mean_of(s.extra[TOOL_CALLS] for s in scored).value,
+        "environment/observation_tokens": mean_of(len(s.sample.mask) - count_written_tokens(s.sample) for s in scored).value,
+    }
 
 
 def count_written_tokens(sample: Sample) -> int:
@@ -65,6 +77,7 @@ def build_sample_row(
         "key": list(sample.key),
         "prompt": decode(sample.prompt),
         "completion": sample.text,
+        **({} if sample.mask.all() else {"turns": [{"by": str(by), "text": decode(ids)} for by, ids in split_turns(sample)]}),
         "answer": answer,
         "reward": get_raw_reward(scored),
         "rewards": dict(scored.components),

@@ -28,11 +28,13 @@ def group_from_json(data: dict[str, Any]) -> Group:
 
 def sample_to_json(scored: ScoredSample) -> dict[str, Any]:
     sample = {**vars(scored.sample), **{name: getattr(scored.sample, name).tolist() for name in TENSORS}}
-    return {"sample": sample, "reward": scored.reward, "components": dict(scored.components), "extra": dict(scored.extra)}
+    rewards = {"reward": scored.reward, "components": dict(scored.components), "turn_rewards": list(scored.turn_rewards)}
+    return {"sample": sample, **rewards, "extra": dict(scored.extra)}
 
 
 def sample_from_json(data: dict[str, Any]) -> ScoredSample:
     fields = data["sample"]
     tensors = {name: torch.tensor(fields[name], dtype=dtype) for name, dtype in TENSORS.items()}
     sample = Sample(**{**fields, **tensors, "key": Key(*fields["key"]), "prompt": tuple(fields["prompt"]), "stop": Stop(fields["stop"])})
-    return ScoredSample(sample, data["reward"], data["components"], data["extra"])
+    turn_rewards = tuple((place, reward) for place, reward in data.get("turn_rewards", ()))
+    return ScoredSample(sample, data["reward"], data["components"], data["extra"], turn_rewards)

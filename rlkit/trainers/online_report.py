@@ -78,7 +78,7 @@ class OnlineReport:
         self._note_uncompared(step.number, row)
         row |= self._compare_with_roofline(step)
         samples = [s.sample for g in everything for s in g.samples]
-        row["throughput/tokens_per_second"] = sum(len(s.tokens) for s in samples) / self.timer.seconds
+        row["throughput/tokens_per_second"] = sum(records.count_written_tokens(s) for s in samples) / self.timer.seconds
         return row, sum(len(s.prompt) + len(s.tokens) for s in samples)
 
     def write_evaluation(self, step: int, groups: Sequence[Group]) -> None:
@@ -123,14 +123,14 @@ class OnlineReport:
             return {}
         roofline, updater, needs, seconds = self.roofline, self.updater, self.updater.needs, self.timer.metrics()
         samples = step.batch.samples
-        active = select_rows_with_signal(updater, step.credit, range(len(samples)))
-        observed, learned = lengths_by_prompt(samples), lengths_by_prompt([samples[i] for i in active]) * updater.passes
+        active = [samples[i] for i in select_rows_with_signal(updater, step.credit, range(len(samples)))]
+        observed, learned = lengths_by_prompt(samples), lengths_by_prompt(active) * updater.passes
         policy, critic = step.count.updates >= updater.critic_warmup, updater.critic is not None
         least = {
             "sync": roofline.sync(self.placement.offloaded, self.placement.sent),
             "rollout": roofline.rollout([[request_lengths(g) for g in groups] for groups in step.rollout.rounds]),
-            "observe": roofline.observe(observed, needs.old_logprobs + needs.reference, critic),
-            "update": roofline.update(learned, policy, critic),
+            "observe": roofline.observe(observed, needs.old_logprobs + needs.reference, critic, count_observed_tokens(samples)),
+            "update": roofline.update(learned, policy, critic, count_observed_tokens(active) * updater.passes),
         }
         return compute_ratios(least, seconds) | {"throughput/mfu": roofline.compute_mfu(learned if policy else [], seconds["time/update"])}
 
@@ -190,7 +190,12 @@ def lengths_by_prompt(samples: Sequence[Sample]) -> list[PromptLengths]:
     return list(prompts.values())
 
 
+def count_observed_tokens(samples: Sequence[Sample]) -> int:
+    """Tokens that environments wrote."""
+    return sum(len(sample.tokens) - records.count_written_tokens(sample) for sample in samples)
+
+
 def request_lengths(group: Group) -> PromptLengths:
-    """Tokens of its prompt, and of each completion, the greedy one too."""
+    """Tokens of its prompt, and of each completion, the greedy one too. What an environment wrote is read at once, not token by token."""
     every = [*group.samples, *([group.greedy] if group.greedy else [])]
-    return len(every[0].sample.prompt), [len(s.sample.tokens) for s in every]
+    return len(every[0].sample.prompt), [records.count_written_tokens(s.sample) for s in every]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rlkit.errors import RunFailed
 from rlkit.ops.batching import assign_minibatches, balance_samples, measure_sample
@@ -51,8 +52,20 @@ def collate(
         minibatch=torch.tensor([flat[i][1] for i in chosen], dtype=torch.int64),
         lag=torch.tensor([compute_lag(s, version) for s in samples], dtype=torch.int64),
         size=len(flat),
+        turn_rewards=place_turn_rewards([flat[i][2] for i in chosen], width),
         baseline=torch.tensor([get_reward(g) for g in baselines], dtype=torch.float64) if greedy else None,
     )
+
+
+def place_turn_rewards(scored: list[ScoredSample], width: int) -> Tensor | None:
+    """[B, width] float64, the rewards of turns on the last token of each; None where no sample has any."""
+    if not any(s.turn_rewards for s in scored):
+        return None
+    grid = torch.zeros(len(scored), width, dtype=torch.float64)
+    for row, sample in enumerate(scored):
+        for place, reward in sample.turn_rewards:
+            grid[row, place] += reward
+    return grid
 
 
 def compute_lag(sample: Sample, version: int) -> int:

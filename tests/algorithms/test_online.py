@@ -126,6 +126,37 @@ def test_advantages_are_the_papers_however_groups_are_split(name: str, changes: 
         assert metrics["frac_reward_zero_std"] == pytest.approx((1 if changes else 2) / 6)
 
 
+def test_ppo_places_the_rewards_of_turns_and_others_do_not() -> None:
+    """On the last token of each; the rest of a sample's reward is on its last one. The sum over a sample is its reward."""
+    (group,) = groups_of([[0.5, 2.0, 1.0]], seed=3)
+    places = [[t for t, m in enumerate(s.sample.mask.tolist()) if m] for s in group.samples]
+    turns = [(), ((places[1][1], 0.75), (places[1][-1], 0.5)), ((places[2][0], 1.0),)]
+    of_turns = replace(group, samples=tuple(replace(s, turn_rewards=t) for s, t in zip(group.samples, turns, strict=True)))
+
+    def advantages(name: str, group: Group) -> torch.Tensor:
+        def work(ranks: Ranks) -> torch.Tensor:
+            _, batch = collate([group], ranks, 1, 0)  # type: ignore[arg-type]
+            keys = algorithm(name, **({"gamma": 0.9, "gae_lambda": 0.8, "whiten": False} if name == "ppo" else {}))
+            credit, *_ = keys.compute_advantages(
+                batch, Signals(*(table[:3, : batch.mask.shape[1]] for table in (OLD, REF, VALUES))), keys.init_state(), ranks
+            )
+            return torch.as_tensor(credit.advantages)
+
+        return together(1, work)[0]
+
+    wide = max(len(s.sample.tokens) for s in group.samples)
+    for i, scored in enumerate(group.samples):
+        flags = [*scored.sample.mask.tolist(), *[False] * (wide - len(scored.sample.tokens))]
+        placed = [0.0] * wide
+        for place, reward in turns[i]:
+            placed[place] += reward
+        placed[places[i][-1]] += float(scored.reward or 0.0) - sum(reward for _, reward in turns[i])
+        wanted = oracle.gae(placed, VALUES[i, :wide].tolist(), flags, 0.9, 0.8)
+        assert sum(placed) == pytest.approx(scored.reward) and advantages("ppo", of_turns)[i].tolist() == pytest.approx(wanted, rel=1e-5)
+    assert not torch.equal(advantages("ppo", of_turns), advantages("ppo", group))
+    assert torch.equal(advantages("grpo", of_turns), advantages("grpo", group))
+
+
 @pytest.mark.parametrize("reward", [0.1, 0.7, -1 / 3, 1e6 / 7])
 @pytest.mark.parametrize("name", ["reinforce_pp", "reinforce_pp_baseline", "ppo"])
 def test_whitening_makes_no_signal_from_rounding(name: str, reward: float) -> None:

@@ -37,6 +37,28 @@ def test_it_shows_rows_a_prompt_with_its_answer_and_the_least_time(words: list[s
     assert "GiB" in shown["memory"] or "MiB" in shown["memory"]
 
 
+TOOLS = '''
+def add(a: int, b: int) -> int:
+    """Add two numbers.
+
+    Args:
+        a: One of them.
+        b: The other.
+    """
+    return a + b
+'''
+
+
+def test_it_loads_the_environment_and_tells_how_calls_are_read(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("tools.py").write_text(TOOLS)
+    assert run.main([*words, "environment.path=tools.py:add"]) == 0
+    shown = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert shown["it answers"].strip() == "tools: add; calls are read by hermes (functions)"
+    assert shown["environment"].strip() == "tools.py:add, at most 8 turns an episode"
+    assert run.main([*words, "environment.path=tools.py:add", "rewards.accuracy.weight=0"]) == 2
+    assert "the environment gives no reward (a class of tools: get_reward), and no other reward counts" in capsys.readouterr().err
+
+
 WRONG = {
     "data.train=trian.jsonl": "data.train trian.jsonl does not exist; in",
     "data.test=nowhere/test.jsonl": "data.test nowhere/test.jsonl does not exist",

@@ -348,6 +348,32 @@ def test_changes_that_would_change_the_run_are_named() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipe=sft_math", "environment.path=wordle"], "environment.path=wordle: algorithm=sft samples nothing; set it to null"),
+        (["recipe=grpo_math", "rewards=environment"], "rewards.environment is the reward of an environment, and there is none"),
+        (["recipe=grpo_math", "rewards.mine={path: environment}", "environment.path=wordle"], "rewards.mine.path=environment: the reward"),
+        (["recipe=grpo_math", "rewards.environment={path: length}", "environment.path=wordle"], "and no other has this name; rename yours"),
+        (["recipe=grpo_math", "data.chat=false", "environment.path=wordle"], "and an environment answers in messages"),
+        (["recipe=grpo_math", "environment.path=wordle", "environment.max_turns=0"], "environment.max_turns=0 is not valid"),
+    ],
+)
+def test_what_does_not_fit_an_environment_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        composed(*words)
+    assert message in str(refused.value)
+
+
+def test_the_reward_of_an_environment_joins_those_of_the_recipe() -> None:
+    def weights(*words: str) -> dict[str, float]:
+        return {name: reward.weight for name, reward in composed("recipe=grpo_math", "environment.path=wordle", *words).all_rewards.items()}
+
+    assert weights() == {"accuracy": 1.0, "environment": 1.0} and weights("rewards=environment") == {"environment": 1.0}
+    assert weights("rewards.environment={path: environment, weight: 0.5}") == {"accuracy": 1.0, "environment": 0.5}
+    assert set(composed("recipe=grpo_math").all_rewards) == {"accuracy"}
+
+
 def test_a_policy_that_would_learn_in_no_step_is_refused_by_the_recipe_alone() -> None:
     told = r"critic_warmup_steps=2: in them only the critic learns, and of steps=2 none is left for the policy"
     with pytest.raises(UserError, match=told):

@@ -133,8 +133,8 @@ def test_another_column_called_tools_is_a_column(tools: Any, tmp_path: Path) -> 
 
 def test_a_prompt_of_ten_megabytes_is_never_tokenized(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    tokenize = Renderer._tokenize
-    monkeypatch.setattr(Renderer, "_tokenize", lambda self, text: asked.append(len(text)) or tokenize(self, text))
+    tokenize = Renderer.tokenize
+    monkeypatch.setattr(Renderer, "tokenize", lambda self, text: asked.append(len(text)) or tokenize(self, text))
     huge = "x" * 10_000_000
     assert prompts([{"question": huge}], model_folder).get(0) is SkipReason.TOO_LONG and not asked
     cut = prompts([{"prompt": huge + "1+1"}], model_folder, on_long="cut").get(0)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlkit.data.renderer import Renderer
+from rlkit.data.tool_calls import TurnReader
 from rlkit.engines.hf_generate import HFEngine
 from rlkit.engines.learners import PolicyLearner
 from rlkit.engines.vllm import VLLMEngine, patch_adapted_layers
 from rlkit.engines.weight_sync import WeightSync, send_merged
-from rlkit.errors import RunFailed
+from rlkit.errors import RunFailed, UserError
 from rlkit.ops.masking import pad_rows
 from rlkit.runtime.manifest import CheckpointWriter
 from rlkit.runtime.ranks import Ranks
@@ -33,8 +35,6 @@ def policy(tiny_model: Path, ranks: Ranks) -> PolicyLearner:
 
 @pytest.fixture(scope="module")
 def eos(tiny_model: Path) -> frozenset[int]:
-    from rlkit.data.renderer import Renderer
-
     return Renderer(tiny_model, offline=True).eos_ids
 
 
@@ -253,6 +253,35 @@ def test_a_checkpoint_goes_on_to_the_last_bit(policy: PolicyLearner, hf: HFEngin
     policy.load(tmp_path)
     large_update(policy, samples, 1.0)
     assert all(torch.equal(once[name], tensor) for name, tensor in policy.weights())
+
+
+def test_requests_with_different_limits_share_a_batch(hf: HFEngine, policy: PolicyLearner) -> None:
+    """As the turns of episodes have them, each with what is left to it; none is sampled otherwise for it."""
+    hf.load(policy.weights(), 20)
+    limits = [3, 9, 24, 9]
+
+    def sample(chosen: list[int]) -> dict[int, list[int]]:
+        for i in chosen:
+            hf.add(Request(Key(i, 0, 0), (40 + i, 41, 42), Sampling(max_tokens=limits[i]), i))
+        found = {s.key.prompt: s for s in hf.advance()}
+        assert not hf.pending and all(len(s.tokens) == limits[i] or s.stop is Stop.EOS for i, s in found.items())
+        return {i: s.tokens.tolist() for i, s in found.items()}
+
+    together = sample([0, 1, 2, 3])
+    assert together == {i: sample([i])[i] for i in range(4)} and len(together[0]) <= 3
+
+
+def test_tool_calls_are_read_by_the_parsers_of_vllm(tiny_model: Path) -> None:
+    renderer = Renderer(tiny_model, offline=True)
+    schema = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
+    reader = TurnReader(renderer, "pythonic")
+    for text, calls in (("[add(a=1), add(a=2)]", [{"a": 1}, {"a": 2}]), ("three", []), ("<think>[add(a=1)]</think>3", [])):
+        message = reader.read([*renderer.tokenize(text), min(renderer.eos_ids)], [], [schema])
+        assert [call["function"]["arguments"] for call in message.get("tool_calls", [])] == calls
+    with pytest.raises(UserError, match="vLLM has no tool parser of this name; valid: auto, hermes, response_template, "):
+        TurnReader(renderer, "nonsense")
+    with pytest.raises(UserError, match="the tool parser of vLLM does not fit the tokenizer"):
+        TurnReader(renderer, "llama3_json")
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing(policy: PolicyLearner, hf: HFEngine) -> None:

@@ -106,6 +106,15 @@ function chip(label, value, className) {
   return el("span", { class: "chip " + (className || "") }, foreign("span", {}, label), foreign("b", {}, value));
 }
 
+// The text of a sample; of an episode what the policy wrote and what its environment answered, one after the other.
+function showCompletion(row) {
+  const turns = listOf(row.turns).filter((turn) => turn && typeof turn === "object");
+  if (!turns.length) return showForeign(row.completion, "completion");
+  return el("ol", { class: "turns" }, turns.map((turn) => el("li", {},
+    el("span", { class: "note" }, turn.by === "policy" ? "policy" : "environment"),
+    showForeign(turn.text, turn.by === "policy" ? "completion" : "completion observation"))));
+}
+
 function showSample(row) {
   if (typeof row.damaged === "string") return el("li", { class: "sample" }, el("p", { class: "note" }, "A line that could not be read:"), showForeign(row.damaged, "completion"));
   const parts = row.rewards && typeof row.rewards === "object" ? Object.entries(row.rewards) : [];
@@ -116,7 +125,7 @@ function showSample(row) {
     parts.length > 1 ? parts.map(([name, value]) => chip(name, isNumber(value) ? formatNumber(value) : toText(value) || "\u2013")) : null,
     row.stop ? chip("stop", row.stop) : null,
     row.version !== undefined ? chip("weights", row.version) : null);
-  const body = showForeign(row.completion, "completion");
+  const body = showCompletion(row);
   const item = el("li", { class: "sample" }, head, body);
   if (row.tokens && typeof row.tokens === "object") {
     let view = null;
