@@ -68,15 +68,17 @@ class Packages:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A way to run unknown code. refused: why this kernel has no sandbox of namespaces. landlock_abi: 0 for namespaces."""
+    """A way to run unknown code. refused: why this kernel has no sandbox of namespaces. landlock_abi: 0 for namespaces. groups: the cgroup
+    below which each run creates its own; None where none can be created."""
 
     kind: Literal["namespaces", "landlock"] = "namespaces"
     landlock_abi: int = 0
     refused: str = ""
+    groups: Path | None = None
 
     def describe(self) -> str:
         """For the header of a run."""
-        memory = "memory by a cgroup" if find_group_parent() else "memory limited for each process and summed every 50 ms"
+        memory = "memory by a cgroup" if self.groups else "memory limited for each process and summed every 50 ms"
         if self.kind == "namespaces":
             return f"Linux namespaces, {memory}"
         processes = "" if self.landlock_abi >= kernel.SCOPES_SINCE else ", threads but no processes (they need Linux 6.12)"
@@ -89,7 +91,8 @@ class SandboxUnavailable(Exception):
 
 @functools.cache
 def choose_sandbox() -> Sandbox:
-    """Namespaces where the kernel allows them, else Landlock. Raises SandboxUnavailable where neither runs a program."""
+    """Namespaces where the kernel allows them, else Landlock; each run in a cgroup of its own where that works. Raises SandboxUnavailable
+    where neither runs a program."""
     machine = os.uname().machine
     if machine not in syscalls.ARCHITECTURE:
         raise SandboxUnavailable(
@@ -101,10 +104,20 @@ def choose_sandbox() -> Sandbox:
             abi = kernel.find_landlock_abi() if kind == "landlock" else 0
             sandbox = Sandbox("landlock", abi, reasons[0]) if abi else Sandbox()
             run_each("", [""], SandboxLimits(seconds=SETUP_SECONDS), sandbox=sandbox)
-            return sandbox
+            return _add_groups(sandbox)
         except (OSError, SandboxUnavailable) as error:
             reasons.append(str(error))
     raise SandboxUnavailable(f"this kernel does not allow the sandbox that unknown code needs ({'; '.join(reasons)}); {ALLOW}")
+
+
+def _add_groups(sandbox: Sandbox) -> Sandbox:
+    """With a cgroup for each run, where a program starts in one."""
+    if parent := find_group_parent():
+        with contextlib.suppress(OSError, SandboxUnavailable):
+            with_groups = replace(sandbox, groups=parent)
+            run_each("", [""], SandboxLimits(seconds=SETUP_SECONDS), sandbox=with_groups)
+            return with_groups
+    return sandbox
 
 
 def run_python(source: str, stdin: str = "", limits: SandboxLimits | None = None, **settings: object) -> ProgramResult:
@@ -215,7 +228,7 @@ def _launch(
     program.seek(0)
     tree = TreeLimits(limits.memory_mib << 20, limits.processes, limits.disk_mib << 20)
     place = stack.enter_context(_make_folder()) if sandbox.kind == "landlock" else None
-    group = stack.enter_context(_make_group(tree))
+    group = stack.enter_context(contextlib.closing(MemoryGroup(sandbox.groups, tree))).descriptor if sandbox.groups else None
     status, status_write = _open_pipe(stack, reads=True)
     control, control_read = _open_pipe(stack, reads=False)
     descriptors = {"status": status_write, "control": control_read, "results": results.fileno(), "group": group}
@@ -295,20 +308,6 @@ def _end(host: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         host.kill()
         host.wait()
-
-
-@contextlib.contextmanager
-def _make_group(tree: TreeLimits) -> Iterator[int | None]:
-    """The descriptor by which programs join a cgroup of their own; None where none can be made."""
-    parent, group = find_group_parent(), None
-    if parent is not None:
-        with contextlib.suppress(OSError):
-            group = MemoryGroup(parent, tree)
-    try:
-        yield group.descriptor if group else None
-    finally:
-        if group:
-            group.close()
 
 
 @contextlib.contextmanager

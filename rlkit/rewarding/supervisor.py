@@ -31,6 +31,7 @@ from typing import Any, Protocol
 from rlkit.rewarding import processes, worker
 from rlkit.rewarding.job import LoadResult, WorkerLimits, WorkerReward
 from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, OutcomeKind, are_quick
+from rlkit.rewarding.tree_usage import find_group_parent, remove_abandoned_groups
 from rlkit.runtime.processes import list_children, list_descendants
 
 SWEEP_SECONDS = 1.0  # how often to look for orphans while nothing fails
@@ -291,6 +292,8 @@ def serve_trainer(descriptor: int, trainer: int, serve: Callable[[Connection, in
         with contextlib.suppress(OSError):
             connection.send(("crashed", traceback.format_exc()))
     OrphanReaper([]).kill_all()
+    if parent := find_group_parent():
+        remove_abandoned_groups(parent)  # of the workers that were killed
     os._exit(0)  # threads that wait for work would keep it alive
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ POLL_SECONDS = 0.05
 MAX_ENTRIES = 4096  # files and folders of a program in a folder on disk
 GROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = {"memory", "pids"}
+DELEGATED = ("user.delegate", "trusted.delegate")  # attributes by which systemd marks the group of a unit with Delegate=
+END_SECONDS = 5.0  # for killed processes to leave a group
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -70,43 +73,87 @@ def _is_folder_over(folder: Path, limit: int) -> bool:
 
 
 def find_group_parent(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup")) -> Path | None:
-    """The cgroup (version 2) below which this process may create one that limits memory: its own, or the one above. None: nowhere."""
+    """The cgroup (version 2) below which this process may create groups that limit memory; None: nowhere.
+
+    It is the group above its own: one that has processes limits no groups below it, except for the kernel's root. And it must be delegated:
+    what is above other units is systemd's, and a program there is outside the limits of its unit. Source: systemd.io/CGROUP_DELEGATION.
+    """
     with contextlib.suppress(OSError):
         line = next((line for line in own.read_text().splitlines() if line.startswith("0::")), None)
         if line is None:
             return None
         group = groups / line[3:].lstrip("/")
-        for parent in (group, group.parent):
-            given = parent / "cgroup.subtree_control"
-            if parent.is_relative_to(groups) and given.is_file() and given.read_text().split() and os.access(parent, os.W_OK):
-                # Who moves a process needs the list of processes of the group that its old and its new group have in common.
-                joins = os.access(parent / "cgroup.procs", os.W_OK)
-                return parent if joins and set(given.read_text().split()) >= CONTROLLERS else None
+        parent = group if group == groups else group.parent
+        marked = _is_marked(parent)
+        offered = parent / ("cgroup.controllers" if marked else "cgroup.subtree_control")
+        # Who moves a process needs the list of processes of the group that its old and its new group have in common.
+        writable = os.access(parent, os.W_OK) and os.access(parent / "cgroup.procs", os.W_OK)
+        if writable and (marked or parent == groups) and set(offered.read_text().split()) >= CONTROLLERS:
+            return parent
     return None
+
+
+def _is_marked(group: Path) -> bool:
+    for name in DELEGATED:
+        with contextlib.suppress(OSError):
+            return os.getxattr(group, name) == b"1"
+    return False
 
 
 class MemoryGroup:
     """A cgroup of its own for the programs of one sandbox; whoever writes to `descriptor` joins it."""
 
     def __init__(self, parent: Path, limits: TreeLimits) -> None:
-        self._folder = parent / f"rlkit-{uuid.uuid4().hex[:12]}"
+        """Raises OSError where it cannot be created, limited or joined."""
+        remove_abandoned_groups(parent)
+        self._folder = parent / f"rlkit-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._folder.mkdir()
         try:
-            self.descriptor = self._limit(limits)
+            self._limit(limits)
+            self.descriptor = os.open(self._folder / "cgroup.procs", os.O_WRONLY)
         except OSError:
             self._folder.rmdir()
             raise
 
-    def _limit(self, limits: TreeLimits) -> int:
-        bounds = {"memory.max": limits.memory, "memory.swap.max": 0, "memory.oom.group": 1, "pids.max": limits.processes}
-        for name, bound in bounds.items():
-            if (self._folder / name).exists():  # a kernel without swap has no file for it
-                (self._folder / name).write_text(str(bound))
-        return os.open(self._folder / "cgroup.procs", os.O_WRONLY)
+    def _limit(self, limits: TreeLimits) -> None:
+        control = self._folder.parent / "cgroup.subtree_control"
+        if not set(control.read_text().split()) >= CONTROLLERS:  # systemd leaves this to whom it delegates a group
+            _write(control, " ".join(f"+{name}" for name in sorted(CONTROLLERS)))
+        if (self._folder / "memory.swap.max").exists():  # not on a kernel without swap
+            _write(self._folder / "memory.swap.max", "0")
+        for name, bound in {"memory.max": limits.memory, "memory.oom.group": 1, "pids.max": limits.processes}.items():
+            _write(self._folder / name, str(bound))
 
     def close(self) -> None:
         os.close(self.descriptor)
-        with contextlib.suppress(OSError):
-            (self._folder / "cgroup.kill").write_text("1")
-        with contextlib.suppress(OSError):  # a process that is still ending: the folder stays, and is empty
-            self._folder.rmdir()
+        with contextlib.suppress(OSError):  # kernels before 5.14
+            _write(self._folder / "cgroup.kill", "1")
+        until = time.monotonic() + END_SECONDS
+        while not _remove(self._folder) and time.monotonic() < until:  # a killed process takes a moment to end
+            time.sleep(0.002)
+
+
+def remove_abandoned_groups(parent: Path) -> None:
+    """Remove the groups of processes that were killed before they could do it. One that still has processes stays, until the next call."""
+    for folder in parent.glob("rlkit-[0-9]*-*"):
+        if not Path("/proc", folder.name.split("-")[1]).exists():
+            _remove(folder)
+
+
+def _remove(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _write(path: Path, text: str) -> None:
+    """Into a file that is there: none is created, as the kernel creates none in a group."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def find_sandbox(name: str) -> Sandbox | str:
     try:
         abi = 0 if name == "namespaces" else kernel.find_landlock_abi()
         found = Sandbox() if name == "namespaces" else Sandbox("landlock", abi if name == "landlock" else min(abi, 5), "refused by a test")
+        found = replace(found, groups=sandbox.choose_sandbox().groups)
         sandbox.run_each("", [""], sandbox=found)
     except (OSError, sandbox.SandboxUnavailable) as error:
         return f"NO SANDBOX of {name}: nothing was tried in it. {error}"
