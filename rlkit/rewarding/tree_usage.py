@@ -136,7 +136,8 @@ class MemoryGroup:
 def remove_abandoned_groups(parent: Path) -> None:
     """Remove the groups of processes that were killed before they could do it. One that still has processes stays, until the next call."""
     for folder in parent.glob("rlkit-[0-9]*-*"):
-        if not Path("/proc", folder.name.split("-")[1]).exists():
+        pid = folder.name.split("-")[1]
+        if pid.isdigit() and not _read_resident(int(pid)):  # it has ended; its parent may not have noticed yet
             _remove(folder)
 
 

@@ -197,7 +197,8 @@ os.kill(os.getpid(), 9)
 
 
 def test_the_group_of_a_killed_process_is_removed_by_the_next(groups: Path) -> None:
-    assert subprocess.run([sys.executable, "-c", KILLED, str(groups)], env=environment()).returncode == -signal.SIGKILL
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(groups)], env=environment())
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
     (left,) = list_groups(groups)
     own = Unlimited(groups, TreeLimits(MIB, 1, 0))
     (found,) = list_groups(groups)
@@ -205,6 +206,7 @@ def test_the_group_of_a_killed_process_is_removed_by_the_next(groups: Path) -> N
     assert found != left and len(list_groups(groups)) == 2  # the first is not taken from a process that lives
     own.close()
     other.close()
+    assert killed.wait() == -signal.SIGKILL and list_groups(groups) == []
 
 
 def test_a_program_beyond_its_group_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
