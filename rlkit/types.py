@@ -113,7 +113,7 @@ class Batch:
     group: Tensor  # [B] int64, index of the sample's group in the step
     index: Tensor  # [B] int64, position of the sample in the step, over all ranks
     minibatch: Tensor  # [B] int64, which minibatch of a pass the sample belongs to
-    lag: Tensor  # [B] int64, training steps since the weights that sampled the sample
+    lag: Tensor  # [B, T] int64, training steps since the weights that sampled the token, 0 where it does not count
     size: int  # N
     turn_rewards: Tensor | None = None  # [B, T] float64, the parts of `rewards` that belong to turns, on their last tokens; None: none do
     baseline: Tensor | None = None  # [B] float64, reward of the greedy completion of the same prompt; nan where the reward failed
@@ -121,7 +121,7 @@ class Batch:
     @property
     def own(self) -> Tensor:
         """Tokens that count and were sampled with the current weights; [B, T] bool."""
-        return self.mask & (self.lag == 0).unsqueeze(-1)
+        return self.mask & (self.lag == 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlkit.engines.logprob_check import COMPARED
 from rlkit.engines.placement import Placement
-from rlkit.metrics import Metrics, metric_values
+from rlkit.metrics import Metrics, max_over_mask, mean_over_mask, metric_values
 from rlkit.profiling.roofline import PromptLengths, Roofline, compute_ratios
 from rlkit.report import Report
 from rlkit.rollout import records
@@ -74,6 +74,7 @@ class OnlineReport:
             count_unused_rows(self.collector.prompts.state_dict()),
             self.placement.memory(),
             self._count_groups(step, len(left_out)),
+            self._measure_lag(step.batch),
         )
         self._note_uncompared(step.number, row)
         row |= self._compare_with_roofline(step)
@@ -110,11 +111,19 @@ class OnlineReport:
             ZERO_STD: left_out / max(kept + left_out, 1),
         }
 
+    def _measure_lag(self, batch: Batch) -> dict[str, float]:
+        """Steps that the tokens of a step are older than the policy that learns from them. A collective call, where they can be."""
+        if not self.collector.max_lag:
+            return {}
+        seen: Metrics = {"lag/mean": mean_over_mask(batch.lag, batch.mask), "lag/max": max_over_mask(batch.lag, batch.mask)}
+        return metric_values(self.ranks.merge_metrics(seen))
+
     def _note_uncompared(self, step: int, row: Mapping[str, float]) -> None:
         """Notes where nothing in a step showed whether the sampler has the trainer's weights."""
         if row.get(COMPARED) == 0:
             self.report.note(
-                f"step {step}: all its tokens were sampled by older weights, so log-probs of sampler and trainer were not compared"
+                f"step {step}: no token that it learns from was sampled by the current weights, so log-probs of sampler and trainer were "
+                "not compared"
             )
 
     def _compare_with_roofline(self, step: StepRecord) -> dict[str, float]:

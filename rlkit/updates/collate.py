@@ -21,7 +21,8 @@ def collate(
     DAPO, arXiv 2503.14476, section 3.4).
     """
     for sample in (s.sample for g in mine for s in g.samples):
-        if compute_lag(sample, version) > max_lag or bool((sample.versions[sample.mask] > version).any()):
+        lag = compute_lag(sample, version)
+        if bool((lag > max_lag).any()) or bool((lag < 0).any()):
             raise RunFailed(
                 f"the completion {sample.key} was sampled by weights {sample.versions.unique().tolist()}, the policy is at {version} and "
                 f"learns from samples of weights at most {max_lag} steps old"
@@ -50,7 +51,7 @@ def collate(
         group=torch.tensor([flat[i][0] for i in chosen], dtype=torch.int64),
         index=torch.tensor(chosen, dtype=torch.int64),
         minibatch=torch.tensor([flat[i][1] for i in chosen], dtype=torch.int64),
-        lag=torch.tensor([compute_lag(s, version) for s in samples], dtype=torch.int64),
+        lag=pad_rows([compute_lag(s, version) for s in samples], width, 0).long(),
         size=len(flat),
         turn_rewards=place_turn_rewards([flat[i][2] for i in chosen], width),
         baseline=torch.tensor([get_reward(g) for g in baselines], dtype=torch.float64) if greedy else None,
@@ -68,10 +69,9 @@ def place_turn_rewards(scored: list[ScoredSample], width: int) -> Tensor | None:
     return grid
 
 
-def compute_lag(sample: Sample, version: int) -> int:
-    """Steps from the weights of the oldest token with mask True to `version`; 0 where there is none."""
-    versions = sample.versions[sample.mask]
-    return version - int(versions.min()) if len(versions) else 0
+def compute_lag(sample: Sample, version: int) -> Tensor:
+    """Steps from the weights that sampled each token to `version`, 0 where mask is False; [L] int64."""
+    return torch.where(sample.mask, version - sample.versions.long(), 0)
 
 
 def get_reward(scored: ScoredSample | None) -> float:

@@ -44,7 +44,7 @@ def one_batch(groups: Tensor, pi: Tensor, rewards: Tensor) -> tuple[Batch, Signa
         group=torch.arange(len(groups)).repeat_interleave(groups.shape[1]),
         index=torch.arange(size),
         minibatch=torch.zeros(size, dtype=torch.int64),
-        lag=torch.zeros(size, dtype=torch.int64),
+        lag=torch.zeros(size, 1, dtype=torch.int64),
         size=size,
         baseline=rewards[pi.argmax()].expand(size),
     )

@@ -284,6 +284,34 @@ def test_ranks_stop_together_where_the_sampler_is_another_policy(minibatches: in
     assert one == other and "does not sample from the policy" in one
 
 
+@pytest.mark.parametrize("minibatches", [1, 2])
+@pytest.mark.parametrize("world", [1, 2])
+def test_of_a_completion_the_tokens_of_the_current_weights_are_compared(world: int, minibatches: int) -> None:
+    """Each second token was sampled by older weights, 5 nats off: no fault, and the others are seen to agree."""
+    groups = groups_of([[1.0, 0.0, 0.0, 1.0]] * 4)
+    samples = [s.sample for g in groups for s in g.samples]
+
+    def work(ranks: Ranks) -> Any:
+        policy = Policy(ranks)
+
+        def told(scored: ScoredSample) -> ScoredSample:
+            said = policy.logprobs([scored.sample], len(scored.sample.tokens))[0][0]
+            current = torch.arange(len(said)) % 2 == 0
+            return replace(scored, sample=replace(scored.sample, rollout_logprobs=said + 5.0 * ~current, versions=current.int()))
+
+        mine = [replace(g, samples=tuple(map(told, g.samples))) for g in groups[ranks.rank :: world]]
+        run = learning(algorithm("grpo"), ranks, minibatches=minibatches, logprob_check=LogprobCheck(1e-3))
+        _, batch = collate(mine, ranks, minibatches, 1, max_lag=1)  # type: ignore[arg-type]
+        signals, seen = run.observe(batch)
+        credit = run.algorithm.compute_advantages(batch, signals, State(), ranks)[0]
+        row = {**metric_values(run.update(batch, signals, credit, UpdateCount())[0]), **metric_values(seen)}
+        return row["sampling/compared_tokens"], row["sampling/sampling_logp_difference/max"]
+
+    wanted = sum(int(s.mask[::2].sum()) for s in samples)
+    assert 0 < wanted < sum(int(s.mask.sum()) for s in samples)
+    assert together(world, work) == [(wanted, pytest.approx(0.0, abs=1e-5))] * world
+
+
 # -- the whole update ----------------------------------------------------------------------------------------------------------------
 
 

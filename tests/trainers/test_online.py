@@ -70,7 +70,22 @@ def test_a_step_whose_log_probs_cannot_be_compared_says_so(own: list[list[bool]]
     notes: list[str] = []
     report: Any = SimpleNamespace(note=notes.append)
     OnlineReport(report, nothing, nothing, nothing, nothing, nothing, nothing, nothing)._note_uncompared(3, metric_values(metrics))
-    assert len(notes) == said and all("step 3: all its tokens were sampled by older weights" in note for note in notes)
+    assert len(notes) == said and all("step 3: no token that it learns from was sampled by the current weights" in note for note in notes)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_age_of_the_tokens_of_a_step_is_that_of_all_ranks(world: int) -> None:
+    """Five tokens count, 0, 0, 1, 2 and 2 steps old; the 7 does not."""
+    lag, counts = torch.tensor([[0, 1, 7], [0, 2, 2]]), torch.tensor([[True, True, False], [True, True, True]])
+
+    def work(ranks: Ranks, max_lag: int) -> dict[str, float]:
+        nothing: Any = None
+        batch: Any = SimpleNamespace(lag=lag[ranks.rank :: world], mask=counts[ranks.rank :: world])
+        collector: Any = SimpleNamespace(max_lag=max_lag)
+        return OnlineReport(nothing, nothing, collector, nothing, nothing, ranks, nothing, nothing)._measure_lag(batch)  # type: ignore[arg-type]
+
+    assert together(world, lambda ranks: work(ranks, 2)) == [{"lag/mean": 1.0, "lag/max": 2.0}] * world
+    assert together(world, lambda ranks: work(ranks, 0)) == [{}] * world  # a recipe that has no lag has no such row
 
 
 def test_an_unusual_difference_is_one_warning_and_a_large_one_the_end() -> None:
