@@ -61,8 +61,11 @@ class Algorithm(Protocol):
         """The state before the first step."""
         ...
 
-    def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
-        """Why this algorithm does not fit the rest of a recipe; empty where it does."""
+    def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int, max_lag: int = 0) -> list[str]:
+        """Why this algorithm does not fit the rest of a recipe; empty where it does.
+
+        max_lag: training steps that a token may be older than the policy that learns from it.
+        """
         ...
 
     def needs(self, updates_per_step: int) -> Needs: ...

@@ -3,7 +3,8 @@
     L_it = w_it S(rho_it, A_it) + kl_coef k_it - entropy_coef H_it        rho_it = pi(o_it) / pi_old(o_it)
 
 S is one of `POLICY_LOSSES`. w_it corrects for a sampler that differs from pi_old: w = exp(log pi_old - log pi_rollout), without gradient,
-clipped at a cap or 0 above it, a token's own or its sequence's geometric mean. k is k2 or k3 of a reference; k1 goes into the reward.
+clipped at a cap, or 0 above it and below a floor, a token's own or its sequence's geometric mean. DPPO knows the sampler alone: its rho and
+w are of pi to pi_rollout. k is k2 or k3 of a reference; k1 goes into the reward.
 An algorithm adds `compute_advantages`, rewards to advantages.
 """
 
@@ -47,13 +48,16 @@ class Objective(BaseModel):
     credit_by_token: ClassVar[bool] = False  # whether the tokens of one sample may have different advantages
 
     name: str = describe_field("which algorithm: algorithm=NAME")
-    loss: Literal["clipped", "dual_clip", "gspo", "cispo", "sapo", "reinforce"] = describe_field(
-        "of the policy; gspo: ratios of whole sequences; reinforce: no clip"
+    loss: Literal["clipped", "dual_clip", "gspo", "cispo", "sapo", "dppo", "reinforce"] = describe_field(
+        "of the policy; gspo: ratios of whole sequences; dppo: masked by differences of probabilities; reinforce: no clip"
     )
     clip_low: float = describe_field(
-        "the ratio is clipped to [1 - clip_low, 1 + clip_high]; of clipped, dual_clip, gspo and cispo", gt=0.0, lt=1.0
+        "the ratio is clipped to [1 - clip_low, 1 + clip_high]; of clipped, dual_clip, gspo and cispo. Of dppo: how far the probability of "
+        "a bad token may fall below the sampler's",
+        gt=0.0,
+        lt=1.0,
     )
-    clip_high: float = describe_field("the upper end of the clip", gt=0.0)
+    clip_high: float = describe_field("the upper end of the clip; of dppo: how far that of a good token may rise above it", gt=0.0)
     dual_clip: float = describe_field("of dual_clip: the loss of a bad token is at most this times its advantage", gt=1.0)
     sapo_positive: float = describe_field("of sapo: temperature where the advantage is positive", gt=0.0)
     sapo_negative: float = describe_field("of sapo: temperature where it is not", gt=0.0)
@@ -66,10 +70,11 @@ class Objective(BaseModel):
     )
     entropy_coef: float = describe_field("weight of an entropy bonus", ge=0.0)
     correction: Literal["truncate", "mask", "none"] = describe_field(
-        "importance weight trainer / sampler: clipped at the cap (truncate), 0 above it (mask), or none"
+        "importance weight trainer / sampler: clipped at the cap (truncate), 0 above it and below the floor (mask), or none"
     )
     correction_level: Literal["token", "sequence"] = describe_field("a token's own ratio, or the geometric mean of its sequence")
     correction_cap: float = describe_field("largest importance weight", ge=1.0)
+    correction_floor: float = describe_field("of correction=mask: smallest importance weight; 0: no floor", ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
     def check_keys(self) -> Objective:
@@ -84,6 +89,16 @@ class Objective(BaseModel):
                 "algorithm.loss=gspo weighs whole sequences, and the advantages of this algorithm differ from token to token; "
                 "take loss=clipped, or an algorithm whose advantage is one number a sample"
             )
+        if self.loss == "dppo" and self.correction == "none":
+            raise ValueError(
+                "algorithm.loss=dppo weighs each token by trainer / sampler, and algorithm.correction=none leaves that weight out; set "
+                "algorithm.correction=truncate or mask"
+            )
+        if self.correction_floor > 0.0 and self.correction != "mask":
+            raise ValueError(
+                f"algorithm.correction_floor={self.correction_floor} drops tokens, and algorithm.correction={self.correction} does not; "
+                "set algorithm.correction=mask, or correction_floor=0"
+            )
         return self
 
     @property
@@ -97,8 +112,11 @@ class Objective(BaseModel):
     def init_state(self) -> State:
         return State() if self.kl_target is None else KLState(self.kl_coef)
 
-    def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
-        """Why this algorithm does not fit the rest of a recipe; empty where it does."""
+    def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int, max_lag: int = 0) -> list[str]:
+        """Why this algorithm does not fit the rest of a recipe; empty where it does.
+
+        max_lag: training steps that a token may be older than the policy that learns from it.
+        """
         reasons = []
         if samples_per_prompt < self.min_samples_per_prompt:
             reasons.append(
@@ -109,6 +127,12 @@ class Objective(BaseModel):
             reasons.append(
                 f"algorithm.correction={self.correction} compares the log-probs of sampler and trainer, and sampling.top_p, top_k or min_p "
                 "make the two incomparable; set top_p=1, top_k=0 and min_p=0, or algorithm.correction=none"
+            )
+        if max_lag and self.correction == "none":
+            steps = "1 step" if max_lag == 1 else f"{max_lag} steps"
+            reasons.append(
+                f"tokens may be up to {steps} older than the policy that learns from them (algorithm.dynamic_sampling keeps surplus), and "
+                "algorithm.correction=none leaves that uncorrected; set algorithm.correction=truncate or mask"
             )
         if self.needs(1).values and not isinstance(self, CriticObjective):
             reasons.append(
@@ -124,7 +148,8 @@ class Objective(BaseModel):
 
     def compute_policy_loss(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
         """The surrogate loss with the KL and entropy terms; [B, T], and metrics."""
-        log_ratios = surrogate.log_ratio(rows.logprobs, rows.old_logprobs, rows.mask)
+        anchor = rows.rollout_logprobs if self.loss == "dppo" else rows.old_logprobs
+        log_ratios = surrogate.log_ratio(rows.logprobs, anchor, rows.mask)
         if self.loss == "gspo":
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
         loss, cut = POLICY_LOSSES[self.loss](self, rows, log_ratios)
@@ -148,11 +173,12 @@ class Objective(BaseModel):
 
     def compute_correction(self, rows: MicroBatch) -> tuple[Tensor, Metrics]:
         """Importance weights [B, T] of the tokens, and metrics of the weights and of the ratios before the cap."""
-        log_ratios = surrogate.log_ratio(rows.old_logprobs, rows.rollout_logprobs, rows.mask)
+        trained = rows.logprobs if self.loss == "dppo" else rows.old_logprobs
+        log_ratios = surrogate.log_ratio(trained, rows.rollout_logprobs, rows.mask)
         if self.correction_level == "sequence":
             log_ratios = surrogate.sequence_log_ratio(log_ratios, rows.mask)
         raw = surrogate.importance_weights(log_ratios, float("inf"), drop=False)
-        weights = surrogate.importance_weights(log_ratios, self.correction_cap, drop=self.correction == "mask")
+        weights = surrogate.importance_weights(log_ratios, self.correction_cap, self.correction == "mask", self.correction_floor)
         metrics: Metrics = {
             "sampling/importance_sampling_ratio/mean": mean_over_mask(raw, rows.mask),
             "sampling/importance_sampling_ratio/max": max_over_mask(raw, rows.mask),
@@ -175,15 +201,6 @@ class GroupObjective(Objective):
 
     def needs(self, updates_per_step: int) -> Needs:
         return replace(super().needs(updates_per_step), max_refills=self.max_refills if self.dynamic_sampling else None)
-
-    def find_conflicts(self, sampling_truncated: bool, samples_per_prompt: int) -> list[str]:
-        reasons = super().find_conflicts(sampling_truncated, samples_per_prompt)
-        if self.dynamic_sampling and self.correction == "none":
-            reasons.append(
-                "algorithm.dynamic_sampling=true carries surplus groups to the next step, whose policy did not sample them, and "
-                "algorithm.correction=none leaves that uncorrected; set algorithm.correction=truncate or mask"
-            )
-        return reasons
 
 
 class CriticObjective(Objective):
@@ -251,6 +268,10 @@ def compute_sapo(config: Objective, rows: MicroBatch, log_ratios: Tensor) -> tup
     return surrogate.sapo_loss(log_ratios, rows.advantages, config.sapo_positive, config.sapo_negative)
 
 
+def compute_dppo(config: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
+    return surrogate.dppo_loss(mask_logprobs(rows), rows.rollout_logprobs, rows.advantages, config.clip_low, config.clip_high)
+
+
 def compute_reinforce(config: Objective, rows: MicroBatch, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
     return surrogate.reinforce_loss(log_ratios, mask_logprobs(rows), rows.advantages)
 
@@ -261,5 +282,6 @@ POLICY_LOSSES: dict[str, Surrogate] = {
     "gspo": compute_ppo_clip,  # of the sequence's ratio
     "cispo": compute_cispo,
     "sapo": compute_sapo,
+    "dppo": compute_dppo,  # its ratio is that of the weights
     "reinforce": compute_reinforce,
 }

@@ -165,13 +165,13 @@ class Recipe(Section):
         sampling, rewarding = self.sampling, self.rewarding
         assert sampling is not None and rewarding is not None and self.samples_per_prompt is not None
         truncated = sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
-        reasons: list[str] = self.algorithm.find_conflicts(truncated, self.samples_per_prompt)
+        needs = self.algorithm.needs(self.updates_per_step)
+        reasons: list[str] = self.algorithm.find_conflicts(truncated, self.samples_per_prompt, int(needs.max_refills is not None))
         reasons += find_environment_conflicts(self.rewards or {}, self.environment.path is not None)
         if self.environment.path and self.data.chat is False:
             reasons.append(
                 "data.chat=false gives the model raw text, and an environment answers in messages; set data.chat to null or true"
             )
-        needs = self.algorithm.needs(self.updates_per_step)
         if needs.values and self.steps:
             self.algorithm.count_critic_warmup_updates(self.steps, self.updates_per_step)  # raises where no step is left for the policy
         if rewarding.normalise != "none" and self.samples_per_prompt + needs.greedy < 2:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 STD_FLOOR = 1e-6  # groups of equal rewards have a std of 0
+MEAN_FLOOR = 1e-6  # groups without a reward have a mean of 0
 
 
 def sum_by_group(values: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -13,13 +14,16 @@ def sum_by_group(values: Tensor, group: Tensor, groups: int) -> Tensor:
     return torch.zeros(groups, dtype=values.dtype, device=values.device).index_add(0, group, values)
 
 
-def centre_by_group(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
-    """reward - mean of its group's valid rewards, 0 where not valid; all [N]. A group with one valid sample has no baseline: 0."""
+def group_mean(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Mean of each group's valid rewards, 0 where there are none; [groups]."""
     counts = sum_by_group(valid.to(rewards.dtype), group, groups)  # [groups]
     kept = torch.where(valid, rewards, torch.zeros_like(rewards))
-    means = sum_by_group(kept, group, groups) / counts.clamp(min=1.0)
-    usable = valid & (counts[group] >= 2)
-    centred = torch.where(usable, rewards - means[group], torch.zeros_like(rewards))
+    return sum_by_group(kept, group, groups) / counts.clamp(min=1.0)
+
+
+def centre_by_group(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
+    """reward - mean of its group's valid rewards, 0 where not valid; all [N]. Equal rewards, and one alone, give 0 despite rounding."""
+    centred = torch.where(valid, rewards - group_mean(rewards, valid, group, groups)[group], torch.zeros_like(rewards))
     alike = group_spread_is_zero(rewards, valid, group, groups)
     return torch.where(alike[group], torch.zeros_like(centred), centred)
 
@@ -34,6 +38,12 @@ def normalise_by_group(rewards: Tensor, valid: Tensor, group: Tensor, groups: in
     """(reward - group mean) / max(group std, floor): GRPO, arXiv 2402.03300, section 4.1.2; [N]."""
     centred = centre_by_group(rewards, valid, group, groups)
     return centred / group_std(centred, valid, group, groups)[group].clamp(min=STD_FLOOR)
+
+
+def divide_by_group_mean(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:
+    """(reward - group mean) / group mean, 0 where no reward is above 0: MaxRL, arXiv 2602.02710, algorithm 1; [N]. No reward is below 0."""
+    means = group_mean(rewards, valid, group, groups).clamp(min=MEAN_FLOOR)
+    return centre_by_group(rewards, valid, group, groups) / means[group]
 
 
 def group_spread_is_zero(rewards: Tensor, valid: Tensor, group: Tensor, groups: int) -> Tensor:

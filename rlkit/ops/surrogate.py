@@ -74,10 +74,22 @@ def reinforce_loss(log_ratios: Tensor, logprobs: Tensor, advantages: Tensor) -> 
     return -ratio * advantages * logprobs, torch.zeros_like(advantages, dtype=torch.bool)
 
 
-def importance_weights(log_ratios: Tensor, cap: float, drop: bool) -> Tensor:
-    """Weights for samples of another policy than the trainer's: exp(log ratio), above `cap` held at it or, with `drop`, 0; no gradient.
+def dppo_loss(logprobs: Tensor, sampled: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """-A log pi, and 0 where pi has left mu in the direction of A: pi - mu > high with A > 0, pi - mu < -low with A < 0; [B, T].
 
-    log_ratios [B, T] of trainer to sampler, a token's own or its sequence's mean. Truncated: Munos et al., arXiv 1606.02647.
+    DPPO with binary total variation, abs(pi - mu) of the sampled token: arXiv 2602.04879. `sampled` is log mu, of the policy that sampled;
+    the paper's weight pi / mu is `importance_weights`. The second value is True where the loss is set to 0.
+    """
+    moved = logprobs.detach().exp() - sampled.exp()
+    cut = ((advantages > 0) & (moved > high)) | ((advantages < 0) & (moved < -low))
+    return torch.where(cut, torch.zeros_like(logprobs), -advantages * logprobs), cut
+
+
+def importance_weights(log_ratios: Tensor, cap: float, drop: bool, floor: float = 0.0) -> Tensor:
+    """Weights for samples of another policy than the trainer's: exp(log ratio), held at `cap` or, with `drop`, 0 outside [floor, cap].
+
+    log_ratios [B, T] of trainer to sampler, a token's own or its sequence's mean; no gradient. Truncated: Munos et al., arXiv 1606.02647.
+    Dropped on both sides: IcePop, arXiv 2510.18855; by the sequence's mean: Liu and Li (2025), "When speed kills stability", part 3.
     """
     ratio = log_ratios.detach().clamp(max=CEILING).exp()
-    return torch.where(ratio > cap, torch.zeros_like(ratio), ratio) if drop else ratio.clamp(max=cap)
+    return torch.where((ratio > cap) | (ratio < floor), torch.zeros_like(ratio), ratio) if drop else ratio.clamp(max=cap)

@@ -133,6 +133,22 @@ def test_k3_in_the_loss_has_another_optimum() -> None:
     assert apart(got, wanted) < 1e-6 and apart(got, torch.softmax(REFERENCE.log() + REWARDS / beta, 0)) > 1e-3
 
 
+@pytest.mark.parametrize("group_size", [2, 3, 4])
+def test_the_mean_of_a_group_gives_the_likelihood_up_to_its_size(group_size: int) -> None:
+    """MaxRL: of sum_{k < G} pass@k / k, so the gradient of p, the chance of a right answer, weighs (1 - (1 - p)^(G - 1)) / p.
+
+    That is 1 for G = 2 and 1 / p for many, of log p. Its theorem 5: one order less than G, as a group without a right answer is left out.
+    """
+    right = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    logits = START.log()
+    got = together(1, lambda ranks: expected_gradient(algorithm("grpo", scale="group_mean"), logits, group_size, ranks, right))[0]
+    at = logits.clone().requires_grad_()
+    chance = torch.softmax(at, 0) @ right
+    (slope,) = torch.autograd.grad(chance, at)
+    weight = (1 - (1 - chance.item()) ** (group_size - 1)) / chance.item()
+    assert slope.abs().max() > 0.05 and (got + weight * slope).abs().max() < 1e-7  # advantages are kept in float32
+
+
 @pytest.mark.parametrize("name", ["rloo", "remax"])
 def test_reinforce_follows_the_gradient_beyond_the_first_update(name: str) -> None:
     """Arms drawn by one policy, learnt from at another: the expected gradient is that of -E[r] where the policy is now."""

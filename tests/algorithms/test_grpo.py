@@ -16,6 +16,7 @@ from torch import Tensor
 from rlkit.algorithms import Needs, State
 from rlkit.algorithms.grpo import GRPO
 from rlkit.engines.logprob_check import LogprobCheck
+from rlkit.errors import UserError
 from rlkit.metrics import metric_values
 from rlkit.ops.masking import count_units, token_weights, weighted_sum
 from rlkit.types import Credit, Group, MicroBatch, Signals
@@ -119,14 +120,16 @@ def test_what_it_needs() -> None:
 # -- advantages --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", ["group_std", "batch_std", "none"])
+@pytest.mark.parametrize("scale", ["group_std", "batch_std", "group_mean", "none"])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlkit.updates.collate.balance_samples", lambda sizes, ranks: [i % ranks for i in range(len(sizes))])
     algorithm = PLAIN.model_copy(update={"scale": scale})
-    groups = groups_of(REWARDS)
-    flat = [r for row in REWARDS for r in row]
-    wanted = oracle.advantages(flat, [g for g, row in enumerate(REWARDS) for _ in row], scale == "group_std")
+    rewards = REWARDS if scale != "group_mean" else [[None if r is None else abs(r) for r in row] for row in REWARDS]
+    groups = groups_of(rewards)
+    flat = [r for row in rewards for r in row]
+    numbers = [g for g, row in enumerate(rewards) for _ in row]
+    wanted = oracle.maximum_likelihood(flat, numbers) if scale == "group_mean" else oracle.advantages(flat, numbers, scale == "group_std")
     if scale == "batch_std":  # 2508.08221: one std, of all rewards of the step
         wanted = [a / statistics.stdev(r for r in flat if r is not None) for a in wanted]
 
@@ -148,6 +151,19 @@ def test_advantages_are_the_papers_however_groups_are_split(scale: str, world: i
     if world > 1:  # the test is about groups that are split, so some must be
         owners = [set(batch.group.tolist()) for batch, _, _ in together(world, work)]
         assert owners[0] & owners[1]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_mean_of_rewards_below_zero_is_refused_on_all_ranks(world: int) -> None:
+    algorithm = PLAIN.model_copy(update={"scale": "group_mean"})
+
+    def work(ranks: Ranks) -> str:
+        _, batch = collate(groups_of([[1.0, 0.0], [0.5, -0.25], [0.0, None]])[ranks.rank :: world], ranks, 1, 0)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"a sample has the reward -0\.25, below 0; make the sum of the rewards 0 or more") as raised:
+            algorithm.compute_advantages(batch, Signals(), State(), ranks)
+        return str(raised.value)
+
+    assert len(set(together(world, work))) == 1
 
 
 @pytest.mark.parametrize("scale", ["group_std", "batch_std"])

@@ -22,7 +22,10 @@ from rlkit.types import MicroBatch
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.ops import oracle
 
-CORRECTIONS = [("none", "token"), ("truncate", "token"), ("mask", "token"), ("truncate", "sequence"), ("mask", "sequence")]
+CORRECTIONS = [
+    *(("none", "token", 0.0), ("truncate", "token", 0.0), ("mask", "token", 0.0), ("mask", "token", 0.5)),
+    *(("truncate", "sequence", 0.0), ("mask", "sequence", 0.0), ("mask", "sequence", 0.5)),
+]
 LENGTH = 12
 OFFSETS = [0.0, 0.1, -0.1, 0.5, -0.5, 3.0, -3.0]
 
@@ -35,7 +38,7 @@ def tensor(rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def losses_of(keys: Any, x: Any, held: Any, old: Any, adv: Any, flags: Any) -> list[float]:
+def losses_of(keys: Any, x: Any, held: Any, old: Any, rollout: Any, adv: Any, flags: Any) -> list[float]:
     """The policy loss of each token of a sequence; `held` is `x` where a gradient may not go."""
     ratios = [a - b if m else 0.0 for a, b, m in zip(x, old, flags, strict=True)]
     fixed = [a - b if m else 0.0 for a, b, m in zip(held, old, flags, strict=True)]
@@ -46,19 +49,22 @@ def losses_of(keys: Any, x: Any, held: Any, old: Any, adv: Any, flags: Any) -> l
         "gspo": lambda t: oracle.clipped(whole[t], adv[t], keys.clip_low, keys.clip_high),
         "cispo": lambda t: oracle.cispo(x[t], fixed[t], adv[t], keys.clip_low, keys.clip_high),
         "sapo": lambda t: oracle.sapo(ratios[t], adv[t], keys.sapo_positive, keys.sapo_negative),
+        "dppo": lambda t: oracle.dppo(x[t], held[t], rollout[t], adv[t], keys.clip_low, keys.clip_high),
         "reinforce": lambda t: -math.exp(fixed[t]) * adv[t] * x[t],
     }
     one = oracle.find(losses, keys.loss)
     return [one(t) if m else 0.0 for t, m in enumerate(flags)]
 
 
-@pytest.mark.parametrize(("correction", "level"), CORRECTIONS)
-@pytest.mark.parametrize("loss", sorted(POLICY_LOSSES))
-def test_every_loss_with_all_additions_is_the_papers_with_its_gradient(loss: str, correction: str, level: str) -> None:
+WEIGHED = [(loss, *way) for loss in sorted(POLICY_LOSSES) for way in CORRECTIONS if (loss, way[0]) != ("dppo", "none")]
+
+
+@pytest.mark.parametrize(("loss", "correction", "level", "floor"), WEIGHED)
+def test_every_loss_with_all_additions_is_the_papers_with_its_gradient(loss: str, correction: str, level: str, floor: float) -> None:
     rng = random.Random(15)
     for estimator, reduction in (("k2", "token_mean"), ("k3", "sequence_mean"), ("k3", "fixed_length")):
         added = {"kl_coef": 0.3, "kl_estimator": estimator, "entropy_coef": 0.1, "clip_high": 0.28, "reduction": reduction}
-        keys = algorithm("grpo", loss=loss, correction=correction, correction_level=level, **added)
+        keys = algorithm("grpo", loss=loss, correction=correction, correction_level=level, correction_floor=floor, **added)
         mask = oracle.ragged(rng)
         rows, width = len(mask), len(mask[0])
         old = grid(rng, mask, lambda: -rng.expovariate(0.5))
@@ -68,15 +74,15 @@ def test_every_loss_with_all_additions_is_the_papers_with_its_gradient(loss: str
         advantages = [[m * rng.choice([0.0, rng.gauss(0, 2)]) for m in row] for row in mask]
         entropy = grid(rng, mask, rng.random)
         weights = [
-            oracle.corrected([o - r for o, r in zip(a, b, strict=True)], m, correction, level, 2.0)
-            for a, b, m in zip(old, rollout, mask, strict=True)
+            oracle.corrected([o - r for o, r in zip(a, b, strict=True)], m, correction, level, 2.0, floor)
+            for a, b, m in zip(new if loss == "dppo" else old, rollout, mask, strict=True)  # dppo: of the policy as it is now
         ]
 
-        def loop(flat: list[float], keys: Any = keys, data: Any = (new, old, ref, advantages, entropy, mask, weights)) -> float:
-            held, old, ref, advantages, entropy, mask, weights = data
+        def loop(flat: list[float], keys: Any = keys, data: Any = (new, old, rollout, ref, advantages, entropy, mask, weights)) -> float:
+            held, old, rollout, ref, advantages, entropy, mask, weights = data
             width = len(mask[0])
             x = [flat[i : i + width] for i in range(0, len(flat), width)]
-            total = [losses_of(keys, *row) for row in zip(x, held, old, advantages, mask, strict=True)]
+            total = [losses_of(keys, *row) for row in zip(x, held, old, rollout, advantages, mask, strict=True)]
             estimate = getattr(oracle, keys.kl_estimator)
             for b, row in enumerate(total):
                 for t in range(width):
@@ -143,9 +149,32 @@ def test_the_sampler_is_corrected_and_watched_before_any_cap() -> None:
     losses, metrics = sampled([[1.0, 4.0]], correction="mask")
     assert losses.flatten().tolist() == pytest.approx([-1.0, 0.0], abs=1e-12)
     assert metric_values(metrics)["sampling/effective_sample_size"] == pytest.approx(1 / 2)
+    low = sampled([[1.0, 0.25], [0.25, 0.5]], correction="mask", correction_floor=0.375)[0]
+    assert low.flatten().tolist() == pytest.approx([-1.0, 0.0, 0.0, -0.5], abs=1e-12)
+    whole = sampled([[1.0, 0.25], [0.25, 0.5]], correction="mask", correction_floor=0.375, correction_level="sequence")[0]
+    assert whole.flatten().tolist() == pytest.approx([-0.5, -0.5, 0.0, 0.0], abs=1e-12)  # geometric means 1/2 and 0.354
     whole = sampled([[1.0, 9.0], [1.0, 2.25]], correction_level="sequence")[0]  # geometric means 3 and 1.5
     assert whole.flatten().tolist() == pytest.approx([-2.0, -2.0, -1.5, -1.5], abs=1e-12)
     assert sampled([[1.0, 4.0]], correction="none")[0].flatten().tolist() == pytest.approx([-1.0, -1.0], abs=1e-12)
+
+
+def test_dppo_knows_the_policy_and_the_sampler_alone() -> None:
+    """pi 3/4, 1/2, 1/4 and the sampler 1/2: weights 3/2, 1, 1/2, and the first is cut. Ratios and clips are of the sampler too."""
+    new, rollout = torch.tensor([[0.75, 0.5, 0.25]]).double().log(), torch.full((1, 3), 0.5).double().log()
+    for old in (new, new * 0):
+        rows = MicroBatch(torch.ones(1, 3).bool(), new, new, old, rollout, None, torch.ones_like(new))
+        losses, metrics = algorithm("grpo", loss="dppo").compute_policy_loss(rows)
+        assert losses[0].tolist() == pytest.approx([0.0, math.log(2), math.log(4) / 2], abs=1e-12)
+        assert metric_values(metrics) == pytest.approx(
+            {
+                "ratio/max_deviation": 0.5,
+                "clip_ratio/low_mean": 0.0,
+                "clip_ratio/high_mean": 1 / 3,
+                "sampling/importance_sampling_ratio/mean": 1.0,
+                "sampling/importance_sampling_ratio/max": 1.5,
+                "sampling/effective_sample_size": 9 / (3 * 3.5),
+            }
+        )
 
 
 def test_effective_samples_of_parts_are_those_of_the_whole() -> None:
@@ -180,6 +209,14 @@ def test_an_adapted_coefficient_takes_the_place_of_the_recipes() -> None:
         ("grpo", {"loss": "clip"}, "'clipped', 'dual_clip'"),
         ("grpo", {"dual_clip": 1.0}, "greater than 1"),
         ("grpo", {"correction_cap": 0.5}, "greater than or equal to 1"),
+        ("grpo", {"correction": "mask", "correction_floor": 1.0}, "less than 1"),
+        ("grpo", {"correction_floor": 0.5}, "set algorithm.correction=mask, or correction_floor=0"),
+        ("grpo", {"loss": "dppo", "correction": "none"}, "leaves that weight out"),
+        (
+            "grpo",
+            {"scale": "group_mean", "kl_coef": 0.1, "kl_in": "reward", "kl_estimator": "k1"},
+            "which a KL in the reward makes 0 or less",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(name: str, changes: Any, words: str) -> None:
@@ -195,6 +232,16 @@ def test_what_does_not_go_with_the_rest_of_a_recipe(name: str) -> None:
     assert ["incomparable" in reason for reason in keys.find_conflicts(True, least)] == [True]
     assert algorithm(name, correction="none").find_conflicts(True, 8) == []
     assert ["baseline is the group" in reason for reason in keys.find_conflicts(False, 0)] == [True]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_of_older_weights_need_a_correction(name: str) -> None:
+    """Whatever the algorithm, where they can occur: today in the surplus of dynamic sampling, which is one step old."""
+    uncorrected = algorithm(name, correction="none")
+    for max_lag, words in ((1, "up to 1 step older"), (3, "up to 3 steps older")):
+        [reason] = uncorrected.find_conflicts(False, 8, max_lag)
+        assert words in reason and "algorithm.correction=none leaves that uncorrected; set algorithm.correction=truncate or mask" in reason
+        assert algorithm(name).find_conflicts(False, 8, max_lag) == [] and uncorrected.find_conflicts(False, 8) == []
 
 
 class Unready(GRPO):

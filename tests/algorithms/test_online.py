@@ -344,6 +344,8 @@ CASES = {
     "gspo": lambda: made("grpo", loss="gspo", clip_low=3e-4, clip_high=4e-4, correction_level="sequence"),
     "cispo": lambda: made("grpo", loss="cispo", reduction="token_mean", correction="mask"),
     "sapo": lambda: made("grpo", loss="sapo"),
+    "dppo": lambda: made("grpo", loss="dppo", clip_low=0.01, clip_high=0.01, correction="mask", correction_cap=5.0, correction_floor=0.3),
+    "sequence mask": lambda: made("grpo", correction="mask", correction_level="sequence", correction_floor=0.5),
 }
 
 

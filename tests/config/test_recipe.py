@@ -73,6 +73,7 @@ def test_the_recipes_that_people_are_told_of() -> None:
         "correction": "truncate",
         "correction_level": "token",
         "correction_cap": 2.0,
+        "correction_floor": 0.0,
     }
 
 
@@ -249,6 +250,12 @@ def test_without_a_recipe_the_shipped_ones_are_named(capsys: pytest.CaptureFixtu
     assert run.main(["steps=3"]) == 2
     told = capsys.readouterr().err
     assert all(name in told for name in RECIPES)
+
+
+def test_where_tokens_can_be_older_than_the_policy_a_correction_is_needed() -> None:
+    with pytest.raises(UserError, match=r"tokens may be up to 1 step older .*, and algorithm\.correction=none leaves that uncorrected"):
+        composed("recipe=dapo_math", "algorithm.correction=none")
+    assert composed("recipe=grpo_math", "algorithm.correction=none").algorithm.correction == "none"
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -119,18 +119,25 @@ def sapo(log_ratio: float, advantage: float, positive: float, negative: float) -
     return -4 / tau / (1 + math.exp(-tau * (math.exp(log_ratio) - 1))) * advantage
 
 
+def dppo(logprob: float, policy: float, sampler: float, advantage: float, low: float, high: float) -> float:
+    """2602.04879, the mask of binary total variation; the weight is `corrected`. Log-probs; `policy` is `logprob` as a constant."""
+    moved = math.exp(policy) - math.exp(sampler)
+    leaves = moved > high if advantage > 0 else moved < -low
+    return 0.0 if leaves else -advantage * logprob
+
+
 def sequence_mean(numbers: Sequence[float], flags: Sequence[bool]) -> list[float]:
     """At each token that counts the mean over those that do; exp of it is a geometric mean (2507.18071, equation 7)."""
     kept = [x for x, m in zip(numbers, flags, strict=True) if m]
     return [math.fsum(kept) / len(kept) if m else 0.0 for m in flags]
 
 
-def corrected(log_ratios: Sequence[float], flags: Sequence[bool], mode: str, level: str, cap: float) -> list[float]:
-    """The weights of a sequence whose tokens the sampler gave other probabilities than the trainer."""
+def corrected(log_ratios: Sequence[float], flags: Sequence[bool], mode: str, level: str, cap: float, floor: float) -> list[float]:
+    """The weights of a sequence whose tokens the sampler gave other probabilities than the trainer; 2510.18855 where they are masked."""
     if mode == "none":
         return [1.0] * len(flags)
     ratios = [math.exp(x) for x in (sequence_mean(log_ratios, flags) if level == "sequence" else log_ratios)]
-    return [min(r, cap) if mode == "truncate" else r * (r <= cap) for r in ratios]
+    return [min(r, cap) if mode == "truncate" else r * (floor <= r <= cap) for r in ratios]
 
 
 # -- credit --------------------------------------------------------------------------------------------------------------------------
@@ -142,6 +149,16 @@ def leave_one_out(rewards: Sequence[float | None], groups: Sequence[int]) -> lis
     for i, (reward, group) in enumerate(zip(rewards, groups, strict=True)):
         others = [r for j, (r, g) in enumerate(zip(rewards, groups, strict=True)) if g == group and j != i and r is not None]
         answers.append(0.0 if reward is None or not others else reward - math.fsum(others) / len(others))
+    return answers
+
+
+def maximum_likelihood(rewards: Sequence[float | None], groups: Sequence[int]) -> list[float]:
+    """2602.02710, algorithm 1: nothing is learned from a group without a success; None is a reward that failed."""
+    answers = []
+    for reward, group in zip(rewards, groups, strict=True):
+        mates = [r for r, g in zip(rewards, groups, strict=True) if g == group and r is not None]
+        total = math.fsum(mates)
+        answers.append(0.0 if reward is None or total == 0.0 or len(set(mates)) == 1 else reward * len(mates) / total - 1.0)
     return answers
 
 

@@ -34,6 +34,27 @@ def test_leave_one_out_is_the_loop() -> None:
         assert mine.tolist() == pytest.approx(oracle.leave_one_out(rewards, groups), rel=1e-10, abs=1e-10)
 
 
+def test_maximum_likelihood_by_hand() -> None:
+    """1 of 4 right, 3 of 4, none, 1 of 2 that have a reward, all of the same reward. A rare success weighs 3, a common one 1/3."""
+    rewards = wide([[1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 0, 9, 0.3, 0.3]])[0]
+    group = torch.tensor([0] * 4 + [1] * 4 + [2] * 2 + [3] * 3 + [4] * 2)
+    mine = returns.divide_by_group_mean(rewards, rewards < 2, group, 5).tolist()
+    assert mine == pytest.approx([3, -1, -1, -1, 1 / 3, 1 / 3, 1 / 3, -1, 0, 0, 1, -1, 0, 0, 0], abs=1e-12)
+    nothing = torch.tensor([1e-17, 0.0, 0.0])  # what rounding leaves of weighted rewards is no success
+    assert returns.divide_by_group_mean(nothing, nothing == nothing, group[:3], 1).abs().max() < 1e-9
+
+
+def test_maximum_likelihood_is_the_loop() -> None:
+    rng = random.Random(12)
+    for _ in range(100):
+        groups = [g for g in range(rng.randint(1, 4)) for _ in range(rng.randint(1, 6))]
+        rewards: list[float | None] = [None if rng.random() < 0.2 else rng.choice([0.0, 0.0, 1.0, rng.random()]) for _ in groups]
+        numbers = torch.tensor([1e9 if r is None else r for r in rewards], dtype=torch.float64)
+        valid = torch.tensor([r is not None for r in rewards])
+        mine = returns.divide_by_group_mean(numbers, valid, torch.tensor(groups), max(groups) + 1)
+        assert mine.tolist() == pytest.approx(oracle.maximum_likelihood(rewards, groups), rel=1e-10, abs=1e-10)
+
+
 def test_rewards_to_go_and_at_the_end_by_hand() -> None:
     mask = torch.tensor([[True, False, True, False], [False, False, False, False], [True, True, True, True]])
     assert returns.reward_on_last_token(wide([[5.0, 6.0, 7.0]])[0], mask).tolist() == [[0, 0, 5, 0], [0, 0, 0, 0], [0, 0, 0, 7]]

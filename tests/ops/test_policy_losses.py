@@ -57,6 +57,38 @@ def test_reinforce_weighs_samples_of_an_older_policy(ratio: float) -> None:
     assert at.grad is not None and at.grad.item() == pytest.approx(-2.0 * ratio, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("policy", "sampler", "advantage", "cut"),
+    [
+        (0.75, 0.5, 2.0, True),  # the probability of a good token rose by 1/4
+        (0.5, 0.375, 2.0, False),  # by 1/8
+        (0.25, 0.75, 2.0, False),  # it fell, and the update leads back
+        (0.25, 0.5, -2.0, True),  # that of a bad token fell by 1/4
+        (0.375, 0.5, -2.0, False),
+        (0.75, 0.25, -2.0, False),
+        (0.0625, 0.0009765625, 2.0, False),  # 64 times as likely, and by 0.0615: a ratio would be clipped
+        (0.75, 0.25, 0.0, False),
+    ],
+)
+def test_dppo_stops_a_token_by_how_much_its_probability_moved(policy: float, sampler: float, advantage: float, cut: bool) -> None:
+    """-A log pi with slope -A, or 0 with none."""
+    at = number(math.log(policy)).requires_grad_()
+    value, held = surrogate.dppo_loss(at, number(math.log(sampler)), number(advantage), LOW, LOW)
+    value.sum().backward()
+    assert held.item() is cut and value.item() == pytest.approx(0.0 if cut else -advantage * math.log(policy), abs=1e-12)
+    assert at.grad is not None and at.grad.item() == pytest.approx(0.0 if cut else -advantage, abs=1e-12)
+
+
+def test_the_bounds_of_dppo_are_those_of_their_side() -> None:
+    """A quarter up is inside 0.28, a quarter down outside 0.2; a move of just the bound is inside."""
+    policy, sampler = torch.tensor([0.75, 0.25, 0.75, 0.25]).double().log(), torch.tensor([0.5, 0.5, 0.5, 0.5]).double().log()
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0]).double()
+    assert surrogate.dppo_loss(policy, sampler, advantages, LOW, HIGH)[1].tolist() == [False, True, False, True]
+    assert surrogate.dppo_loss(policy, sampler, advantages, HIGH, LOW)[1].tolist() == [True, False, True, False]
+    certain = torch.zeros(1), torch.full((1,), -math.inf)  # 1 and 0: a move of 1
+    assert not surrogate.dppo_loss(*certain, torch.ones(1), 0.5, 1.0)[1].any()
+
+
 def test_the_gate_of_sapo() -> None:
     """At ratio 1 the loss is -(2 / tau) A with slope -A, for both temperatures; far above, -(4 / tau) A with none."""
     for advantage, tau in ((2.0, 1.0), (-2.0, 1.05)):
@@ -104,6 +136,8 @@ def test_weights_for_the_sampler() -> None:
     held, dropped = (surrogate.importance_weights(given, 2.0, drop) for drop in (False, True))
     assert held.tolist() == pytest.approx([0.5, 2.0, 2.0, 2.0]) and dropped.tolist() == pytest.approx([0.5, 2.0, 0.0, 0.0])
     assert not held.requires_grad and not dropped.requires_grad
+    inside = surrogate.importance_weights(torch.tensor([0.25, 0.5, 2.0, 4.0]).log(), 2.0, True, 0.5)  # so is the floor
+    assert inside.tolist() == pytest.approx([0.0, 0.5, 2.0, 0.0])
     assert torch.isfinite(surrogate.importance_weights(given, math.inf, False)).all()
 
 
@@ -117,6 +151,8 @@ def test_a_ratio_past_all_numbers_makes_no_nan(advantage: float) -> None:
             surrogate.sapo_loss(at, a, 1.0, 1.05),
             surrogate.cispo_loss(at, at, a, LOW, HIGH),
             surrogate.reinforce_loss(at, at, a),
+            surrogate.dppo_loss(-at.abs(), torch.zeros(1), a, LOW, HIGH),
+            surrogate.dppo_loss(at * 0, -at.abs().detach(), a, LOW, HIGH),
         ):
             (slope,) = torch.autograd.grad(value.sum(), at, retain_graph=True)
             assert torch.isfinite(value).all() and torch.isfinite(slope).all()
