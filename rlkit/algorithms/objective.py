@@ -229,7 +229,7 @@ class CriticObjective(Objective):
         if 0 < steps <= self.critic_warmup_steps:
             raise UserError(
                 f"algorithm.critic_warmup_steps={self.critic_warmup_steps}: in them only the critic learns, and of steps={steps} none is "
-                f"left for the policy; set critic_warmup_steps to at most {steps - 1}, or more steps"
+                f"left for the policy; set algorithm.critic_warmup_steps to at most {steps - 1}, or more steps"
             )
         return self.critic_warmup_steps * updates_per_step
 

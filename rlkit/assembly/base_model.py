@@ -112,7 +112,11 @@ def fetch_by_name(what: str, revision: str | None, offline: bool, download: Call
     try:
         return download(revision=revision, local_files_only=offline)
     except (OSError, ValueError) as error:  # the hub's own errors are of both kinds
-        why = "the hub cannot be asked (offline=true, or no network) and it is not in the cache" if offline else str(error).splitlines()[0]
+        why = (
+            "the hub cannot be asked (offline=true, or no network) and it is not in the cache; name a folder, or model.path=builtin"
+            if offline
+            else str(error).splitlines()[0]
+        )
         raise UserError(f"{what} cannot be loaded: {why}") from error
 
 

@@ -118,7 +118,8 @@ class Recipe(Section):
         if self.engine.tensor_parallel > 1 and any(reward.path == "reward_model" for reward in (self.rewards or {}).values()):
             raise ValueError("a reward model with engine.tensor_parallel above 1 is not supported yet; set engine.tensor_parallel=1")
         if (self.steps is None) == (self.data.epochs is None):
-            raise ValueError(f"steps={self.steps} and data.epochs={self.data.epochs}: set one of the two, and the other to null")
+            found = f"steps={self.steps} and data.epochs={self.data.epochs}"
+            raise ValueError(f"{found}: set one of the two, and the other to null (steps=null or data.epochs=null)")
         if any(source.weight for source in (self.data.test or {}).values()):
             raise ValueError("data.test reads its sources one after the other: leave out their weights")
         longest = self.longest_unit

@@ -60,7 +60,13 @@ class Console:
         before, after = summary.before, summary.after
         label = f" ({summary.label})" if summary.label else ""
         change = format_change(before, after)
-        self._print(f"{summary.measure} before {format_number(before)}  after {format_number(after)}{label}  change {change}")
+        low, high = (summary.held_out.get(f"eval/{summary.measure}_{end}") for end in ("low", "high"))
+        interval = f"  95 % interval {format_number(low)} to {format_number(high)}" if low is not None and high is not None else ""
+        if before is None and after is None:
+            self._print("no held-out rows, so nothing was measured on them (data.test=FILE)")
+        else:
+            measured = f"{summary.measure} before {format_number(before)}  after {format_number(after)}{label}"
+            self._print(f"{measured}  change {change}{interval}")
         for line in summary.describe_selection():
             self._print(line)
         self._print(f"{summary.status}: {summary.steps} steps in {format_duration(summary.wall_seconds)}")

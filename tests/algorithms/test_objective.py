@@ -268,7 +268,7 @@ def test_a_critic_leaves_the_policy_a_step() -> None:
     """2 steps of 3 updates are 6. Of 3 steps one is left, of 2 none; a run of no step is an evaluation alone."""
     keys = algorithm("ppo", critic_warmup_steps=2)
     assert keys.count_critic_warmup_updates(3, 3) == 6 and keys.count_critic_warmup_updates(0, 3) == 6
-    with pytest.raises(UserError, match="of steps=2 none is left for the policy; set critic_warmup_steps to at most 1"):
+    with pytest.raises(UserError, match=r"of steps=2 none is left for the policy; set algorithm\.critic_warmup_steps to at most 1"):
         keys.count_critic_warmup_updates(2, 3)
     assert algorithm("ppo", critic_warmup_steps=0).count_critic_warmup_updates(1, 3) == 0
 

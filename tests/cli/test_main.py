@@ -93,6 +93,8 @@ def test_keys_prints_those_that_speak_of_a_word() -> None:
     assert "optim.warmup_steps=0 steps\n    number, at least 0\n    in which the learning rate rises" in out
     code, out, _ = call("keys", "warmup", "--json")
     assert [entry["default"] for entry in json.loads(out)["keys"]] == ["2", "0"]
+    code, out, err = call("keys", "num_generations")
+    assert (code, out) == (2, "") and "num_generations (TRL) is samples_per_prompt here" in err
     code, out, err = call("keys", "optim.warmupsteps", "--json")
     assert (code, out) == (2, "") and "no key speaks of 'optim.warmupsteps' (did you mean optim.warmup_steps" in err
 

@@ -160,6 +160,16 @@ def test_before_and_after_may_be_missing() -> None:
     assert stream.getvalue() == "accuracy before 0.500  after -  change -\nstopped: 2 steps in 1:02:05\nfolder runs/a\n"
 
 
+def test_the_end_shows_the_interval_and_that_nothing_was_measured() -> None:
+    stream = io.StringIO()
+    held_out = {"eval/accuracy": 0.75, "eval/accuracy_low": 0.5, "eval/accuracy_high": 0.875}
+    Console(2, stream=stream).finish(RunSummary("done", 2, 60.0, 0.25, 0.75, held_out=held_out), Path("runs/a"))
+    Console(2, stream=stream).finish(RunSummary("done", 2, 60.0), Path("runs/a"))
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "accuracy before 0.250  after 0.750  change +0.500  95 % interval 0.500 to 0.875"
+    assert lines[3] == "no held-out rows, so nothing was measured on them (data.test=FILE)"
+
+
 def test_a_number_that_was_selected_on_its_own_rows_is_labelled_so() -> None:
     """In the lines of the console and of a terminal, and in summary.json."""
     label = "best of 9 evaluations it was selected on"
