@@ -13,7 +13,7 @@ from rlkit.assembly import machine, plan
 from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, choose_kind, count_steps, open_sources
-from rlkit.assembly.disk import describe_disk
+from rlkit.assembly.disk import DISK, describe_disk
 from rlkit.assembly.environment import build_episodes, describe_environment, start_environment
 from rlkit.assembly.going_on import go_on
 from rlkit.assembly.inputs import identify_inputs
@@ -71,6 +71,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         header.show_phase("reading rows")
         train, test, note = build_datasets(recipe, renderer, choose_kind(recipe), sources)
         recipe = count_steps(recipe, len(train.rows))
+        if rewards is not None:
+            rewards.wait_until_ready()  # one that does not load is found before the folder of the run is made, and a model loaded
         goes_on = go_on(recipe, folder, ranks)
         report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on, text, header))
         begin_report(report, text, record, identify_inputs(recipe, text, sources, record) if ranks.main else {}, note)
@@ -80,7 +82,6 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
             run = build_offline(context, train, test)
         else:
             rewards.warn, rewards.steps = report.warn, require(recipe.steps)
-            rewards.wait_until_ready()  # a reward that does not load is found before a model is loaded, and so is an environment
             run = build_online(context, rewards, build_episodes(recipe, renderer, environment, ranks), train, test, stack)
             for line in rewards.describe_ignored_columns(train.rows.list_columns().union(*(prompt.columns for prompt in test))):
                 report.warn(line)
@@ -124,9 +125,11 @@ def create_report(
     recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None, goes_on: list[tuple[str, str]], text: str, header: EarlyHeader
 ) -> Report:
     """`origin`: what the folder of the model was made of, where it is not named by model.path; `goes_on`: lines of the header."""
+    free = {label: value for label, value in header.plan if label == DISK}  # less by now: shown once
+    plan = describe_run(recipe, folder, *([("origin", origin)] if origin else []), *goes_on)
     return Report(
         folder,
-        plan=describe_run(recipe, folder, *([("origin", origin)] if origin else []), *goes_on),
+        plan=[(label, free.get(label, value)) for label, value in plan],
         title=recipe.recipe,
         steps=require(recipe.steps),
         main=ranks.main,

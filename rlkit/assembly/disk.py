@@ -9,6 +9,7 @@ from rlkit.assembly.capacity import format_gib
 from rlkit.assembly.plan import build_job
 from rlkit.config.recipe import Recipe
 
+DISK = "disk"  # the label of the line
 CHECKPOINT_BYTES = 12  # of a trained weight: itself and two moments, in float32
 
 
@@ -27,7 +28,7 @@ def describe_disk(recipe: Recipe) -> list[tuple[str, str]]:
     total = count * checkpoint + model
     free = shutil.disk_usage(find_existing(Path(recipe.output_dir or ".").expanduser().absolute())).free
     what = f"at most {format_gib(total)} of {format_gib(free)} free"
-    return [("disk", f"{what}: {count} checkpoints ({kept}) of {format_gib(checkpoint)}, and model/ of {format_gib(model)}")]
+    return [(DISK, f"{what}: {count} checkpoints ({kept}) of {format_gib(checkpoint)}, and model/ of {format_gib(model)}")]
 
 
 def find_existing(folder: Path) -> Path:

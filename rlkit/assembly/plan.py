@@ -56,7 +56,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
             f"{trainer if offline else f'{recipe.engine.rollout} and {trainer}'}, {describe_processes(world)}, {describe_device()}",
         ),
         *describe_memory(recipe),
-        ("steps", f"{describe_steps(recipe)}, lr {recipe.optim.lr:g} {recipe.optim.schedule}; evaluation {describe_evaluation(recipe)}"),
+        ("steps", f"{describe_steps(recipe)}, {describe_lr(recipe)}; evaluation {describe_evaluation(recipe)}"),
     ]
 
 
@@ -99,10 +99,16 @@ def describe_steps(recipe: Recipe) -> str:
     return f"{recipe.data.epochs:g} times the rows" if recipe.steps is None else str(recipe.steps)
 
 
+def describe_lr(recipe: Recipe) -> str:
+    optim = recipe.optim
+    warmup = f"{optim.warmup_steps:g} steps" if optim.warmup_steps >= 1 else f"{optim.warmup_steps:.0%} of the steps"
+    return f"lr {optim.lr:g} {optim.schedule}" + (f" after a warm-up of {warmup}" if optim.warmup_steps else "")
+
+
 def describe_evaluation(recipe: Recipe) -> str:
     if recipe.data.test is None:
         return "none"
-    problems = "all" if recipe.eval.problems is None else f"{recipe.eval.problems:,}"
+    problems = "all" if recipe.eval.problems is None else f"at most {recipe.eval.problems:,}"
     every = f"every {recipe.eval.every} steps" if recipe.eval.every else "before and after"
     what = recipe.algorithm.reads if recipe.offline_algorithm else "problems"
     return f"on {problems} {what} {every}" + (f", pass@{recipe.eval.samples}" if recipe.eval.samples > 1 else "")

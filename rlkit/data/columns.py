@@ -128,12 +128,13 @@ class RowReader(ABC, Generic[T]):
             return fault
         return None
 
-    def _find_column(self, names: Sequence[str], what: str) -> str:
+    def _find_column(self, names: Sequence[str], what: str, also: str = "") -> str:
+        """also: another of data.columns that has to be set too."""
         for name in names:
             if has_column(self.first, name):
                 return name
         raise UserError(
-            f'{self.rows.name} row 1 has no column "{names[0]}" ({_describe_columns(self.first)}); set data.columns.{what}\n'
+            f'{self.rows.name} row 1 has no column "{names[0]}" ({_describe_columns(self.first)}); set data.columns.{what}{also}\n'
             f"looked for: {', '.join(names)}\nfirst row: {truncate(json.dumps(self.first, ensure_ascii=False, default=str), 400)}"
         )
 
@@ -197,10 +198,10 @@ class PromptReader(RowReader[PromptRow]):
         super().__init__(rows, columns)
         self._checks = checks
         self._pattern = _compile_pattern(columns.answer_pattern)
-        self._prompt = columns.prompt or self._find_column(PROMPT_COLUMNS, "prompt")
-        answers = (
-            ANSWER_COLUMNS if needs_answer or columns.answer_pattern else tuple(c for c in ANSWER_COLUMNS if has_column(self.first, c))
-        )
+        found = tuple(c for c in ANSWER_COLUMNS if has_column(self.first, c))
+        answers = ANSWER_COLUMNS if needs_answer or columns.answer_pattern else found
+        also = " and data.columns.answer" if answers and not found and columns.answer is None else ""
+        self._prompt = columns.prompt or self._find_column(PROMPT_COLUMNS, "prompt", also)
         self._answer = columns.answer or (self._find_column(answers, "answer") if answers else None)
         self._answer_required = needs_answer or columns.answer is not None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlkit import run
+from tests.conftest import run as run_alone
 
 REWARD = "def score(prompt, completion, answer, **columns) -> float:\n    return float(answer in completion)\n"
 
@@ -80,6 +81,12 @@ def test_it_finds_what_the_run_would(word: str, words: list[str], capsys: pytest
     assert run.main([*words, "tokens_per_micro_batch=16384", word]) == 2
     told = capsys.readouterr()
     assert WRONG[word] in told.err and told.out == "" and "Traceback" not in told.err, told.err
+
+
+def test_a_run_whose_reward_does_not_load_leaves_no_folder(words: list[str], tmp_path: Path) -> None:
+    ended = run_alone(*words, "dry_run=false", "rewards.accuracy.path=mine.py:scores", cwd=tmp_path)
+    assert ended.code == 2 and "has no function 'scores' (did you mean score?)" in ended.err
+    assert ended.out.count("\n  disk ") == 1 and not (tmp_path / "runs").exists()
 
 
 def test_a_plan_that_is_too_large_is_refused_after_it_is_shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

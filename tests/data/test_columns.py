@@ -78,7 +78,7 @@ def test_without_the_columns_the_first_row_is_shown() -> None:
     with pytest.raises(UserError) as caught:
         reader([{"text": "1+1", "label": 2}])
     assert str(caught.value).splitlines() == [
-        'data.train gsm8k/train.jsonl row 1 has no column "prompt" (columns: text, label); set data.columns.prompt',
+        'data.train gsm8k/train.jsonl row 1 has no column "prompt" (columns: text, label); set data.columns.prompt and data.columns.answer',
         "looked for: prompt, messages, conversations, question, problem",
         'first row: {"text": "1+1", "label": 2}',
     ]
