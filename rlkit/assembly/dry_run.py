@@ -36,7 +36,8 @@ def describe_dry_run(recipe: Recipe) -> list[tuple[str, str]]:
     check_rewards(recipe)
     readers = open_sources(recipe, choose_kind(recipe), without_hub=True)
     found = [*describe_rows(readers), *describe_prompt(recipe, readers["train"])]
-    return [*found, *describe_loaded(recipe, find_renderer(recipe)), *describe_time(recipe)]
+    loaded = describe_loaded(recipe, find_renderer(recipe)) if recipe.environment.path else []
+    return [*found, *loaded, *describe_time(recipe)]
 
 
 def check_rewards(recipe: Recipe) -> None:

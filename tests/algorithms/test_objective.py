@@ -163,7 +163,7 @@ def test_dppo_knows_the_policy_and_the_sampler_alone() -> None:
     new, rollout = torch.tensor([[0.75, 0.5, 0.25]]).double().log(), torch.full((1, 3), 0.5).double().log()
     for old in (new, new * 0):
         rows = MicroBatch(torch.ones(1, 3).bool(), new, new, old, rollout, None, torch.ones_like(new))
-        losses, metrics = algorithm("grpo", loss="dppo").compute_policy_loss(rows)
+        losses, metrics = algorithm("grpo", loss="dppo", clip_low=0.3, clip_high=0.2).compute_policy_loss(rows)
         assert losses[0].tolist() == pytest.approx([0.0, math.log(2), math.log(4) / 2], abs=1e-12)
         assert metric_values(metrics) == pytest.approx(
             {
