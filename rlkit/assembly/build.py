@@ -73,8 +73,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         recipe = count_steps(recipe, len(train.rows))
         if rewards is not None:
             rewards.wait_until_ready()  # one that does not load is found before the folder of the run is made, and a model loaded
-        goes_on = go_on(recipe, folder, ranks)
-        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, goes_on, text, header))
+        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, go_on(recipe, folder, ranks), text, header))
         begin_report(report, text, record, identify_inputs(recipe, text, sources, record) if ranks.main else {}, note)
         heartbeat.beat("loading")
         context = BuildContext(recipe, ranks, folder, model_path, renderer, report, PhaseTimer(report.show_phase), stopping)
