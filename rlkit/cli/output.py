@@ -1,4 +1,4 @@
-"""What commands print, text that is safe for a terminal, whoever wrote it, or one JSON document; and the lines that they are given."""
+"""Prints the output of commands, as text that is safe for a terminal or as one JSON document, and reads lines of input."""
 
 from __future__ import annotations
 

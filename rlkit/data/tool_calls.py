@@ -1,4 +1,4 @@
-"""What a turn of the policy says and which tools it calls: from its tokens to a message of a chat.
+"""Parses a turn of the policy into a message of a chat: its text and its tool calls.
 
 A message has `content`, and `tool_calls` where the turn calls tools, in OpenAI's form; ids are made here. The arguments of a call are an
 object, or, where what was written is none, its text: the environment then answers that it cannot be read. What stands in the policy's
@@ -82,7 +82,7 @@ class TurnReader:
 
 
 def remove_thinking(text: str, opened: bool) -> str:
-    """What a turn says beside its thinking. opened: the text begins within thinking. Thinking that does not end goes on to the end."""
+    """The text of a turn without its thinking. opened: the text begins within thinking, which ends with the text at the latest."""
     if END_OF_THINKING in text:
         return text[text.rindex(END_OF_THINKING) + len(END_OF_THINKING) :]
     return "" if opened else text.partition(THINK)[0]

@@ -1,4 +1,4 @@
-"""The calls in a turn of the policy: whatever is wrong with one, the policy reads what it is, and the run goes on."""
+"""Validates the tool calls in a turn of the policy. A call that is wrong is answered with the reason; the run continues."""
 
 from __future__ import annotations
 

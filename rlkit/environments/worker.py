@@ -104,7 +104,7 @@ async def _run(function: Callable[..., Any], args: Any, kwargs: Any, restore: Ca
             finally:
                 restore()
         return value, None
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the session decides what becomes of it
+    except BaseException as error:  # noqa: BLE001 - SystemExit too: the session turns it into an answer or a failure
         restore()  # a trace function that was left behind may have struck in the first attempt
         set_loop(loop)
         return None, error

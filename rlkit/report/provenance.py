@@ -55,7 +55,7 @@ def list_packages() -> list[str]:
 def read_container() -> str | None:
     """The id of the Docker or containerd container, or of the pod, that this process is in; "unknown" in another, None outside of one.
 
-    Which image it is, nothing inside a container tells.
+    Left out: the image, which cannot be read inside a container.
     """
     for file, pattern in _CONTAINER_IDS:
         with suppress(OSError):

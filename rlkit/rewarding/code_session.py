@@ -57,6 +57,6 @@ def run_cell(code: str, name: str, names: dict[str, Any]) -> None:
             if value is not None:
                 print(repr(value))
         sys.stdout.flush()
-    except BaseException as error:  # noqa: BLE001 - SystemExit too: it is reported, and the session goes on
+    except BaseException as error:  # noqa: BLE001 - SystemExit too: it is reported, and the session continues
         trace = error.__traceback__.tb_next if error.__traceback__ else None  # without this function
         print("".join(traceback.format_exception(type(error), error, trace)), flush=True)

@@ -84,7 +84,7 @@ def find_group_parent(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup
             return None
         group = groups / line[3:].lstrip("/")
         parent = group if group == groups else group.parent
-        marked = _is_marked(parent)
+        marked = _is_delegated(parent)
         offered = parent / ("cgroup.controllers" if marked else "cgroup.subtree_control")
         # Who moves a process needs the list of processes of the group that its old and its new group have in common.
         writable = os.access(parent, os.W_OK) and os.access(parent / "cgroup.procs", os.W_OK)
@@ -93,7 +93,7 @@ def find_group_parent(groups: Path = GROUPS, own: Path = Path("/proc/self/cgroup
     return None
 
 
-def _is_marked(group: Path) -> bool:
+def _is_delegated(group: Path) -> bool:
     for name in DELEGATED:
         with contextlib.suppress(OSError):
             return os.getxattr(group, name) == b"1"
