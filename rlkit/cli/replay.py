@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -79,6 +81,7 @@ def compute_replay(run: Path, step: int, words: Sequence[str]) -> ReplayedStep:
     composed = compose_recipe([str(run / "recipe.yaml"), *ALONE, *words, f"output_dir={quote(folder)}"], None)
     recipe = read_recipe(composed.config)
     configure_libraries(offline=recipe.offline)
+    _set_threads(run)
     from rlkit.assembly.replay import prepare_folder, replay_step
 
     prepare_folder(run, step, folder, composed.text)
@@ -87,6 +90,15 @@ def compute_replay(run: Path, step: int, words: Sequence[str]) -> ReplayedStep:
     except UserError:
         shutil.rmtree(folder)  # nothing was computed
         raise
+
+
+def _set_threads(run: Path) -> None:
+    """Computes with as many threads as the run did, whatever the environment has: with others, float32 is rounded in another order."""
+    threads = json.loads((run / "environment.json").read_bytes())["hardware"]["threads"]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def describe_replay(replay: ReplayedStep) -> str:

@@ -42,7 +42,13 @@ def collect_environment() -> dict[str, Any]:
         "git": read_git_state(Path(rlkit.__file__).resolve().parents[1]),
         "container": read_container(),
         "platform": platform.platform(),
-        "hardware": {"cpu": _read_cpu(), "cores": _count_cores(), "memory_gib": _read_memory_gib(), "gpus": _list_gpus()},
+        "hardware": {
+            "cpu": _read_cpu(),
+            "cores": _count_cores(),
+            "threads": count_threads(),
+            "memory_gib": _read_memory_gib(),
+            "gpus": _list_gpus(),
+        },
     }
 
 
@@ -114,6 +120,12 @@ def _read_cpu() -> str:
     except OSError:
         model = None
     return model[1] if model else platform.processor() or platform.machine()
+
+
+def count_threads() -> int:
+    """Those that an operation of torch takes on a CPU, in a process that has just begun: rounding depends on their number."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else _count_cores()
 
 
 def _count_cores() -> int:

@@ -1,4 +1,4 @@
-"""The time of a step by phase. Phases do not overlap."""
+"""The time of a step by phase. Phases do not overlap. A checkpoint is written after the row of its step: the next row has its time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from rlkit.runtime import heartbeat
 
 # In the order of a step. Other times (the latency of a reward) are inside a phase or beside it and do not add up.
-PHASES = ("sync", "rollout", "resume", "read", "observe", "update", "evaluation", "checkpoint")
+CHECKPOINT = "checkpoint"
+PHASES = ("sync", "rollout", "resume", "read", "observe", "update", "evaluation", CHECKPOINT)
 
 
 class PhaseTimer:
@@ -18,12 +19,14 @@ class PhaseTimer:
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
         self.phase = ""  # the last one that began
+        self._phases: dict[str, float] = {}
         self.restart()
 
     def restart(self, step: int | None = None) -> None:
         heartbeat.beat(step=step)
         self._start = time.perf_counter()
-        self._phases: dict[str, float] = {}
+        self._written = {name: seconds for name, seconds in self._phases.items() if name == CHECKPOINT}
+        self._phases = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -44,5 +47,5 @@ class PhaseTimer:
         return time.perf_counter() - self._start
 
     def metrics(self) -> dict[str, float]:
-        """time/<phase>, and time/step for the whole step."""
-        return {f"time/{name}": seconds for name, seconds in self._phases.items()} | {"time/step": self.seconds}
+        """time/<phase>, and time/step for the whole step. time/checkpoint: of the one before this step, not a part of time/step."""
+        return {f"time/{name}": seconds for name, seconds in (self._written | self._phases).items()} | {"time/step": self.seconds}

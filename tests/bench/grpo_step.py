@@ -151,7 +151,7 @@ def load_smollm2(folder: Path) -> tuple[Any, Any]:
     from rlkit.engines.gguf_file import convert_gguf
     from rlkit.runtime.model_path import parse_model_path
 
-    file = parse_model_path(compose_config(["recipe=grpo_smollm2", f"model={SMOLLM2}"], None).model.path).file
+    file = parse_model_path(compose_config(["recipe=grpo_smollm2", f"model={SMOLLM2}"], None)["model"]["path"]).file
     assert file is not None
     folder.mkdir()
     convert_gguf(file, folder, torch.float32)

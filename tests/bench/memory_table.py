@@ -1,4 +1,4 @@
-"""The memory table of the README: python -m tests.bench.memory_table"""
+"""The memory table of rlkit/docs/memory.md: python -m tests.bench.memory_table"""
 
 from __future__ import annotations
 

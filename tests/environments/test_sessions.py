@@ -19,7 +19,7 @@ from tests.rewarding import torture_rewards
 from . import torture_environment
 from .conftest import OWN, TORTURE, call, make_client, play, say, texts, turn
 
-TIMEOUT_SECONDS, MEMORY_GIB, LIMIT = 1.0, 0.5, 1000
+TIMEOUT_SECONDS, MEMORY_GIB, LIMIT = 5.0, 0.5, 1000  # no answer takes a second, but the machine may be busy
 NIGHTLY = pytest.mark.nightly(part="faults")
 ANSWERED = {  # what the policy reads; the session goes on in the same worker
     "5 MB": "x" * LIMIT + "\n[cut: the first 1,000 of 5,000,000 characters]",
@@ -45,11 +45,11 @@ ANSWERED = {  # what the policy reads; the session goes on in the same worker
     "own loop": "1.0",
 }
 FATAL = {  # why the episode has no reward
-    "hang deaf": "no answer within 1 s; its worker was killed",
+    "hang deaf": f"no answer within {TIMEOUT_SECONDS:g} s; its worker was killed",
     "hard exit": "its worker process ended itself with exit code 7",
     "leave, die": "its worker process was ended by SIGKILL",
     "close all": "its worker process",
-    "stop": "no answer within 1 s; its worker was killed",
+    "stop": f"no answer within {TIMEOUT_SECONDS:g} s; its worker was killed",
     "other program": "its worker process",
 }
 
@@ -66,10 +66,11 @@ def test_a_tool_that_misbehaves_is_answered_and_leaves_nothing(client: SessionCl
     """One episode does it all: were its worker another one at the end, or changed, `check` would show it."""
     turns = [call("check"), *(call("misbehave", how=how) for how in ANSWERED), call("check"), say("done")]
     answers = play(client, {Key(0, 0, 0): ({}, turns)})[Key(0, 0, 0)]
+    assert isinstance(answers[-1], EpisodeEnd), answers[-1]
     first, *others, last = texts(answers)
     assert [text[: len(expected)] for text, expected in zip(others, ANSWERED.values(), strict=True)] == list(ANSWERED.values())
     assert first == last and first.startswith("clean in ")
-    assert isinstance(answers[-1], EpisodeEnd) and answers[-1].reward == 2.0
+    assert answers[-1].reward == 2.0
 
 
 def test_a_worker_that_dies_takes_its_own_episode_and_no_other(client: SessionClient) -> None:
@@ -79,7 +80,7 @@ def test_a_worker_that_dies_takes_its_own_episode_and_no_other(client: SessionCl
     }
     started = time.monotonic()
     *failed, innocent = play(client, scripts).values()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 4 * TIMEOUT_SECONDS  # the two that hang do so side by side
     for why, answers in zip(FATAL.values(), failed, strict=True):
         assert isinstance(answers[-1], EpisodeFailure) and why in answers[-1].why and len(answers) == 3
     assert isinstance(innocent[-1], EpisodeEnd) and innocent[-1].reward == 2.0

@@ -36,7 +36,7 @@ def test_the_built_in_task_is_learned(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["remax_math", "dapo_math"])
+@pytest.mark.parametrize("recipe", [pytest.param("remax_math", marks=NIGHTLY), "dapo_math"])
 def test_in_eight_steps_the_reward_rises(recipe: str, tmp_path: Path) -> None:
     """The two that sample as no other does: a greedy completion for each prompt, and groups until enough have a signal."""
     quick = ["steps=8", "optim.lr=4e-4", "optim.warmup_steps=2", "optim.schedule=constant", "data.test=null", "checkpoint.every=0"]
