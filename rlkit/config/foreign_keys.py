@@ -22,6 +22,8 @@ ATTENTION = ": chosen by what the machine has"
 MODEL_TEMPLATE = ": the chat template of the model is used; data.template is a Jinja text around a row"
 BOTH_LENGTHS = "max_prompt_tokens and max_completion_tokens"
 MEMORY = "engine.memory: auto chooses what leaves the GPU"
+TOOLS = "environment.path: FILE.py:FUNCTION,FILE.py:FUNCTION, or a class whose methods are tools"
+WORLD = "environment.path: FILE.py:CLASS with reset and step"
 
 TRL = {
     "model_name_or_path": "model.path",
@@ -77,6 +79,9 @@ TRL = {
     "num_ppo_epochs": "passes_per_step",
     "num_mini_batches": "updates_per_step",
     "rloo_k": "samples_per_prompt",
+    "tools": TOOLS,
+    "environment_factory": "environment.path: FILE.py:CLASS, unchanged; several by name",
+    "max_tool_calling_iterations": "environment.max_turns: turns of the policy, one more than rounds of calls",
     "temperature": "sampling.temperature",
     "top_p": "sampling.top_p",
     "top_k": "sampling.top_k",
@@ -160,6 +165,19 @@ VERL_ACTOR = {
     "rollout.enforce_eager": "engine.vllm.enforce_eager",
     "rollout.log_prob_micro_batch_size_per_gpu": BY_TOKENS,
     "rollout.val_kwargs.n": "eval.samples",
+    "rollout.multi_turn.enable": ": an episode has several turns where environment.path is set",
+    "rollout.multi_turn.max_assistant_turns": "environment.max_turns",
+    "rollout.multi_turn.max_user_turns": "environment.max_turns: turns of the policy, one more than answers",
+    "rollout.multi_turn.tool_config_path": TOOLS,
+    "rollout.multi_turn.interaction_config_path": WORLD,
+    "rollout.multi_turn.format": "environment.parser: hermes, or a tool parser of vLLM by its name",
+    "rollout.multi_turn.max_tool_response_length": "environment.max_observation_tokens: tokens, not characters",
+    "rollout.multi_turn.tool_response_truncate_side": ": the end is cut, with a note",
+    "rollout.multi_turn.max_parallel_calls": ": at most 16 calls of a turn are run, in the order written",
+    "rollout.multi_turn.use_inference_chat_template": ": the policy goes on reading the tokens that it wrote",
+    "rollout.multi_turn.tokenization_sanity_check_mode": ": what was sampled is never encoded again",
+    "rollout.agent.num_workers": ": workers start as sessions need them, at most 16 a process",
+    "rollout.agent.agent_loop_config_path": WORLD,
 }
 VERL = {
     "data.train_files": "data.train",
@@ -264,6 +282,7 @@ OPEN_RLHF = {
     "rollout_batch_size": PROMPTS,
     "train_batch_size": UPDATES,
     "micro_train_batch_size": BY_TOKENS,
+    "agent_func_path": WORLD,
     "micro_rollout_batch_size": ": vLLM schedules its own batches",
     "n_samples_per_prompt": "samples_per_prompt",
     "prompt_max_len": "max_prompt_tokens",

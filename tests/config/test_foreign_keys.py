@@ -75,6 +75,14 @@ ANSWERS = {  # a key as it is written, and what it is called here
     "adam_offload": "engine.offload=optimizer",
     "lora_target": "model.lora.targets",
     "quantization_bit": "model.load_in_4bit",
+    "tools": "environment.path",
+    "environment_factory": "environment.path",
+    "max_tool_calling_iterations": "environment.max_turns",
+    "actor_rollout_ref.rollout.multi_turn.max_user_turns": "environment.max_turns",
+    "rollout.multi_turn.max_assistant_turns": "environment.max_turns",
+    "multi_turn.tool_config_path": "environment.path",
+    "actor_rollout_ref.rollout.multi_turn.format": "environment.parser",
+    "agent_func_path": "environment.path",
 }
 
 
