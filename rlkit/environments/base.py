@@ -48,9 +48,11 @@ class EpisodeEnd:
 
 @dataclass(frozen=True)
 class EpisodeFailure:
-    """The session is lost, and its sample has no reward: its worker died, or a call took longer than its timeout. why: in words."""
+    """The session is lost: its worker died, or a call took longer than its timeout. why: in words. own: by a call of this session; False:
+    another session ended the worker, so that this one may be opened again."""
 
     why: str
+    own: bool = True
 
 
 Answer = Opening | Observation | EpisodeEnd | EpisodeFailure

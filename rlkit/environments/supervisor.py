@@ -243,7 +243,8 @@ class SessionTable:
         for session in sorted(slot.sessions & self._places.keys()):
             del self._places[session]
             own = session in slot.in_flight
-            self._send(("answer", session, EpisodeFailure(why if own else f"another episode ended its worker: {why}")))
+            failure = EpisodeFailure(why) if own else EpisodeFailure(f"another episode ended its worker: {why}", own=False)
+            self._send(("answer", session, failure))
         self._open_waiting()
 
     def _check_timeouts(self, now: float) -> None:

@@ -6,6 +6,9 @@ The request of a turn begins with the prompt and all tokens so far. While one ep
 process waits for answers only where the engine has nothing to do. With `lockstep` the next turns begin once all answers are there, so that
 which requests share a batch does not depend on how long an environment takes.
 
+An episode whose session is lost has no reward. Where another episode ended the worker of its session it begins anew instead, with the same
+seeds, so that it does not matter which episodes share a worker.
+
 An episode ends where the environment is done or adds nothing, after max_turns, where a turn was cut at the limit, where the next
 observation does not fit within max_tokens, and where the chat template has no way to go on.
 """
@@ -30,6 +33,7 @@ from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling, Stop
 
 POLL_SECONDS = 1.0  # between two looks at a stop request, while all episodes wait
+BEGINNINGS = 3  # of an episode, at most
 TOGETHER_SECONDS = 0.005  # answers that follow each other so soon go into the engine together
 TOOL_CALLS = "environment/tool_calls"  # a metric, and its name in what is known of a sample beside its reward
 Tools = Sequence[Mapping[str, Any]]
@@ -96,6 +100,7 @@ class Episode:
     stop: Stop = Stop.EOS
     is_sampled: bool = False  # whether the engine has its next turn
     end: EpisodeEnd | EpisodeFailure | None = None
+    beginnings: int = 1
 
     @property
     def turn_key(self) -> Key:
@@ -167,12 +172,15 @@ class EpisodeRollout:
     def _open_sessions(self) -> None:
         limit = self._settings.sessions
         while self._queue and (limit is None or len(self._open) < limit):
-            asked = self._queue.popleft()
-            self._open[asked.key] = episode = Episode(asked)
-            self._wait_for(episode)
-            if self._settings.client:  # a seed of the prompt, not of the sample: the samples of a group begin alike
-                seed = seeds.derive_seed("environment", self._seed, *asked.key.of_prompt)
-                self._settings.client.open(asked.key, asked.row, seed)
+            self._open_session(Episode(self._queue.popleft()))
+
+    def _open_session(self, episode: Episode) -> None:
+        asked = episode.asked
+        self._open[asked.key] = episode
+        self._wait_for(episode)
+        if self._settings.client:  # a seed of the prompt, not of the sample: the samples of a group begin alike
+            seed = seeds.derive_seed("environment", self._seed, *asked.key.of_prompt)
+            self._settings.client.open(asked.key, asked.row, seed)
 
     def _submit_turns(self) -> None:
         if self._settings.lockstep and (self._waiting or self._engine.pending):
@@ -195,6 +203,8 @@ class EpisodeRollout:
         """A turn of the policy, which the environment gets unless it was cut at the limit."""
         ids, before = sample.tokens.tolist(), sample.prompt
         episode.is_sampled = False
+        if isinstance(episode.end, EpisodeFailure) and self._begin_anew(episode, episode.end):
+            return
         episode.add_tokens(ids, sample.rollout_logprobs.tolist(), sample.versions.tolist(), written=True)
         cut = sample.stop is not Stop.EOS
         message = self._settings.reader.read(ids, before, () if cut else episode.tools)
@@ -223,7 +233,15 @@ class EpisodeRollout:
             case EpisodeFailure() if episode.is_sampled:
                 episode.end = answer
             case EpisodeFailure():
-                self._close(episode, answer)
+                if not self._begin_anew(episode, answer):
+                    self._close(episode, answer)
+
+    def _begin_anew(self, episode: Episode, failure: EpisodeFailure) -> bool:
+        """Whether the episode, whose session is lost, has begun again."""
+        if failure.own or episode.beginnings >= BEGINNINGS:
+            return False
+        self._open_session(Episode(episode.asked, beginnings=episode.beginnings + 1))
+        return True
 
     def _begin(self, episode: Episode, opening: Opening) -> None:
         """The first turn. A prompt that cannot be used is a failure of the environment, which has the last word on it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,22 @@ def test_a_worker_that_dies_takes_its_own_episode_and_no_other(client: SessionCl
     assert isinstance(innocent[-1], EpisodeEnd) and innocent[-1].reward == 2.0
     after = play(client, {Key(1, 0, 0): ({}, [call("check")])})[Key(1, 0, 0)]
     assert isinstance(after[-1], EpisodeEnd) and after[-1].reward == 1.0
+
+
+def test_the_failure_of_a_session_says_whether_it_was_its_own(client: SessionClient) -> None:
+    keys = [Key(2, 0, sample) for sample in range(len(FATAL) + 2)]  # one more than workers: the last shares that of the first
+    for key in keys:
+        client.open(key, {}, 0)
+    opened = set[Key]()
+    while len(opened) < len(keys):
+        opened |= {key for key, _ in client.collect(5.0)}
+    client.act(keys[0], call("misbehave", how="hard exit"))
+    failed: dict[Key, Any] = {}
+    while len(failed) < 2:
+        failed |= dict(client.collect(5.0))
+    client.abort()
+    assert {key: failure.own for key, failure in failed.items()} == {keys[0]: True, keys[-1]: False}
+    assert failed[keys[-1]].why == f"another episode ended its worker: {failed[keys[0]].why}"
 
 
 @NIGHTLY

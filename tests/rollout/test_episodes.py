@@ -113,6 +113,31 @@ def test_a_lost_session_takes_no_other_with_it(renderer: Renderer) -> None:
     assert {s.prompt for s in every} == {samples[Key(0, 0, 4)].prompt} and share_prompt([samples[Key(0, 0, 0)]], (1, 2))[0].prompt == (1, 2)
 
 
+def test_an_episode_whose_worker_another_one_ended_begins_anew(renderer: Renderer) -> None:
+    """Before its first turn, while its second is sampled, and instead of its end; its tokens are those of an undisturbed rollout."""
+    whole = run_episodes(renderer, TwinClient(), ask(1, 5))[1]
+    lost, begun = EpisodeFailure("another one", own=False), dict[Key, int]()
+
+    class Dying(TwinClient):
+        def open(self, key: Key, row: Any, seed: int) -> None:
+            begun[key] = begun.get(key, 0) + 1
+            super().open(key, row, seed)
+
+        def act(self, key: Key, message: Any) -> None:
+            super().act(key, message)
+            self._answers += [(key, lost)] * (key.sample == 1 and begun[key] == 1 and self.turns[key] == 1)
+
+    client = Dying(
+        open_=lambda key, row: lost if key.sample in (0, 3) and begun[key] < 3 + key.sample else Opening(tuple(PROMPT), None),
+        end_=lambda key: lost if key.sample == 2 and begun[key] == 1 else EpisodeEnd(1.0, {}),
+    )
+    rollout, samples, _ = run_episodes(renderer, client, ask(1, 5))
+    assert [begun[Key(0, 0, n)] for n in range(5)] == [3, 2, 2, 3, 1]
+    assert [type(rollout.ended[Key(0, 0, n)].end) for n in range(5)] == [EpisodeEnd] * 3 + [EpisodeFailure, EpisodeEnd]
+    for n in (0, 1, 2, 4):
+        assert samples[Key(0, 0, n)].tokens.equal(whole[Key(0, 0, n)].tokens) and samples[Key(0, 0, n)].mask.equal(whole[Key(0, 0, n)].mask)
+
+
 def test_a_prompt_that_is_too_long_is_a_failure_of_its_episode(renderer: Renderer) -> None:
     client = TwinClient(open_=lambda key, row: Opening(say("x" * 300), None))
     rollout, _, engine = run_episodes(renderer, client, ask(1, 1))
