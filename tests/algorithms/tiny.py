@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -146,6 +147,22 @@ class Policy:
                 parameter -= lr * part.view_as(parameter)
                 parameter.grad = None
         return Update(True, float(total.norm()))
+
+
+def episodes_of(rewards: Sequence[Sequence[float | None]], seed: int = 0) -> list[Group]:
+    """Groups as of groups_of, of one to three turns of bytes each, with observations between them that do not count."""
+    random = torch.Generator().manual_seed(seed)
+    groups = []
+    for group in groups_of(rewards, seed):
+        samples = []
+        for n, scored in enumerate(group.samples):
+            turns = torch.randint(1, 9, (n % 3 + 1, 2), generator=random).tolist()  # tokens of a turn, and of what is answered to it
+            mask = torch.tensor([by for turn, answer in turns for by in [True] * turn + [False] * answer][: -turns[-1][1]])
+            tokens = torch.randint(0, 256, (len(mask),), generator=random)
+            places = {"rollout_logprobs": torch.zeros(len(mask)), "versions": torch.zeros(len(mask), dtype=torch.int32)}
+            samples.append(replace(scored, sample=replace(scored.sample, tokens=tokens, mask=mask, **places)))
+        groups.append(replace(group, samples=tuple(samples)))
+    return groups
 
 
 def groups_of(rewards: Sequence[Sequence[float | None]], seed: int = 0) -> list[Group]:

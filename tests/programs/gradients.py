@@ -1,9 +1,9 @@
 """Gradients of one update of every algorithm through DeepSpeed: gradients.py FILE MODEL CREW [STAGE:NAME:WAY ...].
 
 For each ZeRO stage, algorithm and way of cutting the same step up, of all of them or of those named: the gradient of the policy (and of
-PPO's critic), to the precision of float32. `first:step` is the ratio of the first step. The optimizer is plain gradient descent with so
-large a step that the weights after it are the gradient; then the weights are put back. What models said before the update is made up,
-from the sample's key. With CREW ranks sharing each row: some of the algorithms.
+PPO's critic), to the precision of float32. `first:step` is the ratio of the first step, `episodes` GRPO's first update on episodes. The
+optimizer is plain gradient descent with so large a step that the weights after it are the gradient; then the weights are put back. What
+models said before the update is made up, from the sample's key. With CREW ranks sharing each row: some of the algorithms.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rlkit.updates.units import Unit
 from tests.algorithms.shipped import NAMES, algorithm
 from tests.algorithms.test_grpo import REWARDS, shuffled
 from tests.algorithms.test_online import greedily
-from tests.algorithms.tiny import groups_of
+from tests.algorithms.tiny import episodes_of, groups_of
 from tests.backends import deepspeed
 
 STEP = 1e4
@@ -50,6 +50,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 RECIPES = {"dpo": "dpo_math", "kto": "kto_math", "sft": "sft_math", "reward_model": "reward_model"}
 SHARING = ("grpo", "ppo")
+EPISODES = "episodes"
 STAGES = (1, 2, 3)  # 0 is run as 1
 WAYS = {"whole": 10_000, "cut": 30, "shuffled": 40}  # tokens a micro-batch
 
@@ -89,11 +90,13 @@ def one(ranks: Ranks, policy: Any, critic: Any, name: str, way: str, groups: lis
     """The gradient of the update, as one vector."""
     from rlkit.updates.collate import collate
 
-    keys = algorithm(name, **CHANGES[name])
+    keys = algorithm("grpo", correction="none") if name == EPISODES else algorithm(name, **CHANGES[name])
     work = learning(ranks, policy, critic, keys, WAYS[way])
     order = shuffled if way == "shuffled" else list
     _, batch = collate(order(groups[ranks.rank :: ranks.world]), ranks, 1, 0)
-    signals = Signals(said(batch, 1, OLD), said(batch, 2, OLD), said(batch, 3, 0.0) if work.critic else None)
+    signals = Signals()  # of a first update
+    if name != EPISODES:
+        signals = Signals(said(batch, 1, OLD), said(batch, 2, OLD), said(batch, 3, 0.0) if work.critic else None)
     credit, *_ = keys.compute_advantages(batch, signals, keys.init_state(), ranks)
     work.accumulate_gradient(batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(count_units(batch.mask)))
     return torch.cat([moved(ranks, learner) for learner in (policy, *([critic] if work.critic else []))])
@@ -201,6 +204,9 @@ def main(out: Path, model: str, sp_size: int, cells: set[str]) -> None:
         }
         policy = PolicyLearner(model, torch.float32, temperature=1.0, sp_group=sp_group, **settings)
         critic = CriticLearner(model, torch.float32, sp_group=sp_group, **settings)
+        for way in WAYS if cells else ():
+            if wanted(EPISODES, way):
+                seen[stage, EPISODES, way] = one(ranks, policy, critic, EPISODES, way, episodes_of(REWARDS))
         for name in SHARING if sp_group else NAMES:
             for way in ("cut",) if sp_group else WAYS:
                 if wanted(name, way):
