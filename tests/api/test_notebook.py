@@ -72,4 +72,4 @@ def test_a_stopped_run_goes_on_with_the_function_as_it_is_then(tmp_path: Path, m
     assert "STOPPED" in stopped
     assert "RESUMED [60, 2]" in resumed and "REWARDS [3.0, 5.0]" in resumed
     written = "".join(file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".safetensors")
-    assert "python:bonus" in written and "cloudpickle" not in written
+    assert "python:bonus" in written and not re.search(r"cloudpickle(?!-\d)", written)  # but for its version, no pickled function
