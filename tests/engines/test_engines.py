@@ -15,14 +15,17 @@ from rlkit.data.renderer import Renderer
 from rlkit.data.tool_calls import TurnReader
 from rlkit.engines.hf_generate import HFEngine
 from rlkit.engines.learners import PolicyLearner
+from rlkit.engines.loading import load_causal_lm
 from rlkit.engines.vllm import VLLMEngine, patch_adapted_layers
 from rlkit.engines.weight_sync import WeightSync, send_merged
+from rlkit.environments.base import Observation
 from rlkit.errors import RunFailed, UserError
 from rlkit.ops.masking import pad_rows
 from rlkit.runtime.manifest import CheckpointWriter
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Key, Request, Sample, Sampling, Stop
 from tests.backends import deepspeed
+from tests.rollout.episode_twins import TwinClient, WatchedEngine, ask, check_turns, compute_dense, run_episodes, say
 
 TEMPERATURE = 0.7
 CPU = torch.device("cpu")
@@ -40,7 +43,7 @@ def eos(tiny_model: Path) -> frozenset[int]:
 
 @pytest.fixture(scope="module")
 def vllm(tiny_model: Path, policy: PolicyLearner, eos: frozenset[int]) -> VLLMEngine:
-    return VLLMEngine(str(tiny_model), "float32", names=policy.names, max_model_len=96, eos=eos, world=1, sleeps=False, extra={})
+    return VLLMEngine(str(tiny_model), "float32", names=policy.names, max_model_len=256, eos=eos, world=1, sleeps=False, extra={})
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +272,21 @@ def test_requests_with_different_limits_share_a_batch(hf: HFEngine, policy: Poli
 
     together = sample([0, 1, 2, 3])
     assert together == {i: sample([i])[i] for i in range(4)} and len(together[0]) <= 3
+
+
+def test_episodes_of_vllm_are_the_rows_that_transformers_reads(vllm: VLLMEngine, policy: PolicyLearner, tiny_model: Path) -> None:
+    """The cache holds the tokens of earlier turns. 64 episodes of up to three turns; a random model ends one turn in two."""
+    model = load_causal_lm(str(tiny_model), torch.float32, offline=True).eval()
+    vllm.load(((name, tensor) for name, tensor in model.state_dict().items() if name in policy.names), 8)
+    renderer, engine = Renderer(tiny_model, offline=True), WatchedEngine(vllm)
+    client = TwinClient(lambda key, turn, message: Observation(say(f"again {key.sample}"), turn == 3))
+    _, found, _ = run_episodes(renderer, client, ask(16, 4, max_tokens=200), engine)
+    samples = list(found.values())
+    check_turns(samples, engine.sampled)
+    assert len(samples) == 64 and sum(not s.mask.all() for s in samples) > 10 and max(r.key.turn for r in engine.asked) == 2
+    with torch.no_grad():
+        apart = [(compute_dense(model, s) - s.rollout_logprobs)[s.mask].abs().max() for s in samples]
+    assert max(apart) < 1e-4
 
 
 def test_tool_calls_are_read_by_the_parsers_of_vllm(tiny_model: Path) -> None:

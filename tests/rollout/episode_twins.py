@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from rlkit.data.renderer import Renderer
 from rlkit.data.tool_calls import TurnReader
 from rlkit.data.turn_bridge import TurnBridge
-from rlkit.engines.base import make_sample
+from rlkit.engines.base import RolloutEngine, make_sample
 from rlkit.environments.base import Answer, EpisodeEnd, Message, Observation, Opening
 from rlkit.rollout.episodes import EpisodeRequest, EpisodeRollout, EpisodeSettings
 from rlkit.types import Key, Request, Sample, Sampling, Stop
@@ -103,6 +105,45 @@ class ScriptedEngine:
         ids = whole[: request.sampling.max_tokens]
         self.sampled.setdefault(request.key._replace(turn=0), []).extend(ids)
         return make_sample(request, ids, [-0.5] * len(ids), Stop.EOS if ids == whole else Stop.LENGTH, self.version)
+
+
+class WatchedEngine:
+    """A real engine; keeps what it was asked and what it sampled."""
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self._engine, self.asked, self.sampled = engine, list[Request](), list[Sample]()
+
+    @property
+    def pending(self) -> int:
+        return self._engine.pending
+
+    def add(self, request: Request) -> None:
+        self.asked.append(request)
+        self._engine.add(request)
+
+    def advance(self) -> list[Sample]:
+        found = self._engine.advance()
+        self.sampled += found
+        return found
+
+
+def check_turns(samples: Sequence[Sample], sampled: Sequence[Sample]) -> None:
+    """Every request began with the prompt and all tokens so far, and what counts in an episode are the tokens that were sampled."""
+    whole = {s.key: (*s.prompt, *s.tokens.tolist()) for s in samples}
+    counted = dict.fromkeys(whole, 0)
+    for turn in sampled:
+        key = turn.key._replace(turn=0)
+        assert whole[key][: len(turn.prompt) + len(turn.tokens)] == (*turn.prompt, *turn.tokens.tolist())
+        counted[key] += len(turn.tokens)
+    assert {s.key: int(s.mask.sum()) for s in samples} == counted
+
+
+def compute_dense(model: Any, sample: Sample) -> torch.Tensor:
+    """Log-probs [L] of all tokens after the prompt, by transformers alone."""
+    row = torch.tensor([*sample.prompt, *sample.tokens.tolist()])
+    logits = model(input_ids=row[None], use_cache=False).logits[0, len(sample.prompt) - 1 : -1]
+    chosen: torch.Tensor = torch.log_softmax(logits.float(), -1).gather(-1, sample.tokens[:, None])[:, 0]
+    return chosen
 
 
 class Alone:

@@ -27,7 +27,7 @@ from rlkit.errors import RunFailed
 from rlkit.ops.masking import count_units
 from rlkit.rollout.episodes import EpisodeRequest, EpisodeRollout, EpisodeSettings
 from rlkit.runtime.cache import find_cache_folder
-from rlkit.types import Group, Key, Request, Sample, Sampling, ScoredSample, Signals
+from rlkit.types import Group, Key, Sample, Sampling, ScoredSample, Signals
 from rlkit.updates.collate import collate
 from rlkit.updates.lr_schedule import Schedule
 from rlkit.updates.online_update import OnlineUpdater
@@ -36,7 +36,7 @@ from tests.algorithms.tiny import Ranks, together
 from tests.conftest import ROOT, run
 from tests.programs.episode_environments import TwoSums
 from tests.report.test_metrics_page import find_name
-from tests.rollout.episode_twins import Alone, TwinClient
+from tests.rollout.episode_twins import Alone, TwinClient, WatchedEngine, check_turns, compute_dense
 
 CPU = torch.device("cpu")
 PROMPTS, SAMPLES = 16, 4
@@ -60,22 +60,6 @@ class SumsClient(TwinClient):
         return Observation(({"role": "user", "content": text},), done)
 
 
-class WatchedEngine(HFEngine):
-    """Keeps what it was asked and what it sampled."""
-
-    asked: list[Request]
-    sampled: list[Sample]
-
-    def add(self, request: Request) -> None:
-        self.asked.append(request)
-        super().add(request)
-
-    def advance(self) -> list[Sample]:
-        found = super().advance()
-        self.sampled += found
-        return found
-
-
 @pytest.fixture(scope="module")
 def model_folder() -> Path:
     return ensure_model(find_cache_folder())
@@ -85,8 +69,8 @@ def model_folder() -> Path:
 def episodes(model_folder: Path) -> tuple[list[Group], WatchedEngine]:
     """64 episodes of two turns."""
     renderer, rows = Renderer(model_folder, offline=True), build_rows("train", PROMPTS)
-    engine = WatchedEngine(str(model_folder), torch.float32, device=CPU, eos=renderer.eos_ids, pad=renderer.pad_id, offline=True)
-    engine.version, engine.asked, engine.sampled = 0, [], []
+    own = HFEngine(str(model_folder), torch.float32, device=CPU, eos=renderer.eos_ids, pad=renderer.pad_id, offline=True)
+    own.version, engine = 0, WatchedEngine(own)
     settings = EpisodeSettings(SumsClient(rows), renderer, TurnBridge(renderer, 64), TurnReader(renderer, "auto"), 64, 8)
     keys = [Key(row, 0, n) for row in range(PROMPTS) for n in range(SAMPLES)]
     requests = [EpisodeRequest(key, rows[key.prompt], Sampling(max_tokens=160)) for key in keys]
@@ -109,26 +93,12 @@ def list_samples(groups: Sequence[Group]) -> list[Sample]:
     return [s.sample for group in groups for s in group.samples]
 
 
-def compute_dense(model: Any, sample: Sample) -> Tensor:
-    """Log-probs [L] of all tokens after the prompt, by transformers alone."""
-    row = torch.tensor([*sample.prompt, *sample.tokens.tolist()])
-    logits = model(input_ids=row[None], use_cache=False).logits[0, len(sample.prompt) - 1 : -1]
-    chosen: Tensor = torch.log_softmax(logits.float(), -1).gather(-1, sample.tokens[:, None])[:, 0]
-    return chosen
-
-
 def test_every_turn_goes_on_with_what_was_sampled(episodes: Any) -> None:
     groups, engine = episodes
-    samples = {s.key: s for s in list_samples(groups)}
+    samples = list_samples(groups)
     assert len(samples) == 64 and len(engine.asked) == len(engine.sampled) > 100
-    counted = dict.fromkeys(samples, 0)
-    for turn in engine.sampled:
-        key = turn.key._replace(turn=0)
-        whole = (*samples[key].prompt, *samples[key].tokens.tolist())
-        assert whole[: len(turn.prompt) + len(turn.tokens)] == (*turn.prompt, *turn.tokens.tolist())
-        counted[key] += len(turn.tokens)
-    assert {key: int(sample.mask.sum()) for key, sample in samples.items()} == counted
-    assert sum(not sample.mask.all() for sample in samples.values()) > 50
+    check_turns(samples, engine.sampled)
+    assert sum(not sample.mask.all() for sample in samples) > 50
 
 
 def test_the_sampler_s_log_probs_are_those_of_the_whole_row(episodes: Any, model: Any) -> None:
@@ -201,12 +171,20 @@ def test_the_gradient_of_episodes_is_that_of_dense_rows_over_what_was_sampled(ep
     assert float((get_gradient(dense) - wanted).norm() / wanted.norm()) > 1e-2
 
 
-def test_a_run_with_an_environment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=pytest.mark.nightly(part="trainings"))])
+def test_a_run_with_an_environment(engine: str, tmp_path: Path) -> None:
     """Real sessions in their processes, three steps of GRPO, the evaluation, and what is written of it."""
     path = ROOT / "tests" / "programs" / "episode_environments.py"
     words = ["recipe=grpo_math", "rewards=environment", f"environment.path={path}:TwoSums", "environment.max_observation_tokens=64"]
     small = ["steps=2", "prompts_per_step=4", "samples_per_prompt=4", "max_completion_tokens=160", "max_prompt_tokens=64"]
-    words += [*small, "eval.problems=8", "engine.rollout=hf", "checkpoint.every=0", f"output_dir={tmp_path / 'run'}", "report.tokens=all"]
+    words += [
+        *small,
+        "eval.problems=8",
+        f"engine.rollout={engine}",
+        "checkpoint.every=0",
+        f"output_dir={tmp_path / 'run'}",
+        "report.tokens=all",
+    ]
     ended = run(*words)
     assert ended.code == 0, ended.out + ended.err
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
