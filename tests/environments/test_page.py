@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlkit.environments.loading import SHIPPED
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, run
 
 PAGE = (ROOT / "rlkit" / "docs" / "environments.md").read_text()
 CALLS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
@@ -30,6 +31,10 @@ def play_line(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("line", CALLS)
 def test_every_command_runs(line: str, tmp_path: Path) -> None:
+    if line.startswith("python -m rlkit.run"):
+        planned = run(*shlex.split(line)[3:], "dry_run=true", cwd=tmp_path)
+        assert planned.code == 0 and "it answers" in planned.out, planned.err
+        return
     ended = play_line(line, tmp_path)
     assert ended.returncode == 0, ended.stderr
     if "guess number=6" in line:
