@@ -13,6 +13,6 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def sample_seed(seed: int, key: Key) -> int:
-    """The seed of one completion of a run."""
-    return derive_seed("sample", seed, *key)
+def sample_seed(seed: int, key: Key, begun: int = 0) -> int:
+    """The seed of one completion of a run; begun: tokens that it has already, after which another seed goes on."""
+    return derive_seed("continued", seed, *key, begun) if begun else derive_seed("sample", seed, *key)

@@ -58,12 +58,26 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to sample; the seed depends on the key alone, not on the rank or the order."""
+    """One completion to sample, from its beginning or after what an earlier step sampled of it.
+
+    The seed depends on the key and on the number of tokens that it has, not on the rank or the order.
+    """
 
     key: Key
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # of the prompt
     sampling: Sampling
     seed: int
+    begun: Sample | None = None  # what it has; the sample that comes back begins with its tokens, log-probs and versions
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """The tokens after which the next one is sampled."""
+        return self.tokens if self.begun is None else (*self.tokens, *self.begun.tokens.tolist())
+
+    @property
+    def tokens_left(self) -> int:
+        """The most tokens that are still to be sampled."""
+        return self.sampling.max_tokens - (0 if self.begun is None else len(self.begun.tokens))
 
 
 @dataclass(frozen=True, eq=False)

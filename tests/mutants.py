@@ -23,12 +23,13 @@ COPIED = ["rlkit", "recipes", "rewards", "pyproject.toml", "tests/ops", "tests/a
 TESTS = [
     "tests/ops",
     "tests/algorithms",
-    *("tests/test_metrics.py", "tests/test_seeds.py", "tests/rollout/test_collector.py"),
+    *("tests/test_metrics.py", "tests/test_seeds.py", "tests/rollout/test_collector.py", "tests/rollout/test_carry_over.py"),
     *("tests/profiling/test_memory_peak.py", "tests/updates/test_lr_schedule.py", "tests/updates/test_collate.py"),
 ]
 SLOW = "not no_process and not of_a_process"  # start a Python of their own
 ONLINE = [f"tests/algorithms/test_{name}.py" for name in ("online", "grpo", "objective")]
 OFFLINE = ["tests/algorithms/test_offline.py"]
+CARRY_OVER = ["tests/rollout/test_carry_over.py"]
 # The tests that a fault in these meets first, beside those named like the file.
 AIMED = {
     **dict.fromkeys(
@@ -53,6 +54,7 @@ AIMED = {
     **dict.fromkeys(("offline", "offline_update", "reference_cache", "dpo", "kto", "sft", "reward_model"), OFFLINE),
     "surrogate": ["tests/ops/test_policy_losses.py"],
     "returns": ["tests/ops/test_credit.py"],
+    **dict.fromkeys(("collector", "open_groups", "sampler", "base"), CARRY_OVER),
     **dict.fromkeys(("masking", "metrics"), OFFLINE),
 }
 SAID = "said.txt"  # what the tests of the last fault printed, in the copy
@@ -254,13 +256,26 @@ MUTANTS: list[tuple[str, str, str]] = [
         "self.logprob_check.compare(old, batch.rollout_logprobs, batch.own)",
     ),
     ("updates/online_update.py", "lr(count.updates - self.critic_warmup)", "lr(count.updates)"),
-    ("rollout/collector.py", "len(rounds) <= max_refills", "len(rounds) < max_refills"),
+    ("rollout/collector.py", "len(rounds) <= (self.max_refills or 0)", "len(rounds) < (self.max_refills or 1)"),
     ("rollout/filters.py", "in group.samples if s.reward is not None]", "in group.samples]"),
     ("rollout/filters.py", "len(grades) != 1 and ", ""),
-    ("rollout/collector.py", "groups if has_signal(g, self.graded_by)]", "groups]"),
+    ("rollout/collector.py", "has_signal(group, self.graded_by)", "True"),
     ("rollout/collector.py", "-missing * drawn // found", "-missing"),
-    ("rollout/collector.py", "indices[self.prompts_per_step :]", "indices[: -self.prompts_per_step]"),
-    ("rollout/collector.py", "kept, left_out = self.surplus, list[Group]()", "kept, left_out = [], list[Group]()"),
+    ("rollout/collector.py", "indices[: self.prompts_per_step]", "indices[-self.prompts_per_step :]"),
+    ("rollout/collector.py", "kept, left_out = self._shard(self.surplus), list[Group]()", "kept, left_out = [], list[Group]()"),
+    ("rollout/collector.py", "age=g.age + 1", "age=g.age"),
+    ("rollout/collector.py", "[*waiting, *(OpenGroup(index, prompt)", "[*(OpenGroup(index, prompt)"),
+    ("rollout/collector.py", "Quota(wanted, self.carried_lag)", "Quota(wanted, self.carried_lag + 1)"),
+    ("rollout/collector.py", "Quota(wanted, self.carried_lag)", "Quota(wanted + 1, self.carried_lag)"),
+    ("rollout/open_groups.py", "sample.stop is not Stop.ABORTED}", "True}"),
+    ("rollout/open_groups.py", "group.age >= max_age and", "group.age > max_age and"),
+    ("rollout/open_groups.py", "if key in known)", "if key in self.finished)"),
+    ("rollout/sampler.py", "0 if begun is None else len(begun.tokens)", "0"),
+    ("rollout/sampler.py", "of_sample[key], seed, begun)", "of_sample[key], seed)"),
+    ("rollout/sampler.py", "complete >= quota.complete and not waited_for", "complete >= quota.complete"),
+    ("rollout/sampler.py", "if quota is None else progress.list_members(sample.key)", ""),
+    ("engines/base.py", "versions=torch.cat([begun.versions, own.versions])", "versions=torch.cat([own.versions, begun.versions])"),
+    ("types.py", "self.sampling.max_tokens - (0 if self.begun is None else len(self.begun.tokens))", "self.sampling.max_tokens"),
     ("updates/collate.py", "grid[row, place] += reward", "grid[row, place] = reward / 2"),
     ("algorithms/ppo.py", "batch.rewards - turns.sum(-1)", "batch.rewards"),
     ("types.py", "self.mask & (self.lag == 0)", "self.mask & (self.lag == 0).all(-1, keepdim=True)"),

@@ -131,8 +131,9 @@ class Objective(BaseModel):
         if max_lag and self.correction == "none":
             steps = "1 step" if max_lag == 1 else f"{max_lag} steps"
             reasons.append(
-                f"tokens may be up to {steps} older than the policy that learns from them (algorithm.dynamic_sampling keeps surplus), and "
-                "algorithm.correction=none leaves that uncorrected; set algorithm.correction=truncate or mask"
+                f"tokens may be up to {steps} older than the policy that learns from them (rollout.over_ask above 1 and "
+                "algorithm.dynamic_sampling carry samples over), and algorithm.correction=none leaves that uncorrected; set "
+                "algorithm.correction=truncate or mask"
             )
         if self.needs(1).values and not isinstance(self, CriticObjective):
             reasons.append(

@@ -18,6 +18,7 @@ from rlkit.engines.rope import pin_rope
 from rlkit.engines.vllm_startup import explain_rounding
 from rlkit.engines.weight_sync import Send, WeightSync, send_adapter, send_merged, send_to_module
 from rlkit.errors import UserError
+from rlkit.rollout.open_groups import TOKENS_BETWEEN_COUNTS
 from rlkit.runtime.cache import find_cache_folder
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Sampling
@@ -154,7 +155,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
     recipe, ranks, renderer = context.recipe, context.ranks, context.renderer
     context.report.show_phase(f"starting {recipe.engine.rollout}")
     if recipe.engine.rollout == "hf":
-        from rlkit.engines.hf_generate import HFEngine
+        from rlkit.engines.hf_generate import WHOLE, HFEngine
 
         engine = HFEngine(
             context.model_path,
@@ -164,6 +165,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
             pad=renderer.pad_id,
             offline=recipe.offline,
             trust_remote_code=recipe.model.trust_remote_code,
+            tokens_per_advance=TOKENS_BETWEEN_COUNTS if recipe.rollout.carries_over else WHOLE,
         )
         set_computation(recipe, engine.model)
         return engine

@@ -109,6 +109,8 @@ def build_collector(context: BuildContext, sampler: Sampler, train: Stream[Promp
         max_refills=needs.max_refills,
         graded_by="accuracy" if graded else None,
         mask_truncated_completions=recipe.mask_truncated_completions,
+        over_ask=recipe.rollout.over_ask,
+        carried_lag=recipe.max_lag,
     )
 
 

@@ -215,6 +215,7 @@ GROUP_KEYS = {
     "data": "data.train",
     "rewards": "rewards.NAME.path",
     "engine": "engine.rollout",
+    "rollout": "engine.rollout",
 }  # what a value may be meant for
 
 

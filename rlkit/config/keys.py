@@ -24,7 +24,7 @@ TYPES = {"integer": "whole number", "number": "number", "boolean": "true or fals
 LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 UNLIMITED = (LARGEST_COUNT, LARGEST_SEED)  # what no library takes more of
 REQUIRED = "required"
-GROUPS = {"model": "hf", "engine": "colocated"}  # sections whose defaults are in the file of a group
+GROUPS = {"model": "hf", "engine": "colocated", "rollout": "whole_step"}  # sections whose defaults are in the file of a group
 INTRODUCTION = """\
 # Keys
 

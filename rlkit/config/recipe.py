@@ -32,6 +32,7 @@ from rlkit.config.sections import (
     Name,
     OptimSection,
     ReportSection,
+    RolloutSection,
     SamplingSection,
     Section,
     Seed,
@@ -65,6 +66,7 @@ class Recipe(Section):
     )
     mask_truncated_completions: bool = describe_field("true: truncated completions are not trained on; their rewards count in a baseline")
     sampling: SamplingSection | None
+    rollout: RolloutSection
     model: ModelSection
     hardware: HardwareSection
     data: DataSection
@@ -150,6 +152,8 @@ class Recipe(Section):
 
     def _find_offline_conflicts(self) -> list[str]:
         name, reasons = self.algorithm.name, []
+        if self.rollout.carries_over:
+            reasons.append(f"rollout.over_ask={self.rollout.over_ask}: algorithm={name} samples nothing; set it to 1.0")
         if self.environment.path:
             reasons.append(f"environment.path={self.environment.path}: algorithm={name} samples nothing; set it to null")
         if self.mask_truncated_completions:
@@ -167,7 +171,12 @@ class Recipe(Section):
         assert sampling is not None and rewarding is not None and self.samples_per_prompt is not None
         truncated = sampling.top_p < 1.0 or sampling.top_k > 0 or sampling.min_p > 0.0
         needs = self.algorithm.needs(self.updates_per_step)
-        reasons: list[str] = self.algorithm.find_conflicts(truncated, self.samples_per_prompt, int(needs.max_refills is not None))
+        reasons: list[str] = self.algorithm.find_conflicts(truncated, self.samples_per_prompt, self.max_lag)
+        if self.rollout.carries_over and self.environment.path:
+            reasons.append(
+                f"rollout.over_ask={self.rollout.over_ask} carries begun samples to the next step, and a checkpoint cannot hold the open "
+                "sessions of an environment; set rollout.over_ask=1.0"
+            )
         reasons += find_environment_conflicts(self.rewards or {}, self.environment.path is not None)
         if self.environment.path and self.data.chat is False:
             reasons.append(
@@ -181,6 +190,12 @@ class Recipe(Section):
                 "every reward; set samples_per_prompt to at least 2, or rewarding.normalise=none"
             )
         return reasons
+
+    @property
+    def max_lag(self) -> int:
+        """The most steps that a token may be older than the policy that learns from it: carried over, or surplus of dynamic sampling."""
+        surplus = self.algorithm.needs(self.updates_per_step).max_refills is not None
+        return self.rollout.max_lag or 1 if self.rollout.carries_over else int(surplus)
 
     @property
     def all_rewards(self) -> dict[str, RewardSpec]:

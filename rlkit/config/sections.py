@@ -48,6 +48,23 @@ class SamplingSection(Section):
     min_p: Fraction = describe_field("leaves out tokens below this share of the most probable one's probability")
 
 
+class RolloutSection(Section):
+    """How many groups a step asks for; `rollout=carry_over` sets what fits long answers, with a correction for older tokens."""
+
+    over_ask: Annotated[float, Field(strict=True, ge=1.0, le=2.0)] = describe_field(
+        "groups that a step samples, over prompts_per_step; sampling stops once enough are complete, and the others go on in the next step"
+    )
+    max_lag: Count | None = describe_field(
+        "of over_ask above 1: a group that was first asked so many steps ago is waited for, so that no token is older; null: 1",
+        unit="steps",
+    )
+
+    @property
+    def carries_over(self) -> bool:
+        """Whether a step may leave groups for the next one to finish."""
+        return self.over_ask > 1.0
+
+
 class LoraSection(Section):
     rank: Count | None = describe_field("null: all weights are trained; a number: LoRA adapters of that rank")
     alpha: Positive = describe_field("what the adapters add is multiplied by alpha / rank")

@@ -234,6 +234,15 @@ class Stream(Generic[T]):
                 raise UserError(self.rows.describe_empty(self.counts))
         return taken
 
+    def get(self, row: int, draw: int) -> T:
+        """What was taken before. Raises UserError where the row is no longer what it was."""
+        found = self.rows.get(row, draw)
+        if isinstance(found, SkipReason):
+            raise UserError(
+                f"{self.rows.describe_row(row)}: the checkpoint continues a sample of it, and now it cannot be used; put it back"
+            )
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """The position of the stream, for a checkpoint."""
         return {"rows": self._cursor.count, "seed": self._cursor.seed, "digest": self._digest, **vars(self.counts)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ class RolloutEngine(Protocol):
     """Samples completions as a stream: requests are added at any time, samples are returned as they finish."""
 
     version: int | None  # of the weights it holds; None before the first load, when it refuses to sample
+    tokens_per_advance: int  # the most that one call of `advance` adds to a sample
 
     @property
     def pending(self) -> int: ...
@@ -31,7 +32,7 @@ class RolloutEngine(Protocol):
         ...
 
     def abort(self) -> list[Sample]:
-        """Ends all pending requests; returns the tokens that each had so far, with stop ABORTED."""
+        """Ends all pending requests; returns the tokens that each had so far, with stop ABORTED, as a later request can continue them."""
         ...
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
@@ -211,8 +212,8 @@ class BackendFactory(Protocol):
 
 
 def make_sample(request: Request, tokens: list[int], logprobs: list[float], stop: Stop, version: int | None) -> Sample:
-    """A sample from plain lists; its text is filled in by who has the tokenizer, so it is empty here."""
-    return Sample(
+    """A sample from plain lists, after what the request had; its text is filled in by who has the tokenizer, so it is empty here."""
+    own = Sample(
         key=request.key,
         prompt=request.tokens,
         tokens=torch.tensor(tokens, dtype=torch.int64),
@@ -221,6 +222,16 @@ def make_sample(request: Request, tokens: list[int], logprobs: list[float], stop
         versions=torch.full((len(tokens),), -1 if version is None else version, dtype=torch.int32),
         stop=stop,
         text="",
+    )
+    begun = request.begun
+    if begun is None:
+        return own
+    return replace(
+        own,
+        tokens=torch.cat([begun.tokens, own.tokens]),
+        mask=torch.cat([begun.mask, own.mask]),
+        rollout_logprobs=torch.cat([begun.rollout_logprobs, own.rollout_logprobs]),
+        versions=torch.cat([begun.versions, own.versions]),
     )
 
 

@@ -7,7 +7,7 @@ tokens do not depend on the rest of the batch. B requests, P tokens of the longe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,29 @@ from rlkit.engines.loading import load_causal_lm
 from rlkit.errors import RunFailed
 from rlkit.types import Request, Sample, Sampling, Stop
 
+WHOLE = 2**31 - 1  # tokens: every sample to its end
+
+
+@dataclass(eq=False)
+class PartialSample:
+    """A request that is being sampled; tokens and logprobs: those of this engine, after what the request had."""
+
+    request: Request
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        return (*self.request.context, *self.tokens)
+
+    @property
+    def tokens_left(self) -> int:
+        return self.request.tokens_left - len(self.tokens)
+
 
 class HFEngine:
-    """Samples `rows` requests at a time, each to its end."""
+    """Samples `rows` requests at a time, each to its end or by at most tokens_per_advance tokens, whose prefix it then reads again."""
 
     def __init__(
         self,
@@ -34,13 +54,15 @@ class HFEngine:
         offline: bool,
         trust_remote_code: bool = False,
         rows: int = 256,
+        tokens_per_advance: int = WHOLE,
     ) -> None:
         model = load_causal_lm(path, dtype, offline=offline, trust_remote_code=trust_remote_code)
         self.model = model.eval().requires_grad_(False).to(device)
         self.model.config.output_router_logits = False  # which would have it compute the auxiliary loss of a mixture of experts
         self.device, self.eos, self.pad, self.rows = device, eos, pad, rows
         self.version: int | None = None
-        self._waiting: list[Request] = []
+        self.tokens_per_advance = tokens_per_advance
+        self._waiting: list[PartialSample] = []
 
     @property
     def pending(self) -> int:
@@ -49,33 +71,38 @@ class HFEngine:
     def add(self, request: Request) -> None:
         if self.version is None:
             raise RunFailed("the rollout engine was asked to sample before its first weights arrived")
-        self._waiting.append(request)
+        self._waiting.append(PartialSample(request, torch.Generator().manual_seed(request.seed)))
 
     def advance(self) -> list[Sample]:
         if not self._waiting:
             return []
-        kind = replace(self._waiting[0].sampling, max_tokens=1)
-        batch = [r for r in self._waiting if replace(r.sampling, max_tokens=1) == kind][: self.rows]
-        in_batch = {id(r) for r in batch}
-        self._waiting = [r for r in self._waiting if id(r) not in in_batch]
-        return self._generate(batch)
+        kind = replace(self._waiting[0].request.sampling, max_tokens=1)
+        batch = [row for row in self._waiting if replace(row.request.sampling, max_tokens=1) == kind][: self.rows]
+        taken = {id(row) for row in batch}
+        others = [row for row in self._waiting if id(row) not in taken]
+        stops = self._generate(batch)
+        self._waiting = [row for row, stop in zip(batch, stops, strict=True) if stop is None] + others
+        return [self._build_sample(row, stop) for row, stop in zip(batch, stops, strict=True) if stop is not None]
 
     def abort(self) -> list[Sample]:
-        """As of RolloutEngine; a request is sampled to its end within `advance`, so what is pending has no tokens yet."""
-        aborted = [make_sample(r, [], [], Stop.ABORTED, self.version) for r in self._waiting]
+        aborted = [self._build_sample(row, Stop.ABORTED) for row in self._waiting]
         self._waiting = []
         return aborted
 
-    def _generate(self, batch: list[Request]) -> list[Sample]:
+    def _build_sample(self, row: PartialSample, stop: Stop) -> Sample:
+        return make_sample(row.request, row.tokens, row.logprobs, stop, self.version)
+
+    def _generate(self, batch: list[PartialSample]) -> list[Stop | None]:
+        """Adds tokens to the rows; why each ended, None for those that go on."""
         from transformers import GenerationConfig
 
-        limit = max(r.sampling.max_tokens for r in batch)
-        longest = max(len(r.tokens) for r in batch)
+        limit = min(max(row.tokens_left for row in batch), self.tokens_per_advance)
+        longest = max(len(row.context) for row in batch)
         ids = torch.full((len(batch), longest), self.pad)  # [B, P], padded on the left
-        for i, request in enumerate(batch):
-            ids[i, longest - len(request.tokens) :] = torch.tensor(request.tokens)
-        mask = torch.stack([torch.arange(longest) >= longest - len(r.tokens) for r in batch]).long()  # [B, P]
-        sampler = GumbelSampler(batch)
+        for i, row in enumerate(batch):
+            ids[i, longest - len(row.context) :] = torch.tensor(row.context)
+        mask = torch.stack([torch.arange(longest) >= longest - len(row.context) for row in batch]).long()  # [B, P]
+        sampler = GumbelSampler(batch[0].request.sampling, [row.generator for row in batch])
         config = GenerationConfig(
             max_new_tokens=limit, do_sample=False, eos_token_id=sorted(self.eos), pad_token_id=self.pad, use_cache=True
         )
@@ -84,15 +111,16 @@ class HFEngine:
                 input_ids=ids.to(self.device), attention_mask=mask.to(self.device), generation_config=config, logits_processor=[sampler]
             )
         logprobs = torch.stack(sampler.logprobs, dim=1).cpu()  # [B, T, V]
-        return [self._cut_at_eos(request, out[i, longest:].cpu(), logprobs[i]) for i, request in enumerate(batch)]
+        return [self._extend_row(row, out[i, longest:].cpu(), logprobs[i]) for i, row in enumerate(batch)]
 
-    def _cut_at_eos(self, request: Request, row: Tensor, logprobs: Tensor) -> Sample:
-        """row [T], logprobs [T, V]; T is that of the batch, of which a request may want less."""
-        row = row[: request.sampling.max_tokens]
-        ends = [t for t, token in enumerate(row.tolist()) if token in self.eos]
-        tokens = row[: ends[0] + 1] if ends else row
-        chosen = logprobs[: len(tokens)].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)  # [L]
-        return make_sample(request, tokens.tolist(), chosen.tolist(), Stop.EOS if ends else Stop.LENGTH, self.version)
+    def _extend_row(self, row: PartialSample, ids: Tensor, logprobs: Tensor) -> Stop | None:
+        """ids [T], logprobs [T, V]; T is that of the batch, of which a request may want less. Returns why the row ended, if it did."""
+        ids = ids[: row.tokens_left]
+        ends = [t for t, token in enumerate(ids.tolist()) if token in self.eos]
+        tokens = ids[: ends[0] + 1] if ends else ids
+        row.tokens += tokens.tolist()
+        row.logprobs += logprobs[: len(tokens)].gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()  # [L]
+        return Stop.EOS if ends else Stop.LENGTH if not row.tokens_left else None
 
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         own = self.model.state_dict()
@@ -120,9 +148,8 @@ class HFEngine:
 class GumbelSampler:
     """A logits processor: scales and truncates with the request's settings, records the log-probs, then adds each request's own noise."""
 
-    def __init__(self, batch: list[Request]) -> None:
-        self.sampling = batch[0].sampling
-        self.generators = [torch.Generator().manual_seed(r.seed) for r in batch]
+    def __init__(self, sampling: Sampling, generators: list[torch.Generator]) -> None:
+        self.sampling, self.generators = sampling, generators
         self.logprobs: list[Tensor] = []  # [B, V] a token
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:

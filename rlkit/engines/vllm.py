@@ -37,6 +37,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # valid values of max_lora_
 class VLLMEngine:
     """One vLLM engine a process; it starts with dummy weights and samples nothing before the first load."""
 
+    tokens_per_advance = 1
+
     def __init__(
         self,
         path: str,
@@ -103,7 +105,7 @@ class VLLMEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            max_tokens=sampling.max_tokens,
+            max_tokens=request.tokens_left,
             seed=None if sampling.greedy else request.seed,
             logprobs=0,
             detokenize=False,
@@ -111,7 +113,7 @@ class VLLMEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._requests[name] = request
-        self.engine.add_request(name, {"prompt_token_ids": list(request.tokens)}, params, lora_request=self._adapter)
+        self.engine.add_request(name, {"prompt_token_ids": list(request.context)}, params, lora_request=self._adapter)
 
     def advance(self) -> list[Sample]:
         return [self._sample(output) for output in self.engine.step() if output.finished]

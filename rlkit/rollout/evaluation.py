@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from rlkit.metrics import Mean, Metrics, describe_accuracy, mean_of, metric_values
 from rlkit.rollout import records
-from rlkit.rollout.sampler import PromptRequest, Sampler
+from rlkit.rollout.open_groups import PromptRequest
+from rlkit.rollout.sampler import Sampler
 from rlkit.runtime.ranks import Ranks
 from rlkit.types import Group, Sampling, Stop
 

@@ -6,9 +6,12 @@ the order of the prompts, never in that of arrival.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any, Protocol
+
+import torch
 
 from rlkit import seeds
 from rlkit.engines.base import RolloutEngine
@@ -25,38 +28,35 @@ from rlkit.rollout.episodes import (
     share_prompt,
     split_turns,
 )
+from rlkit.rollout.open_groups import (
+    GREEDY,
+    TOKENS_BETWEEN_COUNTS,
+    GroupProgress,
+    OpenGroup,
+    PromptRequest,
+    Quota,
+    RewardInput,
+)
 from rlkit.runtime import heartbeat
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.signals import StopRequest
 from rlkit.types import Group, Key, Request, Sample, Sampling, ScoredSample
 
-GREEDY = -1  # in a key, the sample index of the greedy completion
+
+class Verdict(Enum):
+    """What a count of complete groups decides."""
+
+    CONTINUE = auto()
+    ENOUGH = auto()
+    STOPPED = auto()  # the run was asked to stop
 
 
-class RewardInput(Protocol):
-    """The part of a prompt of the data that rewards get."""
+@dataclass(frozen=True, eq=False)
+class SampledGroups:
+    """What was asked: the complete groups, scored, and those that stay open."""
 
-    @property
-    def prompt(self) -> Any: ...  # messages or text
-
-    @property
-    def answer(self) -> Any: ...  # None: there is none
-
-    @property
-    def columns(self) -> Mapping[str, Any]: ...
-
-
-class PromptRequest(RewardInput, Protocol):
-    """A prompt of the data, with its token ids."""
-
-    @property
-    def row(self) -> int: ...
-
-    @property
-    def draw(self) -> int: ...
-
-    @property
-    def tokens(self) -> tuple[int, ...]: ...
+    complete: list[Group]
+    open: list[OpenGroup]
 
 
 class SampleStream(Protocol):
@@ -94,32 +94,71 @@ class Sampler:
 
         greedy: each group gets the most likely completion too.
         """
-        of_key = {Key(p.row, p.draw, n): p for _, p in prompts for n in [*range(samples), *([GREEDY] if greedy else [])]}
-        of_sample = {key: replace(sampling, temperature=0.0) if key.sample == GREEDY else sampling for key in of_key}
-        source, episodes = self._start(of_key, of_sample)
-        finished: dict[Key, Sample] = {}
-        tokens = 0
-        heartbeat.advance(0, len(of_key), "samples")
-        while source.pending:
-            if self.ranks.any_tp_rank(self.stopping.requested):
-                source.abort()
-                return None
-            for sample in source.advance():
-                finished[sample.key] = self._submit(sample, of_key[sample.key], samples + greedy, episodes.get(sample.key))
-                tokens += int(sample.mask.sum())
-                heartbeat.advance(len(finished), len(of_key), "samples", tokens)
-        rewards = self.ranks.broadcast_tp(self.rewards.collect(list(of_key)) if self.ranks.is_tp_leader else {})
-        turn_weight = self.episodes.turn_weight if self.episodes else 0.0
-        scored = {key: join_reward(finished[key], rewards[key], episodes.get(key), turn_weight) for key in of_key}
-        return [build_group(index, prompt, samples, scored) for index, prompt in prompts]
+        sampled = self.sample([OpenGroup(index, prompt) for index, prompt in prompts], samples, sampling, greedy)
+        return None if sampled is None else sampled.complete
 
-    def _start(self, of_key: Mapping[Key, PromptRequest], of_sample: Mapping[Key, Sampling]) -> tuple[SampleStream, Mapping[Key, Episode]]:
-        """What samples all keys, and the episodes that end in it, of an environment."""
+    def sample(
+        self, groups: Sequence[OpenGroup], samples: int, sampling: Sampling, greedy: bool = False, quota: Quota | None = None
+    ) -> SampledGroups | None:
+        """As `sample_groups`, of groups that may have been begun before. With a quota, a collective call of all ranks, some stay open.
+
+        With a quota the samples of a group are scored once all of them are there: an open group has no scores that a checkpoint would
+        have to hold.
+        """
+        progress = GroupProgress(groups, samples, greedy)
+        source, episodes = self._start(progress, sampling)
+        tokens = 0
+        heartbeat.advance(len(progress.finished), len(progress.group_of), "samples")
+        while (verdict := self._decide(source, progress, quota)) is Verdict.CONTINUE:
+            for sample in self._advance(source, quota):
+                progress.add(sample)
+                for key in [sample.key] if quota is None else progress.list_members(sample.key):
+                    prompt = progress.group_of[key].prompt
+                    progress.finished[key] = self._submit(progress.finished[key], prompt, progress.group_size, episodes.get(key))
+                tokens += int(sample.mask.sum())
+                heartbeat.advance(len(progress.finished), len(progress.group_of), "samples", tokens)
+        if verdict is Verdict.STOPPED:
+            source.abort()
+            return None
+        left = [] if quota is None else progress.list_open(self.engine.abort())
+        complete = progress.list_complete()
+        keys = [key for key in progress.group_of if progress.list_members(key)]
+        rewards = self.ranks.broadcast_tp(self.rewards.collect(keys) if self.ranks.is_tp_leader else {})
+        turn_weight = self.episodes.turn_weight if self.episodes else 0.0
+        scored = {key: join_reward(progress.finished[key], rewards[key], episodes.get(key), turn_weight) for key in keys}
+        return SampledGroups([build_group(g.index, g.prompt, samples, scored) for g in complete], left)
+
+    def _decide(self, source: SampleStream, progress: GroupProgress, quota: Quota | None) -> Verdict:
+        """Whether to go on; with a quota the same on all ranks, by counts, never by time."""
+        if quota is None:
+            if not source.pending:
+                return Verdict.ENOUGH
+            return Verdict.STOPPED if self.ranks.any_tp_rank(self.stopping.requested) else Verdict.CONTINUE
+        own = [len(progress.list_complete()), progress.count_missing(quota.max_age), source.pending] if self.ranks.is_tp_leader else [0] * 3
+        counts = self.ranks.all_reduce_sum(torch.tensor([*own, int(self.stopping.requested)]))
+        complete, waited_for, pending, stopped = counts.tolist()
+        if stopped:
+            return Verdict.STOPPED
+        return Verdict.ENOUGH if not pending or (complete >= quota.complete and not waited_for) else Verdict.CONTINUE
+
+    def _advance(self, source: SampleStream, quota: Quota | None) -> Iterator[Sample]:
+        """The samples that finish before the next decision."""
+        for _ in range(1 if quota is None else max(TOKENS_BETWEEN_COUNTS // self.engine.tokens_per_advance, 1)):
+            if source.pending:
+                yield from source.advance()
+
+    def _start(self, progress: GroupProgress, sampling: Sampling) -> tuple[SampleStream, Mapping[Key, Episode]]:
+        """What samples all that is not finished, and the episodes that end in it, of an environment."""
+        greedy = replace(sampling, temperature=0.0)
+        missing = [(key, group.prompt) for key, group in progress.group_of.items() if key not in progress.finished]
+        of_sample = {key: greedy if key.sample == GREEDY else sampling for key, _ in missing}
         if self.episodes is None:
-            for key, prompt in of_key.items():
-                self.engine.add(Request(key, tuple(prompt.tokens), of_sample[key], seeds.sample_seed(self.seed, key)))
+            for key, prompt in missing:
+                begun = progress.begun.get(key)
+                seed = seeds.sample_seed(self.seed, key, 0 if begun is None else len(begun.tokens))
+                self.engine.add(Request(key, tuple(prompt.tokens), of_sample[key], seed, begun))
             return self.engine, {}
-        requests = [EpisodeRequest(key, build_reward_item(prompt), of_sample[key]) for key, prompt in of_key.items()]
+        requests = [EpisodeRequest(key, build_reward_item(prompt), of_sample[key]) for key, prompt in missing]
         rollout = EpisodeRollout(self.episodes, self.engine, self.ranks, self.seed, requests)
         return rollout, rollout.ended
 

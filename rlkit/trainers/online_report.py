@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from rlkit.engines.logprob_check import COMPARED
@@ -16,7 +15,7 @@ from rlkit.metrics import Metrics, max_over_mask, mean_over_mask, metric_values
 from rlkit.profiling.roofline import PromptLengths, Roofline, compute_ratios
 from rlkit.report import Report
 from rlkit.rollout import records
-from rlkit.rollout.collector import Collector, RolloutBatch
+from rlkit.rollout.collector import Collector, RolloutBatch, list_samples
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.timer import PhaseTimer
 from rlkit.types import Batch, Credit, Group, Key, Sample
@@ -75,6 +74,7 @@ class OnlineReport:
             self.placement.memory(),
             self._count_groups(step, len(left_out)),
             self._measure_lag(step.batch),
+            self._count_carried(),
         )
         self._note_uncompared(step.number, row)
         row |= self._compare_with_roofline(step)
@@ -102,12 +102,11 @@ class OnlineReport:
             self.report.note(
                 f"step {step.number}: {kept} of {wanted} groups have a signal after {refills} refills (algorithm.max_refills); it {what}"
             )
-        surplus = int(self.ranks.all_reduce_sum(torch.tensor(len(self.collector.surplus))))
         return {
             "groups/kept": kept,
             "groups/left_out": left_out,
             "groups/refills": refills,
-            "groups/surplus": surplus,
+            "groups/surplus": len(self.collector.surplus),
             ZERO_STD: left_out / max(kept + left_out, 1),
         }
 
@@ -117,6 +116,17 @@ class OnlineReport:
             return {}
         seen: Metrics = {"lag/mean": mean_over_mask(batch.lag, batch.mask), "lag/max": max_over_mask(batch.lag, batch.mask)}
         return metric_values(self.ranks.merge_metrics(seen))
+
+    def _count_carried(self) -> dict[str, float]:
+        """What waits for the next step: begun groups, and complete ones that it had no place for."""
+        collector = self.collector
+        if not collector.carries:
+            return {}
+        samples = [s for g in collector.open for s in g.samples] + [s for g in collector.surplus for s in list_samples(g)]
+        return {
+            "carried/groups": float(len(collector.open) + len(collector.surplus)),
+            "carried/tokens": float(sum(len(s.tokens) for s in samples)),
+        }
 
     def _note_uncompared(self, step: int, row: Mapping[str, float]) -> None:
         """Notes where nothing in a step showed whether the sampler has the trainer's weights."""
@@ -137,7 +147,9 @@ class OnlineReport:
         policy, critic = step.count.updates >= updater.critic_warmup, updater.critic is not None
         least = {
             "sync": roofline.sync(self.placement.offloaded, self.placement.sent),
-            "rollout": roofline.rollout([[request_lengths(g) for g in groups] for groups in step.rollout.rounds]),
+            "rollout": roofline.rollout(
+                [[part for group in groups for part in list_request_lengths(group, step.number - 1)] for groups in step.rollout.rounds]
+            ),
             "observe": roofline.observe(observed, needs.old_logprobs + needs.reference, critic, count_observed_tokens(samples)),
             "update": roofline.update(learned, policy, critic, count_observed_tokens(active) * updater.passes),
         }
@@ -204,7 +216,13 @@ def count_observed_tokens(samples: Sequence[Sample]) -> int:
     return sum(len(sample.tokens) - records.count_written_tokens(sample) for sample in samples)
 
 
-def request_lengths(group: Group) -> PromptLengths:
-    """Tokens of its prompt, and of each completion, the greedy one too. What an environment wrote is read at once, not token by token."""
-    every = [*group.samples, *([group.greedy] if group.greedy else [])]
-    return len(every[0].sample.prompt), [records.count_written_tokens(s.sample) for s in every]
+def list_request_lengths(samples: Sequence[Sample], version: int) -> list[PromptLengths]:
+    """What the weights of a version read and sampled of a group: the tokens of its prompt, and of each completion.
+
+    What an environment wrote is read at once, not token by token; so is what an earlier step sampled.
+    """
+    own = [int((s.mask & (s.versions == version)).sum()) for s in samples]
+    before = [int((s.versions < version).sum()) for s in samples]
+    if not any(before):
+        return [(len(s.prompt), own) for s in samples[:1]]
+    return [(len(s.prompt) + old, [new]) for s, new, old in zip(samples, own, before, strict=True) if new]

@@ -70,6 +70,11 @@ class Ranks:
     def any_rank(self, flag: bool) -> bool:
         return any(self.gather(flag))
 
+    def broadcast_tp(self, thing: T) -> T:
+        return thing
+
+    any_tp_rank = staticmethod(bool)
+
     def merge_metrics(self, metrics: Metrics) -> Metrics:
         return merge(self.gather(metrics))
 

@@ -55,6 +55,15 @@ def test_long_rows_are_left_out_and_counted(model_folder: Path) -> None:
     assert len(whole) == 16 and stream.counts.too_long in (3, 4) and stream.counts.looked_at - stream.counts.too_long == 16
 
 
+def test_a_prompt_that_was_taken_is_found_again(model_folder: Path) -> None:
+    stream = Stream(prompts(model_folder, table(10, long=(3,))), Cursor(10, seed=0))
+    assert all(stream.get(prompt.row, prompt.draw) == prompt for prompt in stream.take(15))
+    counts = stream.counts
+    with pytest.raises(UserError, match=r"a\.jsonl row 4: the checkpoint continues a sample of it"):
+        stream.get(3, 0)
+    assert stream.counts == counts
+
+
 def test_a_long_row_can_be_cut_at_its_start(model_folder: Path) -> None:
     some, counts = prompts(model_folder, table(3, long=(1,)), on_long="cut").read_all()
     assert [prompt.cut for prompt in some] == [False, True, False]

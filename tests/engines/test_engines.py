@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,51 @@ def test_an_abort_returns_what_each_request_had(vllm: VLLMEngine, hf: HFEngine, 
             assert torch.allclose(part.rollout_logprobs, whole[part.key].rollout_logprobs[:n], atol=1e-5)
             assert part.versions.tolist() == [10] * n
     assert len(asked(vllm, 4, Sampling(max_tokens=8))) == 4
+
+
+@pytest.mark.parametrize("kind", ["vllm", "hf"])
+def test_a_begun_sample_goes_on_under_other_weights(
+    kind: str, request: pytest.FixtureRequest, policy: PolicyLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had stays; the log-probs of what is added are the trainer's after the whole prefix."""
+    engine = request.getfixturevalue(kind)
+    if kind == "hf":
+        monkeypatch.setattr(engine, "tokens_per_advance", 4)
+    sampling = Sampling(temperature=TEMPERATURE, max_tokens=24)
+    requests = [Request(Key(i, 2, 0), tuple(range(40, 43 + i % 3)), sampling, i) for i in range(12)]
+    engine.load(policy.weights(), 30)
+    for asked_first in requests:
+        engine.add(asked_first)
+    early = [sample for _ in range(8 // engine.tokens_per_advance) for sample in engine.advance()]
+    begun = {s.key: s for s in engine.abort()}
+    assert begun and all(4 <= len(s.tokens) <= 8 for s in begun.values()) and len(begun) + len(early) == 12
+    large_update(policy, list(begun.values()), -1.0)
+    engine.load(policy.weights(), 31)
+    for asked_first in requests:
+        if (part := begun.get(asked_first.key)) is not None:
+            engine.add(replace(asked_first, seed=900, begun=part))
+    samples = []
+    while engine.pending:
+        samples += engine.advance()
+    apart = (trained(policy, samples) - said(samples)).abs()  # [B, T]
+    for sample, row in zip(samples, apart, strict=True):
+        had, n = begun[sample.key], len(begun[sample.key].tokens)
+        assert sample.prompt == had.prompt and n < len(sample.tokens) <= 24 and sample.stop is not Stop.ABORTED
+        for name in ("tokens", "rollout_logprobs", "versions"):
+            assert torch.equal(getattr(sample, name)[:n], getattr(had, name))
+        assert sample.versions.tolist() == [30] * n + [31] * (len(sample.tokens) - n) and bool(sample.mask.all())
+        assert row[n:].max() < 1e-4
+    assert len(samples) == len(begun) and apart.max() > 0.01  # the beginnings are of other weights
+
+
+def test_a_sample_that_is_drawn_in_pieces_is_the_same(hf: HFEngine, policy: PolicyLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf.load(policy.weights(), 32)
+    sampling = Sampling(max_tokens=24)
+    whole = asked(hf, 12, sampling, 40)
+    monkeypatch.setattr(hf, "tokens_per_advance", 5)
+    for ours, theirs in zip(asked(hf, 12, sampling, 40), whole, strict=True):
+        assert ours.tokens.tolist() == theirs.tokens.tolist() and ours.stop is theirs.stop
+        assert torch.allclose(ours.rollout_logprobs, theirs.rollout_logprobs, atol=1e-5)
 
 
 def test_a_checkpoint_goes_on_to_the_last_bit(policy: PolicyLearner, hf: HFEngine, tmp_path: Path) -> None:

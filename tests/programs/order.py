@@ -17,13 +17,15 @@ from rlkit.config import recipe
 from rlkit.config.compose import compose_config
 from rlkit.data.renderer import Renderer
 from rlkit.rollout.collector import Collector
+from rlkit.rollout.open_groups import OpenGroup
+from rlkit.rollout.sampler import SampledGroups
 from rlkit.runtime.ranks import Ranks
-from rlkit.types import Sampling
+from rlkit.types import Group, Sampling
 
 
 class StubSampler:
-    def sample_groups(self, prompts: Sequence[Any], *rest: Any) -> Any:
-        return prompts
+    def sample(self, groups: Sequence[OpenGroup], *rest: Any) -> SampledGroups:
+        return SampledGroups([Group(g.index, (), None, [g.prompt.row, g.prompt.draw]) for g in groups], [])
 
 
 told = recipe.read_recipe(compose_config(sys.argv[2:], None))
@@ -35,8 +37,8 @@ steps = []
 for _ in range(told.steps or 0):
     taken = collector.take()
     assert taken is not None
-    everyone = sorted(place for mine in ranks.gather(taken.groups) for place in mine)
-    steps.append([[prompt.row, prompt.draw] for _, prompt in everyone])
+    everyone = sorted((group for mine in ranks.gather(taken.groups) for group in mine), key=lambda group: group.index)
+    steps.append([group.answer for group in everyone])
 if ranks.main:
     Path(sys.argv[1]).write_text(json.dumps(steps))
 run.exit_process(0)

@@ -14,7 +14,9 @@ import torch
 from rlkit.errors import RunFailed
 from rlkit.rollout.collector import Collector
 from rlkit.rollout.filters import has_signal
+from rlkit.rollout.open_groups import OpenGroup
 from rlkit.rollout.records import summarize_groups
+from rlkit.rollout.sampler import SampledGroups
 from rlkit.rollout.serialization import group_from_json, group_to_json
 from rlkit.types import Group, Key, Sample, Sampling, ScoredSample, Stop
 from rlkit.updates.collate import collate
@@ -47,9 +49,10 @@ class StubSampler:
     version: int = 0
     asked: list[int] = field(default_factory=list)
 
-    def sample_groups(self, prompts: Sequence[tuple[int, int]], samples: int, sampling: Sampling, greedy: bool) -> list[Group]:
-        self.asked += [row for _, row in prompts]
-        return [self.group(number, row) for number, row in prompts]
+    def sample(self, groups: Sequence[OpenGroup], samples: int, sampling: Sampling, greedy: bool, quota: None) -> SampledGroups:
+        rows: list[Any] = [group.prompt for group in groups]
+        self.asked += rows
+        return SampledGroups([self.group(group.index, row) for group, row in zip(groups, rows, strict=True)], [])
 
     def group(self, number: int, row: int) -> Group:
         kind = self.pattern[row % len(self.pattern)]
@@ -197,8 +200,8 @@ def ending(groups: list[Group], tokens: int) -> list[Group]:
 
 @dataclass
 class CutSampler(StubSampler):
-    def sample_groups(self, *asked: Any) -> list[Group]:
-        return ending(super().sample_groups(*asked), 3)
+    def sample(self, *asked: Any) -> SampledGroups:
+        return SampledGroups(ending(super().sample(*asked).complete, 3), [])
 
 
 @pytest.mark.parametrize("masks", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from rlkit.assembly import online as assembly
+from rlkit.engines.base import make_sample
 from rlkit.engines.logprob_check import LogprobCheck
 from rlkit.errors import RunFailed
 from rlkit.metrics import metric_values
-from rlkit.trainers.online_report import OnlineReport, StepRecord, join_metrics
+from rlkit.trainers.online_report import OnlineReport, StepRecord, join_metrics, list_request_lengths
+from rlkit.types import Key, Request, Sample, Sampling, Stop
 from tests.algorithms.tiny import Ranks, together
 from tests.config.test_recipe import composed
 
@@ -86,6 +89,18 @@ def test_the_age_of_the_tokens_of_a_step_is_that_of_all_ranks(world: int) -> Non
 
     assert together(world, lambda ranks: work(ranks, 2)) == [{"lag/mean": 1.0, "lag/max": 2.0}] * world
     assert together(world, lambda ranks: work(ranks, 0)) == [{}] * world  # a recipe that has no lag has no such row
+
+
+def test_a_rollout_is_compared_with_what_its_own_weights_sampled() -> None:
+    """Of a prompt of two tokens: three samples of this step, and a group of which one has five tokens of an earlier step, one all."""
+
+    def of(*versions: int) -> Sample:
+        request = Request(Key(0, 0, 0), (7, 8), Sampling(), 0)
+        sample = make_sample(request, [1] * len(versions), [0.0] * len(versions), Stop.EOS, 0)
+        return replace(sample, versions=torch.tensor(versions, dtype=torch.int32))
+
+    assert list_request_lengths([of(3), of(3, 3), of(3, 3, 3)], 3) == [(2, [1, 2, 3])]
+    assert list_request_lengths([of(1, 1, 2, 2, 2, 3, 3), of(3), of(2, 2)], 3) == [(7, [2]), (2, [1])]
 
 
 def test_an_unusual_difference_is_one_warning_and_a_large_one_the_end() -> None:
