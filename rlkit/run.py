@@ -130,11 +130,11 @@ def dispatch(arguments: list[str], started: Callable[[Path], None] = ignore_fold
         return EXIT_DONE
     machine.check_gpu(recipe)
     if recipe.dry_run:
-        from rlkit.assembly.base_model import check_models
         from rlkit.assembly.disk import describe_disk
         from rlkit.assembly.dry_run import describe_dry_run
+        from rlkit.assembly.teacher import check_files
 
-        check_models(recipe)
+        check_files(recipe)
         for label, value in [*plan.describe_plan(recipe), *describe_disk(recipe), *describe_dry_run(recipe)]:
             print(f"{label + ':':<14} {redact_message(value)}")
         plan.check_memory(recipe)

@@ -145,6 +145,7 @@ class Signals:
     old_logprobs: Tensor | None = None  # [B, T] float32
     ref_logprobs: Tensor | None = None  # [B, T] float32
     values: Tensor | None = None  # [B, T] float32
+    teacher_logprobs: Tensor | None = None  # [B, T] float32
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from rlkit.algorithms.grpo import GRPO
 from rlkit.algorithms.kto import KTO
 from rlkit.algorithms.objective import CriticObjective, GroupObjective, Objective
 from rlkit.algorithms.offline import OfflineAlgorithm, OfflineObjective
+from rlkit.algorithms.opd import OPD
 from rlkit.algorithms.ppo import PPO
 from rlkit.algorithms.reinforce_pp import ReinforcePP, ReinforcePPBaseline
 from rlkit.algorithms.remax import ReMax
@@ -22,6 +23,7 @@ ALGORITHMS: dict[str, type[Objective]] = {
     "reinforce_pp": ReinforcePP,
     "reinforce_pp_baseline": ReinforcePPBaseline,
     "ppo": PPO,
+    "opd": OPD,
 }
 
 OFFLINE: dict[str, type[OfflineObjective]] = {

@@ -35,6 +35,8 @@ class Needs:
     reference: bool = False
     greedy: bool = False  # a greedy completion of each prompt, its reward in Batch.baseline
     values: bool = False  # a critic
+    teacher: bool = False  # log-probs by model.teacher
+    rewards: bool = True  # False: it learns without any, too
     max_refills: int | None = None  # rounds that replace groups without signal by other prompts; None: every group is kept
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from rlkit.assembly import machine, plan
-from rlkit.assembly.base_model import build_renderer, check_models, find_dtype, locate_model, replace_path
+from rlkit.assembly.base_model import build_renderer, find_dtype, locate_model, replace_path
 from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, choose_kind, count_steps, open_sources
 from rlkit.assembly.disk import DISK, describe_disk
@@ -22,8 +22,11 @@ from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
 from rlkit.assembly.rewards import build_reward_settings, list_in_process_rewards
 from rlkit.assembly.run_folder import choose_folder
+from rlkit.assembly.teacher import check_files, open_teacher
 from rlkit.config.network import parse_address
 from rlkit.config.recipe import Recipe
+from rlkit.data.stream import Prompt, Stream
+from rlkit.environments.client import SessionClient
 from rlkit.errors import RunFailed
 from rlkit.report import EarlyHeader, Report
 from rlkit.report.signing import load_signer
@@ -49,7 +52,7 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
     stopping.install()
     heartbeat.start_heartbeat()
     with ExitStack() as stack:
-        check_models(recipe)
+        check_files(recipe)
         plan.check_memory(recipe)  # before the processes meet: none has taken memory yet
         ranks = Ranks(recipe.engine.tensor_parallel, recipe.engine.sequence_parallel)
         plan.describe_sandbox(recipe)  # refused before anything is written or started
@@ -67,7 +70,8 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
             plan.check_memory(recipe)  # of a file in GGUF the shape is known now
         renderer = build_renderer(recipe, model_path)
         header.show_phase("reading the model's files")
-        record = record_models(recipe, model, folder, ranks)
+        teacher = open_teacher(recipe, renderer, ranks)
+        record = record_models(recipe, model, teacher, folder, ranks)
         header.show_phase("reading rows")
         train, test, note = build_datasets(recipe, renderer, choose_kind(recipe), sources)
         recipe = count_steps(recipe, len(train.rows))
@@ -76,20 +80,31 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, go_on(recipe, folder, ranks), text, header))
         begin_report(report, text, record, identify_inputs(recipe, text, sources, record) if ranks.main else {}, note)
         heartbeat.beat("loading")
-        context = BuildContext(recipe, ranks, folder, model_path, renderer, report, PhaseTimer(report.show_phase), stopping)
-        if rewards is None:
-            run = build_offline(context, train, test)
-        else:
-            rewards.warn, rewards.steps = report.warn, require(recipe.steps)
-            run = build_online(context, rewards, build_episodes(recipe, renderer, environment, ranks), train, test, stack)
-            for line in rewards.describe_ignored_columns(train.rows.list_columns().union(*(prompt.columns for prompt in test))):
-                report.warn(line)
+        context = BuildContext(recipe, ranks, folder, model_path, renderer, report, PhaseTimer(report.show_phase), stopping, teacher)
+        run = build_offline(context, train, test) if rewards is None else build_sampling(context, rewards, environment, train, test, stack)
         try:
             yield run
         except (RuntimeError, MemoryError) as error:
             if not micro_batch_fit.is_out_of_memory(error):
                 raise
             raise RunFailed(explain_memory(context, run, sampling=rewards is not None)) from error
+
+
+def build_sampling(
+    context: BuildContext,
+    rewards: RewardClient,
+    environment: SessionClient | None,
+    train: Stream[Prompt],
+    test: list[Prompt],
+    stack: ExitStack,
+) -> Run:
+    """The run of an algorithm that samples."""
+    recipe = context.recipe
+    rewards.warn, rewards.steps = context.report.warn, require(recipe.steps)
+    run = build_online(context, rewards, build_episodes(recipe, context.renderer, environment, context.ranks), train, test, stack)
+    for line in rewards.describe_ignored_columns(train.rows.list_columns().union(*(prompt.columns for prompt in test))):
+        context.report.warn(line)
+    return run
 
 
 def start_rewards(recipe: Recipe, ranks: Ranks, folder: Path) -> RewardClient:

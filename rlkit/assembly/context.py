@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from rlkit.assembly.base_model import find_dtype
+from rlkit.assembly.teacher import LocatedTeacher
 from rlkit.config.recipe import Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.report import Report
@@ -29,6 +30,7 @@ class BuildContext:
     report: Report
     timer: PhaseTimer
     stopping: StopRequest
+    teacher: LocatedTeacher | None = None
 
     @property
     def dtype(self) -> torch.dtype:

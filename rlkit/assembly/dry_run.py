@@ -16,6 +16,7 @@ from rlkit.assembly.data_view import TextView, find_renderer
 from rlkit.assembly.datasets import choose_kind, open_sources
 from rlkit.assembly.environment import describe_loaded
 from rlkit.assembly.rewards import list_in_process_rewards
+from rlkit.assembly.teacher import compare_folders
 from rlkit.config.recipe import Recipe
 from rlkit.data.columns import RowReader
 from rlkit.data.rows import show
@@ -35,6 +36,8 @@ def describe_dry_run(recipe: Recipe) -> list[tuple[str, str]]:
     load_signer(recipe.report.audit_key, Path(recipe.output_dir or "runs"))
     check_rewards(recipe)
     readers = open_sources(recipe, choose_kind(recipe), without_hub=True)
+    if recipe.model.teacher.path and (renderer := find_renderer(recipe)):
+        compare_folders(recipe, renderer)
     found = [*describe_rows(readers), *describe_prompt(recipe, readers["train"])]
     loaded = describe_loaded(recipe, find_renderer(recipe)) if recipe.environment.path else []
     return [*found, *loaded, *describe_time(recipe)]

@@ -1,6 +1,6 @@
 """Which models a run began with, file by file, so that a resume and an export notice another one.
 
-A checkpoint holds what was trained. Everything else comes from model.path again: the weights under adapters, those of a reference, buffers,
+A checkpoint holds what was trained. Everything else is read again: the weights under adapters, those of a reference or a teacher, buffers,
 config.json, the tokenizer. So all files of a model that are read are compared by their digests, of a model of the hub its commit.
 """
 
@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from rlkit.assembly.base_model import LocatedModel, find_commit
 from rlkit.assembly.model_files import TOKENIZERS, list_weight_files
+from rlkit.assembly.teacher import TEACHER, LocatedTeacher
 from rlkit.config.recipe import Recipe
 from rlkit.errors import UserError, list_some
 from rlkit.runtime.cache import find_cache_folder
@@ -32,7 +33,7 @@ LARGE = 4 * 2**30  # bytes that are announced before they are read
 Record = Mapping[str, Mapping[str, str]]  # by key of the recipe: the digest of each file, or the commit
 
 
-def record_models(recipe: Recipe, model: LocatedModel, folder: Path, ranks: Ranks) -> Record:
+def record_models(recipe: Recipe, model: LocatedModel, teacher: LocatedTeacher | None, folder: Path, ranks: Ranks) -> Record:
     """What the run in `folder` begins with, on the rank that is main; empty on others.
 
     Raises UserError, on all ranks, where the run has a checkpoint and began with something else.
@@ -41,7 +42,7 @@ def record_models(recipe: Recipe, model: LocatedModel, folder: Path, ranks: Rank
     refusal = None
     if ranks.main:
         try:
-            found = identify_models(recipe, model)
+            found = identify_models(recipe, model, teacher)
             if any((folder / CHECKPOINTS).glob("step-*")):
                 check_record(folder, found, "put this back, or choose another output_dir")
         except UserError as error:
@@ -74,23 +75,27 @@ def explain_change(key: str, before: Mapping[str, str], now: Mapping[str, str]) 
     return f"{list_some(changed)} of {key} changed"
 
 
-def identify_models(recipe: Recipe, model: LocatedModel) -> Record:
-    """Of the recipe's model and its reward models. Raises UserError where one of the hub cannot be found."""
+def identify_models(recipe: Recipe, model: LocatedModel, teacher: LocatedTeacher | None) -> Record:
+    """Of the recipe's model, its teacher and its reward models. Raises UserError where one of the hub cannot be found."""
     found = {MODEL: identify_model(recipe, model)}
+    if teacher:
+        found["model.teacher"] = teacher.version or hash_or_find(teacher.path, f"{TEACHER} {teacher.path}", recipe.offline)
     for name, reward in (recipe.rewards or {}).items():
         if reward.path == "reward_model":
             path, what = str(reward.args["model"]), f"rewards.{name}: the reward model {reward.args['model']}"
-            folder = Path(path).expanduser()
-            found[f"rewards.{name}"] = hash_model(folder) if folder.is_dir() else {COMMIT: find_commit(path, what, recipe.offline)}
+            found[f"rewards.{name}"] = hash_or_find(path, what, recipe.offline)
     return found
 
 
 def identify_model(recipe: Recipe, model: LocatedModel) -> Mapping[str, str]:
     """Of the recipe's model, as `locate_model` found it."""
-    if model.version:
-        return model.version
-    folder = Path(model.path).expanduser()
-    return hash_model(folder) if folder.is_dir() else {COMMIT: find_commit(model.path, f"model.path {model.path}", recipe.offline)}
+    return model.version or hash_or_find(model.path, f"model.path {model.path}", recipe.offline)
+
+
+def hash_or_find(path: str, what: str, offline: bool) -> Mapping[str, str]:
+    """The digests of a folder, or the commit of a name of the hub; `what`: its name in messages. Raises UserError."""
+    folder = Path(path).expanduser()
+    return hash_model(folder) if folder.is_dir() else {COMMIT: find_commit(path, what, offline)}
 
 
 def hash_model(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The models and engines of a run: policy, critic, reference, rollout engine, and the placement in which they share a device."""
+"""The models and engines of a run: policy, critic, reference, teacher, rollout engine, and the placement in which they share a device."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from rlkit.assembly import plan
 from rlkit.assembly.base_model import build_lora, load_model_config
 from rlkit.assembly.context import BuildContext, require
+from rlkit.assembly.teacher import TEACHER, load_teacher_config, must_be_here
 from rlkit.config.recipe import Recipe
 from rlkit.engines.base import BackendFactory, Offloadable, RolloutEngine
 from rlkit.engines.logprob_check import LogprobCheck
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # these import transformers or deepspeed, which a dry run doe
     from rlkit.engines.learners import CriticLearner, PolicyLearner, RewardModelLearner
     from rlkit.engines.reference import BaseOfPolicy, ReferenceModel
     from rlkit.engines.sequence_parallel import SequenceParallelGroup
+    from rlkit.engines.teacher_server import TeacherServer
 
 SENDS: dict[str, Send] = {"merged": send_merged, "adapter": send_adapter, "hf": send_to_module}
 MISMATCH_LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # mean |difference of log-probs|, nats
@@ -82,18 +85,18 @@ def build_policy(context: BuildContext) -> PolicyLearner:
     if policy.adapters and recipe.checkpoint.export == "adapter":
         policy.adapters.check_files()
     set_computation(recipe, policy.model)
-    verify_weights(context, policy)
+    verify_weights(context, f"model.path {context.model_path}", policy.model, policy.backend.module, policy.sp_group)
     return policy
 
 
-def certify_model(context: BuildContext, kind: str) -> None:
-    """Raises UserError where models of this configuration are not trained exactly."""
+def certify_model(context: BuildContext, kind: str, config: Any = None, where: str | None = None) -> None:
+    """Raises UserError where models of this configuration, the policy's without one, are not computed exactly."""
     from rlkit.engines.certificate import certify
 
     certify(
-        load_model_config(context.recipe, context.model_path),
+        config or load_model_config(context.recipe, context.model_path),
         kind,
-        where=f"model.path {context.model_path}",
+        where=where or f"model.path {context.model_path}",
         cache=find_cache_folder() / "certificates",
         checkpoint_every=context.recipe.engine.gradient_checkpointing,
         device=context.ranks.device,
@@ -101,16 +104,16 @@ def certify_model(context: BuildContext, kind: str) -> None:
     )
 
 
-def verify_weights(context: BuildContext, policy: PolicyLearner) -> None:
-    """Raises UserError where the policy with its own weights is not the model that transformers loads."""
+def verify_weights(context: BuildContext, where: str, model: Any, scorer: nn.Module, sp_group: SequenceParallelGroup | None) -> None:
+    """Raises UserError where a model with its own weights is, in its scorer, not the one that transformers loads."""
     from rlkit.engines.certificate import WEIGHTS_LIMIT, compare_weights
 
-    difference = compare_weights(policy.model, policy.backend.module, policy.device, policy.sp_group)
+    difference = compare_weights(model, scorer, context.ranks.device, sp_group)
     limit = WEIGHTS_LIMIT[context.dtype]
     if context.ranks.any_rank(not difference <= limit):
         raise UserError(
-            f"model.path {context.model_path}: log-probs of two short samples, packed, differ by {difference:.2g} in the mean from those "
-            f"of transformers, and at most {limit:.2g} is taken for rounding; choose another model.path or model.dtype=float32"
+            f"{where}: log-probs of two short samples, packed, differ by {difference:.2g} in the mean from those "
+            f"of transformers, and at most {limit:.2g} is taken for rounding; choose another model or model.dtype=float32"
         )
 
 
@@ -222,6 +225,31 @@ def build_reference(context: BuildContext, policy: PolicyLearner) -> ReferenceMo
     )
     set_computation(recipe, reference.scorer.model)
     return reference
+
+
+def build_teacher(context: BuildContext) -> ReferenceModel | TeacherServer:
+    """A frozen model that was shown to be computed exactly, or the server that has one."""
+    from rlkit.engines.reference import ReferenceModel
+
+    recipe, ranks, found = context.recipe, context.ranks, require(context.teacher)
+    if found.server is not None:
+        return found.server
+    context.report.show_phase("loading teacher")
+    where = f"{TEACHER} {found.path}"
+    certify_model(context, "causal language model", load_teacher_config(recipe, found.path), where)
+    teacher = ReferenceModel(
+        found.path,
+        context.dtype,
+        temperature=require(recipe.sampling).temperature,
+        device=ranks.device,
+        offline=must_be_here(recipe, found.path),
+        trust_remote_code=recipe.model.trust_remote_code,
+        sp_group=build_sp_group(ranks),
+        what=TEACHER,
+    )
+    set_computation(recipe, teacher.scorer.model)
+    verify_weights(context, where, teacher.scorer.model, teacher.scorer, teacher.sp_group)
+    return teacher
 
 
 def build_logprob_check(context: BuildContext, sampling: Sampling) -> LogprobCheck:

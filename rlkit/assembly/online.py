@@ -9,7 +9,15 @@ from functools import partial
 from rlkit.assembly import plan
 from rlkit.assembly.common import build_roofline, build_schedule, build_trainer_run, fit_micro_batch
 from rlkit.assembly.context import BuildContext, require
-from rlkit.assembly.models import build_critic, build_engine, build_logprob_check, build_placement, build_policy, build_reference
+from rlkit.assembly.models import (
+    build_critic,
+    build_engine,
+    build_logprob_check,
+    build_placement,
+    build_policy,
+    build_reference,
+    build_teacher,
+)
 from rlkit.assembly.rewards import load_reward_models
 from rlkit.data.stream import Prompt, Stream
 from rlkit.engines.base import Critic, Policy, Scores
@@ -44,10 +52,11 @@ def build_online(
     stack.callback(engine.close)
     needs = recipe.algorithm.needs(recipe.updates_per_step)
     reference = build_reference(context, policy) if needs.reference else None
+    teacher = build_teacher(context) if needs.teacher else None
     critic = build_critic(context) if needs.values else None
     sampling = Sampling(**require(recipe.sampling).model_dump(), max_tokens=recipe.max_completion_tokens)
-    updater = build_updater(context, policy, reference, critic, sampling)
-    placement = build_placement(context, policy, engine, (reference, critic))
+    updater = replace(build_updater(context, policy, reference, critic, sampling), teacher=teacher)
+    placement = build_placement(context, policy, engine, (reference, teacher, critic))
     learners = [policy, *([critic] if critic else [])]
     with placement.train():
         updater = replace(updater, tokens_per_micro_batch=fit_micro_batch(context, learners))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rlkit.assembly.capacity import explain_gpu_excess, explain_host_excess, explain_offload_excess, format_gib
 from rlkit.assembly.model_files import CAUSAL_LM, CLASSIFIER, find_own_code
-from rlkit.assembly.shapes import find_folder, find_shape
+from rlkit.assembly.shapes import find_folder, find_shape, find_shape_of_path
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
 from rlkit.errors import UserError
@@ -20,6 +20,7 @@ from rlkit.rewarding.code_packages import find_packages
 from rlkit.rewarding.sandbox import SandboxUnavailable, choose_sandbox
 from rlkit.rewarding.spec import TRUST
 from rlkit.runtime.hardware import count_gpus, count_visible_gpus, gpu_memory, host_memory, resident_memory
+from rlkit.runtime.redaction import redact_message
 
 NO_TEST = "none (data.test is not set: evaluation is off)"
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -40,6 +41,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
     return [
         ("recipe", f"{recipe.recipe}, seed {recipe.seed}"),
         ("model", describe_model(recipe)),
+        *describe_teacher(recipe),
         *describe_own_code(recipe),
         ("data", f"{describe_sources(recipe.data.train)}; held out: {describe_sources(test) if test else NO_TEST}"),
         *([("rewards", ", ".join(f"{name} ({text})" for name, text in rewards))] if rewards else []),
@@ -123,6 +125,17 @@ def describe_model(recipe: Recipe) -> str:
     return f"{recipe.model.path}{describe_size(shape) if shape else ''}{describe_adapters(recipe, shape)}, {recipe.model.dtype}"
 
 
+def describe_teacher(recipe: Recipe) -> list[tuple[str, str]]:
+    """Empty without one."""
+    teacher = recipe.model.teacher
+    if teacher.url:
+        return [("teacher", f"the model at {redact_message(teacher.url)}, which is asked at the start of a run")]
+    if teacher.path is None:
+        return []
+    shape = find_shape_of_path(teacher.path)
+    return [("teacher", f"{teacher.path}{describe_size(shape) if shape else ''}, {recipe.model.dtype}")]
+
+
 def describe_own_code(recipe: Recipe) -> list[tuple[str, str]]:
     """What is done with code that comes with a model: whether it runs, or transformers' class of this type stands in its place."""
     classifier = recipe.offline_algorithm and recipe.algorithm.learner == "reward_model"
@@ -161,7 +174,8 @@ def describe_memory(recipe: Recipe) -> list[tuple[str, str]]:
     """Memory of a process at the peak of each phase, and what makes it fit where it does not."""
     job = build_job(recipe)
     if job is None:
-        known = (find_folder(recipe.model.path) / "config.json").is_file()
+        path = recipe.model.path if find_shape(recipe) is None else str(recipe.model.teacher.path)
+        known = (find_folder(path) / "config.json").is_file()
         return [("memory", f"not known {'of models of this family' if known else 'until the model is on this disk'}; model.shape gives it")]
     gpu, excess = find_gpu_memory(recipe), find_excess(recipe)
     if gpu is None:
@@ -244,8 +258,9 @@ def vllm_memory_share(recipe: Recipe) -> dict[str, float]:
 
 def build_job(recipe: Recipe) -> sizes.Job | None:
     """The work of each process; None where the model's shape is not known."""
-    shape = find_shape(recipe)
-    if shape is None:
+    shape, path = find_shape(recipe), recipe.model.teacher.path
+    teacher = find_shape_of_path(path) if path else None
+    if shape is None or (path and teacher is None):
         return None
     world = int(os.environ.get("WORLD_SIZE") or recipe.hardware.gpus or 1)
     offline = recipe.offline_algorithm
@@ -269,6 +284,7 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
         rows=-(-recipe.samples_per_step * recipe.engine.tensor_parallel // world),
         reference=needs is not None and needs.reference,  # offline it is gone before the first step
         critic=needs is not None and needs.values,
+        teacher=teacher,
         samples=not offline,
         four_bits=recipe.model.load_in_4bit,
         float32_head=recipe.model.float32_head,

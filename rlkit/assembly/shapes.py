@@ -34,11 +34,16 @@ NEAR = 0.01  # by which the two counts may differ
 def find_shape(recipe: Recipe) -> ModelShape | None:
     """From model.shape, the built-in model, or the config.json of a folder or of a model in the hub's cache; None where there is none, or
     one of a family that has other keys. Raises UserError where the file is damaged."""
-    if recipe.model.path == "builtin":
-        return builtin_shape()
-    if recipe.model.shape is not None:
+    if recipe.model.path != "builtin" and recipe.model.shape is not None:
         return ModelShape(**recipe.model.shape.model_dump())
-    folder = find_folder(recipe.model.path)
+    return find_shape_of_path(recipe.model.path)
+
+
+def find_shape_of_path(path: str) -> ModelShape | None:
+    """As find_shape, of a model that no key describes."""
+    if path == "builtin":
+        return builtin_shape()
+    folder = find_folder(path)
     file = folder / "config.json"
     if not file.is_file():
         return None

@@ -189,7 +189,7 @@ def write_model(recipe: Recipe, run: Path, checkpoint: Path, folder: Path, on_gp
         load_weights(model, checkpoint / "reward_model.safetensors", dtype)
         model.save_pretrained(folder)
     else:
-        model = load_causal_lm(path, dtype, four_bits=recipe.model.load_in_4bit, **code)
+        model = load_causal_lm(path, dtype, "model.path", four_bits=recipe.model.load_in_4bit, **code)
         trained = TrainedModel(model, path, dtype, build_lora(recipe))
         if adapter and trained.adapters:
             trained.adapters.check_files()

@@ -22,7 +22,7 @@ IDENTITY_FREE = frozenset(
         "checkpoint.every",
         "checkpoint.keep",
     }
-    | {"model.revision"}  # assembly/model_record.py compares the model itself
+    | {"model.revision", "model.teacher.url", "model.teacher.api_key"}  # assembly/model_record.py compares the models themselves
     | {"eval.every", "engine.gradient_checkpointing", "engine.memory", "engine.vllm"}
     | GOES_ON
 )

@@ -38,6 +38,7 @@ from rlkit.config.sections import (
     Seed,
 )
 from rlkit.config.suggestions import suggest
+from rlkit.config.teacher_check import find_missing_rewards, find_teacher_conflicts
 from rlkit.data.rows import show
 from rlkit.errors import UserError
 from rlkit.fields import describe_field
@@ -144,8 +145,9 @@ class Recipe(Section):
             reasons = (
                 [f"{unused}: algorithm={name} learns from completions in the data and does not use it; leave it out"] if unused else []
             )
-            return reasons + self._find_offline_conflicts()
-        missing = [word for word, value in own.items() if not value and not (word == "rewards" and self.environment.path)]
+            return [*reasons, *self._find_offline_conflicts(), *find_teacher_conflicts(self, None)]
+        unrewarded = self.environment.path or not self.algorithm.needs(self.updates_per_step).rewards
+        missing = [word for word, value in own.items() if not value and not (word == "rewards" and unrewarded)]
         if missing:
             return [f"{missing[0]} is not set, and algorithm={name} samples and is rewarded; set {missing[0]}"]
         return self._find_online_conflicts()
@@ -178,6 +180,7 @@ class Recipe(Section):
                 "sessions of an environment; set rollout.over_ask=1.0"
             )
         reasons += find_environment_conflicts(self.rewards or {}, self.environment.path is not None)
+        reasons += [*find_teacher_conflicts(self, needs), *find_missing_rewards(self, needs)]
         if self.environment.path and self.data.chat is False:
             reasons.append(
                 "data.chat=false gives the model raw text, and an environment answers in messages; set data.chat to null or true"
@@ -384,13 +387,10 @@ def list_keys(sections: list[Any]) -> list[str]:
         field = kind.model_fields.get(section) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
         if field is None:
             return []
-        kind = _unwrap_optional(field.annotation)
+        kind = field.annotation
+        if get_origin(kind) is UnionType:  # X | None
+            kind = next(part for part in get_args(kind) if part is not type(None))
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
-
-
-def _unwrap_optional(kind: Any) -> Any:
-    """X of X | None."""
-    return next(part for part in get_args(kind) if part is not type(None)) if get_origin(kind) is UnionType else kind
 
 
 def get_at_path(config: Mapping[str, Any], path: list[Any]) -> Any:

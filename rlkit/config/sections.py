@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -117,6 +118,24 @@ class ShapeSection(Section):
         return self
 
 
+def check_server(url: str) -> str:
+    """The address. Raises ValueError where it is none of HTTP."""
+    if not re.fullmatch(r"https?://[^/\s]+\S*", url):
+        raise ValueError(f"model.teacher.url={url} is not valid: it should begin with http:// or https://, as in http://127.0.0.1:8000/v1")
+    return url
+
+
+class TeacherSection(Section):
+    path: Name | None = describe_field(
+        "a model whose log-probs are learned from (algorithm=opd), with the tokenizer of model.path: a folder in Hugging Face format, a "
+        "name of the hub, or builtin; null: none, or one behind a server"
+    )
+    url: Annotated[str, AfterValidator(check_server)] | None = describe_field(
+        "such a model behind a server: of `vllm serve`, up to /v1; null: none, or one in this process"
+    )
+    api_key: Name | None = describe_field("of that server: ${oc.env:NAME}")
+
+
 class ModelSection(Section):
     path: Name = describe_field(
         "a folder in Hugging Face format, a name of the hub, a file in GGUF (/models/x.gguf, FOLDER@x.gguf, HUB/NAME@x.gguf, "
@@ -124,7 +143,7 @@ class ModelSection(Section):
     )
     revision: Name | None = describe_field("of a hub name: a branch, a tag or a commit; null: main")
     trust_remote_code: Annotated[bool, Field(strict=True)] = describe_field(
-        "true: Python code in the model's folder (auto_map in its config.json) may run here, unasked"
+        "true: Python code in the folder of the model, or of its teacher (auto_map in config.json), may run here, unasked"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = describe_field(
         "of the weights in training and sampling; auto: bfloat16 on a GPU, float32 without one; master weights are float32 always"
@@ -137,6 +156,7 @@ class ModelSection(Section):
     )
     lora: LoraSection
     shape: ShapeSection | None
+    teacher: TeacherSection
     chat_template_kwargs: dict[str, Any] = describe_field("variables for the chat template: {enable_thinking: false}")
 
 

@@ -94,7 +94,7 @@ class PolicyLearner(ModuleLearner):
         self.temperature, self.sp_group, self.device = temperature, sp_group, backend.device
         code = {"offline": offline, "trust_remote_code": trust_remote_code}
         with nullcontext() if four_bits else backend.shard_on_load(dtype):  # 4-bit weights are sharded later, by the backend
-            model = load_causal_lm(path, dtype, checkpoint_every=checkpoint_every, four_bits=four_bits, **code)
+            model = load_causal_lm(path, dtype, "model.path", checkpoint_every=checkpoint_every, four_bits=four_bits, **code)
             self.trained = TrainedModel(model, path, dtype, lora)
         self.model, self.names, self.adapters = model, self.trained.format.names, self.trained.adapters
         self.backend = backend.build(TokenScorer(model, sp_group), dtype)
@@ -171,7 +171,7 @@ class CriticLearner(ModuleLearner):
         self.sp_group, self.device = sp_group, backend.device
         with backend.shard_on_load(dtype):
             code = {"offline": offline, "trust_remote_code": trust_remote_code}
-            valuer = TokenValuer(load_causal_lm(path, dtype, checkpoint_every=checkpoint_every, **code), sp_group)
+            valuer = TokenValuer(load_causal_lm(path, dtype, "model.path", checkpoint_every=checkpoint_every, **code), sp_group)
         self.backend = backend.build(valuer, dtype)
 
     def values(self, samples: Sequence[Sample], width: int) -> Tensor:

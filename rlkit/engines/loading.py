@@ -30,6 +30,7 @@ LANGUAGE_HEAD, SCORE_HEAD = "lm_head.", "score."  # how the names of a head's te
 def load_causal_lm(
     path: str,
     dtype: torch.dtype,
+    what: str = "model.path",
     *,
     offline: bool,
     trust_remote_code: bool = False,
@@ -37,12 +38,13 @@ def load_causal_lm(
     four_bits: bool = False,
 ) -> Any:
     """A causal LM in training shape: no dropout, no cache, and gradient checkpointing of every `checkpoint_every`-th layer (0: none).
+    `what`: its key in messages.
 
     Raises UserError where `path` does not hold all of such a model.
     """
     settings = quantization.build_settings(dtype) if four_bits else {}
     code: dict[str, Any] = {"offline": offline, "trust_remote_code": trust_remote_code}
-    model = load_pretrained("causal language model", path, "model.path", dtype=dtype, **code, **settings)
+    model = load_pretrained("causal language model", path, what, dtype=dtype, **code, **settings)
     if four_bits:
         quantization.restore_config(model)
     model.config.use_cache = False

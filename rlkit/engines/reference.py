@@ -1,4 +1,4 @@
-"""The frozen reference: a second model, or the policy with its adapters switched off."""
+"""The frozen reference: a second model, or the policy with its adapters switched off. A teacher is such a model too."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlkit.types import Sample
 
 
 class ReferenceModel:
-    """A frozen model that returns log-probs."""
+    """A frozen model that returns log-probs; `what`: its key in messages."""
 
     def __init__(
         self,
@@ -30,8 +30,9 @@ class ReferenceModel:
         offline: bool,
         trust_remote_code: bool = False,
         sp_group: SequenceParallelGroup | None = None,
+        what: str = "model.path",
     ) -> None:
-        model = load_causal_lm(path, dtype, offline=offline, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
+        model = load_causal_lm(path, dtype, what, offline=offline, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
         self.scorer = TokenScorer(model, sp_group).to(device)
         self.temperature, self.device, self.sp_group = temperature, device, sp_group
         self._offload = CpuOffload(self.scorer.parameters if device.type == "cuda" else tuple)

@@ -5,8 +5,8 @@ Letters: P parameters, T trained parameters, b bytes of a weight, W processes, z
 Counted: weights P b, over W with z = 3, but not less than one gathered bucket. Optimizer state, gradients, the buckets in which they are
 reduced and the buffers of the optimizer's step: zero_estimate.py. In a backward pass the activations: of all layers
 (`estimate_activations`), or of one layer and the inputs of all with checkpointing; and LOGIT_COPIES floats for each logit. A reference
-(weights) and a critic (as the policy, with all parameters trained). The rollout engine: P b over its processes, its KV cache, and
-ENGINE_OVERHEAD. Of libraries a constant, CUDA_CONTEXT. What differs in a process without a GPU is in host_estimate.py.
+or a teacher (weights) and a critic (as the policy, with all parameters trained). The rollout engine: P b over its processes, its KV cache,
+and ENGINE_OVERHEAD. Of libraries a constant, CUDA_CONTEXT. What differs in a process without a GPU is in host_estimate.py.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Job:
     whole: int = 0  # weights that are trained beside adapters
     float32_gradients: bool = True  # micro-batches add up in float32
     float32_head: bool = False  # logits are computed in float32, whatever the weights have
+    teacher: ModelShape | None = None  # of a second model that only reads
     targets: tuple[str, ...] | None = None  # names of the layers that get adapters; None: all linear ones
 
     @property
@@ -145,13 +146,14 @@ def estimate_wide_head(job: Job) -> float:
 
 
 def estimate_other_models(job: Job) -> tuple[float, float]:
-    """(weights, training state) of a reference and a critic. A policy with adapters alone is its own reference."""
-    reference = job.shape.parameters * job.width if job.reference and (job.rank is None or job.whole) else 0.0
+    """(weights, training state) of a reference, a teacher and a critic. A policy with adapters alone is its own reference."""
+    frozen = job.shape.parameters * job.width if job.reference and (job.rank is None or job.whole) else 0.0
+    frozen += job.teacher.parameters * job.width if job.teacher else 0.0
     critic = replace(job, rank=None, four_bits=False)
     if not job.critic:
-        return reference, 0.0
+        return frozen, 0.0
     own = critic.zero
-    return reference + estimate_weights(critic), (0.0 if job.offload else own.state) + own.gradients + own.fixed
+    return frozen + estimate_weights(critic), (0.0 if job.offload else own.state) + own.gradients + own.fixed
 
 
 def estimate_engine_weights(job: Job) -> float:

@@ -137,10 +137,13 @@ class Roofline:
         return count_forward_flops(self.job.shape, requests) / self.job.tensor_parallel
 
     def observe(self, requests: Sequence[PromptLengths], models: int, values: bool, observed: int = 0) -> float:
-        """Log-probs of so many models, and values. observed: tokens of completions that an environment wrote."""
-        shape = self.job.shape
+        """Log-probs of so many models of the policy's shape and of a teacher, and values. observed: tokens that an environment wrote."""
+        shape, teacher = self.job.shape, self.job.teacher
+        taught = count_forward_flops(teacher, requests, observed=observed) if teacher else 0.0
         return (
-            models * count_forward_flops(shape, requests, observed=observed) + values * count_forward_flops(shape, requests, head=False)
+            taught
+            + models * count_forward_flops(shape, requests, observed=observed)
+            + values * count_forward_flops(shape, requests, head=False)
         ) / self.machine.operations
 
     def update(self, requests: Sequence[PromptLengths], policy: bool = True, critic: bool = False, observed: int = 0) -> float:

@@ -74,6 +74,11 @@ class RewardClient:
         limits = WorkerLimits(settings.workers or os.cpu_count() or 1, settings.load_timeout, settings.memory_gib)
         self._connection.send(([rewards[name].for_worker(name, settings) for name in self._worker_names], limits))
 
+    @property
+    def counts(self) -> bool:
+        """Whether the reward of a sample depends on any score."""
+        return any(spec.counts for spec in self._rewards.values())
+
     def __enter__(self) -> RewardClient:
         return self
 
@@ -260,8 +265,6 @@ class RewardClient:
 
 
 def _validate(rewards: Mapping[str, RewardSpec], settings: RewardSettings, in_process_names: Collection[str]) -> None:
-    if not rewards:
-        raise UserError("rewards: a run needs at least one reward, for example rewards.accuracy.path=accuracy")
     for name, spec in rewards.items():
         if name not in in_process_names:
             locate_reward(spec.path)

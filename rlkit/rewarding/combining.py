@@ -39,10 +39,13 @@ def combine_rewards(
 
 
 def combine_sample(rewards: Rewards, settings: RewardSettings, values: Mapping[str, float | None], components: Components) -> float | None:
-    """The reward of one sample from its values by name. None where a reward that counts failed, or where none applies.
+    """The reward of one sample from its values by name. None where a reward that counts failed, or where none applies; 0 of no rewards
+    that count.
 
     Raises UserError where it is too large to compute with.
     """
+    if not any(spec.counts for spec in rewards.values()):
+        return 0.0
     if any(components[name].kind.failed for name, spec in rewards.items() if spec.counts):
         return None
     scored = [(spec, value) for name, spec in rewards.items() if (value := values[name]) is not None and spec.counts]

@@ -22,6 +22,7 @@ from rlkit.types import Batch, Credit, Group, Key, Sample
 from rlkit.updates.online_update import OnlineUpdater, select_rows_with_signal
 from rlkit.updates.optimizer_step import UpdateCount
 
+OF_REWARDS = ("reward", "reward_std")  # what a run without rewards that count has not
 ZERO_STD = "frac_reward_zero_std"  # as in TRL: the share of groups whose rewards are all the same
 
 
@@ -65,8 +66,12 @@ class OnlineReport:
         if self.collector.max_refills is not None:  # the algorithm gets only groups with a signal
             credited.pop(ZERO_STD, None)
         row = metric_values(self.ranks.merge_metrics(self.collector.sampler.rewards.pop_metrics()))
+        summary = records.summarize_groups(everything)
+        if not self.collector.sampler.rewards.counts:
+            summary = {name: value for name, value in summary.items() if name not in OF_REWARDS}
+            credited.pop(ZERO_STD, None)
         row |= join_metrics(  # an entry that a reward names like one of these does not hide it
-            records.summarize_groups(everything),
+            summary,
             metric_values(step.observed),
             metric_values(credited),
             metric_values(step.updated),

@@ -48,6 +48,7 @@ class OnlineUpdater:
     tokens_per_micro_batch: int
     fixed_length: int  # tokens, the divisor of the reduction `fixed_length`
     max_skipped_updates: int
+    teacher: Scores | None = None
     critic: Critic | None = None
     critic_schedule: Schedule | None = None
     critic_warmup: int = 0  # updates at the start in which only the critic learns
@@ -59,7 +60,7 @@ class OnlineUpdater:
 
     def observe(self, batch: Batch) -> tuple[Signals, Metrics]:
         """Outputs of models on the batch before the update, as far as the algorithm needs them."""
-        old = reference = values = None
+        old = reference = values = teacher = None
         metrics: Metrics = {}
         if self.needs.old_logprobs:
             old = self._score(batch, self.policy, self.recorder)
@@ -68,9 +69,12 @@ class OnlineUpdater:
         if self.needs.reference:
             assert self.reference is not None, "assembly loads what the algorithm needs"
             reference = self._score(batch, self.reference, TokenRecorder())
+        if self.needs.teacher:
+            assert self.teacher is not None, "assembly loads what the algorithm needs"
+            teacher = self._score(batch, self.teacher, TokenRecorder())
         if self.critic:
             values = run_in_lockstep(self.critic.values, batch.samples, batch.mask.shape[1], self.tokens_per_micro_batch, self.ranks)
-        return Signals(old_logprobs=old, ref_logprobs=reference, values=values), metrics
+        return Signals(old, reference, values, teacher), metrics
 
     def _score(self, batch: Batch, model: Scores, recorder: TokenRecorder) -> Tensor:
         """Log-probs [B, T] of the batch by a model."""

@@ -202,6 +202,7 @@ def learning(algorithm: Any, ranks: Ranks, minibatches: int, **changes: Any) -> 
     given: dict[str, Any] = {
         "policy": Policy(ranks),
         "reference": Policy(ranks, seed=1),
+        "teacher": Policy(ranks, seed=2),
         "algorithm": algorithm,
         "schedule": Schedule(0.2, "constant", 0, 10),
         "logprob_check": LogprobCheck(None),

@@ -41,7 +41,7 @@ def table(seed: int) -> torch.Tensor:
     return torch.randn(len(FLAT), WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-OLD, REF, VALUES = table(1) - 2, table(2) - 2, table(3)
+OLD, REF, VALUES, TAUGHT = table(1) - 2, table(2) - 2, table(3), table(4) - 2
 APART = OLD.double() - REF.double()
 
 
@@ -52,7 +52,7 @@ def assigned(keys: Any, world: int, state: State | None = None) -> tuple[dict[in
     def work(ranks: Ranks) -> Any:
         _, batch = collate(groups[ranks.rank :: world], ranks, 1, 0)  # type: ignore[arg-type]
         width = batch.mask.shape[1]
-        signals = Signals(*(grid[batch.index, :width] for grid in (OLD, REF, VALUES)))
+        signals = Signals(*(grid[batch.index, :width] for grid in (OLD, REF, VALUES, TAUGHT)))
         return batch, *keys.compute_advantages(batch, signals, keys.init_state() if state is None else state, ranks)
 
     seen: dict[int, Any] = {}
@@ -82,7 +82,12 @@ def truth(name: str, keys: Any) -> tuple[oracle.Grid, oracle.Grid | None]:
     k1 = [[float(o - r) if m else 0.0 for o, r, m in zip(*row, strict=True)] for row in zip(OLD.tolist(), REF.tolist(), mask, strict=True)]
     coef = keys.kl_coef
     whole = [None if r is None else r - coef * math.fsum(row) for r, row in zip(FLAT, k1, strict=True)]
-    if name not in ("ppo", "reinforce_pp"):
+    if name == "opd":
+        own = oracle.leave_one_out(FLAT, GROUP)
+        taught = oracle.teach(TAUGHT.tolist(), OLD.tolist(), keys.teacher_coef, keys.clip_signal)
+        rows = zip(own, taught, k1, mask, strict=True)
+        grid = [[a + s - coef * k if m else 0.0 for s, k, m in zip(said, ks, flags, strict=True)] for a, said, ks, flags in rows]
+    elif name not in ("ppo", "reinforce_pp"):
         of_samples = {
             "grpo": lambda: oracle.advantages(whole, GROUP, True),
             "rloo": lambda: oracle.leave_one_out(whole, GROUP),
@@ -107,7 +112,8 @@ def truth(name: str, keys: Any) -> tuple[oracle.Grid, oracle.Grid | None]:
 @pytest.mark.parametrize("changes", [{}, K1], ids=["plain", "kl in the reward"])
 @pytest.mark.parametrize("name", NAMES)
 def test_advantages_are_the_papers_however_groups_are_split(name: str, changes: Any, world: int) -> None:
-    keys = algorithm(name, **({"gamma": 0.9, "gae_lambda": 0.8} if name == "ppo" else {}), **changes)
+    own = {"ppo": {"gamma": 0.9, "gae_lambda": 0.8}, "opd": {"teacher_coef": 0.7, "clip_signal": 1.0}}
+    keys = algorithm(name, **own.get(name, {}), **changes)
     seen, state, metrics = assigned(keys, world)
     grid, learnt = truth(name, keys)
     assert state == State()
@@ -122,8 +128,15 @@ def test_advantages_are_the_papers_however_groups_are_split(name: str, changes: 
     counted = torch.tensor(masks())
     if changes:
         assert metrics["kl"] == pytest.approx(float(APART[counted].mean()), abs=1e-12)
-    if name in ("grpo", "rloo", "reinforce_pp_baseline"):
-        assert metrics["frac_reward_zero_std"] == pytest.approx((1 if changes else 2) / 6)
+    if name in ("grpo", "rloo", "reinforce_pp_baseline", "opd"):
+        assert metrics["frac_reward_zero_std"] == pytest.approx((1 if changes and name != "opd" else 2) / 6)
+    if name == "opd":
+        apart = (OLD.double() - TAUGHT.double())[counted]
+        assert metrics["teacher/kl"] == pytest.approx(float(apart.mean()), abs=1e-12)
+        assert (
+            metrics["teacher/clip_ratio"] == pytest.approx(float((apart.abs() > keys.clip_signal).double().mean()))
+            and apart.abs().max() > 1
+        )
 
 
 def test_ppo_places_the_rewards_of_turns_and_others_do_not() -> None:
@@ -209,7 +222,7 @@ def test_a_rank_without_samples_works_as_the_others(name: str) -> None:
 
     def work(ranks: Ranks, groups: list[Group]) -> Any:
         _, batch = collate(groups[ranks.rank :: ranks.world], ranks, 1, 0)  # type: ignore[arg-type]
-        credit, *_ = keys.compute_advantages(batch, Signals(values=torch.zeros(batch.mask.shape)), keys.init_state(), ranks)
+        credit, *_ = keys.compute_advantages(batch, Signals(*[torch.zeros(batch.mask.shape)] * 4), keys.init_state(), ranks)
         assert credit.advantages.shape == batch.mask.shape
         return len(batch.samples), batch.baseline
 
@@ -340,6 +353,7 @@ CASES = {
     "reinforce_pp": lambda: made("reinforce_pp", **K1),
     "reinforce_pp_baseline": lambda: made("reinforce_pp_baseline", kl_coef=0.3),
     "ppo": lambda: made("ppo", **K1, gae_lambda=0.9),
+    "opd": lambda: made("opd", **K1, teacher_coef=0.5, clip_signal=0.8),
     "dual_clip": lambda: made("grpo", loss="dual_clip", dual_clip=1.01, reduction="fixed_length"),
     "gspo": lambda: made("grpo", loss="gspo", clip_low=3e-4, clip_high=4e-4, correction_level="sequence"),
     "cispo": lambda: made("grpo", loss="cispo", reduction="token_mean", correction="mask"),
@@ -376,7 +390,10 @@ def test_what_is_left_out_changes_nothing(name: str) -> None:
     eager = type(
         "Eager",
         (type(keys),),
-        {"needs": lambda self, updates: Needs(old_logprobs=True), "inert_without_advantage": property(lambda self: False)},
+        {
+            "needs": lambda self, updates: replace(keys.needs(updates), old_logprobs=True),
+            "inert_without_advantage": property(lambda self: False),
+        },
     )(**keys.model_dump())
     lazily = learn(keys, cut(Way(order=shuffled)))[0]
     assert len(lazily) == 1 and difference(lazily, learn(eager, cut(Way()))[0]) < 1e-6  # old log-probs are kept in float32

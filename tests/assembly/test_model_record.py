@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from rlkit.assembly import model_record
 from rlkit.assembly.base_model import LocatedModel, locate_model
 from rlkit.assembly.model_record import COMMIT, MODEL, RECORD, check_record, hash_model, identify_models
+from rlkit.assembly.teacher import LocatedTeacher
 from rlkit.cli import export
 from rlkit.errors import UserError
 from tests.assembly.test_base_model import COMMITS, NAME, hub, read
@@ -96,27 +97,43 @@ def test_a_model_of_the_hub_is_known_by_its_commit(hub: Path, tmp_path: Path) ->
     """The one of a revision too, which may be set later to go on where the hub has moved on."""
     before, now = COMMITS["main"], COMMITS["v2"]
     recipe = read(f"model.path={NAME}")
-    record = identify_models(recipe, locate_model(recipe, torch.float32, main=True))
+    record = identify_models(recipe, locate_model(recipe, torch.float32, main=True), None)
     assert record == {MODEL: {COMMIT: before}}
     (tmp_path / RECORD).write_text(json.dumps(record))
     (hub / "refs" / "main").write_text(now)
-    moved = identify_models(recipe, locate_model(recipe, torch.float32, main=True))
+    moved = identify_models(recipe, locate_model(recipe, torch.float32, main=True), None)
     with pytest.raises(
         UserError, match=rf"model\.path is at commit {now}, and was at {before} \(model\.revision={before} takes that one\)"
     ):
         check_record(tmp_path, moved, "put this back")
     fixed = read(f"model.path={NAME}", f"model.revision={before}")
-    check_record(tmp_path, identify_models(fixed, locate_model(fixed, torch.float32, main=True)), "put this back")
+    check_record(tmp_path, identify_models(fixed, locate_model(fixed, torch.float32, main=True), None), "put this back")
 
 
 def test_reward_models_are_compared_too_and_a_record_that_is_gone_is_named(model: Path, tmp_path: Path) -> None:
     recipe = read(f"model.path={model}", f"+rewards.rm={{path: reward_model, args: {{model: {model}}}}}")
-    record = identify_models(recipe, LocatedModel(str(model), version={"x.gguf": "a" * 64}))
+    record = identify_models(recipe, LocatedModel(str(model), version={"x.gguf": "a" * 64}), None)
     assert record == {MODEL: {"x.gguf": "a" * 64}, "rewards.rm": hash_model(model)}
     (tmp_path / RECORD).write_text(json.dumps(record))
     change_weight(model)
     with pytest.raises(UserError, match=r"began with another model: model\.safetensors of rewards\.rm changed\nput this back"):
-        check_record(tmp_path, identify_models(recipe, LocatedModel(str(model), version={"x.gguf": "a" * 64})), "put this back")
+        check_record(tmp_path, identify_models(recipe, LocatedModel(str(model), version={"x.gguf": "a" * 64}), None), "put this back")
     (tmp_path / RECORD).unlink()
     with pytest.raises(UserError, match=r"models\.json cannot be read, so it is not known which model this run began with"):
         check_record(tmp_path, record, "put this back")
+
+
+def test_a_teacher_is_compared_too(model: Path, tmp_path: Path) -> None:
+    """By its files, or by the name of the model that its server has."""
+    recipe = read(f"model.path={model}", "algorithm=opd", f"model.teacher.path={model}")
+    located = LocatedModel(str(model), version={"x.gguf": "a" * 64})
+    record = identify_models(recipe, located, LocatedTeacher(str(model)))
+    assert record == {MODEL: {"x.gguf": "a" * 64}, "model.teacher": hash_model(model)}
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    served = identify_models(recipe, located, LocatedTeacher(version={"served": "big"}))
+    assert served["model.teacher"] == {"served": "big"}
+    with pytest.raises(UserError, match=r"served, .* of model\.teacher changed|of model\.teacher changed"):
+        check_record(tmp_path, served, "put this back")
+    change_weight(model)
+    with pytest.raises(UserError, match=r"model\.safetensors of model\.teacher changed\nput this back"):
+        check_record(tmp_path, identify_models(recipe, located, LocatedTeacher(str(model))), "put this back")

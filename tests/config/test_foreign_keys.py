@@ -122,7 +122,7 @@ def test_the_algorithm_decides_what_a_key_means() -> None:
 
 def test_a_key_of_another_algorithm_is_named_as_that() -> None:
     assert refuse("algorithm.gae_lambda", 0.9) == "algorithm.gae_lambda belongs to ppo, and this recipe has algorithm=grpo"
-    assert refuse("algorithm.clip_high", 0.28, "dpo_math").endswith("reinforce_pp_baseline, ppo, and this recipe has algorithm=dpo")
+    assert refuse("algorithm.clip_high", 0.28, "dpo_math").endswith("reinforce_pp_baseline, ppo, opd, and this recipe has algorithm=dpo")
     assert refuse("algorithm.beta", 0.1) == (
         "algorithm.beta belongs to dpo, kto, and this recipe has algorithm=grpo; beta (TRL) is algorithm.kl_coef here"
     )

@@ -23,6 +23,7 @@ SIZES = ["prompts_per_step=48", "samples_per_prompt=8", "max_prompt_tokens=48", 
 PAIRS = ["data.train=pairs/train.jsonl", "data.test=pairs/test.jsonl"]  # what no recipe can know
 GIVEN = dict.fromkeys(("dpo_gsm8k", "dpo_qwen2_5_7b", "dpo_llama3_1_8b_lora"), PAIRS)
 OWN = ["model.path=my_model", "data.train=my_train.jsonl", "data.test=my_test.jsonl"]
+GIVEN["opd_math"] = ["model.teacher.path=my_teacher"]
 GIVEN |= dict.fromkeys(("grpo", "ppo", "dpo", "kto", "sft"), OWN)
 GIVEN |= {"grpo_search": [*OWN, "environment.args.file=documents.jsonl"]}
 RECIPES = sorted(path.stem for path in (ROOT / "recipes" / "recipe").glob("*.yaml"))

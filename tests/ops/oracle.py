@@ -77,6 +77,11 @@ def advantages(rewards: Sequence[float | None], groups: Sequence[int], scale: bo
     return answers
 
 
+def teach(teacher: Grid, old: Grid, coef: float, most: float) -> Grid:
+    """The sampled reverse KL of each token, negated, as a reward: 2306.13649, equation 3 of one token; held at so many nats."""
+    return [[coef * min(max(t - o, -most), most) for t, o in zip(*rows, strict=True)] for rows in zip(teacher, old, strict=True)]
+
+
 def reduced(losses: Grid, mask: Flags, reduction: str, fixed_length: int) -> float:
     """One number from losses a token; a sequence none of whose tokens count is a sequence still."""
     sums = [math.fsum(loss for loss, m in zip(row, flags, strict=True) if m) for row, flags in zip(losses, mask, strict=True)]

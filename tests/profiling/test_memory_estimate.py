@@ -86,6 +86,7 @@ def test_the_training_state_by_hand() -> None:
         0.0,
     )  # with its adapters off it is its own reference
     assert memory_estimate.estimate_other_models(replace(JOB, reference=True)) == (872, 0.0)
+    assert memory_estimate.estimate_other_models(replace(lora, reference=True, teacher=replace(TINY, layers=1))) == ((436 - 176) * 2, 0.0)
     assert memory_estimate.estimate_other_models(replace(JOB, critic=True)) == (872, (12 + 4) * 436)
     assert memory_estimate.estimate_logits(JOB) == 4 * 4 * 50 * 10
     assert memory_estimate.estimate_kv_cache(JOB, 3) == 3 * 20 * 24

@@ -55,6 +55,7 @@ def test_passes_and_updates_by_hand() -> None:
     asked = [(2, [3])]
     whole, body = 2 * (336 * 4 + 40 * 3) + 48 * 10, 2 * 336 * 4 + 48 * 10
     assert made().observe(asked, models=2, values=True) == 2 * whole + body
+    assert made(replace(JOB, teacher=TINY)).observe(asked, models=1, values=True) == 2 * whole + body
     assert made().update(asked) == 3 * whole
     assert made(replace(JOB, rank=2)).update(asked, critic=True) == 2 * whole + 3 * body
     assert made().update(asked, policy=False) == 0.0

@@ -47,6 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reinforce_pp": {"kl_coef": 0.25},
     "reinforce_pp_baseline": {"kl_coef": 0.3},
     "ppo": {"kl_coef": 0.25, "gae_lambda": 0.9},
+    "opd": {"kl_coef": 0.25, "clip_signal": 0.5},
 }
 RECIPES = {"dpo": "dpo_math", "kto": "kto_math", "sft": "sft_math", "reward_model": "reward_model"}
 SHARING = ("grpo", "ppo")
@@ -96,7 +97,8 @@ def one(ranks: Ranks, policy: Any, critic: Any, name: str, way: str, groups: lis
     _, batch = collate(order(groups[ranks.rank :: ranks.world]), ranks, 1, 0)
     signals = Signals()  # of a first update
     if name != EPISODES:
-        signals = Signals(said(batch, 1, OLD), said(batch, 2, OLD), said(batch, 3, 0.0) if work.critic else None)
+        values = said(batch, 3, 0.0) if work.critic else None
+        signals = Signals(said(batch, 1, OLD), said(batch, 2, OLD), values, said(batch, 4, OLD))
     credit, *_ = keys.compute_advantages(batch, signals, keys.init_state(), ranks)
     work.accumulate_gradient(batch, signals, credit, list(range(len(batch.samples))), ranks.all_reduce_sum(count_units(batch.mask)))
     return torch.cat([moved(ranks, learner) for learner in (policy, *([critic] if work.critic else []))])

@@ -66,6 +66,12 @@ def test_failed_is_no_reward_but_a_failed_watcher_voids_nothing(kind: OutcomeKin
     good, failed = outcome(1.0), Outcome(kind)
     assert combine_sample(rewards, make_settings(), {"right": None, "watched": 1.0}, {"right": failed, "watched": good}) is None
     assert combine_sample(rewards, make_settings(), {"right": 1.0, "watched": None}, {"right": good, "watched": failed}) == 1.0
+    watched = {"watched": rewards["watched"]}  # no reward counts: each sample has the reward 0, and none failed
+    assert (
+        combine_sample(watched, make_settings(), {"watched": None}, {"watched": failed})
+        == 0.0
+        == combine_sample({}, make_settings(), {}, {})
+    )
 
 
 def test_standardised_within_groups() -> None:
