@@ -211,7 +211,7 @@ def wilson_interval(share: Mean) -> tuple[float, float]:
     return middle - reach, middle + reach
 
 
-def describe_accuracy(accuracy: Mean, samples: int = 1) -> dict[str, float]:
-    """The held-out accuracy and its 95 % interval. samples: of each problem, which count as one case: they are not independent."""
-    low, high = wilson_interval(Mean(accuracy.total / samples, accuracy.weight / samples))
+def describe_accuracy(accuracy: Mean) -> dict[str, float]:
+    """The held-out accuracy and its 95 % interval."""
+    low, high = wilson_interval(accuracy)
     return {"eval/accuracy": accuracy.value, "eval/accuracy_low": low, "eval/accuracy_high": high}

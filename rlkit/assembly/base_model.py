@@ -216,11 +216,11 @@ def check_length(recipe: Recipe, path: str, config: dict[str, Any]) -> None:
     """Raises UserError where the longest sample does not fit into the model's context."""
     text = read_text_config(config)
     context = text.get("max_position_embeddings", text.get("n_positions"))
-    longest = plan.longest_sample(recipe)
+    longest = plan.longest_context(recipe)
     if isinstance(context, int) and longest > context:
         raise UserError(
             f"max_prompt_tokens + max_completion_tokens = {longest} is more than the {context} tokens that model.path {path} "
-            "can hold; lower one of them"
+            f"can hold; lower one of them{', or those of eval.sets' if longest > plan.longest_sample(recipe) else ''}"
         )
 
 

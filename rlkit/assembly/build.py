@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,26 @@ from rlkit.assembly.context import BuildContext, require
 from rlkit.assembly.datasets import build_datasets, choose_kind, count_steps, open_sources
 from rlkit.assembly.disk import DISK, describe_disk
 from rlkit.assembly.environment import build_episodes, describe_environment, start_environment
+from rlkit.assembly.eval_sets import TEST, describe_sets, read_sets
 from rlkit.assembly.going_on import go_on
 from rlkit.assembly.inputs import identify_inputs
 from rlkit.assembly.model_record import RECORD, Record, record_models
 from rlkit.assembly.offline import build_offline
 from rlkit.assembly.online import build_online
+from rlkit.assembly.overlap import describe_overlap
 from rlkit.assembly.rewards import build_reward_settings, list_in_process_rewards
 from rlkit.assembly.run_folder import choose_folder
 from rlkit.assembly.teacher import check_files, open_teacher
+from rlkit.config.eval_section import list_scored_rewards, list_set_graders
 from rlkit.config.network import parse_address
 from rlkit.config.recipe import Recipe
 from rlkit.data.stream import Prompt, Stream
-from rlkit.environments.client import SessionClient
 from rlkit.errors import RunFailed
 from rlkit.report import EarlyHeader, Report
 from rlkit.report.signing import load_signer
 from rlkit.report.tracker import TrackerSettings
 from rlkit.rewarding.client import RewardClient
+from rlkit.rollout.episodes import EpisodeSettings
 from rlkit.runtime import heartbeat
 from rlkit.runtime.library_settings import map_large_blocks
 from rlkit.runtime.ranks import Ranks
@@ -77,11 +80,16 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
         recipe = count_steps(recipe, len(train.rows))
         if rewards is not None:
             rewards.wait_until_ready()  # one that does not load is found before the folder of the run is made, and a model loaded
-        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, go_on(recipe, folder, ranks), text, header))
+        more = [*describe_overlap(recipe, ranks, sources, header.show_phase), *go_on(recipe, folder, ranks)]
+        report = stack.enter_context(create_report(recipe, folder, ranks, model.origin, more, text, header))
         begin_report(report, text, record, identify_inputs(recipe, text, sources, record) if ranks.main else {}, note)
         heartbeat.beat("loading")
         context = BuildContext(recipe, ranks, folder, model_path, renderer, report, PhaseTimer(report.show_phase), stopping, teacher)
-        run = build_offline(context, train, test) if rewards is None else build_sampling(context, rewards, environment, train, test, stack)
+        if rewards is None:
+            run = build_offline(context, train, test)
+        else:
+            held_out = {TEST: test, **read_sets(recipe, renderer, {**sources, "test": []}, report.note)}
+            run = build_with_rewards(context, rewards, build_episodes(recipe, renderer, environment, ranks), train, held_out, stack)
         try:
             yield run
         except (RuntimeError, MemoryError) as error:
@@ -90,26 +98,28 @@ def build_run(recipe: Recipe, text: str) -> Iterator[Run]:
             raise RunFailed(explain_memory(context, run, sampling=rewards is not None)) from error
 
 
-def build_sampling(
+def build_with_rewards(
     context: BuildContext,
     rewards: RewardClient,
-    environment: SessionClient | None,
+    episodes: EpisodeSettings | None,
     train: Stream[Prompt],
-    test: list[Prompt],
+    held_out: Mapping[str, Sequence[Prompt]],
     stack: ExitStack,
 ) -> Run:
-    """The run of an algorithm that samples."""
-    recipe = context.recipe
-    rewards.warn, rewards.steps = context.report.warn, require(recipe.steps)
-    run = build_online(context, rewards, build_episodes(recipe, context.renderer, environment, context.ranks), train, test, stack)
-    for line in rewards.describe_ignored_columns(train.rows.list_columns().union(*(prompt.columns for prompt in test))):
-        context.report.warn(line)
+    """An online run, with a warning for each column that a reward does not get. held_out: problems by set."""
+    report = context.report
+    rewards.warn, rewards.steps = report.warn, require(context.recipe.steps)
+    run = build_online(context, rewards, episodes, train, held_out, stack)
+    columns = train.rows.list_columns().union(*(prompt.columns for prompts in held_out.values() for prompt in prompts))
+    for line in rewards.describe_ignored_columns(columns):
+        report.warn(line)
     return run
 
 
 def start_rewards(recipe: Recipe, ranks: Ranks, folder: Path) -> RewardClient:
     """Starts the reward workers, which import the reward files meanwhile."""
-    return RewardClient(recipe.all_rewards, build_reward_settings(recipe, ranks), folder / "replay", list_in_process_rewards(recipe))
+    settings, on_request = build_reward_settings(recipe, ranks), list_set_graders(recipe)
+    return RewardClient(list_scored_rewards(recipe), settings, folder / "replay", list_in_process_rewards(recipe), on_request)
 
 
 def begin_report(report: Report, text: str, record: Record, inputs: Mapping[str, Any], note: str | None) -> None:
@@ -132,15 +142,16 @@ def explain_memory(context: BuildContext, run: Run, sampling: bool) -> str:
 
 def describe_run(recipe: Recipe, folder: Path, *more: tuple[str, str]) -> list[tuple[str, str]]:
     """The lines of the header, with what is known of the model and the rows so far."""
-    return [*plan.describe_plan(recipe), *describe_environment(recipe), *describe_disk(recipe), *more, ("folder", str(folder))]
+    facts = [*describe_sets(recipe), *describe_environment(recipe), *describe_disk(recipe)]
+    return [*plan.describe_plan(recipe), *facts, *more, ("folder", str(folder))]
 
 
 def create_report(
-    recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None, goes_on: list[tuple[str, str]], text: str, header: EarlyHeader
+    recipe: Recipe, folder: Path, ranks: Ranks, origin: str | None, more: list[tuple[str, str]], text: str, header: EarlyHeader
 ) -> Report:
-    """`origin`: what the folder of the model was made of, where it is not named by model.path; `goes_on`: lines of the header."""
+    """`origin`: what the folder of the model was made of, where it is not named by model.path; `more`: lines of the header."""
     free = {label: value for label, value in header.plan if label == DISK}  # less by now: shown once
-    plan = describe_run(recipe, folder, *([("origin", origin)] if origin else []), *goes_on)
+    plan = describe_run(recipe, folder, *([("origin", origin)] if origin else []), *more)
     return Report(
         folder,
         plan=[(label, free.get(label, value)) for label, value in plan],

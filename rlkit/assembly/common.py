@@ -65,7 +65,7 @@ def build_trainer_run(context: BuildContext, trainer: Trainer, learners: Sequenc
     return Run(
         steps=require(recipe.steps),
         trainer=trainer,
-        eval_every=recipe.eval.every,
+        eval_every=[recipe.eval.every, *(one.every or 0 for one in recipe.eval.sets.values())],
         learners=learners,
         export=export,
         save_tokenizer=context.renderer.save,

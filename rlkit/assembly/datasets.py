@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from rlkit.config.eval_section import list_second_opinions
 from rlkit.config.recipe import ENVIRONMENT, Recipe
-from rlkit.config.sections import SourceSection
+from rlkit.config.sections import RowsSection, SourceSection
 from rlkit.data.columns import Columns, PromptReader, RowReader
 from rlkit.data.completions import DemonstrationReader, PairReader, RatedReader
 from rlkit.data.cursor import Cursor
@@ -21,6 +22,8 @@ from rlkit.data.stream import PromptSet, RowSet, Stream
 from rlkit.errors import UserError
 from rlkit.grading.references import REFERENCE_CHECKS
 from rlkit.rewarding.calling import needs_answer
+from rlkit.rewarding.spec import RewardSpec
+from rlkit.rollout.records import name_split
 
 Kind = Literal["prompts", "pairs", "rated", "demonstrations"]
 READERS: dict[Kind, Callable[..., RowReader[Any]]] = {
@@ -45,15 +48,21 @@ def choose_kind(recipe: Recipe) -> Kind:
     return kind
 
 
-def open_sources(recipe: Recipe, kind: Kind, *, without_hub: bool = False) -> dict[str, list[RowReader[Any]]]:
-    """A reader of each source of each split. Raises UserError for what is missing or cannot be read.
+def open_sources(
+    recipe: Recipe, kind: Kind, wanted: Sequence[str] = ("train", "test"), *, without_hub: bool = False
+) -> dict[str, list[RowReader[Any]]]:
+    """A reader of each source of each split, and of each set of eval.sets. Raises UserError for what is missing or cannot be read.
 
     without_hub: a split with a dataset of the hub, which may have to be downloaded, has no readers.
     """
-    splits = {"train": recipe.data.train, "test": recipe.data.test or {}}
-    if without_hub and not recipe.offline:
-        splits = {split: {} if any(is_on_hub(source.path) for source in found.values()) else found for split, found in splits.items()}
-    return {split: build_readers(recipe, kind, split, sources) for split, sources in splits.items()}
+
+    def skips(sources: Iterable[RowsSection]) -> bool:
+        return without_hub and not recipe.offline and any(is_on_hub(source.path) for source in sources)
+
+    splits = {split: getattr(recipe.data, split) or {} for split in wanted}
+    opened = {split: build_readers(recipe, kind, split, {} if skips(found.values()) else found) for split, found in splits.items()}
+    sets = {name_split(name): [] if skips([one]) else [build_set_reader(recipe, name)] for name, one in recipe.eval.sets.items()}
+    return opened | sets
 
 
 def build_datasets(
@@ -131,21 +140,34 @@ def count_steps(recipe: Recipe, rows: int) -> Recipe:
 
 def build_readers(recipe: Recipe, kind: Kind, split: str, sources: Mapping[str, SourceSection]) -> list[RowReader[Any]]:
     """A reader of each source."""
-    data, readers = recipe.data, []
-    rewards = [reward for reward in (recipe.rewards or {}).values() if reward.path != ENVIRONMENT]
+    rewards = [*recipe.all_rewards.values(), *list_second_opinions(recipe).values()]
+    return [
+        build_reader(recipe, kind, source, f"data.{split}" + (f".{name}" if name else ""), split, rewards)
+        for name, source in sources.items()
+    ]
+
+
+def build_set_reader(recipe: Recipe, name: str) -> RowReader[Any]:
+    """A reader of a set of eval.sets."""
+    one = recipe.eval.sets[name]
+    common = [*recipe.all_rewards.values(), *list_second_opinions(recipe).values()]
+    rewards = [one.grader] if isinstance(one.grader, RewardSpec) else common
+    return build_reader(recipe, "prompts", one, f"eval.sets.{name}", "test", rewards)
+
+
+def build_reader(recipe: Recipe, kind: Kind, source: RowsSection, key: str, split: str, rewards: Iterable[RewardSpec]) -> RowReader[Any]:
+    """A reader of one source. key: of the recipe. split: where the source names none. rewards: those that score its rows."""
+    data, rewards = recipe.data, [reward for reward in rewards if reward.path != ENVIRONMENT]
     checks = [REFERENCE_CHECKS[reward.path] for reward in rewards if reward.path in REFERENCE_CHECKS]
     asked = any(needs_answer(reward.path, reward.args) for reward in rewards)
     needs: dict[str, Any] = {"needs_answer": asked, "checks": checks} if kind == "prompts" else {}
-    for name, source in sources.items():
-        own = {key: value if (value := getattr(source, key)) is not None else getattr(data, key) for key in OF_SOURCE}
-        columns = Columns(**(source.columns or data.columns).model_dump(), **own)
-        place = {key: getattr(source, key) for key in ("path", "config", "split", "revision")}
-        rows = open_rows(place, split_default=split, offline=recipe.offline, key=f"data.{split}" + (f".{name}" if name else ""))
-        reader = READERS[kind](rows, columns, **needs)
-        if data.on_bad_row == "stop":
-            check_once(reader, (kind, place, columns, asked, [reward.path for reward in rewards]))
-        readers.append(reader)
-    return readers
+    own = {key: value if (value := getattr(source, key)) is not None else getattr(data, key) for key in OF_SOURCE}
+    columns = Columns(**(source.columns or data.columns).model_dump(), **own)
+    place = {key: getattr(source, key) for key in ("path", "config", "split", "revision")}
+    reader = READERS[kind](open_rows(place, split_default=split, offline=recipe.offline, key=key), columns, **needs)
+    if data.on_bad_row == "stop":
+        check_once(reader, (kind, place, columns, asked, [reward.path for reward in rewards]))
+    return reader
 
 
 def build_row_set(recipe: Recipe, renderer: Renderer, kind: Kind, readers: list[RowReader[Any]]) -> RowSet[Any]:

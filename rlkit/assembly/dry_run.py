@@ -15,9 +15,11 @@ from rlkit.assembly import plan
 from rlkit.assembly.data_view import TextView, find_renderer
 from rlkit.assembly.datasets import choose_kind, open_sources
 from rlkit.assembly.environment import describe_loaded
+from rlkit.assembly.eval_sets import describe_sets
 from rlkit.assembly.rewards import list_in_process_rewards
 from rlkit.assembly.teacher import compare_folders
-from rlkit.config.recipe import Recipe
+from rlkit.config.eval_section import list_scored_rewards
+from rlkit.config.recipe import ENVIRONMENT, Recipe
 from rlkit.data.columns import RowReader
 from rlkit.data.rows import show
 from rlkit.profiling.roofline import KNOWN_GPUS, DeviceLimits, Roofline, measure_device
@@ -40,12 +42,12 @@ def describe_dry_run(recipe: Recipe) -> list[tuple[str, str]]:
         compare_folders(recipe, renderer)
     found = [*describe_rows(readers), *describe_prompt(recipe, readers["train"])]
     loaded = describe_loaded(recipe, find_renderer(recipe)) if recipe.environment.path else []
-    return [*found, *loaded, *describe_time(recipe)]
+    return [*describe_sets(recipe), *found, *loaded, *describe_time(recipe)]
 
 
 def check_rewards(recipe: Recipe) -> None:
     """Raises UserError for a reward that is not there, does not load, or has not the function. Its file is imported in a worker process."""
-    rewards = recipe.rewards or {}
+    rewards = {name: reward for name, reward in list_scored_rewards(recipe).items() if reward.path != ENVIRONMENT}
     in_process = list_in_process_rewards(recipe) if rewards else []
     for name, reward in rewards.items():
         if name not in in_process:

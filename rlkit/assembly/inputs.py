@@ -10,6 +10,7 @@ from typing import Any
 from blake3 import blake3
 
 from rlkit.assembly.model_record import Record, hash_once
+from rlkit.config.eval_section import list_scored_rewards
 from rlkit.config.recipe import ENVIRONMENT, Recipe
 from rlkit.data.columns import RowReader
 from rlkit.environments.loading import locate_environment
@@ -24,7 +25,7 @@ def identify_inputs(recipe: Recipe, text: str, readers: Mapping[str, list[RowRea
     text: the recipe as it is written. Left out: rows that lie in no file, and the code of rewards that are named as a module.
     """
     data = {split: hash_files(file for reader in found for file in reader.rows.files) for split, found in readers.items()}
-    paths = {reward.path for reward in (recipe.rewards or {}).values() if reward.path not in ("reward_model", ENVIRONMENT)}
+    paths = {reward.path for reward in list_scored_rewards(recipe).values() if reward.path not in ("reward_model", ENVIRONMENT)}
     files = {file for path in paths if (file := locate_reward(path).file)}
     own = recipe.environment.path or {}
     environment = [file for path in ([own] if isinstance(own, str) else own.values()) for file in locate_environment(path)]

@@ -59,7 +59,7 @@ def set_computation(recipe: Recipe, model: Any) -> None:
     """What trainer, reference and sampler compute alike, where the recipe decides it."""
     from rlkit.engines.heads import compute_head_in_float32
 
-    pin_rope(model, plan.longest_sample(recipe))
+    pin_rope(model, plan.longest_context(recipe))
     if recipe.model.float32_head:
         compute_head_in_float32(model)
 
@@ -131,7 +131,7 @@ def build_critic(context: BuildContext) -> CriticLearner:
         checkpoint_every=recipe.engine.gradient_checkpointing,
         sp_group=build_sp_group(context.ranks),
     )
-    pin_rope(critic.backend.module, plan.longest_sample(recipe))
+    pin_rope(critic.backend.module, plan.longest_context(recipe))
     return critic
 
 
@@ -149,7 +149,7 @@ def build_reward_model(context: BuildContext) -> RewardModelLearner:
         trust_remote_code=recipe.model.trust_remote_code,
         checkpoint_every=recipe.engine.gradient_checkpointing,
     )
-    pin_rope(model.model, plan.longest_sample(recipe))
+    pin_rope(model.model, plan.longest_context(recipe))
     return model
 
 
@@ -181,7 +181,7 @@ def build_engine(context: BuildContext, names: list[str]) -> RolloutEngine:
         context.model_path,
         str(context.dtype).removeprefix("torch."),
         names=names,
-        max_model_len=plan.longest_sample(recipe),
+        max_model_len=plan.longest_context(recipe),
         eos=renderer.eos_ids,
         world=ranks.world,
         tensor_parallel=recipe.engine.tensor_parallel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from functools import partial
 from rlkit.assembly import plan
 from rlkit.assembly.common import build_roofline, build_schedule, build_trainer_run, fit_micro_batch
 from rlkit.assembly.context import BuildContext, require
+from rlkit.assembly.eval_sets import build_evaluations, name_measure
 from rlkit.assembly.models import (
     build_critic,
     build_engine,
@@ -19,14 +21,15 @@ from rlkit.assembly.models import (
     build_teacher,
 )
 from rlkit.assembly.rewards import load_reward_models
+from rlkit.config.eval_section import find_grader, list_second_opinions
 from rlkit.data.stream import Prompt, Stream
 from rlkit.engines.base import Critic, Policy, Scores
 from rlkit.engines.placement import Colocated
 from rlkit.rewarding.client import RewardClient
 from rlkit.rollout.collector import Collector
 from rlkit.rollout.episodes import EpisodeSettings
-from rlkit.rollout.evaluation import Evaluation
 from rlkit.rollout.sampler import Sampler
+from rlkit.rollout.second_opinion import SecondOpinion
 from rlkit.trainers.loop import Run
 from rlkit.trainers.online import OnlineTrainer
 from rlkit.trainers.online_report import OnlineReport
@@ -39,10 +42,10 @@ def build_online(
     rewards: RewardClient,
     episodes: EpisodeSettings | None,
     train: Stream[Prompt],
-    test: list[Prompt],
+    held_out: Mapping[str, Sequence[Prompt]],
     stack: ExitStack,
 ) -> Run:
-    """Loads the engines and puts the parts together. On leaving `stack` the rollout engine is closed."""
+    """Loads the engines and puts the parts together. held_out: problems by set. On leaving `stack` the rollout engine is closed."""
     recipe, ranks = context.recipe, context.ranks
     context.report.show_phase("loading model")
     policy = build_policy(context)
@@ -65,12 +68,13 @@ def build_online(
     trainer = OnlineTrainer(
         placement=placement,
         collector=collector,
-        evaluation=build_evaluation(context, sampler, test, sampling) if test else None,
+        evaluations=build_evaluations(context, sampler, held_out, context.report.warn),
         updater=updater,
         algorithm_state=recipe.algorithm.init_state(),
         report=build_report(context, placement, collector, updater),
         timer=context.timer,
         ranks=ranks,
+        measure=name_measure(recipe),
     )
     load_reward_models(context, rewards, placement.pause_rollout)
     export = partial(policy.export, adapter=recipe.checkpoint.export == "adapter")
@@ -123,15 +127,6 @@ def build_collector(context: BuildContext, sampler: Sampler, train: Stream[Promp
     )
 
 
-def build_evaluation(context: BuildContext, sampler: Sampler, test: list[Prompt], sampling: Sampling) -> Evaluation:
-    recipe = context.recipe
-    greedy = Sampling(temperature=0.0, max_tokens=sampling.max_tokens)
-    rewards = recipe.all_rewards
-    graded_by = "accuracy" if "accuracy" in rewards else next(iter(rewards))
-    samples = recipe.eval.samples
-    return Evaluation(sampler, test, context.ranks, samples, sampling if samples > 1 else greedy, graded_by)
-
-
 def build_report(context: BuildContext, placement: Colocated, collector: Collector, updater: OnlineUpdater) -> OnlineReport:
     return OnlineReport(
         report=context.report,
@@ -145,4 +140,14 @@ def build_report(context: BuildContext, placement: Colocated, collector: Collect
         tokens=context.recipe.report.tokens,
         dumped=frozenset(context.recipe.report.dump_steps),
         roofline=build_roofline(context),
+        opinion=build_second_opinion(context),
+        graded_by=find_grader(context.recipe),
     )
+
+
+def build_second_opinion(context: BuildContext) -> SecondOpinion | None:
+    """None where the recipe turns it off, or where nothing is graded."""
+    own = context.recipe.eval
+    if own.second_opinion == {} or find_grader(context.recipe) is None:
+        return None
+    return SecondOpinion(tuple(list_second_opinions(context.recipe)), own.drift, context.renderer.decode, own.on_drift == "stop")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from rlkit.assembly.capacity import explain_gpu_excess, explain_host_excess, explain_offload_excess, format_gib
 from rlkit.assembly.model_files import CAUSAL_LM, CLASSIFIER, find_own_code
 from rlkit.assembly.shapes import find_folder, find_shape, find_shape_of_path
+from rlkit.config.eval_section import list_scored_rewards
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import SourceSection
 from rlkit.errors import UserError
@@ -32,7 +33,6 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
     samples = recipe.samples_per_step
     minibatch = -(-recipe.prompts_per_step // recipe.minibatches)
     passes = f" in {recipe.passes_per_step} passes" if recipe.passes_per_step > 1 else ""
-    test = recipe.data.test
     offline = recipe.offline_algorithm
     unit = recipe.algorithm.reads if offline else "prompts"
     each = f" x {recipe.samples_per_prompt}" if recipe.samples_per_prompt else ""
@@ -43,7 +43,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
         ("model", describe_model(recipe)),
         *describe_teacher(recipe),
         *describe_own_code(recipe),
-        ("data", f"{describe_sources(recipe.data.train)}; held out: {describe_sources(test) if test else NO_TEST}"),
+        ("data", f"{describe_sources(recipe.data.train)}; held out: {describe_held_out(recipe)}"),
         *([("rewards", ", ".join(f"{name} ({text})" for name, text in rewards))] if rewards else []),
         *describe_sandbox(recipe),
         ("algorithm", recipe.algorithm.name),
@@ -64,7 +64,7 @@ def describe_plan(recipe: Recipe) -> list[tuple[str, str]]:
 
 def describe_sandbox(recipe: Recipe) -> list[tuple[str, str]]:
     """In what unknown code will run, for recipes that grade code. Raises UserError where this machine cannot run it, or lacks a package."""
-    graders = {name: reward for name, reward in (recipe.rewards or {}).items() if reward.path == "code_tests"}
+    graders = {name: reward for name, reward in list_scored_rewards(recipe).items() if reward.path == "code_tests"}
     try:
         for reward in graders.values():
             find_packages(reward.args.get("packages", ()))
@@ -75,6 +75,18 @@ def describe_sandbox(recipe: Recipe) -> list[tuple[str, str]]:
 
 def longest_sample(recipe: Recipe) -> int:
     return recipe.max_prompt_tokens + recipe.max_completion_tokens
+
+
+def longest_context(recipe: Recipe) -> int:
+    """Tokens of the longest sequence that the models see, in evaluations too."""
+    own = [one.max_completion_tokens or 0 for one in recipe.eval.sets.values()]
+    return recipe.max_prompt_tokens + max(recipe.max_completion_tokens, *own, 0)
+
+
+def describe_held_out(recipe: Recipe) -> str:
+    if recipe.data.test:
+        return describe_sources(recipe.data.test)
+    return "eval.sets" if recipe.eval.sets else NO_TEST
 
 
 def describe_micro_batch(recipe: Recipe) -> str:
@@ -109,7 +121,7 @@ def describe_lr(recipe: Recipe) -> str:
 
 def describe_evaluation(recipe: Recipe) -> str:
     if recipe.data.test is None:
-        return "none"
+        return "none" if not recipe.eval.sets else f"on eval.sets every {recipe.eval.every} steps"
     problems = "all" if recipe.eval.problems is None else f"at most {recipe.eval.problems:,}"
     every = f"every {recipe.eval.every} steps" if recipe.eval.every else "before and after"
     what = recipe.algorithm.reads if recipe.offline_algorithm else "problems"
@@ -280,7 +292,7 @@ def build_job(recipe: Recipe) -> sizes.Job | None:
         tokens=tokens,
         completions=tokens * together * recipe.max_completion_tokens // family,
         keys=tokens * together * longest_sample(recipe) // family,
-        longest=longest_sample(recipe),
+        longest=longest_context(recipe),
         rows=-(-recipe.samples_per_step * recipe.engine.tensor_parallel // world),
         reference=needs is not None and needs.reference,  # offline it is gone before the first step
         critic=needs is not None and needs.values,

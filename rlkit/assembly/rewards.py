@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from rlkit.assembly.context import BuildContext, require
+from rlkit.config.eval_section import list_scored_rewards
 from rlkit.config.recipe import ENVIRONMENT, Recipe
 from rlkit.data.renderer import Renderer
 from rlkit.rewarding.client import RewardClient
@@ -18,7 +19,7 @@ from rlkit.runtime.ranks import Ranks
 
 def list_in_process_rewards(recipe: Recipe) -> list[str]:
     """Names of the rewards that run in this process."""
-    return [name for name, reward in recipe.all_rewards.items() if reward.path in ("reward_model", ENVIRONMENT)]
+    return [name for name, reward in list_scored_rewards(recipe).items() if reward.path in ("reward_model", ENVIRONMENT)]
 
 
 def load_reward_models(context: BuildContext, rewards: RewardClient, pause_rollout: Callable[[], AbstractContextManager[None]]) -> None:
@@ -31,7 +32,7 @@ def load_reward_models(context: BuildContext, rewards: RewardClient, pause_rollo
         if name == ENVIRONMENT:
             rewards.in_process[name] = score_episodes
             continue
-        args = recipe.all_rewards[name].args
+        args = list_scored_rewards(recipe)[name].args
         path, code = str(args["model"]), {"offline": recipe.offline, "trust_remote_code": args.get(TRUST, False)}
         load_config(path, what, **code)  # before the tokenizer, which reads it too and would be blamed for its faults
         model = Classifier(path, context.dtype, device=context.ranks.device, tokens_per_micro_batch=recipe.tokens_per_micro_batch, **code)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ from rlkit.run import handle_errors
 from rlkit.runtime.library_settings import configure_libraries
 
 if TYPE_CHECKING:
-    from rlkit.assembly.evaluate import EvaluationResult
+    from rlkit.assembly.evaluate import EvaluationResult, SetResult
 
 USAGE = "rlkit eval RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=value ...]"
 
@@ -63,6 +64,9 @@ def evaluate_source(name: str, words: Sequence[str], *, note: Callable[[str], No
         keys.insert(0, tests[-1].replace("data.test=", "data.train=", 1))  # which recipes demand, and nobody reads here
     folder = choose_eval_folder(source, keys)
     composed = compose_source(source, [*keys, f"output_dir={quote(folder)}"])
+    if "n" in own and (sets := composed.config["eval"].get("sets")):
+        few = [f"eval.sets.{name}.problems={own['n']}" for name in sets]
+        composed = compose_source(source, [*keys, *few, f"output_dir={quote(folder)}"])
     recipe = read_recipe(composed.config)
     from rlkit.assembly.evaluate import check_evaluation, evaluate_model
 
@@ -90,19 +94,31 @@ def choose_eval_folder(source: ModelSource, words: Sequence[str]) -> Path:
 def describe_result(result: EvaluationResult) -> str:
     """The result in a few lines for a person."""
     step = "" if result.step is None else f", after step {result.step}"
-    how = "greedy" if result.samples == 1 else f"{result.samples} samples each"
-    lines = [f"{result.model}{step}: {result.rows:,} rows, {how}"]
-    for name, value, (low, high) in (
-        ("accuracy", result.accuracy, result.accuracy_interval),
-        ("reward", result.reward, result.reward_interval),
-    ):
-        lines.append(f"  {name:<9}  {format_number(value)}  95 % interval {format_number(low)} to {format_number(high)}")
-    passed = [(name.removeprefix("eval/"), value) for name, value in result.metrics.items() if name.startswith("eval/pass@")]
-    shares = [*passed, ("truncated", result.truncated)]
-    lines += [f"  {name:<9}  {format_number(value)}" for name, value in shares]
-    if result.failed:
-        lines.append(f"  {result.failed:,} completions could not be graded, and are in none of these")
+    test: dict[str, SetResult] = {"": result} if "eval/accuracy" in result.metrics else {}
+    lines: list[str] = []
+    for name, found in {**test, **result.sets}.items():
+        how = "greedy" if found.greedy else f"{found.samples} samples each" if found.samples > 1 else "one sample each"
+        lines.append(f"{result.model}{step}{f', {name}' if name else ''}: {found.rows:,} rows, {how}")
+        lines += describe_set(found, result.metrics, f"eval/{name}/" if name else "eval/")
     return "\n".join([*lines, f"folder {result.folder}"])
+
+
+def describe_set(found: SetResult, metrics: Mapping[str, float], prefix: str) -> Iterator[str]:
+    """The lines on one set; prefix: of the names of its metrics."""
+    intervals = {f"avg@{found.samples}" if found.samples > 1 else "accuracy": (found.accuracy, found.accuracy_interval)}
+    for name in metrics:
+        kind = name.removeprefix(prefix)
+        if re.fullmatch(r"(pass|maj)@\d+", kind):
+            intervals[kind] = metrics[name], (metrics[f"{name}_low"], metrics[f"{name}_high"])
+    intervals["reward"] = found.reward, found.reward_interval
+    for kind, (value, (low, high)) in intervals.items():
+        yield f"  {kind:<9}  {format_number(value)}  95 % interval {format_number(low)} to {format_number(high)}"
+    yield f"  truncated  {format_number(found.truncated)}"
+    for name in metrics:
+        if name.startswith(f"{prefix}second_opinion/"):
+            yield f"  second opinion {name.rpartition('/')[2]}: {format_number(metrics[name])} of the completions are right"
+    if found.failed:
+        yield f"  {found.failed:,} completions could not be graded, and are in none of these"
 
 
 @contextmanager

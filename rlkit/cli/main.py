@@ -259,9 +259,9 @@ EVAL = "RUN|MODEL [recipe=NAME] [data.test=FILE] [step=N|best] [n=ROWS] [key=val
 def evaluate_on_rows(words: Words = None, as_json: Json = False) -> None:
     """Evaluate a model on held-out rows: accuracy and reward.
 
-    RUN is the folder of a run: its newest checkpoint, or that of `step`, with its own rewards, prompts and sampling, on its data.test or on
-    another file. MODEL is any folder or name of the hub, and the recipe is named: recipe=NAME. Accuracy and reward come with their 95 %
-    intervals; samples.jsonl and result.json are written into a new folder, which output_dir= names.
+    RUN is the folder of a run: its newest checkpoint, or that of `step`, with its own rewards, prompts and sampling, on its data.test and
+    eval.sets or on another file. MODEL is any folder or name of the hub, and the recipe is named: recipe=NAME. Accuracy and reward come
+    with their 95 % intervals; samples.jsonl and result.json are written into a new folder, which output_dir= names.
     """
     from rlkit.cli import evaluate
 

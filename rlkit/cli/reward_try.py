@@ -15,6 +15,7 @@ from rlkit.config.compose import compose_config
 from rlkit.data.columns import ANSWER_COLUMNS, PromptRow, RowReader, get_column
 from rlkit.errors import EXIT_DONE, UserError
 from rlkit.rewarding.trial import run_trial
+from rlkit.rollout.records import SET_SPLIT
 from rlkit.rollout.sampler import build_reward_item
 from rlkit.runtime.library_settings import configure_libraries
 from rlkit.runtime.redaction import redact_message
@@ -65,7 +66,8 @@ def read_sample_items(recipe: recipes.Recipe, file: Path, count: int) -> Items:
     """The first samples of a run, each with the columns of its data row."""
     try:
         with file.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
+            own = (row for line in lines if not str((row := json.loads(line))["split"]).startswith(SET_SPLIT))
+            rows = [row for _, row in zip(range(count), own, strict=False)]  # those of eval.sets have graders of their own
         samples = [(row["split"], row["key"][0], row["completion"], row.get("stop")) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"samples={file} cannot be read as the samples.jsonl of a run: {error}") from error

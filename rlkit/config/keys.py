@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from rlkit.algorithms import ALGORITHMS, OFFLINE
+from rlkit.config.eval_section import EvalSetSection
 from rlkit.config.recipe import Recipe
 from rlkit.config.sections import LARGEST_COUNT, LARGEST_SEED, SourceSection
 from rlkit.runtime.paths import find_bundled_folder
@@ -24,6 +25,7 @@ TYPES = {"integer": "whole number", "number": "number", "boolean": "true or fals
 LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 UNLIMITED = (LARGEST_COUNT, LARGEST_SEED)  # what no library takes more of
 REQUIRED = "required"
+NAMED = (SourceSection.__name__, EvalSetSection.__name__)  # sections by name whose keys are listed below their description
 GROUPS = {"model": "hf", "engine": "colocated", "rollout": "whole_step"}  # sections whose defaults are in the file of a group
 INTRODUCTION = """\
 # Keys
@@ -93,7 +95,7 @@ def _walk(key: str, field: Schema, sections: Mapping[str, Schema], default: Any)
     inner = _find_section(field, sections)
     if "description" in field:
         yield KeyEntry(key, describe_type(field, sections), field.get("unit", ""), format_value(default), field["description"])
-    if inner is None or ("description" in field and inner["title"] != SourceSection.__name__) or key == "data.test":
+    if inner is None or ("description" in field and inner["title"] not in NAMED) or key == "data.test":
         return  # the keys of a source stand once, and those of data.columns too
     named = "additionalProperties" in json.dumps(field)
     for name, part in inner["properties"].items():

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 from rlkit.algorithms import ALGORITHMS, OFFLINE
 from rlkit.algorithms.offline import COMPLETIONS_PER_ROW
 from rlkit.config.algorithm_section import parse_algorithm
+from rlkit.config.eval_section import EvalSection, find_eval_conflicts, find_selection_conflicts, list_selectable
 from rlkit.config.network import check_host, find_remote_urls
 from rlkit.config.renamed import answer_foreign_key, refuse_old_names
 from rlkit.config.sections import (
@@ -25,7 +26,6 @@ from rlkit.config.sections import (
     DataSection,
     EngineSection,
     EnvironmentSection,
-    EvalSection,
     HardwareSection,
     LaunchSection,
     ModelSection,
@@ -110,7 +110,7 @@ class Recipe(Section):
                 f"updates_per_step={self.updates_per_step} over passes_per_step={self.passes_per_step} needs more minibatches "
                 f"than there are groups: prompts_per_step={self.prompts_per_step}"
             )
-        for reason in [*self.find_lora_conflicts(), *self._find_selection_conflicts()]:
+        for reason in [*self.find_lora_conflicts(), *find_eval_conflicts(self), *find_selection_conflicts(self)]:
             raise ValueError(reason)
         if self.engine.float32_gradients is True and self.engine.offload == "optimizer" and self.engine.zero_stage < 3:
             raise ValueError(
@@ -227,26 +227,12 @@ class Recipe(Section):
         if sent and self.engine.rollout != "vllm":
             yield f"engine.lora_sync=adapter needs engine.rollout=vllm; with {self.engine.rollout} set engine.lora_sync=merged"
 
-    def _find_selection_conflicts(self) -> Iterator[str]:
-        """Why no evaluation can be selected as the best, where the recipe asks for it."""
-        asked = {"eval.select": self.eval.select, "eval.patience": self.eval.patience, "checkpoint.best": self.checkpoint.best}
-        asking = [f"{key}={str(value).lower()}" for key, value in asked.items() if value]
-        if asking and self.data.test is None:
-            yield f"{asking[0]} selects by evaluations, and data.test=null turns them off; set data.test, or leave it out"
-        if self.eval.patience and not self.eval.every:
-            yield f"eval.patience={self.eval.patience} counts evaluations during training, and eval.every=0 does none; set eval.every"
-        if self.eval.select not in (None, *self.selectable):
-            yield (
-                f"eval.select={self.eval.select} is no metric that the evaluations of algorithm={self.algorithm.name} select by; "
-                f"valid: {', '.join(self.selectable)}"
-            )
-
     @property
     def selectable(self) -> tuple[str, ...]:
         """The metrics of an evaluation that a best one can be selected by, the default first."""
         if self.offline_algorithm:
             return ("loss",) if self.algorithm.measure == "loss" else ("accuracy", "loss")
-        return ("accuracy", "reward", *([f"pass@{self.eval.samples}"] if self.eval.samples > 1 else []))
+        return list_selectable(self)
 
     @property
     def longest_unit(self) -> int:

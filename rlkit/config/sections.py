@@ -169,21 +169,26 @@ class ColumnsSection(Section):
     label: Name | None = describe_field("column of the rating of a completion: true or false", default=None)
 
 
-class SourceSection(Section):
-    """A source of rows. What it does not set, the section `data` sets. The user names it, so no file can hold its defaults."""
+class RowsSection(Section):
+    """Where rows are, and how they are read. What it does not set, the section `data` sets."""
 
     path: Name = describe_field("builtin, a file (JSONL, JSON, CSV, Parquet, Arrow), a folder of them, or a dataset of the hub")
     config: Name | None = describe_field("configuration of a dataset of the hub; in short: NAME:CONFIG", default=None)
     split: Name | None = describe_field("its split; in short: NAME@SPLIT", default=None)
     revision: Name | None = describe_field("a branch, a tag or a commit of the hub; in short: NAME#REVISION", default=None)
-    weight: Positive | None = describe_field(
-        "share of this source in a mixture, beside the weights of the others; null for all: one shuffle of all rows", default=None
-    )
     columns: ColumnsSection | None = describe_field("as data.columns, of this source", default=None)
     chat: bool | None = describe_field("as data.chat, of this source", default=None)
     system: str | None = describe_field("as data.system, of this source", default=None)
     template: Name | None = describe_field("as data.template, of this source", default=None)
     answer_pattern: Name | None = describe_field("as data.answer_pattern, of this source", default=None)
+
+
+class SourceSection(RowsSection):
+    """A source of rows. The user names it, so no file can hold its defaults."""
+
+    weight: Positive | None = describe_field(
+        "share of this source in a mixture, beside the weights of the others; null for all: one shuffle of all rows", default=None
+    )
 
 
 def parse_sources(value: Any) -> Any:
@@ -220,6 +225,10 @@ class DataSection(Section):
         "a prompt longer than max_prompt_tokens: drop it, or cut its beginning; counted either way"
     )
     on_bad_row: Literal["stop", "skip"] = describe_field("a row that cannot be read: stop, or skip it (counted)")
+    max_overlap: Fraction | None = describe_field(
+        "largest share of the problems of a held-out set that may stand in the training rows (same text, or 13 words in a row); above it "
+        "the run is refused; null: it is shown, and no more"
+    )
 
 
 def check_warmup(steps: float) -> float:
@@ -309,21 +318,6 @@ class EnvironmentSection(Section):
         "true: the next turns begin once the environment has answered all, so that runs with the same seed are equal to the bit; slower"
     )
     sessions: Count | None = describe_field("that are open at the same time, in all processes; null: all of a step", unit="episodes")
-
-
-class EvalSection(Section):
-    every: CountOrZero = describe_field("between evaluations; 0: only before and after", unit="steps")
-    problems: Count | None = describe_field("of the test set, from its beginning; null: all", unit="rows")
-    samples: Count = describe_field(
-        "1: greedy; k: k samples with the settings of `sampling`, for pass@k, of the problems whose k are all graded", unit="samples"
-    )
-    select: Name | None = describe_field(
-        "the metric of an evaluation, without eval/, by which the best is selected: accuracy, reward, pass@K, or loss; null: accuracy, of "
-        "sft loss"
-    )
-    patience: Count | None = describe_field(
-        "evaluations in a row without a better eval.select, after which the run stops early and is done; null: never", unit="evaluations"
-    )
 
 
 class CheckpointSection(Section):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from rlkit.data.messages import Message, normalise_messages, read_tools, strip_replies
+from rlkit.data.messages import Message, normalise_messages, read_tools, read_user_text, strip_replies
 from rlkit.data.rows import BadRow, Row, RowFault, Rows, check_text, check_values, show, truncate
 from rlkit.errors import UserError
 
@@ -207,6 +207,11 @@ class PromptReader(RowReader[PromptRow]):
 
     def name_columns(self) -> dict[str, str]:
         return {"prompt": self._prompt, **({"answer": self._answer} if self._answer else {})}
+
+    def scan_texts(self) -> Iterator[str]:
+        """The user's text of each row as it is in the file: no template, no system message. Empty where it cannot be read."""
+        for row in self.rows.scan([self._prompt, self._prompt.split(".")[0]]):
+            yield "" if isinstance(row, BadRow) else read_user_text(get_column(row, self._prompt))
 
     def _build_row(self, index: int, row: Row) -> PromptRow:
         prompt = self._format_prompt(row, self._read_chat(row, self._prompt), chat=self._text_is_chat(self._prompt))

@@ -63,6 +63,17 @@ def _normalise_message(message: Mapping[str, Any]) -> Message:
     return {**others, "role": ROLES[role.strip().lower()], "content": _read_text(content)}
 
 
+def read_user_text(prompt: Any) -> str:
+    """The text of a user in a prompt of any form; empty where there is none."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = [message for message in ([prompt] if isinstance(prompt, Mapping) else prompt or ()) if isinstance(message, Mapping)]
+    own = [message for message in messages if ROLES.get(str(message.get("role", message.get("from"))).strip().lower()) == "user"]
+    contents = [message.get("content", message.get("value")) for message in own]
+    parts = [part for content in contents for part in (content if isinstance(content, list) else [{"text": content}])]
+    return "\n".join(str(part["text"]) for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+
+
 def _read_text(content: Any) -> str:
     """Text, or the text of parts [{"type": "text", "text": ...}]."""
     if isinstance(content, str):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlkit.report.names import BEST, HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, find_train_accuracy
+from rlkit.report.names import BEST, HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, find_set_accuracies, find_train_accuracy
 from rlkit.report.summary import RunSummary
 
 _PACE_STEPS = 8  # the ETA uses the last steps only: the length of completions changes in training
@@ -88,6 +88,7 @@ class Console:
         fields = [f"step {step}/{self.steps}"]
         values = [("accuracy", find_train_accuracy(metrics)), ("held-out", metrics.get(HELD_OUT))]
         values.insert(0, ("reward", metrics[REWARD]) if REWARD in metrics else ("loss", metrics.get(LOSS)))
+        values += find_set_accuracies(metrics).items()
         if HELD_OUT not in metrics:
             values.append(("held-out loss", metrics.get(HELD_OUT_LOSS)))
         values.append(("best so far", metrics.get(BEST)))

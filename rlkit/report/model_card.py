@@ -17,6 +17,7 @@ from rlkit.errors import UserError
 from rlkit.report.audit import AUDIT
 from rlkit.report.console import escape_control, format_number
 from rlkit.report.folder import METRICS, read_metrics
+from rlkit.report.names import find_set_accuracies
 from rlkit.runtime.model_path import is_hub_name
 
 MODEL_CARD = "README.md"
@@ -79,7 +80,8 @@ def list_results(run: Path, step: int) -> Iterator[tuple[str, str]]:
         rows = [row for row in read_metrics(run / METRICS) if row["step"] <= step]
     except (OSError, UserError):
         return
-    for name in HELD_OUT:
+    sets = dict.fromkeys(f"eval/{name}/accuracy" for row in rows for name in find_set_accuracies(row))
+    for name in (*HELD_OUT, *sets):
         measured = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         if measured:
             (first, before), (last, after) = measured[0], measured[-1]

@@ -7,6 +7,7 @@ and add up.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ REWARD_STD = "reward_std"
 LOSS = "loss"
 ACCURACY = ("accuracy", "rewards/accuracy/mean", "rewards/accuracies")  # of the samples of the step; the first that exists
 HELD_OUT = "eval/accuracy"
+SET_ACCURACY = re.compile(r"eval/([^/]+)/accuracy")
 HELD_OUT_LOSS = "eval/loss"  # used where there is no accuracy, as LOSS where there is no reward
 BEST = "eval/best"  # where a recipe selects by evaluations
 LENGTH = "completions/mean_length"
@@ -35,6 +37,19 @@ PHASE_COLORS = {  # one for ever, in every picture, by the names of rlkit.runtim
 }
 FLOOR = "floor/"  # by phase, its time over the least time that this machine needs
 MACHINE = (TIME, FLOOR, "throughput/", "memory/")  # how names begin that depend on the machine
+
+
+def find_set_accuracies(row: Mapping[str, Any]) -> dict[str, float]:
+    """The held-out accuracy on each set of eval.sets, by its name."""
+    found = {match[1]: row[name] for name in row if (match := SET_ACCURACY.fullmatch(name))}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def find_held_out(row: Mapping[str, Any]) -> float | None:
+    """The held-out accuracy: on data.test, else on the first set."""
+    if row.get(HELD_OUT) is not None:
+        return float(row[HELD_OUT])
+    return next(iter(find_set_accuracies(row).values()), None)
 
 
 def find_train_accuracy(row: Mapping[str, Any]) -> float | None:

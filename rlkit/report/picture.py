@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LENGTH, LOSS, PHASE_COLORS, REWARD, REWARD_STD, SPEED, TIME, find_train_accuracy
+from rlkit.report.names import (
+    HELD_OUT,
+    HELD_OUT_LOSS,
+    LENGTH,
+    LOSS,
+    PHASE_COLORS,
+    REWARD,
+    REWARD_STD,
+    SPEED,
+    TIME,
+    find_held_out,
+    find_train_accuracy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +129,7 @@ PANELS: tuple[tuple[Panel, ...], ...] = (
         Panel(
             "Accuracy",
             "share, held-out with 95 % interval",
-            (Curve("train", _TRAIN, find_train_accuracy), Curve("held-out", _EVALUATED, _read(HELD_OUT), _read_band(HELD_OUT))),
+            (Curve("train", _TRAIN, find_train_accuracy), Curve("held-out", _EVALUATED, find_held_out, _read_band(HELD_OUT))),
             -0.02,
             1.02,
         ),

@@ -13,7 +13,7 @@ import yaml
 from rlkit.errors import UserError
 from rlkit.report.console import format_number
 from rlkit.report.folder import METRICS, read_metrics
-from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED
+from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, LOSS, REWARD, SPEED, find_set_accuracies
 from rlkit.report.status import read_run_status
 
 RECIPE = "recipe.yaml"
@@ -87,7 +87,7 @@ def read_result(folder: Path) -> RunResult:
     status = read_run_status(folder)
     steps = [row for row in rows if row["step"] > 0]
     last = steps[-1] if steps else {}
-    name = HELD_OUT if any(HELD_OUT in row for row in rows) else HELD_OUT_LOSS
+    name = find_held_out_name(rows)
     return RunResult(
         folder=folder,
         recipe=recipe,
@@ -105,6 +105,13 @@ def read_result(folder: Path) -> RunResult:
         seconds_per_step=find_median(steps, STEP_SECONDS),
         tokens_per_second=find_median(steps, SPEED),
     )
+
+
+def find_held_out_name(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The metric that tells how good the model of a run is: of data.test, else of its first set, else the loss."""
+    if any(HELD_OUT in row for row in rows):
+        return HELD_OUT
+    return next((f"eval/{name}/accuracy" for row in rows for name in find_set_accuracies(row)), HELD_OUT_LOSS)
 
 
 def find_median(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkit.report.console import Console, escape_control, format_change, format_duration, format_number, join_turns, shorten
-from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS
+from rlkit.report.names import HELD_OUT, HELD_OUT_LOSS, find_set_accuracies
 from rlkit.report.summary import RunSummary
 
 _SAMPLE_LINES = 3  # of a cell in the table of samples
@@ -48,7 +48,7 @@ class Terminal(Console):
 
     def print_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._line = self._format_step(step, metrics)
-        if metrics.get(HELD_OUT, metrics.get(HELD_OUT_LOSS)) is not None:
+        if metrics.get(HELD_OUT, metrics.get(HELD_OUT_LOSS)) is not None or find_set_accuracies(metrics):
             self._show(_escape_text(self._line))  # the line of an evaluation stays visible
         self._refresh("")
 

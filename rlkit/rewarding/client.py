@@ -25,7 +25,7 @@ from rlkit.rewarding import combining
 from rlkit.rewarding.failures import FailureWindow
 from rlkit.rewarding.forms import TRAINER_NAMES
 from rlkit.rewarding.job import FunctionKind, WorkerLimits
-from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, SampleReward, are_quick
+from rlkit.rewarding.outcome import MAX_CALLS_TOGETHER, Outcome, OutcomeKind, SampleReward, are_quick
 from rlkit.rewarding.replay import write_replay
 from rlkit.rewarding.resolve import locate_reward
 from rlkit.rewarding.spec import RewardSettings, RewardSpec
@@ -41,7 +41,7 @@ class RewardClient:
     nowhere without one.
 
     in_process_names: names of rewards that run in this process and not in workers. `in_process` must get a function for each of them,
-    which is called with all samples when they are collected.
+    which is called with all samples when they are collected. on_request: names of rewards that score only the samples submitted for them.
     """
 
     def __init__(
@@ -50,10 +50,12 @@ class RewardClient:
         settings: RewardSettings,
         replay_folder: Path | None = None,
         in_process_names: Collection[str] = (),
+        on_request: Collection[str] = (),
     ) -> None:
         _validate(rewards, settings, in_process_names)
         self._rewards, self._settings = dict(rewards), settings
         self._worker_names = [name for name in rewards if name not in in_process_names]
+        self._common_names = frozenset(name for name in rewards if name not in on_request)
         self.in_process: dict[str, InProcessReward] = {}
         self.warn: Callable[[str], None] = lambda text: print(f"rlkit: {text}", file=sys.stderr, flush=True)
         self.steps, self.finished_steps = 0, 0  # of the run: what functions of TRL's form get as trainer_state
@@ -77,7 +79,7 @@ class RewardClient:
     @property
     def counts(self) -> bool:
         """Whether the reward of a sample depends on any score."""
-        return any(spec.counts for spec in self._rewards.values())
+        return any(spec.counts for name, spec in self._rewards.items() if name in self._common_names)
 
     def __enter__(self) -> RewardClient:
         return self
@@ -105,18 +107,27 @@ class RewardClient:
             if hidden
         ]
 
-    def submit(self, key: Hashable, item: Mapping[str, Any], group: Hashable | None = None, group_size: int | None = None) -> None:
+    def submit(
+        self,
+        key: Hashable,
+        item: Mapping[str, Any],
+        group: Hashable | None = None,
+        group_size: int | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
         """Score a finished sample. It is sent at once, or with the next ones where a score takes almost no time; at the latest in collect.
         Functions for whole groups are called when group_size samples of the group are here.
 
         item: `prompt` (text or messages), `completion` (text), the columns of the data row, and where known `completion_length` (tokens)
-        and `stop`. key: the name of the sample; a function for groups gets its samples in the order of their keys.
+        and `stop`. key: the name of the sample; a function for groups gets its samples in the order of their keys. only: the names of the
+        rewards that score it, the same for a whole group; None: all but those that run on request.
         """
         if key in self._items:
             raise ValueError(f"sample {key!r} was submitted already")
         self._items[key] = item
         self._groups[key] = group if group is not None else ("alone", key)
-        self._outcomes[key] = {}
+        asked = self._common_names if only is None else only
+        self._outcomes[key] = {name: Outcome(OutcomeKind.SKIPPED) for name in self._rewards if name not in asked}
         self._not_sent.append((key, group, group_size))
         if not self._quick or len(self._not_sent) >= MAX_CALLS_TOGETHER:
             self._advance()
@@ -128,7 +139,8 @@ class RewardClient:
         """
         sample_rewards = self.wait(keys)
         for name in self._rewards:
-            self._check_failures(name, {key: found.components[name] for key, found in sample_rewards.items()})
+            outcomes = {key: found.components[name] for key, found in sample_rewards.items()}
+            self._check_failures(name, {key: own for key, own in outcomes.items() if own.kind is not OutcomeKind.SKIPPED})
         for key in keys:
             del self._items[key], self._groups[key], self._outcomes[key]
         return sample_rewards
@@ -173,7 +185,7 @@ class RewardClient:
         not_sent, self._not_sent = self._not_sent, []
         units: list[tuple[int, list[Hashable]]] = []  # (reward index, keys)
         for key, group, group_size in not_sent:
-            units += [(index, [key]) for index, kind in enumerate(self._kinds) if not kind.batch]
+            units += [(index, [key]) for index, kind in enumerate(self._kinds) if not kind.batch and self._is_asked(index, key)]
             if any(kind.batch for kind in self._kinds):
                 members = self._open_groups[self._groups[key]]
                 members.append(key)
@@ -185,7 +197,11 @@ class RewardClient:
         """The units (reward index, keys) of a group for the functions that take groups; empty where the group was closed before."""
         assert self._kinds is not None
         keys = _sort_keys(self._open_groups.pop(group, []))
-        return [(index, keys) for index, kind in enumerate(self._kinds) if kind.batch and keys]
+        return [(index, keys) for index, kind in enumerate(self._kinds) if kind.batch and keys and self._is_asked(index, keys[0])]
+
+    def _is_asked(self, index: int, key: Hashable) -> bool:
+        """Whether a reward in workers is to score a sample that it has not scored."""
+        return self._worker_names[index] not in self._outcomes[key]
 
     def _score_in_process(self, keys: Sequence[Hashable]) -> None:
         """Call the rewards of this process with all samples that they have not scored; the workers continue meanwhile."""

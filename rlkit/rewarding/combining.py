@@ -44,6 +44,7 @@ def combine_sample(rewards: Rewards, settings: RewardSettings, values: Mapping[s
 
     Raises UserError where it is too large to compute with.
     """
+    rewards = {name: spec for name, spec in rewards.items() if components[name].kind is not OutcomeKind.SKIPPED}
     if not any(spec.counts for spec in rewards.values()):
         return 0.0
     if any(components[name].kind.failed for name, spec in rewards.items() if spec.counts):

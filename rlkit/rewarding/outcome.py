@@ -12,12 +12,13 @@ RAW_REWARD = "reward"  # the key of the reward before it was normalised; entries
 
 
 class OutcomeKind(enum.Enum):
-    """A score, or why there is none. NOT_APPLICABLE: the function returned None, which is not a failure."""
+    """A score, or why there is none. NOT_APPLICABLE: the function returned None, which is not a failure. SKIPPED: it was not called."""
 
     SCORE = "score"
     TIMEOUT = "timeout"
     ERROR = "error"
     NOT_APPLICABLE = "not applicable"
+    SKIPPED = "skipped"
 
     @property
     def failed(self) -> bool:

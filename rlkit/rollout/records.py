@@ -13,6 +13,8 @@ from rlkit.rewarding.outcome import RAW_REWARD
 from rlkit.rollout.episodes import TOOL_CALLS, WrittenBy, split_turns
 from rlkit.types import Group, Key, Sample, ScoredSample, Stop
 
+SET_SPLIT = "eval.sets."  # how the split of the samples of such a set begins
+
 
 def summarize_groups(groups: Sequence[Group]) -> dict[str, float]:
     """Rewards and lengths of a step."""
@@ -65,6 +67,11 @@ def choose_recorded(groups: Sequence[Group], count: int) -> frozenset[Key]:
     ranked = sorted(pool, key=lambda s: (s.reward is not None, s.reward or 0.0, s.sample.key))
     count = min(count, len(ranked))
     return frozenset(ranked[i * (len(ranked) - 1) // max(count - 1, 1)].sample.key for i in range(count))
+
+
+def name_split(name: str) -> str:
+    """The split of the samples of an evaluation; name: of the set, empty for data.test."""
+    return f"{SET_SPLIT}{name}" if name else "test"
 
 
 def build_sample_row(

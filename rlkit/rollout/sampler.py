@@ -6,7 +6,7 @@ the order of the prompts, never in that of arrival.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from rlkit import seeds
 from rlkit.engines.base import RolloutEngine
 from rlkit.environments.base import EpisodeEnd, EpisodeFailure
 from rlkit.rewarding.client import RewardClient
-from rlkit.rewarding.outcome import SampleReward
+from rlkit.rewarding.outcome import OutcomeKind, SampleReward
 from rlkit.rollout.episodes import (
     TOOL_CALLS,
     Episode,
@@ -87,18 +87,29 @@ class Sampler:
     episodes: EpisodeSettings | None = None  # None: a completion is one turn, and nothing answers it
 
     def sample_groups(
-        self, prompts: Sequence[tuple[int, PromptRequest]], samples: int, sampling: Sampling, greedy: bool = False
+        self,
+        prompts: Sequence[tuple[int, PromptRequest]],
+        samples: int,
+        sampling: Sampling,
+        greedy: bool = False,
+        graders: Collection[str] | None = None,
     ) -> list[Group] | None:
         """The scored groups of (index, prompt), in their order, the same on all ranks of a tensor-parallel group; None where a stop was
         requested.
 
-        greedy: each group gets the most likely completion too.
+        greedy: each group gets the most likely completion too. graders: the rewards that score the samples; None: those of a step.
         """
-        sampled = self.sample([OpenGroup(index, prompt) for index, prompt in prompts], samples, sampling, greedy)
+        sampled = self.sample([OpenGroup(index, prompt) for index, prompt in prompts], samples, sampling, greedy, graders=graders)
         return None if sampled is None else sampled.complete
 
     def sample(
-        self, groups: Sequence[OpenGroup], samples: int, sampling: Sampling, greedy: bool = False, quota: Quota | None = None
+        self,
+        groups: Sequence[OpenGroup],
+        samples: int,
+        sampling: Sampling,
+        greedy: bool = False,
+        quota: Quota | None = None,
+        graders: Collection[str] | None = None,
     ) -> SampledGroups | None:
         """As `sample_groups`, of groups that may have been begun before. With a quota, a collective call of all ranks, some stay open.
 
@@ -114,7 +125,7 @@ class Sampler:
                 progress.add(sample)
                 for key in [sample.key] if quota is None else progress.list_members(sample.key):
                     prompt = progress.group_of[key].prompt
-                    progress.finished[key] = self._submit(progress.finished[key], prompt, progress.group_size, episodes.get(key))
+                    progress.finished[key] = self._submit(progress.finished[key], prompt, progress.group_size, episodes.get(key), graders)
                 tokens += int(sample.mask.sum())
                 heartbeat.advance(len(progress.finished), len(progress.group_of), "samples", tokens)
         if verdict is Verdict.STOPPED:
@@ -162,7 +173,9 @@ class Sampler:
         rollout = EpisodeRollout(self.episodes, self.engine, self.ranks, self.seed, requests)
         return rollout, rollout.ended
 
-    def _submit(self, sample: Sample, prompt: PromptRequest, group_size: int, episode: Episode | None) -> Sample:
+    def _submit(
+        self, sample: Sample, prompt: PromptRequest, group_size: int, episode: Episode | None, graders: Collection[str] | None
+    ) -> Sample:
         """The sample with its text, submitted to the rewards by the first rank of a tensor-parallel group."""
         tokens = sample.tokens.tolist()
         sample = replace(sample, text=self.decoder.decode(tokens))
@@ -176,7 +189,7 @@ class Sampler:
                 **({"prompt_text": self.decoder.decode(prompt.tokens, special=True)} if self.rewards.asks_for("prompt_text") else {}),
                 **(build_episode_item(episode, sample, self.decoder) if episode else {}),
             }
-            self.rewards.submit(sample.key, item, group=sample.key.of_prompt, group_size=group_size)
+            self.rewards.submit(sample.key, item, group=sample.key.of_prompt, group_size=group_size, only=graders)
         return sample
 
 
@@ -206,7 +219,7 @@ def build_episode_item(episode: Episode, sample: Sample, decoder: Decoder) -> di
 
 def join_reward(sample: Sample, reward: SampleReward, episode: Episode | None = None, turn_weight: float = 0.0) -> ScoredSample:
     """A sample with its reward; none where its environment failed, whatever other rewards gave. turn_weight: of the rewards of turns."""
-    components = {name: outcome.value for name, outcome in reward.components.items()}
+    components = {name: outcome.value for name, outcome in reward.components.items() if outcome.kind is not OutcomeKind.SKIPPED}
     if episode is None:
         return ScoredSample(sample, reward.reward, components, dict(reward.metrics))
     total = None if isinstance(episode.end, EpisodeFailure) else reward.reward

@@ -63,8 +63,13 @@ class Trainer(Protocol):
         """One batch and the updates on it. Raises Stopped where a stop was requested before the first update."""
         ...
 
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics on held-out rows. Raises Stopped where a stop was requested meanwhile."""
+    def evaluate(self, step: int, every_set: bool) -> dict[str, float]:
+        """Metrics on held-out rows: of every set, or of those whose interval ends. Raises Stopped where a stop was requested meanwhile."""
+        ...
+
+    @property
+    def asks_to_stop(self) -> bool:
+        """Whether something was seen on which the recipe asks that the run stops."""
         ...
 
     def state(self) -> dict[str, Any]: ...
@@ -94,7 +99,7 @@ class Run:
 
     steps: int
     trainer: Trainer
-    eval_every: int
+    eval_every: Sequence[int]  # steps between evaluations of each set; 0: only before and after
     learners: Sequence[Learner]
     export: Callable[[Path], None]  # the trained model as a Hugging Face folder without tokenizer
     save_tokenizer: Callable[[Path], None]
@@ -119,7 +124,7 @@ def run_loop(run: Run) -> None:
         while not is_last(run, state):
             state = run_step(run, state.step + 1, state)
             state = conclude_step(run, state)
-            if not is_last(run, state) and run.ranks.any_rank(run.stopping.requested):
+            if not is_last(run, state) and run.ranks.any_rank(run.stopping.requested or run.trainer.asks_to_stop):
                 raise Stopped
     except Stopped:
         save(run, state)
@@ -144,11 +149,12 @@ def run_step(run: Run, step: int, before: TrainState) -> TrainState:
 def conclude_step(run: Run, state: TrainState) -> TrainState:
     """What follows each step, and precedes the first: evaluation where it is due, the row of metrics, a checkpoint."""
     step, row = state.step, dict(state.row or {})
-    if run.trainer.evaluates and (step in (0, run.steps) or (run.eval_every and step % run.eval_every == 0)):
-        held_out = run.trainer.evaluate(step)
+    ends = step in (0, run.steps)
+    if run.trainer.evaluates and (ends or any(every and step % every == 0 for every in run.eval_every)):
+        held_out = run.trainer.evaluate(step, ends)
         evaluations = state.evaluations.add(step, held_out, run.selection)
         row |= held_out | evaluations.metrics(run.selection)
-        state = replace(state, evaluations=evaluations)
+        state = replace(state, evaluations=evaluations, trainer=run.trainer.state())
     if row:
         run.report.log_step(step, row | run.timer.metrics() | {"memory/process_gib": psutil.Process().memory_info().rss / GIB})
     state = replace(state, row=None, wall_seconds=state.wall_seconds + run.timer.seconds)

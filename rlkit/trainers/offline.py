@@ -92,7 +92,7 @@ class OfflineTrainer:
         row = compute_ratios({"update": self.roofline.update(lengths)}, seconds)
         return row | {"throughput/mfu": self.roofline.compute_mfu(lengths, seconds["time/update"])}
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate(self, step: int, every_set: bool) -> dict[str, float]:
         """The loss on held-out rows and the metrics of a step on them; of an accuracy its 95 % interval."""
         minibatch = OfflineMinibatch(self.updater, self.held_out, self.reference)
         parts: list[Metrics] = []
@@ -108,6 +108,10 @@ class OfflineTrainer:
         if isinstance(accuracy, Mean):
             row |= describe_accuracy(accuracy)
         return row
+
+    @property
+    def asks_to_stop(self) -> bool:
+        return False
 
     def state(self) -> dict[str, Any]:
         return {"rows": self.rows.state_dict()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class OnlineTrainer:
 
     placement: Placement
     collector: Collector
-    evaluation: Evaluation | None
+    evaluations: Sequence[Evaluation]  # of data.test, and of each set
     updater: OnlineUpdater
     algorithm_state: State
     report: OnlineReport
@@ -69,25 +70,36 @@ class OnlineTrainer:
 
     @property
     def evaluates(self) -> bool:
-        return self.evaluation is not None
+        return bool(self.evaluations)
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate(self, step: int, every_set: bool) -> dict[str, float]:
         """Accuracy on held-out problems; their completions are written to samples.jsonl."""
-        assert self.evaluation is not None
-        with self.placement.rollout(), self.timer("evaluation"):
-            result = self.evaluation.run()
-        if result is None:
-            raise Stopped
-        row, groups = result
-        self.report.write_evaluation(step, groups)
+        row: dict[str, float] = {}
+        for evaluation in self.evaluations:
+            if not (every_set or (evaluation.every and step % evaluation.every == 0)):
+                continue
+            with self.placement.rollout(), self.timer("evaluation"):
+                result = evaluation.run()
+            if result is None:
+                raise Stopped
+            metrics, groups = result
+            row |= metrics | self.report.write_evaluation(step, evaluation, groups)
         return row
+
+    @property
+    def asks_to_stop(self) -> bool:
+        return self.report.opinion is not None and self.report.opinion.asks_to_stop
 
     def state(self) -> dict[str, Any]:
         rewards = self.collector.sampler.rewards.state()
-        return {"collector": self.collector.state(), "rewards": rewards, "algorithm": asdict(self.algorithm_state)}
+        opinion = self.report.opinion.state() if self.report.opinion else None
+        algorithm = asdict(self.algorithm_state)
+        return {"collector": self.collector.state(), "rewards": rewards, "algorithm": algorithm, "second_opinion": opinion}
 
     def load(self, state: dict[str, Any], step: int) -> None:
         self.collector.load(state["collector"])
         self.collector.sampler.rewards.restore(state["rewards"])
         self.algorithm_state = type(self.algorithm_state)(**state["algorithm"])
+        if self.report.opinion and state.get("second_opinion"):
+            self.report.opinion.load(state["second_opinion"])
         self.placement.version = step

@@ -16,6 +16,8 @@ from rlkit.profiling.roofline import PromptLengths, Roofline, compute_ratios
 from rlkit.report import Report
 from rlkit.rollout import records
 from rlkit.rollout.collector import Collector, RolloutBatch, list_samples
+from rlkit.rollout.evaluation import Evaluation
+from rlkit.rollout.second_opinion import SecondOpinion
 from rlkit.runtime.ranks import Ranks
 from rlkit.runtime.timer import PhaseTimer
 from rlkit.types import Batch, Credit, Group, Key, Sample
@@ -23,6 +25,7 @@ from rlkit.updates.online_update import OnlineUpdater, select_rows_with_signal
 from rlkit.updates.optimizer_step import UpdateCount
 
 OF_REWARDS = ("reward", "reward_std")  # what a run without rewards that count has not
+ALARMS = "second_opinion/alarms"
 ZERO_STD = "frac_reward_zero_std"  # as in TRL: the share of groups whose rewards are all the same
 
 
@@ -56,6 +59,8 @@ class OnlineReport:
     tokens: int | Literal["all"] = 0  # samples of a step whose tokens are recorded
     dumped: frozenset[int] = frozenset()  # steps of which all are
     roofline: Roofline | None = None
+    opinion: SecondOpinion | None = None
+    graded_by: str | None = None  # the reward that grades the samples of a step
 
     def write_step(self, step: StepRecord) -> tuple[dict[str, float], int]:
         """Writes the samples of a step; returns its metrics and its tokens, prompts included. A collective call."""
@@ -80,6 +85,7 @@ class OnlineReport:
             self._count_groups(step, len(left_out)),
             self._measure_lag(step.batch),
             self._count_carried(),
+            self._ask_second_opinion("training", everything, self.graded_by, ""),
         )
         self._note_uncompared(step.number, row)
         row |= self._compare_with_roofline(step)
@@ -87,11 +93,22 @@ class OnlineReport:
         row["throughput/tokens_per_second"] = sum(records.count_written_tokens(s) for s in samples) / self.timer.seconds
         return row, sum(len(s.prompt) + len(s.tokens) for s in samples)
 
-    def write_evaluation(self, step: int, groups: Sequence[Group]) -> None:
-        """Writes the samples of an evaluation; groups: of this rank. A collective call."""
-        samples = [(s, g.answer) for g in self._gather_groups(groups) for s in g.samples]
-        self.report.log_samples(step, [records.build_sample_row(s, answer, None, self.decode, "test") for s, answer in samples])
+    def write_evaluation(self, step: int, evaluation: Evaluation, groups: Sequence[Group]) -> dict[str, float]:
+        """Writes the samples of an evaluation; groups: of this rank. Returns what its second opinion found. A collective call."""
+        everything, split = self._gather_groups(groups), records.name_split(evaluation.name)
+        samples = [(s, g.answer) for g in everything for s in g.samples]
+        self.report.log_samples(step, [records.build_sample_row(s, answer, None, self.decode, split) for s, answer in samples])
         self.collector.sampler.rewards.pop_metrics()  # the reward metrics of a step are of its own samples
+        return self._ask_second_opinion(evaluation.name or "data.test", everything, evaluation.graded_by, evaluation.prefix)
+
+    def _ask_second_opinion(self, place: str, groups: Sequence[Group], graded_by: str | None, prefix: str) -> dict[str, float]:
+        """Metrics with their prefix; warns where the reward seems to be gamed. groups: of all ranks."""
+        if self.opinion is None or graded_by is None:
+            return {}
+        metrics, warnings = self.opinion.observe(place, groups, graded_by)
+        for warning in warnings:
+            self.report.warn(warning)
+        return {**{prefix + name: value for name, value in metrics.items()}, ALARMS: float(self.opinion.alarms)}
 
     def _gather_groups(self, groups: Sequence[Group]) -> list[Group]:
         """The groups of all ranks, in order."""

@@ -52,8 +52,10 @@ class Evaluations:
     since_best: int = 0
 
     def add(self, step: int, held_out: dict[str, float], selection: Selection) -> Evaluations:
-        """With one more. Of equal ones the first is the best."""
-        value = held_out[f"eval/{selection.metric}"]
+        """With one more. Of equal ones the first is the best. One of other sets than the one that is selected by does not count."""
+        value = held_out.get(f"eval/{selection.metric}")
+        if value is None:
+            return self
         better = self.best is None or selection.is_better(value, self.best.value)
         return replace(
             self,

@@ -25,7 +25,8 @@ from rlkit.report.step_difference import OF_TOKENS
 from tests.cli.test_commands_page import CALLS, OF_MODELS, SHOWN
 from tests.conftest import Ended, environment, free_port, run
 
-SMALL = ["grpo_math", "engine.rollout=hf", "steps=2", "prompts_per_step=4", "eval.every=1", "eval.problems=12", "checkpoint.every=1"]
+HARD = "eval.sets.hard={path: builtin@test, problems: 3, samples: 2, every: 2, max_completion_tokens: 24, grader: {path: exact_match}}"
+SMALL = ["grpo_math", "engine.rollout=hf", "steps=2", "prompts_per_step=4", "eval.every=1", "eval.problems=12", "checkpoint.every=1", HARD]
 PAGE = [line for line in CALLS if line.startswith(OF_MODELS)]
 
 
@@ -46,7 +47,7 @@ def rlkit(*words: str, cwd: Path) -> Ended:
 
 def answers(folder: Path) -> dict[str, str]:
     """What a greedy evaluation of the run answered after its last step, by question."""
-    rows = [row for row in read_rows(folder / "runs" / "mine" / "samples.jsonl") if row["advantage"] is None and row["step"] == 2]
+    rows = [row for row in read_rows(folder / "runs" / "mine" / "samples.jsonl") if row["split"] == "test" and row["step"] == 2]
     return {row["prompt"].split("user\n")[1].split("\nassistant")[0]: row["completion"] for row in rows}
 
 
@@ -60,10 +61,18 @@ def test_an_evaluation_gives_the_number_of_the_run_itself(place: Path) -> None:
     assert found["accuracy"] == own["eval/accuracy"] and found["reward"] == own["eval/reward"]
     assert found["accuracy_interval"] == [own["eval/accuracy_low"], own["eval/accuracy_high"]]
     assert (found["rows"], found["samples"], found["step"], found["failed"]) == (12, 1, 2, 0)
+    hard = found["sets"]["hard"]
+    assert (hard["rows"], hard["samples"], hard["greedy"], hard["accuracy"]) == (3, 2, False, own["eval/hard/accuracy"])
+    watched = {f"eval/{place}{name}" for place in ("", "hard/") for name in ("second_opinion/drift", "completions/one_shape")}
+    assert {name for name, value in own.items() if name.startswith("eval/") and found["metrics"].get(name) != value} <= watched
+    assert found["metrics"]["eval/second_opinion/strict_accuracy"] == own["eval/accuracy"]
+    assert "eval/hard/accuracy" not in read_metrics(place / "runs" / "mine" / "metrics.jsonl")[1]  # every: 2
+    graded = [row["rewards"] for row in read_rows(Path(found["folder"]) / "samples.jsonl") if row["split"] == "eval.sets.hard"]
+    assert len(graded) == 6 and all(list(rewards) == ["hard_grader"] for rewards in graded)
     folder = Path(found["folder"])
     assert json.loads((folder / "result.json").read_text()) == found
-    assert {row["prompt"]: row["completion"] for row in read_rows(folder / "samples.jsonl")} == {
-        row["prompt"]: row["completion"]
+    assert {str(row["key"]) + row["split"]: row["completion"] for row in read_rows(folder / "samples.jsonl")} == {
+        str(row["key"]) + row["split"]: row["completion"]
         for row in read_rows(place / "runs" / "mine" / "samples.jsonl")
         if row["advantage"] is None and row["step"] == 2
     }
@@ -77,7 +86,7 @@ def test_an_earlier_step_other_rows_and_a_model_alone(place: Path) -> None:
     for line in [line for line in PAGE if line.startswith("rlkit eval")][1:]:
         ended = rlkit(*shlex.split(line)[1:], cwd=place)
         assert ended.code == 0, ended.err
-        rows = json.loads(ended.out)["rows"] if "--json" in line else int(ended.out.split(": ")[1].split(" rows")[0])
+        rows = json.loads(ended.out)["rows"] if "--json" in line else int(ended.out.split(" rows,")[0].split()[-1])
         assert rows == (2 if "hard.jsonl" in line else 4)
 
 

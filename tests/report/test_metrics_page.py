@@ -11,7 +11,7 @@ from rlkit.runtime.timer import PHASES
 from tests.conftest import ROOT, run
 
 ROOMS = ("algorithms", "rollout", "trainers", "updates", "engines/logprob_check.py", "rewarding/combining.py", "profiling/memory_peak.py")
-WORDS = {"NAME": r"[^/]+", "ENTRY": r".+", "PHASE": r"[a-z]+", "@K": r"@\d+"}
+WORDS = {"SET": r"[^/]+", "NAME": r"[^/]+", "ENTRY": r".+", "PHASE": r"[a-z]+", "@K": r"@\d+"}
 METRIC = re.compile(r'"((?:[a-z_]+/)+[a-z_]+)"')
 
 
@@ -50,7 +50,15 @@ def test_every_name_on_the_page_has_a_meaning() -> None:
 
 
 KINDS = {  # what makes a run write what others do not
-    "online": ["recipe=ppo_math", "algorithm.kl_coef=0.01", "algorithm.kl_target=1.0", "algorithm.critic_warmup_steps=0", "eval.samples=2"],
+    "online": [
+        "recipe=ppo_math",
+        "algorithm.kl_coef=0.01",
+        "algorithm.kl_target=1.0",
+        "algorithm.critic_warmup_steps=0",
+        "eval.samples=2",
+        "eval.sets.hard={path: builtin@test, problems: 3, samples: 2}",
+        "eval.second_opinion.strict.path=strict_accuracy",
+    ],
     "rated": ["recipe=kto_math"],
     "reward model": ["recipe=reward_model"],
 }

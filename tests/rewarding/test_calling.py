@@ -345,7 +345,7 @@ instance = object()
     assert set(free.values()) == {False}, free
     assert not needs_answer(f"{file}:ours", {"answer": "4"}) and not needs_answer("package.module:function", {})
     shipped = {name for name in list_shipped_rewards() if needs_answer(name, {})}
-    assert shipped == {"accuracy", "exact_match", "fuzzy_match", "math_verify_score", "multiple_choice"}
+    assert shipped == {"accuracy", "exact_match", "fuzzy_match", "math_verify_score", "multiple_choice", "strict_accuracy"}
     assert not needs_answer(f"{write_rewards('def broken(')}:broken", {})
 
 

@@ -62,6 +62,26 @@ def ranked(completions): return [float(n) for n in range(len(completions))]
     assert [key for key, _ in seen[0]] == keys
 
 
+def test_a_reward_on_request_scores_only_what_is_submitted_for_it(write_rewards: Callable[[str], str]) -> None:
+    """It fails on all other samples, which nobody notices, and the rewards of these samples do not see the others."""
+    file = write_rewards("""
+def graded(completion): return 1.0 if completion == "own" else 1 / 0
+def ranked(completions): return [2.0 for completion in completions]
+""")
+    rewards = {"accuracy": RewardSpec(path="accuracy"), "ranked": RewardSpec(path=f"{file}:ranked")}
+    rewards["graded"] = RewardSpec(path=f"{file}:graded")
+    with RewardClient(rewards, make_settings(max_failure_rate=0.0), on_request=["graded"]) as client:
+        for number in range(2):
+            client.submit(number, items(1)[0], "step", 2)
+        client.submit("own", {"prompt": "p", "completion": "own"}, "set", 1, only=["graded"])
+        found = client.collect([0, 1, "own"])
+        metrics = metric_values(client.pop_metrics())
+    assert [result.reward for result in found.values()] == [3.0, 3.0, 1.0]
+    skipped = {key: [name for name, one in result.components.items() if one.kind is OutcomeKind.SKIPPED] for key, result in found.items()}
+    assert skipped == {0: ["graded"], 1: ["graded"], "own": ["accuracy", "ranked"]}
+    assert [metrics[f"rewards/{name}/failure_rate"] for name in rewards] == [0.0] * 3
+
+
 def is_scored(client: RewardClient, key: str) -> bool:
     client._advance()
     return len(client._outcomes[key]) == len(client._rewards)

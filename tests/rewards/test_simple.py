@@ -223,6 +223,32 @@ def test_countdown_reckons_exactly_and_with_either_column() -> None:
     assert time.perf_counter() - started < 2
 
 
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        (r"so \boxed{45}", "45", 1.0),
+        ("It is 45.", 45, 1.0),
+        ("12 and then 1,234 apples", "1234", 1.0),
+        (r"\boxed{27+18=45}", "45.0", 1.0),
+        (r"\boxed{27+18}", "45", 0.0),
+        (r"45, no: \boxed{46}", "45", 0.0),
+        ("What is 12 + 33?", "45", 0.0),  # the problem again
+        ("9-45", "45", 1.0),
+        ("it is -45", "45", 0.0),
+        (r"\boxed{\dfrac{1}{2}}", "0.5", 1.0),
+        (r"\boxed{1/3}", "0.333333", 0.0),  # nothing is rounded
+        (r"\boxed{(1, 2)}", "(1,2)", 1.0),
+        (r"\boxed{x + 1}", "1 + x", 0.0),  # nothing is reordered
+        ("The answer is B.", "b", 1.0),
+        ("", ["1", "2"], 0.0),
+        ("2", ["1", "2"], 1.0),
+        ("9" * 5000, "9", 0.0),
+    ],
+)
+def test_strict_accuracy(completion: str, answer: Any, expected: float) -> None:
+    assert score("strict_accuracy", completion, answer=answer) == expected
+
+
 def test_every_shipped_reward_has_its_row_in_the_readme() -> None:
     readme = (find_bundled_folder("rewards") / "README.md").read_text(encoding="utf-8").partition("## What earns")[0]
     named = {*re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE)}

@@ -35,6 +35,9 @@ def test_the_built_in_task_is_learned(seed: int, problems: int, tmp_path: Path) 
     print(f"seed {seed}: {summary}")
     assert 0.25 <= summary["accuracy_before"] <= 0.45
     assert summary["accuracy_after"] >= 0.95
+    rows = lines(folder / "metrics.jsonl")
+    assert [row["second_opinion/alarms"] for row in rows] == [0.0] * len(rows)  # it learned what it was to learn
+    assert rows[-1]["eval/second_opinion/strict_accuracy"] >= 0.95
     if seed == 0:
         assert answers_agree(folder, problems) >= 0.995
 

@@ -65,6 +65,7 @@ CUT = "Completions are cut before they end: raise max_completion_tokens, or rewa
 CLIPPED = "Updates go far from the policy that sampled: a lower optim.lr, or fewer updates_per_step."
 MISMATCH = "Sampler and trainer disagree on the same tokens: see the log-prob check in troubleshooting.md."
 FAILURES = "A reward raised or took too long; its samples are left out of the loss. run.log names the error."
+GAMED = "A second opinion does not confirm what the reward pays for: the warning in run.log shows samples (eval.second_opinion)."
 ROWS = "Rows of the data could not be read; the run skips them (data.on_bad_row)."
 FORGOTTEN = "It falls: a lower optim.lr or a higher algorithm.kl_coef, and read samples of the last steps."
 
@@ -73,6 +74,7 @@ RULES = (
     HealthRule("reward", "rises", is_rising, FORGOTTEN),
     HealthRule("reward_std", "above 0", require_above(0), NO_SIGNAL),
     HealthRule("rewards_failed", "0", stays_zero, FAILURES),
+    HealthRule("second_opinion/alarms", "0", stays_zero, GAMED),
     HealthRule("rewards/*/failure_rate", "0", stays_zero, FAILURES),
     HealthRule("rewards/*/timeout_rate", "0", stays_zero, FAILURES),
     HealthRule("completions/min_length", "above 0", require_above(0), "Some completions are empty: look at samples of the last step."),
@@ -100,6 +102,8 @@ RULES = (
     HealthRule("eval/accuracy", "rises", is_rising, FORGOTTEN),
     HealthRule("eval/reward", "rises", is_rising, FORGOTTEN),
     HealthRule("eval/completions/clipped_ratio", "below 0.1", require_below(0.1), CUT),
+    HealthRule("eval/*/accuracy", "rises", is_rising, FORGOTTEN),
+    HealthRule("eval/*/completions/clipped_ratio", "below 0.1", require_below(0.1), CUT),
 )
 
 

@@ -138,14 +138,15 @@ function tile(label, value, note) {
 }
 
 function showTiles(run) {
-  const tiles = [], reward = run.last("reward"), loss = run.last("loss"), held_out = run.last("eval/accuracy") || run.last("eval/loss");
+  const sets = [...run.columns.keys()].filter((key) => /^eval\/[^/]+\/accuracy$/.test(key)), name = ["eval/accuracy", ...sets, "eval/loss"].find((key) => run.last(key));
+  const tiles = [], reward = run.last("reward"), loss = run.last("loss"), held_out = name && run.last(name);
   tiles.push(tile("Steps", progress(run.row)));
   if (reward) tiles.push(tile("Reward", formatNumber(reward.value), `from ${formatNumber(run.columns.get("reward").find(isNumber))}`));
   else if (loss) tiles.push(tile("Loss", formatNumber(loss.value)));
   if (held_out) {
-    const name = run.last("eval/accuracy") ? "eval/accuracy" : "eval/loss", at = (end) => (run.columns.get(`${name}_${end}`) || [])[held_out.row];
+    const at = (end) => (run.columns.get(`${name}_${end}`) || [])[held_out.row];
     const range = isNumber(at("low")) ? `[${formatNumber(at("low"))}, ${formatNumber(at("high"))}] ` : "";
-    tiles.push(tile(name === "eval/accuracy" ? "Held-out accuracy" : "Held-out loss", formatNumber(held_out.value), `${range}from ${formatNumber(run.columns.get(name).find(isNumber))}`));
+    tiles.push(tile(name === "eval/loss" ? "Held-out loss" : "Held-out accuracy", formatNumber(held_out.value), `${range}from ${formatNumber(run.columns.get(name).find(isNumber))}`));
   }
   const seconds = median((run.columns.get("time/step") || []).slice(-20)), speed = median((run.columns.get("throughput/tokens_per_second") || []).slice(-20));
   if (seconds) tiles.push(tile("Time a step", formatDuration(seconds), run.row.state === "running" ? `${formatDuration(seconds * (run.row.steps - run.row.step))} left` : ""));
@@ -286,6 +287,8 @@ function showSamples(id, step) {
   const load = async () => {
     const found = await source.samples(id, step, cursor);
     rows = rows.concat(found.samples);
+    const known = new Set([...split.options].map((option) => option.value));
+    for (const name of new Set(found.samples.map((row) => toText(row.split)))) if (!known.has(name)) split.append(el("option", { value: name }, escapeOdd(name)));
     cursor = found.next;
     more.hidden = cursor === null;
     draw();

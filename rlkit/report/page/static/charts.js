@@ -23,8 +23,9 @@ const GROUPS = [
     { title: "Accuracy", note: "held-out with its 95 % interval", unit: [0, 1], series: (run) => [
       one("train", TRAIN_ACCURACY.find((name) => run.columns.has(name))),
       one("held-out", "eval/accuracy", { low: "eval/accuracy_low", high: "eval/accuracy_high", points: true }),
+      ...named(run, /^eval\/([^/]+)\/accuracy$/).map((s) => ({ ...s, low: s.name + "_low", high: s.name + "_high", points: true })),
     ] },
-    { title: "pass@k", note: "held-out", unit: [0, 1], series: (run) => named(run, /^eval\/(pass@.+)$/) },
+    { title: "pass@k and maj@k", note: "held-out", unit: [0, 1], series: (run) => named(run, /^eval\/((?:[^/]+\/)?(?:pass|maj)@\d+)$/) },
     { title: "Loss", note: "train and held-out", when: (run) => !run.columns.has("reward"),
       series: () => [one("train", "loss"), one("held-out", "eval/loss", { points: true })] },
     { title: "Implicit rewards", note: "of better and worse completions", series: () => [

@@ -148,7 +148,7 @@ function showGroup(rows) {
   const first = rows[0];
   const mean = meanReward(rows);
   return el("article", { class: "group" },
-    el("header", {}, el("h2", {}, first.split === "test" ? "Held-out prompt" : "Prompt"),
+    el("header", {}, el("h2", {}, first.split === "train" ? "Prompt" : "Held-out prompt"),
       el("span", { class: "note" }, `${rows.length} completion${rows.length > 1 ? "s" : ""}, mean reward ${formatNumber(mean)}`)),
     first.damaged ? null : showForeign(first.prompt, "prompt"),
     first.answer === undefined || first.answer === null ? null : el("p", { class: "answer" }, el("span", { class: "note" }, "answer "), foreign("b", {}, first.answer)),
