@@ -275,21 +275,22 @@ def test_a_critic_leaves_the_policy_a_step() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_each_needs(name: str) -> None:
-    """No pass before a single update on policy, but for a KL of the whole step; a reference only for its KL."""
-    more = {"greedy": name == "remax", "values": name == "ppo"}
-    assert algorithm(name).needs(1) == Needs(False, False, **more) and algorithm(name).needs(2) == Needs(True, False, **more)
+    """No pass before a single update on policy, but for a KL of the whole step, or a teacher's signal; a reference only for its KL."""
+    taught = name == "opd"
+    more = {"greedy": name == "remax", "values": name == "ppo", "teacher": taught, "rewards": not taught}
+    assert algorithm(name).needs(1) == Needs(taught, False, **more) and algorithm(name).needs(2) == Needs(True, False, **more)
     for changes, before in (
         ({"kl_in": "loss", "kl_estimator": "k2"}, False),
         ({"kl_in": "reward", "kl_estimator": "k1"}, True),
         ({"kl_in": "loss", "kl_estimator": "k2", "kl_target": 6.0}, True),
     ):
-        assert algorithm(name, kl_coef=0.1, **changes).needs(1) == Needs(before, True, **more)
+        assert algorithm(name, kl_coef=0.1, **changes).needs(1) == Needs(before or taught, True, **more)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_who_may_leave_samples_out(name: str) -> None:
     """Not with a KL or an entropy in the loss, and not where the whole batch or a critic has a part in every sample."""
-    alone = name in ("grpo", "rloo", "remax")
+    alone = name in ("grpo", "rloo", "remax", "opd")
     assert algorithm(name).inert_without_advantage is alone
     assert algorithm(name, kl_coef=0.1, kl_in="reward", kl_estimator="k1").inert_without_advantage is alone
     assert not algorithm(name, kl_coef=0.1, kl_in="loss", kl_estimator="k2").inert_without_advantage

@@ -90,7 +90,7 @@ class Rewards:
     def asks_for(self, name: str) -> bool:
         return False
 
-    def submit(self, key: Key, item: Any, group: Any, group_size: int) -> None:
+    def submit(self, key: Key, item: Any, group: Any, group_size: int, only: Any = None) -> None:
         assert key not in self.held
         self.held[key] = key.sample % 2 if self.pattern[key.prompt % len(self.pattern)] == "1" else 1
 
