@@ -93,9 +93,8 @@ install() { # machine, extra ...
     if [[ ",$extras," == *,test,* ]]; then
         pip install --no-deps "$TEST_MODEL" >>"$LOG" 2>&1 || failed
     fi
-    # pip would compile all 32,000 modules on one core, more than half of an install; a run imports some of these, and Python compiles the
-    # rest as it is imported.
-    "$PYTHON" -I -m compileall -q -j 0 "$VENV"/lib/python3*/site-packages/{torch,transformers,vllm,deepspeed} >>"$LOG" 2>&1 || true
+    # On all cores; pip would take one. Not left to the first import: where PYTHONDONTWRITEBYTECODE is set, each process would compile anew.
+    "$PYTHON" -I -m compileall -q -j 0 "$VENV"/lib/python3*/site-packages >>"$LOG" 2>&1 || true
 
     local extra key
     key=$(key)
