@@ -65,6 +65,7 @@ CUT = "Completions are cut before they end: raise max_completion_tokens, or rewa
 CLIPPED = "Updates go far from the policy that sampled: a lower optim.lr, or fewer updates_per_step."
 MISMATCH = "Sampler and trainer disagree on the same tokens: see the log-prob check in troubleshooting.md."
 FAILURES = "A reward raised or took too long; its samples are left out of the loss. run.log names the error."
+FOREIGN = "The teacher does not know what the policy writes: look at its end token and its chat template."
 GAMED = "A second opinion does not confirm what the reward pays for: the warning in run.log shows samples (eval.second_opinion)."
 ROWS = "Rows of the data could not be read; the run skips them (data.on_bad_row)."
 FORGOTTEN = "It falls: a lower optim.lr or a higher algorithm.kl_coef, and read samples of the last steps."
@@ -96,6 +97,7 @@ RULES = (
     HealthRule("sampling/importance_sampling_ratio/mean", "0.98 to 1.02", require_between(0.98, 1.02), MISMATCH),
     HealthRule("sampling/effective_sample_size", "above 0.9", require_above(0.9), MISMATCH),
     HealthRule("updates_without_signal", "0", stays_zero, NO_SIGNAL),
+    HealthRule("teacher/clip_ratio", "below 0.01", require_below(0.01), FOREIGN),
     HealthRule("critic/clip_ratio", "below 0.2", require_below(0.2), "The values move fast: a lower learning rate of the critic."),
     HealthRule("rewards/accuracies", "above 0.5, rises", require_above(0.5), "The model ranks fewer than half of the rows right."),
     HealthRule("rows/bad_row", "0", stays_zero, ROWS),
