@@ -76,7 +76,8 @@ def watched(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Watch
         watched.scraped.append(text)
         time.sleep(0.05)
     assert watched.ended and watched.ended[0].code == 0, watched.ended and watched.ended[0].out + watched.ended[0].err
-    assert "warning" not in watched.ended[0].out
+    warnings = [line for line in watched.ended[0].out.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and "data.test has 8 problems" in warnings[0]
     return watched
 
 

@@ -49,7 +49,7 @@ def test_dotted_names(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("acuracy", r"unknown reward 'acuracy' \(did you mean accuracy\?\)"),
+        ("acuracy", r"unknown reward 'acuracy' \(did you mean accuracy or strict_accuracy\?\)"),
         ("my_rewards.py", r"names a file but no function; write my_rewards.py:function_name"),
         ("os.path:basenam", r"module os.path has no function 'basenam' \(did you mean basename\?\)"),
         ("no_such_package.module:f", r"no module 'no_such_package'"),
