@@ -18,7 +18,7 @@ from rlkit.rollout.records import name_split
 from rlkit.rollout.sampler import Sampler
 from rlkit.types import Sampling
 
-TEST, TEST_PATH = "", "data.test"  # the name of data.test among the sets, and what its own section says in place of a path
+TEST, TEST_PATH = "", "data.test"  # the name of data.test among the sets, and what stands for its path
 
 
 def read_sets(
@@ -85,7 +85,7 @@ def choose_sampling(recipe: Recipe, one: EvalSetSection) -> Sampling:
 
 
 def name_measure(recipe: Recipe) -> str:
-    """The metric, without eval/, that tells how good the model is: the accuracy on data.test, or on the first set."""
+    """The metric, without eval/, by which the model is judged: the accuracy on data.test, or on the first set."""
     return "accuracy" if recipe.data.test is not None or not recipe.eval.sets else f"{next(iter(recipe.eval.sets))}/accuracy"
 
 

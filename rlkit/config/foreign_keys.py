@@ -174,7 +174,7 @@ VERL_ACTOR = {
     "rollout.multi_turn.max_tool_response_length": "environment.max_observation_tokens: tokens, not characters",
     "rollout.multi_turn.tool_response_truncate_side": ": the end is cut, with a note",
     "rollout.multi_turn.max_parallel_calls": ": at most 16 calls of a turn are run, in the order written",
-    "rollout.multi_turn.use_inference_chat_template": ": the policy goes on reading the tokens that it wrote",
+    "rollout.multi_turn.use_inference_chat_template": ": each turn continues the tokens of the policy",
     "rollout.multi_turn.tokenization_sanity_check_mode": ": what was sampled is never encoded again",
     "rollout.agent.num_workers": ": workers start as sessions need them, at most 16 a process",
     "rollout.agent.agent_loop_config_path": WORLD,

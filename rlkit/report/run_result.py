@@ -108,7 +108,7 @@ def read_result(folder: Path) -> RunResult:
 
 
 def find_held_out_name(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The metric that tells how good the model of a run is: of data.test, else of its first set, else the loss."""
+    """The metric by which the model of a run is judged: of data.test, else of its first set, else the loss."""
     if any(HELD_OUT in row for row in rows):
         return HELD_OUT
     return next((f"eval/{name}/accuracy" for row in rows for name in find_set_accuracies(row)), HELD_OUT_LOSS)

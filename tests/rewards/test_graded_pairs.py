@@ -139,14 +139,17 @@ PIECES += [r"\boxed{", r"\frac{1}{", r"\(", r"\[", r"\text{", r"\left(", r"\begi
 
 @pytest.mark.parametrize("start", ["", "<answer>", "\\boxed{"])
 def test_degenerate_text_takes_time_linear_in_its_length(start: str) -> None:
-    """40,000 characters of one piece: no quadratic step fits into the seconds that each may take, on a busy machine too."""
+    """40,000 characters of one piece: no quadratic step fits into the second that each may take, the quicker of two attempts."""
     slow, paid = [], []
     for piece in PIECES:
         for reward, answer in (("accuracy", "2"), ("countdown", {"nums": [1], "target": 1}))[: 1 if start else 2]:
             completion = start + piece * (40_000 // len(piece)) + "}" * (start == "\\boxed{")
-            started = time.process_time()
-            paid += [(reward, piece)] * (score({"reward": reward, "completion": completion, "answer": answer}) != 0.0)
-            slow += [(reward, piece)] * (time.process_time() - started > 3.0)
+            for _ in range(2):
+                started = time.process_time()
+                paid += [(reward, piece)] * (score({"reward": reward, "completion": completion, "answer": answer}) != 0.0)
+                if (took := time.process_time() - started) <= 1.0:
+                    break
+            slow += [(reward, piece)] * (took > 1.0)
     assert slow == [] and paid == []
 
 
